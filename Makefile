@@ -1,0 +1,93 @@
+# Needs python3 ≥ 3.11 and make; everything else goes into .venv. `make help` lists the targets.
+PYTHON  ?= python3
+JOBS    ?= 2
+STUDY   ?= lr_transfer
+PROFILE ?= smoke
+PYTHON_VERSION ?= 3.12
+WITH    ?=
+TESTS   ?=
+OFFLINE ?=
+
+VENV := .venv$(if $(OFFLINE),-offline)
+BIN  := $(VENV)/bin
+PY   := $(BIN)/python
+PIP  := $(PY) -m pip install -qq --disable-pip-version-check
+# Set-up is done when the stamp of these very requirements is there.
+KEY  := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+READY := $(VENV)/.ready-$(KEY)
+STEP := $(PYTHON) scripts/steps.py
+SITE := book/_build/html/index.html
+
+export MPLBACKEND = Agg
+export PYDEVD_DISABLE_FILE_VALIDATION = 1
+
+.PHONY: help setup book test study lint format wheelhouse bench constraints clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
+	@echo "  OFFLINE=1 with setup, study, test, bench: packages from ./wheelhouse, JAX from the box"
+
+setup: $(READY) ## .venv with umup and its packages
+	@echo "$(VENV) is ready"
+
+book: $(READY) ## every study live at smoke, pages from records, the site, checked in a browser
+	@$(STEP) book 1 -- $(PY) -m umup.site build
+	@$(STEP) book 2 -- $(PY) -m pytest -m browser $(TESTS) tests
+	@echo "The book: $(SITE)"
+
+test: $(READY) ## every test, and the notebooks re-executed and compared
+	@$(if $(wildcard $(SITE)),,echo "The browser tests need the built book: make book runs them.")
+	@$(STEP) test 1 -- $(PY) -m pytest -n $(JOBS) --dist loadfile --nbval --nbval-current-env \
+		$(if $(wildcard $(SITE)),,-m "not browser") $(TESTS) tests $(wildcard experiments/*/study.ipynb)
+
+study: $(READY) ## one study: STUDY=lr_transfer PROFILE=smoke|cpu|h100
+	@$(PY) -m umup.cli run $(STUDY) --profile $(PROFILE)
+
+lint: $(READY) ## ruff and pyright
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+format: $(READY) ## ruff's fixes and layout
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+wheelhouse: $(READY) ## ./wheelhouse for a GPU box without network: PYTHON_VERSION=3.12 WITH="pyarrow"
+	@$(STEP) wheelhouse 1 -- $(PY) scripts/wheelhouse.py wheelhouse $(PYTHON_VERSION) "$(WITH)"
+
+bench: $(READY) ## step times beside PyTorch's unit_scaling, lanes, compile time, memory
+	@$(if $(OFFLINE),,$(PIP) -c constraints.txt -e '.[bench]')
+	@$(PY) -m umup.cli bench
+
+constraints: $(READY) ## resolve every version anew
+	@$(PY) scripts/constraints.py
+
+clean: ## remove what was built; records stay
+	rm -rf .venv .venv-offline .cache build book/_build wheelhouse lib/*.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/.ready-$(KEY):
+	@$(STEP) setup 1 -- $(MAKE) --no-print-directory .venv-install
+	@rm -f .venv/.ready-* && touch $@
+
+.PHONY: .venv-install
+.venv-install:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "umup needs Python >= 3.11, \
+	this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv || \
+		{ rm -rf .venv; echo "No venv: on Debian, apt-get install python3-venv"; exit 1; }
+	@$(PIP) -c constraints.txt -e '.[book,dev,slurm]'
+
+# The box's own packages stay as they are: only what is missing comes from the wheelhouse. A box
+# whose python3 is itself a virtual environment shows its packages through the .pth file.
+.venv-offline/.ready-$(KEY): scripts/missing.py $(wildcard wheelhouse/*.whl)
+	@test -n "$(wildcard wheelhouse/umup-*.whl)" || \
+		{ echo "No ./wheelhouse: run make wheelhouse where there is a network, and bring it."; exit 1; }
+	@$(PYTHON) -m venv --clear --system-site-packages .venv-offline
+	@$(PYTHON) -c 'import sys; print(*(f"import site; site.addsitedir({p!r})" for p in sys.path \
+		if p.endswith(("site-packages", "dist-packages"))), sep="\n")' \
+		> "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_box.pth"
+	@$(PY) scripts/missing.py wheelhouse > .venv-offline/wheels.txt
+	@test ! -s .venv-offline/wheels.txt || $(PIP) --no-index --no-deps -r .venv-offline/wheels.txt
+	@$(PIP) --no-index --no-deps --no-build-isolation -e .
+	@echo "Installed from ./wheelhouse: umup and $$(grep -c whl .venv-offline/wheels.txt) packages;" \
+		"the box's own are untouched."
+	@touch $@

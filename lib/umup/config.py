@@ -1,0 +1,276 @@
+"""Frozen configurations: unknown or bad fields are errors that name field, value and range."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, ClassVar, Mapping, Self
+
+from umup.errors import ConfigError
+
+NUMERICS = 1
+"""Version of the numbers umup computes. A golden-trajectory test guards it: change the numbers
+on purpose and bump it; records of an older version are then shown as stale, never as current."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Allowed values of a number. ``lo`` is exclusive when ``open_lo``."""
+
+    lo: float = -math.inf
+    hi: float = math.inf
+    open_lo: bool = False
+
+    def __str__(self) -> str:
+        if self.hi == math.inf:
+            return f"a finite number {'>' if self.open_lo else '>='} {self.lo:g}"
+        return f"a number in {'(' if self.open_lo else '['}{self.lo:g}, {self.hi:g}]"
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.lo if self.open_lo else value >= self.lo
+        return math.isfinite(value) and above and value <= self.hi
+
+
+POSITIVE = Range(0.0, open_lo=True)
+COUNT = Range(1)
+FRACTION = Range(0.0, 1.0)
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in typing.get_args(annotation))
+    if annotation is type(None):
+        return value is None
+    if annotation is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if origin is tuple:
+        args = typing.get_args(annotation)
+        return isinstance(value, tuple) and all(_fits(item, args[0]) for item in value)
+    return isinstance(value, annotation)
+
+
+def _type_name(annotation: Any) -> str:
+    return getattr(annotation, "__name__", None) or str(annotation)
+
+
+class Config:
+    """Base of the configurations: type and range checks, exact round trip to plain data.
+
+    Subclasses are frozen dataclasses; ``RANGES`` maps a field to its ``Range`` or to the tuple of
+    its allowed values. Tuples are checked element by element.
+    """
+
+    RANGES: ClassVar[Mapping[str, Range | tuple]] = {}
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value, annotation = getattr(self, field.name), hints[field.name]
+            if not _fits(value, annotation):
+                raise ConfigError(field.name, value, f"a value of type {_type_name(annotation)}")
+            allowed = self.RANGES.get(field.name)
+            if allowed is None or value is None:
+                continue
+            for item in value if isinstance(value, tuple) else (value,):
+                if item not in allowed:
+                    options = allowed if isinstance(allowed, Range) else " | ".join(map(str, allowed))
+                    raise ConfigError(field.name, value, str(options))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build from plain data (YAML, JSON, papermill parameters).
+
+        Raises:
+            ConfigError: a key is unknown, or a value has a wrong type or is out of range.
+        """
+        hints = typing.get_type_hints(cls)
+        names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        plain = {}
+        for key, value in values.items():
+            if key not in names:
+                raise ConfigError(key, value, f"one of the fields of {cls.__name__}: {', '.join(names)}")
+            kind = hints[key]
+            if isinstance(kind, type) and issubclass(kind, Config) and isinstance(value, Mapping):
+                value = kind.from_dict(value)
+            plain[key] = tuple(value) if isinstance(value, list) else value
+        return cls(**plain)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, nested; the inverse of ``from_dict``."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+    def essence(self) -> dict[str, Any]:
+        """Plain data without the fields at their defaults.
+
+        What digests are made of: a field added later, neutral by default, leaves the keys of old
+        records valid. Changing a default does not, and asks for a new ``NUMERICS``.
+        """
+        out = {}
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if value != field.default:
+                out[field.name] = value.essence() if isinstance(value, Config) else value
+        return out
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal data give equal text."""
+    plain = value.to_dict() if isinstance(value, Config) else value
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """A stable 16-digit hexadecimal digest of a configuration or of plain data."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class ModelConfig(Config):
+    """Shape of the Llama-style decoder: everything that changes the compiled program.
+
+    ``base_*`` are the shapes at which μP equals SP. ``unroll`` is how many layers of the scan over
+    depth are unrolled (0: all): faster on a CPU, longer to compile.
+    """
+
+    d_model: int = 256
+    n_layers: int = 4
+    d_head: int = 64
+    d_ff: int = 1024
+    vocab_size: int = 256
+    seq_len: int = 256
+    base_width: int = 256
+    base_depth: int = 4
+    base_d_head: int = 64
+    depth_convention: str = "branches"
+    tau_convention: str = "derived"
+    rope: bool = True
+    rope_theta: float = 10_000.0
+    dtype: str = "float32"
+    unroll: int = 1
+
+    RANGES = {
+        "d_model": COUNT, "n_layers": COUNT, "d_head": COUNT, "d_ff": COUNT,
+        "vocab_size": Range(2), "seq_len": COUNT,
+        "base_width": COUNT, "base_depth": COUNT, "base_d_head": COUNT,
+        "depth_convention": ("branches", "layers"),
+        "tau_convention": ("derived", "library", "printed"),
+        "rope_theta": POSITIVE, "dtype": ("float32", "bfloat16"), "unroll": Range(0),
+    }  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.d_model % self.d_head:
+            raise ConfigError("d_head", self.d_head, f"a divisor of d_model = {self.d_model}")
+        if self.rope and self.d_head % 2:
+            raise ConfigError("d_head", self.d_head, "an even number when rope is on")
+
+    @property
+    def n_heads(self) -> int:
+        """Number of attention heads."""
+        return self.d_model // self.d_head
+
+    @property
+    def n_params(self) -> int:
+        """Number of trained parameters."""
+        per_block = 4 * self.d_model**2 + 3 * self.d_model * self.d_ff
+        return 2 * self.vocab_size * self.d_model + self.n_layers * per_block
+
+
+@dataclass(frozen=True)
+class OptimConfig(Config):
+    """AdamW and its schedule (seed 001, Table 6: linear warm-up, cosine to ``final_lr_ratio``).
+
+    ``decay`` is ``independent`` (per step λ·schedule, free of η) or ``coupled`` (λ·η_w·schedule).
+    """
+
+    steps: int = 8192
+    batch_size: int = 64
+    warmup_steps: int = 2000
+    final_lr_ratio: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    decay: str = "independent"
+
+    RANGES = {
+        "steps": COUNT, "batch_size": COUNT, "warmup_steps": Range(0), "final_lr_ratio": FRACTION,
+        "beta1": FRACTION, "beta2": FRACTION, "eps": POSITIVE, "decay": ("independent", "coupled"),
+    }  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.warmup_steps > self.steps:
+            raise ConfigError("warmup_steps", self.warmup_steps, f"at most steps = {self.steps}")
+        if max(self.beta1, self.beta2) == 1.0:
+            field = "beta1" if self.beta1 == 1.0 else "beta2"
+            raise ConfigError(field, 1.0, "a number in [0, 1)")
+
+
+@dataclass(frozen=True)
+class HPs(Config):
+    """Hyperparameters: traced values, so that one compiled program serves every setting.
+
+    Names follow the u-μP paper; which of them a scheme has is in ``rules.SCHEMES[...].hps``.
+    """
+
+    eta: float = 1.0
+    eta_emb: float = 1.0
+    sigma_init: float = 1.0
+    alpha_emb: float = 1.0
+    alpha_output: float = 1.0
+    alpha_attn_softmax: float = 1.0
+    alpha_residual: float = 1.0
+    alpha_residual_attn_ratio: float = 1.0
+    alpha_ffn_act: float = 1.0
+    alpha_loss_softmax: float = 1.0
+    weight_decay: float = 2.0**-13
+
+    RANGES = {
+        **{
+            name: POSITIVE
+            for name in (
+                "eta", "eta_emb", "sigma_init", "alpha_emb", "alpha_output", "alpha_attn_softmax",
+                "alpha_residual", "alpha_residual_attn_ratio", "alpha_ffn_act",
+                "alpha_loss_softmax",
+            )
+        },
+        "weight_decay": Range(0.0),
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunConfig(Config):
+    """One training run, whole: its digest together with ``NUMERICS`` is the record's key."""
+
+    scheme: str
+    model: ModelConfig
+    optim: OptimConfig
+    hps: HPs
+    seed: int
+    corpus: str
+    tokenizer: str
+    data_digest: str
+    eval_batches: int = 16
+
+    RANGES = {"seed": Range(0, 2**31 - 1), "eval_batches": COUNT}
+
+    def key(self) -> str:
+        """Digest of the specification and of the numerics version."""
+        return digest({"spec": self.essence(), "numerics": NUMERICS})
+
+    @property
+    def shape(self) -> tuple:
+        """What one compiled program serves: runs of equal shape share it.
+
+        The scheme is part of it only because rules are looked up at trace time.
+        """
+        return (self.scheme, self.model, self.optim, self.corpus, self.tokenizer, self.data_digest,
+                self.eval_batches)  # fmt: skip

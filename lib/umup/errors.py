@@ -1,0 +1,44 @@
+"""Errors that say which field is wrong, what was received and what is allowed."""
+
+from __future__ import annotations
+
+
+class UmupError(ValueError):
+    """Base of all errors umup raises on bad input.
+
+    Args:
+        field: the name of the offending field, file or argument.
+        received: what was given.
+        allowed: what would be accepted, or what to do.
+    """
+
+    def __init__(self, field: str, received: object, allowed: str):
+        super().__init__(field, received, allowed)
+        self.field, self.received, self.allowed = field, received, allowed
+
+    def __str__(self) -> str:
+        return f"{self.field}: received {self.received!r}; allowed: {self.allowed}"
+
+
+class ConfigError(UmupError):
+    """A configuration value, hyperparameter or shape is out of range."""
+
+
+class DataError(UmupError):
+    """A corpus, tokenizer or token cache is missing, changed or too short."""
+
+
+class RecordError(UmupError):
+    """A record or a shard of records is malformed or cannot be written."""
+
+
+class StudyError(UmupError):
+    """A study, profile, notebook or papermill parameter is unknown or malformed."""
+
+
+class ClaimError(UmupError):
+    """A claims file is malformed."""
+
+
+class BookError(UmupError):
+    """The book cannot be built from what is there."""

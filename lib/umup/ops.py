@@ -1,0 +1,236 @@
+"""The operations of the decoder, each with its own forward and backward scales.
+
+Every op takes its scales as traced scalars and knows no scheme: with all scales as
+``rules.Parametrization`` gives them for SP these are the plain operations with true gradients;
+for u-μP they are the unit-scaled ones (u-μP paper, Table 4 and Appendix B). Scales receive no
+gradient. Activations are (tokens, features) between ops, tokens = B·T flattened row by row:
+two-dimensional operands make the fastest products on the CPU and are what lets XLA emit FP8
+GEMMs on Hopper.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from umup.scale import scale_bwd, scale_fwd
+
+
+def _dot(a: Array, b: Array, contract: tuple[int, int]) -> Array:
+    """Product of matrices over ``contract`` = (axis of a, axis of b), kept in a's dtype."""
+    return lax.dot_general(a, b, (((contract[0],), (contract[1],)), ((), ())))
+
+
+@jax.custom_vjp
+def linear(x: Array, w: Array, forward, backward, weight_grad) -> Array:
+    """y = forward · x W, with dx = backward · g Wᵀ and dW = weight_grad · xᵀ g.
+
+    Args:
+        x: (tokens, fan_in).
+        w: (fan_in, fan_out); cast to x's dtype, its gradient returned in its own.
+        forward, backward, weight_grad: scalars.
+
+    Returns:
+        (tokens, fan_out) in x's dtype.
+    """
+    return _dot(x, w.astype(x.dtype), (1, 0)) * jnp.asarray(forward, x.dtype)
+
+
+def _linear_fwd(x, w, forward, backward, weight_grad):
+    return linear(x, w, forward, backward, weight_grad), (x, w, backward, weight_grad)
+
+
+def _linear_bwd(saved, g):
+    x, w, backward, weight_grad = saved
+    dx = _dot(g, w.astype(g.dtype), (1, 1)) * jnp.asarray(backward, g.dtype)
+    dw = _dot(x, g, (0, 0)).astype(w.dtype) * jnp.asarray(weight_grad, w.dtype)
+    return dx, dw, None, None, None
+
+
+linear.defvjp(_linear_fwd, _linear_bwd)
+
+
+def embed(ids: Array, w: Array, forward, weight_grad) -> Array:
+    """Row lookup: forward · W[ids]; the table's gradient is the scatter-add times weight_grad.
+
+    Args:
+        ids: (tokens,) integers in [0, V).
+        w: (V, d_model).
+
+    Returns:
+        (tokens, d_model).
+    """
+    return scale_fwd(scale_bwd(w, weight_grad)[ids], forward)
+
+
+def rms_norm(x: Array, eps: float = 1e-5) -> Array:
+    """x / √(mean x² + ε) over the last axis, statistics in float32, no gain (arXiv 1910.07467)."""
+    x32 = x.astype(jnp.float32)
+    inverse = lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    return (x32 * inverse).astype(x.dtype)
+
+
+def rope_tables(seq_len: int, d_head: int, theta: float = 10_000.0) -> tuple[Array, Array]:
+    """cos and sin of the rotary angles (arXiv 2104.09864), each (seq_len, d_head) float32.
+
+    Feature i and i + d_head/2 form a pair; sin carries the pair's sign, minus for the first half,
+    so that the rotation is x·cos + swap(x)·sin.
+    """
+    half = d_head // 2
+    angles = np.outer(np.arange(seq_len), theta ** (-np.arange(half) / half))
+    cos = np.concatenate([np.cos(angles)] * 2, axis=-1)
+    sin = np.concatenate([-np.sin(angles), np.sin(angles)], axis=-1)
+    return jnp.asarray(cos, jnp.float32), jnp.asarray(sin, jnp.float32)
+
+
+def rope(x: Array, cos: Array, sin: Array) -> Array:
+    """Rotate the feature pairs of x (..., T, d_head) by its position's angles.
+
+    A rotation: norms and unit scale are kept, backward too.
+    """
+    half = x.shape[-1] // 2
+    swapped = jnp.concatenate([x[..., half:], x[..., :half]], axis=-1)
+    return x * cos.astype(x.dtype) + swapped * sin.astype(x.dtype)
+
+
+def _scores_to_weights(q: Array, k: Array, logit) -> Array:
+    """softmax(logit · q kᵀ + causal mask), float32; q, k (n, T, d) → (n, T, T)."""
+    scores = jnp.einsum("ntd,nsd->nts", q, k, preferred_element_type=jnp.float32)
+    seq_len = q.shape[1]
+    allowed = np.tril(np.ones((seq_len, seq_len), bool))
+    scores = jnp.where(allowed, scores * jnp.asarray(logit, jnp.float32), -jnp.inf)
+    unnormalised = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+    return unnormalised / jnp.sum(unnormalised, axis=-1, keepdims=True)
+
+
+@jax.custom_vjp
+def attention(q: Array, k: Array, v: Array, logit, out) -> Array:
+    """Causal dot-product attention: out · softmax(logit · q kᵀ) v.
+
+    Args:
+        q, k, v: (n, T, d_head), n = batch·heads; position t sees positions ≤ t.
+        logit: multiplier of q·k: 1/√d_head (SP), α·√d_base/d_head (μP), α/d_head (u-μP).
+        out: multiplier of the output and, on the way back, of the cotangent before it enters.
+
+    Returns:
+        (n, T, d_head). The softmax runs in float32.
+    """
+    weights = _scores_to_weights(q, k, logit)
+    return jnp.einsum("nts,nsd->ntd", weights.astype(v.dtype), v) * jnp.asarray(out, v.dtype)
+
+
+def _attention_fwd(q, k, v, logit, out):
+    weights = _scores_to_weights(q, k, logit)
+    y = jnp.einsum("nts,nsd->ntd", weights.astype(v.dtype), v) * jnp.asarray(out, v.dtype)
+    return y, (q, k, v, weights, logit, out)
+
+
+def _attention_bwd(saved, g):
+    q, k, v, weights, logit, out = saved
+    g = g * jnp.asarray(out, g.dtype)
+    dv = jnp.einsum("nts,ntd->nsd", weights.astype(g.dtype), g)
+    dweights = jnp.einsum("ntd,nsd->nts", g, v, preferred_element_type=jnp.float32)
+    inner = jnp.sum(dweights * weights, axis=-1, keepdims=True)
+    dscores = (weights * (dweights - inner) * jnp.asarray(logit, jnp.float32)).astype(q.dtype)
+    dq = jnp.einsum("nts,nsd->ntd", dscores, k)
+    dk = jnp.einsum("nts,ntd->nsd", dscores, q)
+    return dq, dk, dv, None, None
+
+
+attention.defvjp(_attention_fwd, _attention_bwd)
+
+
+@jax.custom_vjp
+def gated_silu(x: Array, gate: Array, alpha, out) -> Array:
+    """out · x · gate · sigmoid(alpha · gate): SwiGLU's activation (arXiv 2002.05202) with α inside.
+
+    x and gate share one shape; both receive their true gradient (times ``out``, as the output).
+    The sigmoid is recomputed on the way back, which is cheaper than storing it.
+    """
+    one = gate * jax.nn.sigmoid(jnp.asarray(alpha, gate.dtype) * gate)
+    return jnp.asarray(out, x.dtype) * x * one
+
+
+def _gated_silu_fwd(x, gate, alpha, out):
+    return gated_silu(x, gate, alpha, out), (x, gate, alpha, out)
+
+
+def _gated_silu_bwd(saved, g):
+    x, gate, alpha, out = saved
+    alpha = jnp.asarray(alpha, gate.dtype)
+    sigmoid = jax.nn.sigmoid(alpha * gate)
+    g = g * jnp.asarray(out, g.dtype)
+    dgate = g * x * sigmoid * (1 + alpha * gate * (1 - sigmoid))
+    return g * gate * sigmoid, dgate, None, None
+
+
+gated_silu.defvjp(_gated_silu_fwd, _gated_silu_bwd)
+
+
+def residual_split(x: Array, split_grad) -> tuple[Array, Array]:
+    """(branch, skip), both x; the branch's cotangent is multiplied by ``split_grad``.
+
+    Unit scaling delays the branch multiplier to here on the way back, so that gradients inside
+    the branch keep unit scale whatever the multiplier (Unit Scaling, Figure 3c).
+    """
+    return scale_bwd(x, split_grad), x
+
+
+@jax.custom_vjp
+def residual_add(branch: Array, skip: Array, add, keep, add_grad) -> Array:
+    """add · branch + keep · skip; the branch's cotangent is add_grad · g, the skip's keep · g.
+
+    ``add_grad`` is ``add`` for true gradients inside the branch, 1 where the split carries the
+    multiplier. Shapes of branch and skip agree.
+    """
+    return jnp.asarray(add, branch.dtype) * branch + jnp.asarray(keep, skip.dtype) * skip
+
+
+def _residual_add_fwd(branch, skip, add, keep, add_grad):
+    return residual_add(branch, skip, add, keep, add_grad), (keep, add_grad)
+
+
+def _residual_add_bwd(saved, g):
+    keep, add_grad = saved
+    return g * jnp.asarray(add_grad, g.dtype), g * jnp.asarray(keep, g.dtype), None, None, None
+
+
+residual_add.defvjp(_residual_add_fwd, _residual_add_bwd)
+
+
+@jax.custom_vjp
+def cross_entropy(logits: Array, targets: Array, alpha, grad_scale) -> Array:
+    """Mean over tokens of −log softmax(alpha · logits)[target], nats a token, float32.
+
+    Args:
+        logits: (tokens, V).
+        targets: (tokens,) integers in [0, V).
+        alpha: multiplier of the logits.
+        grad_scale: dlogits = grad_scale · (softmax(alpha · logits) − onehot). The true gradient
+            is alpha/tokens; the unit-scaled one V/√(V−1), free of alpha (theory sheet, §3).
+
+    Returns:
+        A scalar.
+    """
+    return _cross_entropy_fwd(logits, targets, alpha, grad_scale)[0]
+
+
+def _cross_entropy_fwd(logits, targets, alpha, grad_scale):
+    scaled = logits.astype(jnp.float32) * jnp.asarray(alpha, jnp.float32)
+    log_z = jax.nn.logsumexp(scaled, axis=-1)
+    picked = jnp.take_along_axis(scaled, targets[:, None], axis=-1)[:, 0]
+    return jnp.mean(log_z - picked), (logits, targets, log_z, alpha, grad_scale)
+
+
+def _cross_entropy_bwd(saved, g):
+    logits, targets, log_z, alpha, grad_scale = saved
+    scaled = logits.astype(jnp.float32) * jnp.asarray(alpha, jnp.float32)
+    probabilities = jnp.exp(scaled - log_z[:, None])
+    hit = targets[:, None] == jnp.arange(logits.shape[-1], dtype=targets.dtype)
+    error = jnp.where(hit, probabilities - 1.0, probabilities)
+    return (error * (g * grad_scale)).astype(logits.dtype), None, None, None
+
+
+cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)

@@ -1,0 +1,376 @@
+"""What the book says of itself: Markdown fragments made from records, claims and the library.
+
+Every function returns Markdown (MyST) for one page; `generate` writes them all into the staging
+folder of the book, where the hand-written pages include them. No number is typed into a page.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import json
+import math
+import platform
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from umup import config, records, rules
+from umup.errors import BookError
+
+PROFILES = ("h100", "cpu", "smoke")
+"""Profiles, the one that says most first."""
+
+SOFTWARE = ("python", "jax", "jaxlib", "flax", "xla_flags")
+
+BADGES = {
+    "holds": "success",
+    "fails": "danger",
+    "inconclusive": "warning",
+    "not measured": "secondary",
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study as the book sees it: its name, folder, rendered notebook and its profile."""
+
+    name: str
+    folder: Path
+    page: Path
+    profile: str
+
+    @property
+    def notebook(self) -> dict[str, Any]:
+        """The rendered notebook as a dictionary."""
+        return json.loads(self.page.read_text(encoding="utf-8"))
+
+    @property
+    def title(self) -> str:
+        """The first heading of the notebook, or the study's name."""
+        for cell in self.notebook["cells"]:
+            if found := re.search(r"^# (.+)$", "".join(cell["source"]), re.MULTILINE):
+                return found[1].strip()
+        return self.name
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]], kind: str = "") -> str:
+    """A Markdown table; cells are escaped, `kind` becomes its CSS class."""
+    cells = [[str(c).replace("|", r"\|").replace("\n", " ") for c in row] for row in rows]
+    lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *cells)]
+    option = f":class: {kind}\n" if kind else ""
+    return f"```{{table}}\n{option}\n" + "\n".join(lines) + "\n```\n"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for a reader: significant digits, a true minus sign, a dash for nothing."""
+    if value is None or math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return f"{value:.{digits}g}".replace("-", "−")
+
+
+def bound(low: float | None, high: float | None) -> str:
+    """A claim's bound: `≥ low`, `≤ high` or `low to high`."""
+    low = None if low is None or math.isinf(low) else low
+    high = None if high is None or math.isinf(high) else high
+    if low is None:
+        return "–" if high is None else f"≤ {number(high)}"
+    return f"≥ {number(low)}" if high is None else f"{number(low)} to {number(high)}"
+
+
+def measured(verdict: Any) -> str:
+    """A verdict's value with its interval and unit, or a dash."""
+    if verdict.value is None or math.isnan(verdict.value):
+        return "–"
+    interval = f"[{number(verdict.lo)}, {number(verdict.hi)}]".replace(" ", "\N{NO-BREAK SPACE}")
+    return f"**{number(verdict.value)}** {interval} {verdict.unit}".strip()
+
+
+def claim_figures(notebook: Mapping[str, Any]) -> dict[str, str]:
+    """Claim id → figure name, from cells with a named figure and tags `claim:ID`."""
+    found = {}
+    for cell in notebook["cells"]:
+        name = cell["metadata"].get("mystnb", {}).get("figure", {}).get("name")
+        for tag in cell["metadata"].get("tags", []):
+            if name and tag.startswith("claim:"):
+                found[tag.removeprefix("claim:")] = name
+    return found
+
+
+def claims_board(verdicts: Sequence[Any], studies: Sequence[Study], picture: str = "") -> str:
+    """Every claim of every study: verdict, measured value, bound, where it is shown.
+
+    Args:
+        verdicts: `umup.claims.Verdict` objects.
+        studies: the pages to link to.
+        picture: path of the board's figure, as the page sees it.
+    """
+    if not verdicts:
+        return "No study states a claim yet.\n"
+    by_name = {study.name: study for study in studies}
+    shown = {study.name: claim_figures(study.notebook) for study in studies}
+
+    def where(verdict: Any) -> str:
+        if verdict.study not in by_name:
+            return verdict.study
+        page = f"[{by_name[verdict.study].title}](studies/{verdict.study}.ipynb)"
+        figure = shown[verdict.study].get(verdict.id)
+        return f"{page}, {{numref}}`{figure}`" if figure else page
+
+    def row(v: Any) -> list[str]:
+        profile = f", profile `{v.profile}`" if v.profile else ""
+        lines = [v.statement, f"<small>{where(v)}{profile}. Source: {v.source}.</small>"]
+        if v.note and v.verdict != "holds":
+            lines.append(f"<small>*{v.note}*</small>")
+        badge = f"{{bdg-{BADGES.get(v.verdict, 'secondary')}}}`{v.verdict}`"
+        return ["<br>".join(lines), badge, measured(v), bound(v.bound_min, v.bound_max)]
+
+    counts = Counter(v.verdict for v in verdicts)
+    said = ", ".join(f"{counts[kind]} {kind}" for kind in BADGES if counts[kind])
+    figure = (
+        f"```{{figure}} {picture}\n:name: fig-claims\n:alt: measured values against bounds\n\n"
+        "Each claim's measured value with its 95 % interval against its bound.\n```\n"
+    )
+    header = ["claim", "verdict", "measured [95 %]", "bound"]
+    board = table(header, map(row, verdicts), "claims")
+    return f"{len(verdicts)} claims: {said}.\n\n{board}\n" + (figure if picture else "")
+
+
+def picture(studies: Sequence[Study], folder: Path) -> str:
+    """The front page's picture: the figure of the first cell tagged `picture` (else the first).
+
+    Writes `picture.png` into `folder` and returns Markdown that shows it with its caption.
+    """
+    cells = [(s, c) for s in studies for c in s.notebook["cells"] if png(c)]
+    cells.sort(key=lambda pair: "picture" not in pair[1]["metadata"].get("tags", []))
+    if not cells:
+        return "No study shows a figure yet.\n"
+    study, cell = cells[0]
+    (folder / "picture.png").write_bytes(base64.b64decode(png(cell)))
+    caption = cell["metadata"].get("mystnb", {}).get("figure", {}).get("caption", study.title)
+    return (
+        f"````{{figure}} _generated/picture.png\n:name: fig-picture\n:alt: {study.title}\n\n"
+        f"{caption.strip()} From [{study.title}](studies/{study.name}.ipynb), "
+        f"profile `{study.profile}`.\n````\n"
+    )
+
+
+def png(cell: Mapping[str, Any]) -> str:
+    """The last PNG among a cell's outputs, base64, or an empty string."""
+    data = [output.get("data", {}) for output in cell.get("outputs", [])]
+    images = [d["image/png"] for d in data if "image/png" in d]
+    return "".join(images[-1]) if images else ""
+
+
+def read_records(experiments: Path) -> pd.DataFrame:
+    """All committed records of all studies and profiles, smoke excepted; stale ones included."""
+    folders = sorted(p for p in experiments.glob("*/records/*") if p.is_dir() and p.name != "smoke")
+    frames = [frame for p in folders if len(frame := records.Store(p).read())]
+    if not frames:
+        return pd.DataFrame(columns=list(records.COLUMNS))
+    return pd.concat(frames, ignore_index=True)
+
+
+def status(runs: pd.DataFrame) -> str:
+    """What the records were made with: counts, hardware, versions, commits, stale records."""
+    versions = ", ".join(f"{name} {_version(name)}" for name in ("jax", "jaxlib", "flax", "optax"))
+    now = (
+        f"This copy of umup ({_version('umup')}) has numerics version **{config.NUMERICS}**. The "
+        f"site was built with Python {platform.python_version()}, {versions}.\n\n"
+    )
+    if runs.empty:
+        return now + "No records are committed yet.\n"
+    rows, made = [], []
+    for (study, profile), group in runs.groupby(["study", "profile"], sort=True):
+        old = len(records.stale(group))
+        kinds = group["status"].value_counts()
+        days = sorted(datetime.fromisoformat(c).strftime("%Y-%m-%d") for c in group["created"])
+        span = days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
+        rows.append([f"`{study}`", f"`{profile}`", len(group), kinds.get("ok", 0),
+                     kinds.get("diverged", 0), f"**{old}**" if old else 0, span])  # fmt: skip
+        columns = ["device", "device_count", *SOFTWARE, "git_commit", "git_dirty"]
+        for values, part in group.groupby(columns, sort=True, dropna=False):
+            v = dict(zip(columns, values, strict=True))
+            software = ", ".join(f"{name} {v[name]}" for name in SOFTWARE if v[name])
+            commit = f"`{v['git_commit'][:10]}`" + (" with changes" if v["git_dirty"] else "")
+            hardware = f"{v['device_count']} × {v['device']}"
+            made.append([f"`{study}`, `{profile}`", hardware, software, commit, len(part)])
+    stale = records.stale(runs)
+    last = "No record is stale.\n" if stale.empty else (
+        f"Stale records: {len(stale)}, with numerics version "
+        f"{', '.join(map(str, sorted(stale['numerics'].unique())))}. Run their studies again.\n"
+    )  # fmt: skip
+    counts = table(["study", "profile", "runs", "ok", "diverged", "stale", "measured"], rows)
+    header = ["records", "hardware", "software", "commit", "runs"]
+    return f"{now}## Records\n\n{counts}\n{last}\n## Made with\n\n{table(header, made)}"
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def prices(path: Path) -> dict[str, float]:
+    """US dollars an hour by device name, from `book/prices.toml`.
+
+    Raises:
+        BookError: the file is malformed or a price is not a number at or above 0.
+    """
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))["usd_per_hour"]
+    except (OSError, tomllib.TOMLDecodeError, KeyError) as error:
+        raise BookError(str(path), str(error), "a table [usd_per_hour] of name = price") from error
+    for name, price in found.items():
+        if isinstance(price, bool) or not isinstance(price, (int, float)) or not price >= 0:
+            raise BookError(f"usd_per_hour.{name}", price, "a number of US dollars, at least 0")
+    return {name.lower(): float(price) for name, price in found.items()}
+
+
+def costs(runs: pd.DataFrame, per_hour: Mapping[str, float]) -> str:
+    """Time and dollars of each study, profile and device: sums of the runs' wall times.
+
+    A run's dollars are hours · devices · price of the first name in `per_hour` that occurs in its
+    device; a device without a price gets a dash.
+    """
+    if runs.empty:
+        return "No records are committed yet.\n"
+    rows = []
+    groups = runs.groupby(["study", "profile", "device", "device_count"], sort=True)
+    for (study, profile, device, count), group in groups:
+        hours = float(group["wall_s"].sum()) / 3600
+        price = next((p for name, p in per_hour.items() if name in str(device).lower()), None)
+        dollars = ["–", "–"] if price is None else [f"{price:.2f}", f"{hours * count * price:.2f}"]
+        hardware = f"{count} × {device}"
+        row = [f"`{study}`", f"`{profile}`", hardware, len(group), f"{hours:.2f}", *dollars]
+        rows.append(row)
+    header = ["study", "profile", "hardware", "runs", "device-hours", "$ an hour", "$ in all"]
+    return table(header, rows)
+
+
+def profiles(experiments: Path) -> str:
+    """The parameters of every study's profiles, side by side."""
+    parts = []
+    for folder in sorted(p.parent for p in experiments.glob("*/study.ipynb")):
+        names = [n for n in reversed(PROFILES) if (folder / f"{n}.yaml").exists()]
+        values = {n: yaml.safe_load((folder / f"{n}.yaml").read_text("utf-8")) or {} for n in names}
+        keys = dict.fromkeys(key for v in values.values() for key in v)
+        rows = [[f"`{k}`", *(_plain(values[n].get(k)) for n in names)] for k in keys]
+        grid = table(["parameter", *names], rows, "wrap") if rows else "No profile files.\n"
+        parts.append(f"### `{folder.name}`\n\n{grid}")
+    return "\n".join(parts)
+
+
+def _plain(value: object) -> str:
+    if value is None:
+        return "default"
+    return json.dumps(value, ensure_ascii=False).strip('"').replace("*", r"\*").replace("_", r"\_")
+
+
+def rules_tables() -> str:
+    """The table of every scheme that `umup.rules` knows."""
+    parts = []
+    for name, scheme in rules.SCHEMES.items():
+        grid = f"```{{table}}\n\n{rules.table(name, style='markdown')}\n```\n"
+        hps = ", ".join(f"`{hp}`" for hp in scheme.hps)
+        parts.append(f"## {scheme.title}\n\n{grid}\nHyperparameters: {hps}.\n")
+    return "\n".join(parts)
+
+
+def data_sheet(runs: pd.DataFrame) -> str:
+    """The registry of corpora, and the card of each corpus and tokenizer that records name."""
+    from umup import corpora, data
+
+    specs = [json.loads(spec) for spec in runs["spec"].drop_duplicates()]
+    used = sorted({(s["corpus"], s["tokenizer"]) for s in specs}) or [("sotu", "bytes")]
+    cards = [demote(data.card(corpus, tokenizer), 2) for corpus, tokenizer in used]
+    rows = [
+        [
+            f"`{row['corpus']}`",
+            f"{row['title']}<br><small>{row['licence']}; {row['source']}</small>",
+            f"{row['bytes']:,}" if isinstance(row["bytes"], int) else row["bytes"],
+            row["needs"],
+        ]
+        for row in corpora.list_table()
+    ]
+    registry = table(["corpus", "text", "bytes", "needs"], rows, "wrap")
+    return "\n\n".join([*cards, "## Corpora that can be used", registry])
+
+
+def demote(markdown: str, level: int) -> str:
+    """Shift headings so that the highest is of `level`, outside fenced code."""
+    out, fenced, shift = [], False, None
+    for line in markdown.splitlines():
+        fenced ^= line.lstrip().startswith("```")
+        found = re.match(r"(#+) ", line)
+        if found and not fenced:
+            shift = level - len(found[1]) if shift is None else shift
+            line = "#" * max(level, len(found[1]) + shift) + line[len(found[1]) :]
+        out.append(line)
+    return "\n".join(out)
+
+
+def modules(package: Path) -> dict[str, str]:
+    """Public module → first paragraph of its docstring, read without importing."""
+    found = {}
+    for path in sorted(package.glob("*.py")):
+        if not path.stem.startswith("_"):
+            text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            found[path.stem] = " ".join(text.split("\n\n")[0].split())
+    return found
+
+
+def api(package: Path, folder: Path) -> str:
+    """Write one reference page a public module into `folder`; return the table of modules."""
+    folder.mkdir(parents=True, exist_ok=True)
+    listed = modules(package)
+    for name in listed:
+        page = f"# umup.{name}\n\n```{{eval-rst}}\n.. automodule:: umup.{name}\n```\n"
+        (folder / f"{name}.md").write_text(page, encoding="utf-8")
+    rows = ([f"[`umup.{name}`](api/{name}.md)", text] for name, text in listed.items())
+    return table(["module", "its job"], rows, "wrap")
+
+
+def generate(root: Path, staging: Path, studies: Sequence[Study]) -> None:
+    """Write every fragment into `staging/_generated`, and the reference pages into `staging/api`.
+
+    Args:
+        root: the checkout.
+        staging: the copied book sources, executed studies included.
+        studies: what was rendered.
+    """
+    from umup import claims, figures
+
+    folder = staging / "_generated"
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = read_records(root / "experiments")
+    verdicts = claims.board(root / "experiments")
+    board = ""
+    if any(v.value is not None and not math.isnan(v.value) for v in verdicts):
+        figure = figures.claims_board(verdicts)
+        figure.savefig(folder / "claims.png", dpi=160, bbox_inches="tight")
+        board = "_generated/claims.png"
+    fragments = {
+        "picture": picture(studies, folder),
+        "claims": claims_board(verdicts, studies, board),
+        "rules": rules_tables(),
+        "data": data_sheet(runs),
+        "profiles": profiles(root / "experiments"),
+        "costs": costs(runs, prices(root / "book" / "prices.toml")),
+        "status": status(runs),
+        "modules": api(Path(__file__).parent, staging / "api"),
+    }
+    for name, text in fragments.items():
+        (folder / f"{name}.md").write_text(text, encoding="utf-8")

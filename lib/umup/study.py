@@ -1,0 +1,288 @@
+"""One study end to end: parameters checked, missing runs trained, records returned.
+
+A notebook needs two calls: ``settings(globals())`` turns its papermill parameters into a checked
+configuration, ``run_or_load`` trains what the records lack and returns them as a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from umup import data
+from umup.errors import StudyError
+from umup.records import Store, current, stale
+from umup.search import LRSweep
+from umup.sweep import OutOfTime, Progress, Settings, run_pending
+
+PLAIN = (int, float, str, bool, list, tuple, dict, type(None))
+KERNEL_NAMES = {"In", "Out", "exit", "quit"}
+
+
+def experiments_folder() -> Path:
+    """The ``experiments`` folder: of the current folder or one above it, else of the checkout.
+
+    Raises:
+        StudyError: there is none.
+    """
+    cwd = Path.cwd().resolve()
+    for base in (cwd, *cwd.parents, Path(__file__).resolve().parents[2]):
+        if (base / "experiments").is_dir():
+            return base / "experiments"
+    raise StudyError("experiments", str(cwd), "a folder inside a checkout of umup")
+
+
+def names() -> list[str]:
+    """All studies, by name."""
+    return sorted(path.parent.name for path in experiments_folder().glob("*/study.ipynb"))
+
+
+def folder(study: str) -> Path:
+    """The study's folder.
+
+    Raises:
+        StudyError: there is no such study.
+    """
+    path = experiments_folder() / study
+    if not (path / "study.ipynb").exists() and not (path / "study.py").exists():
+        raise StudyError("study", study, _choices(study, names()))
+    return path
+
+
+def profiles(study: str) -> list[str]:
+    """The study's profiles: its parameter files."""
+    return sorted(p.stem for p in folder(study).glob("*.yaml") if p.stem != "claims")
+
+
+def parameters(study: str, profile: str) -> dict[str, Any]:
+    """The papermill parameters of a profile.
+
+    Raises:
+        StudyError: unknown profile, or a file that is not a mapping.
+    """
+    path = folder(study) / f"{profile}.yaml"
+    if profile == "claims" or not path.exists():
+        raise StudyError("profile", profile, _choices(profile, profiles(study)))
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise StudyError(str(path), str(error), "valid YAML") from None
+    if not isinstance(found, dict):
+        raise StudyError(str(path), found, "a mapping of parameter names to values")
+    return found
+
+
+def _choices(received: object, options: list[str]) -> str:
+    close = difflib.get_close_matches(str(received), options, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"one of {', '.join(options)}{hint}"
+
+
+def settings(namespace: Mapping[str, Any]) -> LRSweep:
+    """The checked settings of a notebook, from its ``globals()``.
+
+    Every plain value defined so far must be a parameter: papermill itself only warns of one that
+    the notebook does not have, and the run would silently use the default.
+
+    Raises:
+        StudyError: a name that is no parameter.
+        ConfigError: a value of the wrong type or out of range.
+    """
+    known = [field.name for field in fields(LRSweep)]
+    found = {
+        name: value
+        for name, value in namespace.items()
+        if isinstance(value, PLAIN) and not name.startswith("_") and name not in KERNEL_NAMES
+    }
+    for name, value in found.items():
+        if name not in known:
+            raise StudyError(name, value, _choices(name, known))
+    return LRSweep.from_dict(found)
+
+
+def store(study: str, profile: str) -> Store:
+    """The committed records of a study's profile: ``experiments/STUDY/records/PROFILE``."""
+    return Store(folder(study) / "records" / profile)
+
+
+def run_or_load(study: str, sweep: LRSweep) -> pd.DataFrame:
+    """The records of a study's profile, after training what is missing (mode ``run``).
+
+    With ``sweep.fresh`` all runs are trained anew in a temporary store, which is how the smoke
+    profile shows that the code works rather than that a file exists.
+
+    Returns:
+        One row a run, current numerics only, see ``records.COLUMNS``.
+
+    Raises:
+        StudyError: mode ``load`` and no records, or a worker failed.
+        OutOfTime: the time limit passed; run the same command again to go on.
+    """
+    if sweep.fresh:
+        with tempfile.TemporaryDirectory(prefix="umup-") as temporary:
+            place = Store(temporary)
+            _train(study, sweep, place)
+            return current(place.read())
+    place = store(study, sweep.profile)
+    if sweep.mode == "run":
+        _train(study, sweep, place)
+    runs = current(place.read())
+    if runs.empty:
+        todo = f"records first: umup run {study} --profile {sweep.profile}"
+        raise StudyError("records", str(place.folder.name), todo)
+    return runs
+
+
+def _train(study: str, sweep: LRSweep, place: Store) -> None:
+    dataset = data.load(sweep.corpus, sweep.tokenizer, seq_len=sweep.seq_len)
+    progress = Progress(place.folder / ".progress.log")
+    todo = outlook(sweep, place.read(), dataset)
+    if todo["missing"] == 0:
+        return
+    progress.line(
+        f"{study} {sweep.profile}: {todo['done']} runs done, about {todo['missing']} to do, "
+        f"about {todo['seconds_left'] / 60:.0f} min{' (assumed speed)' if todo['assumed'] else ''}"
+    )
+    if sweep.workers:
+        _spawn(study, sweep, place, progress)
+    else:
+        work(study, sweep, place, progress)
+    place.compact()
+
+
+def work(study: str, sweep: LRSweep, place: Store, progress: Progress) -> None:
+    """Train in this process until nothing is missing or the time limit passes."""
+    dataset = data.load(sweep.corpus, sweep.tokenizer, seq_len=sweep.seq_len)
+    limit = sweep.time_limit_minutes * 60 or math.inf
+    how = Settings(
+        sweep.lanes, sweep.lanes_at_once, sweep.chunk_steps, time.monotonic() + limit
+    )
+    run_pending(
+        lambda: sweep.pending(current(place.read()), dataset), dataset, place,
+        study=study, profile=sweep.profile, settings=how, progress=progress,
+    )  # fmt: skip
+
+
+def _spawn(study: str, sweep: LRSweep, place: Store, progress: Progress) -> None:
+    """Train in ``workers`` processes, each bound to one core: two narrow programs side by side
+    use two cores better than one program split over both."""
+    cores = sorted(os.sched_getaffinity(0))
+    given = json.dumps(replace(sweep, workers=0).to_dict())
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-m", "umup.study", study, "--settings", given,
+             "--records", str(place.folder), "--core", str(cores[i % len(cores)])],
+            stderr=subprocess.PIPE if not progress.terminal() else None, text=True,
+        )
+        for i in range(sweep.workers)
+    ]  # fmt: skip
+    try:
+        codes = [(child.communicate()[1] or "", child.returncode) for child in children]
+    finally:
+        for child in children:
+            if child.poll() is None:
+                child.terminate()
+    for text, code in codes:
+        if code == EXIT_OUT_OF_TIME:
+            raise OutOfTime
+        if code:
+            last = text.strip().splitlines()[-1:] or [f"exit status {code}"]
+            raise StudyError("worker", last[0], f"a worker that ends well; see {progress.log_file}")
+
+
+def outlook(sweep: LRSweep, runs: pd.DataFrame, dataset: data.Dataset) -> dict[str, Any]:
+    """What is done and about what is left of a sweep.
+
+    The plan is adaptive, so the rest is found by playing it out with made-up losses, a parabola
+    around the best point so far; times come from the records where there are any like it.
+
+    Returns:
+        done, diverged, stale, missing (counts), seconds_left, and assumed (whether the time
+        rests on ``assumed_tflops`` alone).
+    """
+    mine = current(runs)
+    keys = dict(zip(mine["key"], mine["final_loss"])) if len(mine) else {}
+    played = mine[["key", "final_loss"]].copy() if len(mine) else pd.DataFrame(
+        {"key": [], "final_loss": []}
+    )  # fmt: skip
+    missing = []
+    best: dict[tuple, float] = {}
+    if len(mine):
+        ok = mine[mine["status"] == "ok"].sort_values("final_loss")
+        for row in ok.itertuples():
+            best.setdefault((row.scheme, row.d_model, row.steps), math.log2(float(row.lr)))
+    while todo := sweep.pending(played, dataset):
+        for run in todo:
+            lo, hi = getattr(sweep, f"lr_{run.scheme}")
+            center = best.get((run.scheme, run.model.d_model, run.optim.steps), (lo + hi) / 2)
+            keys[run.key()] = 1.0 + 0.1 * (math.log2(run.hps.eta) - center) ** 2
+            missing.append(run)
+        played = pd.DataFrame({"key": list(keys), "final_loss": list(keys.values())})
+    seconds, assumed = 0.0, True
+    for run in missing:
+        if len(mine):
+            like = mine[(mine["d_model"] == run.model.d_model) & (mine["tokens_per_s"] > 0)]
+            if len(like):
+                tokens = run.optim.steps * run.optim.batch_size * run.model.seq_len
+                speed = float(like["tokens_per_s"].median())
+                seconds += tokens / speed / max(sweep.workers, 1)
+                assumed = False
+                continue
+        seconds += sweep.missing_seconds([run])
+    return {
+        "done": len(mine), "diverged": int((mine["status"] == "diverged").sum()) if len(mine) else 0,
+        "stale": len(stale(runs)), "missing": len(missing), "seconds_left": seconds,
+        "assumed": assumed,
+    }  # fmt: skip
+
+
+def status(study: str, profile: str) -> dict[str, Any]:
+    """``outlook`` of a committed profile, with the number of runs now in flight here."""
+    given = LRSweep.from_dict(parameters(study, profile))
+    place = store(study, given.profile)
+    dataset = data.load(given.corpus, given.tokenizer, seq_len=given.seq_len)
+    return {
+        "study": study, "profile": profile, **outlook(given, place.read(), dataset),
+        "running": len(place.running()),
+    }  # fmt: skip
+
+
+EXIT_OUT_OF_TIME = 75
+"""Exit status of a command that stopped at its time limit (EX_TEMPFAIL: try again)."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """One worker process of ``run_or_load``; users call ``umup run``."""
+    parser = argparse.ArgumentParser(prog="python -m umup.study", description=main.__doc__)
+    parser.add_argument("study")
+    parser.add_argument("--settings", required=True, help="the sweep's settings as JSON")
+    parser.add_argument("--records", required=True, type=Path)
+    parser.add_argument("--core", type=int, help="CPU core to run on")
+    chosen = parser.parse_args(argv)
+    if chosen.core is not None:
+        os.sched_setaffinity(0, {chosen.core})  # before JAX counts its cores
+    place = Store(chosen.records)
+    sweep = LRSweep.from_dict(json.loads(chosen.settings))
+    try:
+        work(chosen.study, sweep, place, Progress(place.folder / ".progress.log"))
+    except OutOfTime:
+        return EXIT_OUT_OF_TIME
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,270 @@
+"""The built book in headless Chromium, at two widths and in both themes, served over HTTP.
+
+`problems` is what a reader would call broken; its own tests show that it sees each kind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.server
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+ROOT = Path(__file__).resolve().parents[2]
+WIDTHS = {1280: 800, 390: 844}
+CONTRAST = 4.5  # WCAG 2.2, level AA, for body text
+
+LOOK = """
+async () => {
+  const found = [];
+  const article = document.querySelector('.bd-article') || document.body;
+  const show = e => (e.outerHTML || '').slice(0, 90).replace(/\\s+/g, ' ');
+  const wait = ms => new Promise(done => setTimeout(done, ms));
+
+  const formulas = [...article.querySelectorAll('.math')];
+  for (let i = 0; i < 150 && formulas.some(e => !e.querySelector('mjx-container')); i++)
+    await wait(100);
+  for (const e of formulas)
+    if (!e.querySelector('mjx-container')) found.push('math not rendered: ' + show(e));
+  for (const e of article.querySelectorAll('mjx-merror, [data-mjx-error]'))
+    found.push('math error: ' + e.textContent);
+
+  for (const e of document.images) {
+    e.loading = 'eager';
+    try { await e.decode(); } catch (error) { /* naturalWidth tells */ }
+    if (!e.naturalWidth) found.push('image not loaded: ' + e.getAttribute('src'));
+  }
+
+  const width = document.documentElement.clientWidth;
+  if (document.documentElement.scrollWidth > width + 1)
+    found.push(`page is ${document.documentElement.scrollWidth} px wide in ${width}`);
+  const scrolls = e => ['auto', 'scroll'].includes(getComputedStyle(e).overflowX);
+  for (const e of article.querySelectorAll('*')) {
+    const box = e.getBoundingClientRect();
+    if (!box.width || !box.height || box.right <= width + 1) continue;
+    if (getComputedStyle(e).position === 'absolute' || e.closest('mjx-assistive-mml')) continue;
+    let up = e, inside = false;
+    while ((up = up.parentElement) && up !== document.body)
+      if (scrolls(up) && up.getBoundingClientRect().right <= width + 1) inside = true;
+    if (!inside) found.push(`overflows to ${Math.round(box.right)} px: ` + show(e));
+  }
+
+  const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+  const rgba = text => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = text; canvas.fillRect(0, 0, 1, 1);
+    const [r, g, b, a] = canvas.getImageData(0, 0, 1, 1).data;
+    return [r, g, b, a / 255];
+  };
+  const over = (top, below) => top.slice(0, 3).map((v, i) => v * top[3] + below[i] * (1 - top[3]));
+  const paper = e => {
+    const stack = [];
+    for (let up = e; up; up = up.parentElement) {
+      stack.push(rgba(getComputedStyle(up).backgroundColor));
+      if (stack.at(-1)[3] === 1) break;
+    }
+    return stack.reduceRight((below, top) => over(top, below), [255, 255, 255]);
+  };
+  const light = rgb => {
+    const [r, g, b] = rgb.map(v => v / 255).map(
+      v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  let texts = 0;
+  const walker = document.createTreeWalker(article, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const e = walker.currentNode.parentElement;
+    if (!walker.currentNode.textContent.trim() || !e.checkVisibility()) continue;
+    if (e.closest('pre, script, style, .headerlink, mjx-container, .copybtn')) continue;
+    texts += 1;
+    const below = paper(e), ink = rgba(getComputedStyle(e).color);
+    for (let up = e; up; up = up.parentElement) ink[3] *= getComputedStyle(up).opacity;
+    const [a, b] = [light(over(ink, below)), light(below)];
+    const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (contrast < CONTRAST) found.push(`contrast ${contrast.toFixed(2)}: ` + show(e));
+  }
+  if (!texts) found.push('no text on the page');
+  return [...new Set(found)];
+}
+""".replace("CONTRAST", str(CONTRAST))
+
+
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """Serve a folder on a free local port; yields its address."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    handler = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str):
+    """A headless Chromium."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with api.sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+                 "--disable-background-networking", "--disable-component-update",
+                 "--disable-sync"]  # fmt: skip
+        running = playwright.chromium.launch(executable_path=chromium, args=flags)
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def html() -> Path:
+    """The built site: book/_build/html, or the folder that UMUP_SITE names."""
+    folder = Path(os.environ.get("UMUP_SITE", ROOT / "book" / "_build" / "html"))
+    if not (folder / "index.html").exists():
+        pytest.skip("the book is not built: make book")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(html: Path) -> Iterator[str]:
+    """Address of the built site."""
+    with serving(html) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def reading(browser, origin: str, width: int = 1280, theme: str = "light"):
+    """A page of the given width and theme, with the list of what goes wrong on the wire."""
+    size = {"width": width, "height": WIDTHS[width]}
+    context = browser.new_context(viewport=size, color_scheme=theme)
+    wrong: list[str] = []
+
+    def gate(route) -> None:
+        url = route.request.url
+        if url.startswith((origin, "data:", "blob:")):
+            route.continue_()
+        else:
+            wrong.append(f"off-site request: {url}")
+            route.abort()
+
+    def failed(request) -> None:
+        # Aborted is what leaving a page does to its last requests; a missing file is a 404.
+        if request.failure != "net::ERR_ABORTED":
+            wrong.append(f"failed request: {request.url} {request.failure}")
+
+    context.route("**/*", gate)
+    page = context.new_page()
+    page.on("console", lambda m: m.type == "error" and wrong.append(f"console: {m.text}"))
+    page.on("pageerror", lambda error: wrong.append(f"script error: {error}"))
+    page.on("requestfailed", failed)
+    page.on("response", lambda r: r.status >= 400 and wrong.append(f"{r.status}: {r.url}"))
+    yield page, wrong
+    context.close()
+
+
+def problems(page, wrong: list[str], url: str) -> list[str]:
+    """What is broken on one page."""
+    wrong.clear()
+    page.goto(url, wait_until="load")
+    seen = page.evaluate(LOOK)
+    return [*wrong, *seen]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_page_reads_well(browser, html, site, width, theme):
+    skip = {"genindex.html", "py-modindex.html"} | ({"search.html"} if width == 390 else set())
+    paths = [p.relative_to(html).as_posix() for p in sorted(html.rglob("*.html"))]
+    paths = [p for p in paths if not p.startswith("_static/") and p not in skip]
+    # The reference pages are of one kind: the narrow, dark reading stands for all four.
+    if (width, theme) != (390, "dark"):
+        paths = [p for p in paths if not p.startswith("api/")]
+    assert "index.html" in paths and any(p.startswith("studies/") for p in paths)
+    with reading(browser, site, width, theme) as (page, wrong):
+        found = {path: problems(page, wrong, site + path) for path in paths}
+        assert page.evaluate("document.documentElement.dataset.theme") == theme
+    assert {path: what for path, what in found.items() if what} == {}
+
+
+@pytest.mark.parametrize("query", ["u-μP", "transfer", "u-muP"])
+def test_search_finds(browser, site, query):
+    with reading(browser, site) as (page, wrong):
+        page.goto(f"{site}search.html?q={quote(query)}")
+        page.wait_for_selector("#search-results ul.search li a", timeout=15_000)
+        links = page.locator("#search-results ul.search li a")
+        hrefs = links.evaluate_all("all => all.map(a => new URL(a.href).pathname)")
+        assert any(h.endswith(("/index.html", "/how-to-read.html", "/rules.html")) for h in hrefs)
+        assert wrong == []
+
+
+def test_search_does_not_find_what_is_not_there(browser, site):
+    with reading(browser, site) as (page, _):
+        page.goto(f"{site}search.html?q=qxzvwk")
+        page.wait_for_function(
+            "document.querySelector('#search-results').innerText.includes('did not match')",
+            timeout=15_000,
+        )
+        assert page.locator("#search-results ul.search li").count() == 0
+
+
+def test_studies_show_figures_and_the_front_page_its_board(browser, html, site):
+    with reading(browser, site) as (page, _):
+        for path in sorted((html / "studies").glob("*.html")):
+            page.goto(f"{site}studies/{path.name}")
+            assert page.locator(".bd-article figure img").count() > 0, path.name
+        page.goto(site)
+        rows = page.locator("table.claims tbody tr")
+        assert rows.count() > 0
+        verdicts = {"holds", "fails", "inconclusive", "not measured"}
+        assert set(rows.locator(".sd-badge").all_inner_texts()) <= verdicts
+        assert page.locator("figure#fig-picture img").count() == 1
+
+
+BROKEN = {
+    "console": ("<p>x</p><script>console.error('boom')</script>", "console: boom"),
+    "script": ("<p>x</p><script>nothing.there()</script>", "script error: nothing"),
+    "missing image": ("<p>x</p><img src='none.png'>", "image not loaded: none.png"),
+    "404": ("<p>x</p><script src='none.js'></script>", "404: "),
+    "off-site": (
+        "<p>x</p><script src='https://example.org/a.js'></script>",
+        "off-site request: https://example.org/a.js",
+    ),
+    "overflow": ("<p style='width: 3000px'>x</p>", "page is 3"),
+    "hidden overflow": (
+        "<style>body {overflow-x: hidden}</style><p style='width: 3000px'>x</p>",
+        "overflows to 30",
+    ),
+    "contrast": ("<p style='color: #999'>grey on white</p>", "contrast 2.85"),
+    "opacity": ("<div style='opacity: 0.4'><p style='color: #000'>x</p></div>", "contrast 2.8"),
+    "math error": ("<p>x</p><mjx-merror>bad</mjx-merror>", "math error: bad"),
+    "empty": ("", "no text"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_the_look_sees_what_is_broken(browser, tmp_path, name):
+    body, said = BROKEN[name]
+    text = f"<!doctype html><link rel=icon href='data:,'><meta charset=utf-8><body>{body}"
+    (tmp_path / "page.html").write_text(text, encoding="utf-8")
+    with serving(tmp_path) as origin, reading(browser, origin) as (page, wrong):
+        found = problems(page, wrong, f"{origin}page.html")
+    assert any(line.startswith(said) for line in found), found
+
+
+def test_the_look_accepts_a_sound_page(browser, tmp_path):
+    wide = "<div style='overflow-x: auto'><p style='width: 3000px'>x</p></div>"
+    text = f"<!doctype html><link rel=icon href='data:,'><meta charset=utf-8><body>{wide}"
+    (tmp_path / "page.html").write_text(text, encoding="utf-8")
+    with serving(tmp_path) as origin, reading(browser, origin, 390) as (page, wrong):
+        assert problems(page, wrong, f"{origin}page.html") == []

@@ -1,0 +1,192 @@
+"""Laws: fits recover the truth they are given, and intervals cover it as often as they say."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from umup import laws
+from umup.laws import Interval, Optimum, drift, fit_optimum, mean_interval
+
+GRID = np.arange(-4, 5) / 2
+
+
+def sweep(grid, n_seeds, vertex, k=0.03, level=1.5, spread=0.0, noise=0.0, rng=None):
+    """Runs of one parabola: (log2_lr, loss, seed)."""
+    rng = rng or np.random.default_rng(0)
+    x, seed = (a.ravel() for a in np.meshgrid(grid, np.arange(n_seeds)))
+    offset = spread * rng.normal(size=n_seeds)
+    return x, level + offset[seed] + k * (x - vertex) ** 2 + noise * rng.normal(size=x.size), seed
+
+
+def test_exact_parabola_is_recovered_exactly():
+    fit = fit_optimum(*sweep(GRID, 2, vertex=0.3, k=0.03, level=1.5))
+    assert (fit.x, fit.loss, fit.curvature) == pytest.approx((0.3, 1.5, 0.03), abs=1e-9)
+    assert (fit.x_lo, fit.x_hi) == pytest.approx((0.3, 0.3), abs=1e-6)
+    # the best rate is 0.5; -0.5, 0, 0.5, 1, 1.5 lie within 1.25 octaves of it, by two seeds
+    assert (fit.n_points, fit.n_seeds, fit.n_diverged, fit.edge, fit.reason) == (
+        10,
+        2,
+        0,
+        False,
+        "",
+    )
+
+
+def test_seed_offsets_do_not_move_the_optimum():
+    x, y, seed = sweep(GRID, 3, vertex=-0.2)
+    fit = fit_optimum(x, y + np.array([0.5, -0.2, -0.3])[seed], seed)
+    assert fit.x == pytest.approx(-0.2) and fit.loss == pytest.approx(1.5)
+    # t with 2 degrees of freedom: 4.303 · sd / √3
+    half = 4.303 * np.std([0.5, -0.2, -0.3], ddof=1) / math.sqrt(3)
+    assert (fit.loss_hi - fit.loss_lo) / 2 == pytest.approx(half, rel=0.25)
+
+
+def test_the_fit_is_local_and_the_window_widens_on_a_coarse_grid():
+    x, y, seed = sweep(np.arange(-4.0, 5), 1, vertex=0.2)
+    y[np.abs(x) > 2.5] += 9  # far from the optimum no parabola holds
+    fit = fit_optimum(x, y, seed)
+    assert fit.n_points == 5  # ±1.25 has three rates; the fourth nearest is a tie: -2 and 2
+    assert fit.x == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("vertex", "lo", "hi", "said"),
+    [(-2.6, -math.inf, -1.5, "smallest"), (2.6, 1.5, math.inf, "largest")],
+)
+def test_minimum_at_the_edge_is_unbounded_on_that_side(vertex, lo, hi, said):
+    fit = fit_optimum(*sweep(GRID, 2, vertex))
+    assert (fit.edge, fit.x, fit.x_lo, fit.x_hi) == (True, np.sign(vertex) * 2, lo, hi)
+    assert said in fit.reason and fit.draws.size == 0
+
+
+def test_divergence_above_the_best_rate_bounds_it():
+    x, y, seed = sweep(GRID, 2, vertex=1.0)
+    y[x > 0.7] = np.nan
+    fit = fit_optimum(x, y, seed)
+    assert (fit.edge, fit.x, fit.x_lo, fit.x_hi) == (True, 0.5, 0.0, 1.0)
+    assert fit.n_diverged == 6 and "divergence" in fit.reason
+
+
+def test_a_rate_where_a_seed_diverged_is_never_the_best():
+    x, y, seed = sweep(GRID, 3, vertex=0.0)
+    y[(x == 0.5) & (seed == 0)] = np.nan
+    y[(x == 0.5) & (seed > 0)] = 0.0
+    assert fit_optimum(x, y, seed).x <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("grid", "k", "said"),
+    [([-1, 0, 1], 0.03, "3 learning rates"), ([-2, -1, 0, 1], 0.03, "4 runs of 2 seeds")],
+)
+def test_too_few_runs_bound_nothing(grid, k, said):
+    x, y, seed = sweep(np.array(grid, float), 2, 0.0, k)
+    if said.startswith("4"):
+        x, y, seed = x[[0, 1, 6, 7]], y[[0, 1, 6, 7]], seed[[0, 1, 6, 7]]
+        y[2] -= 0.1
+    fit = fit_optimum(x, y, seed)
+    assert fit.edge and said in fit.reason and (fit.x_lo, fit.x_hi) == (-math.inf, math.inf)
+
+
+def test_a_hump_has_no_minimum():
+    x = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
+    y = np.array([1.0, 1.5, 0.9, 1.5, 1.0])
+    fit = fit_optimum(x, y, np.zeros(5))
+    assert fit.edge and fit.curvature < 0 and (fit.x_lo, fit.x_hi) == (-math.inf, math.inf)
+
+
+def test_all_diverged_is_a_result():
+    fit = fit_optimum([0.0, 1.0], [np.nan, np.nan], [0, 0])
+    assert fit.edge and math.isnan(fit.x) and fit.n_diverged == 2 and "diverged" in fit.reason
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_intervals_cover_the_truth_as_often_as_they_say(sparse):
+    rng = np.random.default_rng(3)
+    covered_x, covered_loss, n = 0, 0, 400
+    for draw in range(n):
+        vertex = rng.uniform(-0.4, 0.4)
+        x, y, seed = sweep(GRID, 3, vertex, spread=0.004, noise=0.003, rng=rng)
+        if sparse:  # one seed everywhere, three near the optimum, as adaptive sweeps do
+            keep = (seed == 0) | (np.abs(x) < 0.6)
+            x, y, seed = x[keep], y[keep], seed[keep]
+        fit = fit_optimum(x, y, seed, n_boot=200, rng_seed=draw)
+        covered_x += fit.x_lo <= vertex <= fit.x_hi
+        covered_loss += fit.loss_lo <= 1.5 <= fit.loss_hi
+    assert 0.91 <= covered_x / n <= 0.985
+    assert 0.91 <= covered_loss / n <= 0.995
+
+
+def test_mean_interval_by_hand():
+    # sd of 1, 2, 3 is 1; t(0.975, 2) = 4.302653
+    m = mean_interval([1.0, 2.0, 3.0])
+    assert (m.value, m.hi - 2, 2 - m.lo) == pytest.approx((2, *[4.302653 / math.sqrt(3)] * 2))
+    assert mean_interval([5.0]) == Interval(5.0, -math.inf, math.inf)
+    assert math.isnan(mean_interval([]).value)
+
+
+def known(x, sd=0.05, rng=None):
+    draws = x + sd * (rng or np.random.default_rng(1)).normal(size=1000)
+    lo, hi = np.quantile(draws, [0.025, 0.975])
+    return Optimum(x, lo, hi, 1.5, 1.5, 1.5, 0.03, 15, 3, 0, False, "", draws)
+
+
+def at_edge(x, lo, hi):
+    return Optimum(x, lo, hi, 1.5, 1.5, 1.5, 0.03, 15, 3, 0, True, "edge", np.empty(0))
+
+
+def test_drift_of_a_straight_line():
+    d = drift({w: known(-0.7 * i) for i, w in enumerate((32, 64, 128, 256))})
+    assert d.slope.value == pytest.approx(-0.7)
+    assert (d.shift.value, d.shift.lo) == pytest.approx((-2.1, 3 * d.slope.lo))
+    assert d.largest.value == pytest.approx(2.1) and d.largest.lo < 2.1 < d.largest.hi
+    # sd of an unweighted slope over four unit steps is sd / √5; equal draws must not cancel
+    assert (d.slope.hi - d.slope.lo) / 2 == pytest.approx(1.96 * 0.05 / math.sqrt(5), rel=0.15)
+
+
+def test_drift_trusts_a_sharper_optimum_more():
+    blurred = {
+        32: known(0.0, 0.01),
+        64: known(0.0, 0.01),
+        128: known(0.0, 0.01),
+        256: known(1.0, 1),
+    }
+    assert abs(drift(blurred).slope.value) < 0.01
+    even = {w: known(float(w == 256)) for w in blurred}
+    assert drift(even).slope.value == pytest.approx(0.3, abs=0.05)  # 1.5 / 5
+
+
+def test_drift_with_an_open_end_is_open_on_that_side_only():
+    fits = {w: known(-1.0 * i) for i, w in enumerate((32, 64, 128))}
+    d = drift(fits | {256: at_edge(-2.5, -math.inf, -2.0)})
+    assert d.slope.lo == -math.inf and -0.9 < d.slope.hi < -0.6
+    assert d.shift.hi == pytest.approx(3 * d.slope.hi) and d.largest.hi == math.inf
+    d = drift(fits | {256: at_edge(-2.5, -math.inf, math.inf)})
+    assert (d.slope.lo, d.slope.hi) == (-math.inf, math.inf)
+
+
+def test_drift_needs_two_widths():
+    with pytest.raises(ValueError, match="at least 2"):
+        drift({32: known(0.0)})
+
+
+def test_drift_interval_covers_the_truth():
+    rng, covered, n = np.random.default_rng(5), 0, 200
+    for i in range(n):
+        fits = {
+            2**w: fit_optimum(
+                *sweep(GRID, 3, 0.1 * w - 0.5, spread=0.004, noise=0.003, rng=rng),
+                n_boot=200, rng_seed=7,
+            )
+            for w in (4, 5, 6)
+        }  # fmt: skip
+        slope = drift(fits, rng_seed=i).slope
+        covered += slope.lo <= 0.1 <= slope.hi
+    assert 0.90 <= covered / n <= 0.995
+
+
+def test_percentiles_carry_infinite_draws():
+    draws = np.r_[np.full(5, -np.inf), np.linspace(0, 1, 95)]
+    assert laws._percentiles(draws) == (-math.inf, pytest.approx(1.0, abs=0.03))

@@ -1,0 +1,285 @@
+"""The house rules that no single module can check: floors, pins, pairs, addresses, docstrings."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = sorted((ROOT / "lib" / "umup").glob("*.py"))
+STUDIES = sorted(p.parent for p in (ROOT / "experiments").glob("*/study.py"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+# A module imports from lower floors, and on its own floor from those left of it: no cycles.
+FLOORS = (
+    ("errors", "config", "rules"),
+    ("scale",),
+    ("ops", "mesh"),
+    ("layers", "model", "optim", "tokenizing", "corpora", "sampling", "token_cache", "data"),
+    ("train",),
+    ("records", "sweep", "search"),
+    ("laws", "tables", "plan", "claims"),
+    ("figures", "study", "pages", "site", "bench", "cli"),
+)
+PLACE = {name: (floor, i) for floor, names in enumerate(FLOORS) for i, name in enumerate(names)}
+NO_JAX = {"errors", "config", "rules", "tables", "laws", "claims", "figures"}
+IMPORT_NAMES = {"yaml": "pyyaml", "orbax": "orbax-checkpoint", "jaxlib": "jax"}
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Dotted names that a module imports, 'umup.ops' for `from umup import ops`."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level:
+                module = ".".join(filter(None, ("umup", module)))
+            found |= (
+                {f"umup.{alias.name}" for alias in node.names} if module == "umup" else {module}
+            )
+    return found
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def offences(module: str, tree: ast.AST) -> list[str]:
+    """What `module` imports from its own floor's right or from above it."""
+    bad = []
+    for name in sorted(imports(tree)):
+        package, _, rest = name.partition(".")
+        other = rest.split(".")[0]
+        if package != "umup" or other == "NUMERICS" or name == "umup":
+            continue
+        if other not in PLACE:
+            bad.append(f"{module} imports {name}, which is on no floor")
+        elif PLACE[other] >= PLACE[module]:
+            bad.append(f"{module} imports {name}, which is not below it")
+    return bad
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+def test_imports_come_from_lower_floors(path: Path) -> None:
+    if path.stem in ("__init__", "__main__"):
+        return
+    assert path.stem in PLACE, f"give {path.name} a floor in {__file__}"
+    assert offences(path.stem, parse(path)) == []
+
+
+def test_the_floor_check_sees_every_way_to_import() -> None:
+    for line in ("from umup import train", "import umup.train", "from .train import f"):
+        assert offences("ops", ast.parse(line)) == ["ops imports umup.train, which is not below it"]
+    assert offences("train", ast.parse("from umup import ops\nfrom umup.config import x")) == []
+    assert offences("ops", ast.parse("def f():\n    from umup import attic")) != []
+
+
+@pytest.mark.parametrize("name", sorted(NO_JAX))
+def test_importing_needs_no_jax(name: str) -> None:
+    path = ROOT / "lib" / "umup" / f"{name}.py"
+    tops = {n for node in parse(path).body for n in imports(ast.Module([node], []))}
+    assert not {n for n in tops if n.split(".")[0] in ("jax", "flax", "optax")}
+
+
+def test_every_third_party_import_is_declared() -> None:
+    extras = [line for lines in PROJECT["optional-dependencies"].values() for line in lines]
+    core = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    every = core | {canonicalize_name(Requirement(line).name) for line in extras}
+    bad = []
+    for path in MODULES:
+        tree = parse(path)
+        tops = {n for node in tree.body for n in imports(ast.Module([node], []))}
+        for name in imports(tree):
+            package = name.split(".")[0]
+            if package in sys.stdlib_module_names or package == "umup":
+                continue
+            dist = canonicalize_name(IMPORT_NAMES.get(package, package))
+            if dist not in (core if name in tops else every):
+                bad.append(f"{path.stem}: {name}")
+    assert bad == []
+
+
+def undocumented(tree: ast.Module) -> list[str]:
+    """Public functions and classes, and public methods of such classes, without a docstring."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    queue: list[tuple[str, ast.stmt]] = [("", node) for node in tree.body]
+    bad = []
+    for prefix, node in queue:
+        if not isinstance(node, kinds) or node.name.startswith("_"):
+            continue
+        if not ast.get_docstring(node):
+            bad.append(prefix + node.name)
+        if isinstance(node, ast.ClassDef):
+            queue += [(f"{prefix}{node.name}.", child) for child in node.body]
+    return bad
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+def test_everything_public_has_a_docstring(path: Path) -> None:
+    tree = parse(path)
+    assert ast.get_docstring(tree), f"{path.name} says nothing about itself"
+    assert undocumented(tree) == []
+
+
+def test_every_requirement_is_pinned_within_its_range() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    found = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    pins = {canonicalize_name(r.name): r for r in found}
+    assert len(pins) == len(found), "a name is pinned twice"
+    for requirement in found:
+        assert [s.operator for s in requirement.specifier] == ["=="], str(requirement)
+    extras = PROJECT["optional-dependencies"].values()
+    ranges = [*PROJECT["dependencies"], *(line for lines in extras for line in lines)]
+    for wanted in map(Requirement, ranges):
+        pin = pins[canonicalize_name(wanted.name)]
+        version = next(iter(pin.specifier)).version
+        assert wanted.specifier.contains(version), f"{wanted} is pinned to {version}"
+
+
+def test_jax_range_admits_the_versions_we_run_on() -> None:
+    jax = next(r for r in map(Requirement, PROJECT["dependencies"]) if r.name == "jax")
+    admitted = [v for v in ("0.10.1", "0.10.2", "0.11.0", "0.11.2", "0.12.0") if v in jax.specifier]
+    assert admitted == ["0.10.2", "0.11.0", "0.11.2"]
+
+
+def test_environment_yml_is_the_twin_of_pyproject() -> None:
+    env = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    conda = [line for line in env["dependencies"] if isinstance(line, str)]
+    pip = next(line["pip"] for line in env["dependencies"] if isinstance(line, dict))
+    assert env["name"] == PROJECT["name"]
+    assert env["channels"] == ["conda-forge"]
+    extras = PROJECT["optional-dependencies"]
+    ours = [*PROJECT["dependencies"], *extras["book"], *extras["dev"], *extras["slurm"]]
+    assert sorted([*conda, *pip]) == sorted(
+        [*ours, f"python{PROJECT['requires-python']}", "pip", "-e ."]
+    )
+
+
+def tracked() -> list[Path]:
+    """Text files that are, or would be, committed."""
+    git = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(git, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    binary = {".parquet", ".png", ".ico", ".npy", ".woff2"}
+    paths = [ROOT / name for name in listed.stdout.split("\0") if name]
+    return [p for p in paths if p.is_file() and p.suffix not in binary]
+
+
+def test_no_index_addresses_nor_machine_paths() -> None:
+    # in pieces, so that this file passes its own test
+    patterns = [
+        "index" + "-url",
+        "find-links[= ]/",
+        "py" + r"pi\.org/simple",
+        "python" + r"hosted\.org",
+        "registry" + r"\.npm",
+        r"(?<![\w./~-])/(?:work|root|home|Users|tmp" + r"/\w)/",
+    ]
+    pattern = re.compile("|".join(patterns))
+    bad = []
+    for path in tracked():
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if pattern.search(line):
+                bad.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}")
+    assert bad == []
+
+
+def test_ci_can_be_run() -> None:
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    subprocess.run(["bash", "-n", str(ROOT / ".ci" / "run")], check=True)
+
+
+def test_contributing_is_at_most_two_pages() -> None:
+    words = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split()
+    assert len(words) <= 1000
+
+
+def test_there_is_a_study() -> None:
+    assert ROOT / "experiments" / "lr_transfer" in STUDIES
+
+
+studies = pytest.mark.parametrize("study", STUDIES, ids=lambda p: p.name)
+
+
+def notebook(study: Path) -> nbformat.NotebookNode:
+    return nbformat.read(study / "study.ipynb", as_version=4)
+
+
+def parameters(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The one cell that is tagged `parameters`."""
+    cells = [c for c in nb.cells if "parameters" in c.metadata.get("tags", [])]
+    assert len(cells) == 1, "papermill needs exactly one cell tagged parameters"
+    return cells[0]
+
+
+@studies
+def test_notebook_is_in_step_with_its_source(study: Path) -> None:
+    def cells(nb: nbformat.NotebookNode) -> list[tuple[str, str, list[str]]]:
+        return [(c.cell_type, c.source, c.metadata.get("tags", [])) for c in nb.cells]
+
+    source = jupytext.read(study / "study.py", fmt="py:percent")
+    assert cells(notebook(study)) == cells(source), f"jupytext --sync {study.name}/study.py"
+
+
+@studies
+def test_notebook_is_one_that_papermill_and_nbval_can_use(study: Path) -> None:
+    nb = notebook(study)
+    assert nb.metadata.kernelspec.name == "python3"
+    assert "papermill" not in nb.metadata
+    code = [c for c in nb.cells if c.cell_type == "code"]
+    # nbval passes whatever a notebook without stored outputs prints
+    assert any("text/plain" in o.get("data", o) or "text" in o for c in code for o in c.outputs)
+    assert all(o.output_type != "error" for c in code for o in c.outputs)
+    for cell in code:
+        kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+        made = [n for n in ast.walk(ast.parse(cell.source)) if isinstance(n, kinds)]
+        assert made == [], f"logic belongs in the library: {cell.source[:80]!r}"
+
+
+@studies
+def test_parameters_are_typed_and_profiles_set_only_them(study: Path) -> None:
+    body = ast.parse(parameters(notebook(study)).source).body
+    typed = {n.target.id for n in body if isinstance(n, ast.AnnAssign) and n.value}
+    assert len(typed) == len(body), "every parameter reads `name: type = default`"
+    for profile in ("smoke", "cpu", "h100"):
+        values = yaml.safe_load((study / f"{profile}.yaml").read_text(encoding="utf-8"))
+        assert set(values) <= typed, f"{profile}.yaml sets what the notebook has not"
+
+
+@studies
+def test_claims_are_written_down(study: Path) -> None:
+    claims = yaml.safe_load((study / "claims.yaml").read_text(encoding="utf-8"))
+    assert claims
+    assert all(set(claim["bound"]) & {"min", "max"} for claim in claims)
+
+
+@pytest.mark.parametrize(("required", "outcome"), [("0", "1 skipped"), ("1", "1 error")])
+def test_a_skipped_browser_test_fails_where_a_browser_is_required(
+    tmp_path: Path, required: str, outcome: str
+) -> None:
+    (tmp_path / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text("utf-8"))
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = browser\n")
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n@pytest.mark.browser\ndef test_it(chromium): pass\n"
+    )
+    env = {k: v for k, v in os.environ.items() if k not in ("PATH", "UMUP_CHROMIUM")}
+    env |= {"UMUP_REQUIRE_BROWSER": required, "PATH": str(tmp_path)}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert outcome in done.stdout
+    assert "no browser: none of chromium" in done.stdout or required == "0"
