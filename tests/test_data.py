@@ -741,10 +741,13 @@ def test_small_permutations_all_occur_equally_often():
     assert counts.size == 6 and np.abs(counts - 200).max() < 65
 
 
+_batch = jax.jit(data.batch, static_argnames=("batch_size", "seq_len"))
+
+
 def _epoch(tokens, seed: int, epoch: int, batch_size: int, seq_len: int) -> list[int]:
     steps = sampling.n_windows(tokens.size, seq_len) // batch_size
     rows = [
-        data.batch(tokens, seed, epoch * steps + s, batch_size=batch_size, seq_len=seq_len)[0]
+        _batch(tokens, seed, epoch * steps + s, batch_size=batch_size, seq_len=seq_len)[0]
         for s in range(steps)
     ]
     return np.concatenate(rows)[:, 0].tolist()
@@ -761,7 +764,7 @@ def test_every_window_comes_once_an_epoch_and_in_another_order_in_the_next():
 
 def test_a_batch_that_straddles_epochs_finishes_one_and_starts_the_next():
     tokens = np.arange(7 * 3 + 1, dtype=np.uint16)
-    rows = [data.batch(tokens, 3, s, batch_size=2, seq_len=3)[0][:, 0] for s in range(7)]
+    rows = [_batch(tokens, 3, s, batch_size=2, seq_len=3)[0][:, 0] for s in range(7)]
     starts = np.concatenate(rows).tolist()
     assert sorted(starts[:7]) == sorted(starts[7:]) == list(range(0, 21, 3))
 
@@ -784,7 +787,7 @@ def test_batches_are_the_same_traced_scanned_mapped_and_on_many_devices():
 
     jitted = jax.jit(draw)
     assert np.array_equal([jitted(tokens, 7, s)[0] for s in range(60, 64)], plain)
-    assert jitted._cache_size() == 1
+    assert jitted._cache_size() == 1  # type: ignore[attr-defined]
 
     scan = jax.jit(
         lambda t, seed: jax.lax.scan(lambda c, s: (c, draw(t, seed, s)[0]), 0, jnp.arange(60, 64))

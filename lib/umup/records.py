@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import io
 import itertools
@@ -386,8 +387,12 @@ def provenance() -> dict[str, Any]:
     }
 
 
+@functools.cache
 def _git(package: Path = Path(__file__).parent) -> tuple[str, bool]:
-    """(commit, dirty) of the checkout that tracks the package; dirty looks at the package only."""
+    """(commit, dirty) of the checkout that tracks the package; dirty looks at the package only.
+
+    Asked once a process, when its code was read: later edits do not change what is running.
+    """
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(package), *arguments]

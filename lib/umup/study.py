@@ -25,7 +25,7 @@ import yaml
 
 from umup import data
 from umup.errors import StudyError
-from umup.records import Store, current, stale
+from umup.records import Store, current, provenance, stale
 from umup.search import LRSweep
 from umup.sweep import OutOfTime, Progress, Settings, run_pending
 
@@ -167,6 +167,7 @@ def _train(study: str, sweep: LRSweep, place: Store) -> None:
 def work(study: str, sweep: LRSweep, place: Store, progress: Progress) -> None:
     """Train in this process until nothing is missing or the time limit passes."""
     dataset = data.load(sweep.corpus, sweep.tokenizer, seq_len=sweep.seq_len)
+    provenance()  # the commit that this process runs, before anyone edits the checkout
     limit = sweep.time_limit_minutes * 60 or math.inf
     how = Settings(
         sweep.lanes, sweep.lanes_at_once, sweep.chunk_steps, time.monotonic() + limit
