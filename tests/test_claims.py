@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import runpy
 import shutil
 from pathlib import Path
 
@@ -11,6 +10,8 @@ import numpy as np
 import pytest
 import yaml
 
+from synthetic import make_runs
+from test_records import make_row
 from umup import claims
 from umup.config import NUMERICS
 from umup.errors import ClaimError
@@ -18,9 +19,6 @@ from umup.laws import Interval
 from umup.records import Store
 
 HERE = Path(__file__).parent
-synthetic = runpy.run_path(str(HERE / "synthetic.py"))
-make_runs = synthetic["make_runs"]
-make_row = runpy.run_path(str(HERE / "test_records.py"))["make_row"]
 STUDY = HERE.parent / "experiments" / "lr_transfer"
 
 ENTRY = {
@@ -130,6 +128,17 @@ def test_horizon_defaults_to_the_one_with_the_most_widths():
     assert claims.drift(kept, "sp", 8).value == pytest.approx(-1.0, abs=0.05)
     with pytest.raises(claims.NotMeasured, match="span 2×"):
         claims.drift(kept, "sp", 8, 2000)
+
+
+def test_an_unfinished_sweep_is_no_best_loss():
+    runs = make_runs(widths=(32, 64))
+    with pytest.raises(claims.NotMeasured, match="span 8×"):
+        claims.default_difference(runs, "umup", "sp", factor=8)
+    begun = runs[(runs.scheme != "umup") | (runs.lr < 2.0**-1.2)]
+    with pytest.raises(claims.NotMeasured, match="u-μP at width 64: lowest at the largest"):
+        claims.default_difference(begun, "umup", "sp")
+    unstable = make_runs(widths=(32,), diverge_above=-0.2)  # SP's best is just below divergence
+    assert math.isfinite(claims.default_difference(unstable, "umup", "sp").lo)
 
 
 def test_divergence_at_the_transferred_rate_fails():
@@ -243,7 +252,8 @@ def test_table_reads_well(tmp_path):
     measured = claims.format_table(claims.evaluate(folder, make_runs(noise=0, spread=0)))
     head, rule, first, second = measured.splitlines()
     assert first == "| It transfers. | 0.15 [0.15, 0.15] octaves | −0.5 to 0.5 octaves | holds |"
-    assert "at most 0.01 nats | fails |" in second
+    assert second == "| It transfers. | 0.150 [0.150, 0.150] nats | at most 0.01 nats | fails |"
+    assert [claims.format_value(0.1234, u, 1) for u in ("octaves", "nats")] == ["0.1", "0.12"]
     missing = claims.format_table(claims.evaluate(folder, make_runs().iloc[:0])).splitlines()
     assert missing[2].endswith("| – | −0.5 to 0.5 octaves | not measured (no runs) |")
     assert head.count("|") == rule.count("|") == first.count("|")

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-import runpy
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from synthetic import SLOPES, level, make_runs, optimum
 from umup import tables
 from umup.config import NUMERICS
 from umup.errors import RecordError
-
-synthetic = runpy.run_path(str(Path(__file__).with_name("synthetic.py")))
-make_runs, optimum, level = (synthetic[name] for name in ("make_runs", "optimum", "level"))
 
 
 def by_hand():
@@ -61,7 +57,7 @@ def test_optima_and_drifts_recover_the_truth():
         assert row.lr == pytest.approx(2**row.log2_lr) and not row.edge
     drifts = tables.drifts(runs, n_boot=200).set_index("scheme")
     assert list(drifts.index) == ["sp", "mup", "umup"]
-    for scheme, slope in synthetic["SLOPES"].items():
+    for scheme, slope in SLOPES.items():
         row = drifts.loc[scheme]
         assert row.slope == pytest.approx(slope, abs=0.04)
         assert row["shift"] == pytest.approx(3 * row.slope)

@@ -1,7 +1,7 @@
 """Nothing leaves the page: MathJax comes with the site, and the live-code extension is shut off.
 
-Jupyter Book always loads sphinx_thebe, which names a CDN on every page (and, run twice, declares its
-constants twice, a script error). It has no switch, so its listeners are taken out.
+Jupyter Book always loads sphinx_thebe, which names a CDN on every page and, when it is run twice,
+declares its constants twice, a script error. It has no switch: its listeners are taken out.
 """
 
 import importlib.util

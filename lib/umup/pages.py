@@ -90,11 +90,19 @@ def bound(low: float | None, high: float | None) -> str:
 
 
 def measured(verdict: Any) -> str:
-    """A verdict's value with its interval and unit, or a dash."""
+    """A verdict's value with its interval and unit, to the decimals the interval warrants."""
     if verdict.value is None or math.isnan(verdict.value):
         return "–"
-    interval = f"[{number(verdict.lo)}, {number(verdict.hi)}]".replace(" ", "\N{NO-BREAK SPACE}")
-    return f"**{number(verdict.value)}** {interval} {verdict.unit}".strip()
+    width = verdict.hi - verdict.lo
+    digits = 1 - math.floor(math.log10(width)) if 0 < width < math.inf else 3
+    digits = min(max(digits, 0), 3)
+
+    def show(value: float) -> str:
+        rounded = round(value, digits) + 0.0 if math.isfinite(value) else value  # no minus zero
+        return number(value) if math.isinf(value) else f"{rounded:.{digits}f}".replace("-", "−")
+
+    interval = f"[{show(verdict.lo)},\N{NO-BREAK SPACE}{show(verdict.hi)}]"
+    return f"**{show(verdict.value)}** {interval} {verdict.unit}".strip()
 
 
 def claim_figures(notebook: Mapping[str, Any]) -> dict[str, str]:
@@ -119,32 +127,35 @@ def claims_board(verdicts: Sequence[Any], studies: Sequence[Study], picture: str
     if not verdicts:
         return "No study states a claim yet.\n"
     by_name = {study.name: study for study in studies}
-    shown = {study.name: claim_figures(study.notebook) for study in studies}
 
-    def where(verdict: Any) -> str:
-        if verdict.study not in by_name:
-            return verdict.study
-        page = f"[{by_name[verdict.study].title}](studies/{verdict.study}.ipynb)"
-        figure = shown[verdict.study].get(verdict.id)
-        return f"{page}, {{numref}}`{figure}`" if figure else page
-
-    def row(v: Any) -> list[str]:
-        profile = f", profile `{v.profile}`" if v.profile else ""
-        lines = [v.statement, f"<small>{where(v)}{profile}. Source: {v.source}.</small>"]
+    def row(v: Any, figures: Mapping[str, str], several: bool) -> list[str]:
+        figure = f"{{numref}}`{figures[v.id]}`. " if v.id in figures else ""
+        profile = f"Profile `{v.profile}`. " if several and v.profile else ""
+        lines = [v.statement, f"<small>{figure}{profile}Source: {v.source}.</small>"]
         if v.note and v.verdict != "holds":
             lines.append(f"<small>*{v.note}*</small>")
         badge = f"{{bdg-{BADGES.get(v.verdict, 'secondary')}}}`{v.verdict}`"
         return ["<br>".join(lines), badge, measured(v), bound(v.bound_min, v.bound_max)]
 
     counts = Counter(v.verdict for v in verdicts)
-    said = ", ".join(f"{counts[kind]} {kind}" for kind in BADGES if counts[kind])
-    figure = (
-        f"```{{figure}} {picture}\n:name: fig-claims\n:alt: measured values against bounds\n\n"
-        "Each claim's measured value with its 95 % interval against its bound.\n```\n"
-    )
-    header = ["claim", "verdict", "measured [95 %]", "bound"]
-    board = table(header, map(row, verdicts), "claims")
-    return f"{len(verdicts)} claims: {said}.\n\n{board}\n" + (figure if picture else "")
+    said = ", ".join(f"{kind} {counts[kind]}" for kind in BADGES if counts[kind])
+    parts = [f"{len(verdicts)} claims: {said}.\n"]
+    for name in dict.fromkeys(v.study for v in verdicts):
+        mine = [v for v in verdicts if v.study == name]
+        used = {v.profile for v in mine if v.verdict != "not measured"}
+        known = by_name.get(name)
+        title = f"[{known.title}](studies/{name}.ipynb)" if known else f"`{name}`"
+        profile = f", profile `{used.pop()}`" if len(used) == 1 else ""
+        parts.append(f"**{title}**{profile}\n")
+        figures = claim_figures(known.notebook) if known else {}
+        rows = [row(v, figures, len(used) > 1) for v in mine]
+        parts.append(table(["claim", "verdict", "measured [95 %]", "bound"], rows, "claims"))
+    if picture:
+        parts.append(
+            f"```{{figure}} {picture}\n:name: fig-claims\n:alt: measured values against bounds\n\n"
+            "Each claim's measured value with its 95 % interval against its bound.\n```\n"
+        )
+    return "\n".join(parts)
 
 
 def picture(studies: Sequence[Study], folder: Path) -> str:
@@ -159,11 +170,18 @@ def picture(studies: Sequence[Study], folder: Path) -> str:
     study, cell = cells[0]
     (folder / "picture.png").write_bytes(base64.b64decode(png(cell)))
     caption = cell["metadata"].get("mystnb", {}).get("figure", {}).get("caption", study.title)
+    caption = re.sub(r"\{glue:text\}`([^`]+)`", lambda found: _glued(found[1], study), caption)
     return (
         f"````{{figure}} _generated/picture.png\n:name: fig-picture\n:alt: {study.title}\n\n"
         f"{caption.strip()} From [{study.title}](studies/{study.name}.ipynb), "
         f"profile `{study.profile}`.\n````\n"
     )
+
+
+def _glued(key: str, study: Study) -> str:
+    """A value glued in a study, as another page must name it: with its notebook and a format."""
+    key = key if "::" in key else f"studies/{study.name}.ipynb::{key}"
+    return f"{{glue:text}}`{key}`" if ":" in key.split("::")[1] else f"{{glue:text}}`{key}:s`"
 
 
 def png(cell: Mapping[str, Any]) -> str:
@@ -269,7 +287,7 @@ def profiles(experiments: Path) -> str:
         keys = dict.fromkeys(key for v in values.values() for key in v)
         rows = [[f"`{k}`", *(_plain(values[n].get(k)) for n in names)] for k in keys]
         grid = table(["parameter", *names], rows, "wrap") if rows else "No profile files.\n"
-        parts.append(f"### `{folder.name}`\n\n{grid}")
+        parts.append(f"### {folder.name}\n\n{grid}")
     return "\n".join(parts)
 
 
@@ -296,16 +314,12 @@ def data_sheet(runs: pd.DataFrame) -> str:
     specs = [json.loads(spec) for spec in runs["spec"].drop_duplicates()]
     used = sorted({(s["corpus"], s["tokenizer"]) for s in specs}) or [("sotu", "bytes")]
     cards = [demote(data.card(corpus, tokenizer), 2) for corpus, tokenizer in used]
-    rows = [
-        [
-            f"`{row['corpus']}`",
-            f"{row['title']}<br><small>{row['licence']}; {row['source']}</small>",
-            f"{row['bytes']:,}" if isinstance(row["bytes"], int) else row["bytes"],
-            row["needs"],
-        ]
-        for row in corpora.list_table()
-    ]
-    registry = table(["corpus", "text", "bytes", "needs"], rows, "wrap")
+    rows = []
+    for row in corpora.list_table():
+        size = f"{row['bytes']:,}" if isinstance(row["bytes"], int) else row["bytes"]
+        about = f"<small>{row['licence']}; {row['source']}. Needs {row['needs']}.</small>"
+        rows.append([f"`{row['corpus']}`", f"{row['title']}<br>{about}", size])
+    registry = table(["corpus", "text", "bytes"], rows, "wrap")
     return "\n\n".join([*cards, "## Corpora that can be used", registry])
 
 
@@ -351,7 +365,7 @@ def generate(root: Path, staging: Path, studies: Sequence[Study]) -> None:
         staging: the copied book sources, executed studies included.
         studies: what was rendered.
     """
-    from umup import claims, figures
+    from umup import bench_records, claims, figures
 
     folder = staging / "_generated"
     folder.mkdir(parents=True, exist_ok=True)
@@ -370,6 +384,7 @@ def generate(root: Path, staging: Path, studies: Sequence[Study]) -> None:
         "profiles": profiles(root / "experiments"),
         "costs": costs(runs, prices(root / "book" / "prices.toml")),
         "status": status(runs),
+        "bench": bench_records.page(root / bench_records.RECORDS),
         "modules": api(Path(__file__).parent, staging / "api"),
     }
     for name, text in fragments.items():

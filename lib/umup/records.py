@@ -23,6 +23,7 @@ import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -367,17 +368,15 @@ def provenance() -> dict[str, Any]:
         created (UTC, ISO 8601) and schema. The commit is that of the checkout that tracks the
         package, else "unknown" or what UMUP_COMMIT says ("HASH" or "HASH+dirty").
     """
-    import flax
     import jax
-    import jaxlib
 
     commit, dirty = _git()
     return {
         "device": jax.devices()[0].device_kind,
         "device_count": jax.device_count(),
-        "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
-        "flax": flax.__version__,
+        "jax": version("jax"),
+        "jaxlib": version("jaxlib"),
+        "flax": version("flax"),
         "python": platform.python_version(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "git_commit": commit,

@@ -10,8 +10,9 @@ imports JAX.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Mapping
+from typing import Any
 
 from umup.config import ModelConfig
 from umup.errors import ConfigError
@@ -53,7 +54,8 @@ def evaluate(power: Power, symbols: Mapping[str, Number]) -> Number:
     traced: Number = 1.0
     for symbol, exponent in power.items():
         if symbol in HP_SYMBOLS:
-            traced = traced * symbols[symbol] ** exponent if exponent != 1 else traced * symbols[symbol]
+            factor = symbols[symbol]
+            traced = traced * (factor if exponent == 1 else factor**exponent)
         elif exponent > 0:
             numerator *= float(symbols[symbol]) ** exponent
         else:
@@ -145,7 +147,9 @@ MUP = Scheme(
         "input": _plain({"sigma_init": 1.0}, {"alpha_emb": 1.0}, {"eta_emb": 1.0}),
         "hidden": _plain({"sigma_init": 1.0, "fan_in": -0.5}, {}, _BASE_OVER_FAN),
         "output": _plain(
-            {"sigma_init": 1.0, "base_fan_in": -0.5}, times({"alpha_output": 1.0}, _BASE_OVER_FAN), {}
+            {"sigma_init": 1.0, "base_fan_in": -0.5},
+            times({"alpha_output": 1.0}, _BASE_OVER_FAN),
+            {},
         ),
     },
     residual=_DEPTH,
@@ -202,7 +206,7 @@ def check_hps(scheme: str, hps: Mapping[str, float]) -> None:
 
 
 def lerp_log(a: Number, lo: float, hi: float) -> Number:
-    """exp(a·ln hi + (1−a)·ln lo): the empirical scale model's interpolation (u-μP paper, App. B)."""
+    """exp(a·ln hi + (1−a)·ln lo): interpolation of the scale models (u-μP paper, Appendix B)."""
     return hi**a * lo ** (1.0 - a)
 
 

@@ -57,14 +57,18 @@ class LRSearch(Config):
     max_extend: int = 4
 
     RANGES = {
-        "lo": Range(-60, 60), "hi": Range(-60, 60), "refine": POSITIVE, "window": Range(0.0),
-        "seeds": COUNT, "max_extend": Range(0),
+        "lo": Range(-60, 60), "hi": Range(-60, 60), "refine": (0.25, 0.5, 1.0),
+        "window": Range(0.0), "seeds": COUNT, "max_extend": Range(0),
     }  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.hi <= self.lo:
             raise ConfigError("hi", self.hi, f"more than lo = {self.lo:g}")
+
+    def ends(self) -> tuple[float, float]:
+        """The lowest and highest log2 η that the search may ever ask for."""
+        return self.lo - self.max_extend, self.hi + self.max_extend
 
 
 def around(center: float, search: LRSearch, below: int = 2, above: int = 3) -> LRSearch:
@@ -110,17 +114,17 @@ def next_lrs(search: LRSearch, results: list[Result]) -> list[tuple[float, int]]
     if todo := missing(coarse, [0]):
         return todo
     best = best_lr(results)
-    if best is None:
-        lowest = min(r.log2_lr for r in results)
-        grow = [lowest - 1.0] if lowest > search.lo - search.max_extend else []
-        return missing(grow, [0])
+    lowest, highest = search.ends()
     measured = [r.log2_lr for r in results]
-    if best == min(measured) and best > search.lo - search.max_extend:
+    if best is None:  # all diverged
+        return missing([min(measured) - 1.0], [0]) if min(measured) - 1.0 >= lowest else []
+    if best == min(measured) and best - 1.0 >= lowest:
         return missing([best - 1.0], [0])
-    if best == max(measured) and best < search.hi + search.max_extend:
+    if best == max(measured) and best + 1.0 <= highest:
         return missing([best + 1.0], [0])
     n = int(search.window / search.refine + 1e-9)
     near = [best + i * search.refine for i in range(-n, n + 1)]
+    near = [lr for lr in near if lowest <= lr <= highest]
     return missing(near, [0]) or missing(near, range(search.seeds))
 
 
@@ -153,6 +157,7 @@ class LRSweep(Config):
         profile: name of the profile; column of the records and their folder.
         mode: ``run`` trains what is missing, ``load`` only reads the records.
         fresh: train everything anew in a temporary store (the smoke profile).
+        digits: decimals that the notebook prints.
         schemes, widths, steps: the main arms, one for each scheme and width.
         short_steps, short_widths, long_steps, long_widths: further horizons (0 steps: none).
         full_grid_width: above it, the grid is moved around the optimum predicted from smaller
@@ -171,6 +176,7 @@ class LRSweep(Config):
     profile: str = "smoke"
     mode: str = "run"
     fresh: bool = False
+    digits: int = 2
     corpus: str = "sotu"
     tokenizer: str = "bytes"
     schemes: tuple[str, ...] = ("sp", "mup", "umup")
@@ -206,12 +212,13 @@ class LRSweep(Config):
     assumed_tflops: float = 0.1
 
     RANGES = {
-        "mode": ("run", "load"), "schemes": ("sp", "mup", "umup"), "widths": COUNT,
+        "mode": ("run", "load"), "digits": Range(0, 6),
+        "schemes": ("sp", "mup", "umup"), "widths": COUNT,
         "full_grid_width": COUNT, "n_layers": COUNT, "d_head": COUNT, "ff_ratio": POSITIVE,
         "seq_len": COUNT, "batch_size": COUNT, "steps": COUNT, "short_steps": Range(0),
         "short_widths": COUNT, "long_steps": Range(0), "long_widths": COUNT,
         "warmup_ratio": Range(0.0, 1.0), "weight_decay": Range(0.0), "base_width": COUNT,
-        "refine": Range(0.0, 1.0, open_lo=True), "window": Range(0.0), "seeds": COUNT,
+        "refine": (0.25, 0.5, 1.0), "window": Range(0.0), "seeds": COUNT,
         "eval_batches": COUNT, "workers": Range(0, 256), "lanes": COUNT, "lanes_at_once": COUNT,
         "chunk_steps": COUNT, "time_limit_minutes": Range(0.0), "assumed_tflops": POSITIVE,
     }  # fmt: skip
@@ -234,7 +241,7 @@ class LRSweep(Config):
         return LRSearch(lo, hi, self.refine, self.window, self.seeds)
 
     def arms(self) -> list[Arm]:
-        """All arms, narrow first."""
+        """All arms: the main horizon's first, and the cheap before the dear."""
         horizons = (
             (self.steps, self.widths),
             (self.short_steps, self.short_widths),
@@ -246,7 +253,9 @@ class LRSweep(Config):
             for width in widths
             for scheme in self.schemes
         ]  # fmt: skip
-        return sorted(set(arms), key=lambda a: (a.d_model**2 * a.steps, a.scheme))
+        return sorted(
+            set(arms), key=lambda a: (a.steps != self.steps, a.d_model**2 * a.steps, a.scheme)
+        )
 
     def model(self, width: int, vocab_size: int) -> ModelConfig:
         """The model's shape at a width."""
@@ -302,9 +311,9 @@ class LRSweep(Config):
 
     def _candidates(self, search: LRSearch) -> list[tuple[float, int]]:
         """Every (log2 η, seed) the search could ever ask for."""
-        margin = search.max_extend + search.window
-        n = int((search.hi - search.lo + 2 * margin) / search.refine) + 1
-        lrs = [search.lo - margin + i * search.refine for i in range(n)]
+        lowest, highest = search.ends()
+        n = int((highest - lowest) / search.refine) + 1
+        lrs = [lowest + i * search.refine for i in range(n)]
         return [(lr, seed) for lr in lrs for seed in range(self.seeds)]
 
     def missing_seconds(self, runs: list[RunConfig]) -> float:

@@ -24,6 +24,7 @@ import pandas as pd
 import yaml
 
 from umup import data
+from umup.config import RunConfig
 from umup.errors import StudyError
 from umup.records import Store, current, provenance, stale
 from umup.search import LRSweep
@@ -187,7 +188,7 @@ def _spawn(study: str, sweep: LRSweep, place: Store, progress: Progress) -> None
         subprocess.Popen(
             [sys.executable, "-m", "umup.study", study, "--settings", given,
              "--records", str(place.folder), "--core", str(cores[i % len(cores)])],
-            stderr=subprocess.PIPE if not progress.terminal() else None, text=True,
+            stderr=subprocess.PIPE if not progress.wanted() else None, text=True,
         )
         for i in range(sweep.workers)
     ]  # fmt: skip
@@ -216,23 +217,19 @@ def outlook(sweep: LRSweep, runs: pd.DataFrame, dataset: data.Dataset) -> dict[s
         rests on ``assumed_tflops`` alone).
     """
     mine = current(runs)
-    keys = dict(zip(mine["key"], mine["final_loss"])) if len(mine) else {}
-    played = mine[["key", "final_loss"]].copy() if len(mine) else pd.DataFrame(
-        {"key": [], "final_loss": []}
-    )  # fmt: skip
-    missing = []
-    best: dict[tuple, float] = {}
-    if len(mine):
-        ok = mine[mine["status"] == "ok"].sort_values("final_loss")
-        for row in ok.itertuples():
-            best.setdefault((row.scheme, row.d_model, row.steps), math.log2(float(row.lr)))
-    while todo := sweep.pending(played, dataset):
+    losses = dict(zip(mine["key"], mine["final_loss"], strict=True))
+    best: dict[tuple, tuple[float, float]] = {}
+    for row in mine[mine["status"] == "ok"].sort_values("final_loss").to_dict("records"):
+        arm = (row["scheme"], row["d_model"], row["steps"])
+        best.setdefault(arm, (math.log2(row["lr"]), row["final_loss"]))
+    missing: list[RunConfig] = []
+    while todo := sweep.pending(_played(losses), dataset):
         for run in todo:
-            lo, hi = getattr(sweep, f"lr_{run.scheme}")
-            center = best.get((run.scheme, run.model.d_model, run.optim.steps), (lo + hi) / 2)
-            keys[run.key()] = 1.0 + 0.1 * (math.log2(run.hps.eta) - center) ** 2
-            missing.append(run)
-        played = pd.DataFrame({"key": list(keys), "final_loss": list(keys.values())})
+            lo, hi = sweep.search(run.scheme).lo, sweep.search(run.scheme).hi
+            arm = (run.scheme, run.model.d_model, run.optim.steps)
+            center, lowest = best.get(arm, ((lo + hi) / 2, 1.0))
+            losses[run.key()] = lowest + 0.1 * (math.log2(run.hps.eta) - center) ** 2
+        missing += todo
     seconds, assumed = 0.0, True
     for run in missing:
         if len(mine):
@@ -245,15 +242,21 @@ def outlook(sweep: LRSweep, runs: pd.DataFrame, dataset: data.Dataset) -> dict[s
                 continue
         seconds += sweep.missing_seconds([run])
     return {
-        "done": len(mine), "diverged": int((mine["status"] == "diverged").sum()) if len(mine) else 0,
+        "done": len(mine), "diverged": int((mine["status"] == "diverged").sum()),
         "stale": len(stale(runs)), "missing": len(missing), "seconds_left": seconds,
         "assumed": assumed,
     }  # fmt: skip
 
 
-def status(study: str, profile: str) -> dict[str, Any]:
-    """``outlook`` of a committed profile, with the number of runs now in flight here."""
-    given = LRSweep.from_dict(parameters(study, profile))
+def _played(losses: Mapping[str, float]) -> pd.DataFrame:
+    return pd.DataFrame({"key": list(losses), "final_loss": list(losses.values())})
+
+
+def status(
+    study: str, profile: str, overrides: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """``outlook`` of a profile's records, with the number of runs now in flight here."""
+    given = LRSweep.from_dict(parameters(study, profile) | dict(overrides or {}))
     place = store(study, given.profile)
     dataset = data.load(given.corpus, given.tokenizer, seq_len=given.seq_len)
     return {

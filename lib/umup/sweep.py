@@ -16,9 +16,10 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Iterable, Sequence
+from typing import TextIO
 
 import numpy as np
 
@@ -54,14 +55,23 @@ class Progress:
             self.log_file.parent.mkdir(parents=True, exist_ok=True)
             with self.log_file.open("a", encoding="utf-8") as file:
                 file.write(stamped + "\n")
-        if self.terminal():
-            print(stamped, file=sys.__stderr__, flush=True)
+        with self._terminal() as terminal:
+            if terminal is not None:
+                print(stamped, file=terminal, flush=True)
 
     @staticmethod
-    def terminal() -> bool:
-        """Whether lines go to standard error: a terminal, or UMUP_PROGRESS=1."""
-        wanted = os.environ.get("UMUP_PROGRESS") == "1"
-        return sys.__stderr__ is not None and (wanted or sys.__stderr__.isatty())
+    def wanted() -> bool:
+        """Whether standard error is where progress belongs: a terminal, or UMUP_PROGRESS=1."""
+        asked = os.environ.get("UMUP_PROGRESS") == "1"
+        return sys.__stderr__ is not None and (asked or sys.__stderr__.isatty())
+
+    def _terminal(self) -> contextlib.AbstractContextManager[TextIO | None]:
+        if self.wanted():
+            return contextlib.nullcontext(sys.__stderr__)
+        if "ipykernel" in sys.modules:  # a kernel's stderr is an output; its terminal is not
+            with contextlib.suppress(OSError):
+                return open("/dev/tty", "w", encoding="utf-8")
+        return contextlib.nullcontext(None)
 
 
 @dataclass(frozen=True)
@@ -177,7 +187,7 @@ def run_group(
             last_save = now
         if now > settings.deadline and done < steps:
             raise OutOfTime
-    val = np.asarray(compiled.evaluate(device_tokens(dataset, "val"), lanes, states.params))
+    val = np.asarray(compiled.evaluate(device_tokens(dataset, "val"), states))
     # Speed is the median chunk's; what the first chunk took beyond it is compilation.
     typical = float(np.median(seconds[1:])) if len(seconds) > 1 else math.nan
     facts = {
@@ -224,7 +234,7 @@ class Partial:
         """Write state leaves, losses (lanes, steps) and the seconds spent."""
         buffer = io.BytesIO()
         arrays = {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
-        np.savez(buffer, losses=losses, wall=wall, **arrays)
+        np.savez(buffer, allow_pickle=False, losses=losses, wall=np.asarray(wall), **arrays)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
         try:

@@ -7,6 +7,7 @@ a build that is killed leaves no half cache, and two at once leave one that is r
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -88,15 +89,18 @@ class Slot:
 
     @property
     def manifest(self) -> Path:
+        """The file that is written last and makes the cache valid."""
         return self.folder / "manifest.json"
 
     @property
     def command(self) -> str:
+        """The shell command that prepares this cache."""
         budget = f" --max-tokens {self.max_tokens}" if self.max_tokens else ""
         name = shlex.quote(self.corpus.name)
         return f"umup data prepare {name} --tokenizer {self.tokenizer}{budget}"
 
     def changed(self, where: object, received: object) -> DataError:
+        """The error of a cache that is not what its manifest says."""
         return DataError(str(where), received, f"an unchanged cache; run `{self.command} --force`")
 
 
@@ -363,5 +367,6 @@ def _tokenizer_file(sha256: str) -> str:
 def _sweep(folder: Path, keep: set[str]) -> None:
     """Drop files no manifest names; an hour's grace spares those of a process still at work."""
     for path in folder.iterdir():
-        if path.name not in keep and time.time() - path.stat().st_mtime > _STALE_S:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process renamed or swept it
+            if path.name not in keep and time.time() - path.stat().st_mtime > _STALE_S:
+                path.unlink()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +25,21 @@ from umup.rules import Number, Parametrization
 HP_NAMES = tuple(HPs().to_dict())
 
 
-class TrainState(NamedTuple):
-    """What training carries: parameters, optimizer state, number of steps done."""
+class Numbers(NamedTuple):
+    """What the rules say of one run: the model's scales and every weight's learning-rate factor.
 
+    They enter the step as values, so that one compiled program serves every scheme, and two
+    schemes whose numbers agree (μP and SP at the base shape) train bit for bit alike.
+    """
+
+    scales: nnx.State
+    lr_factors: nnx.State
+
+
+class TrainState(NamedTuple):
+    """What training carries: the run's numbers, parameters, optimizer state, steps done."""
+
+    numbers: Numbers
     params: nnx.State
     opt: tuple
     step: Array
@@ -58,49 +71,66 @@ def build(run: RunConfig, lane: Lane) -> Decoder:
     )
 
 
+def graph_of(run: RunConfig) -> nnx.GraphDef:
+    """The model's structure, without numbers; the same for every scheme."""
+    hps = HPs().to_dict()
+    return split(nnx.eval_shape(lambda: build(run, Lane(hps, jnp.int32(0)))))[0]
+
+
 def init(run: RunConfig, lane: Lane) -> TrainState:
     """The state before the first step."""
-    _, params, _ = split(build(run, lane))
+    _, params, scales = split(build(run, lane))
     factors = optim.lr_factors(params, parametrization(run, lane.hps))
     opt = optim.adamw(run.optim, factors, lane.hps).init(params)
-    return TrainState(params, opt, jnp.zeros([], jnp.int32))
+    return TrainState(Numbers(scales, factors), params, opt, jnp.zeros([], jnp.int32))
 
 
-def step_fn(run: RunConfig, lane: Lane) -> Callable[[TrainState, tuple], tuple[TrainState, Array]]:
-    """The pure step: (state, (inputs, targets) each (B, T)) → (state, loss before the update)."""
-    # The initial weights drawn here are dead code: only the graph and the scales are used.
-    graph, params, scales = split(build(run, lane))
-    factors = optim.lr_factors(params, parametrization(run, lane.hps))
-    optimizer = optim.adamw(run.optim, factors, lane.hps)
+def step(run: RunConfig, lane: Lane, state: TrainState, batch: tuple) -> tuple[TrainState, Array]:
+    """The pure step.
 
-    def step(state: TrainState, batch: tuple[Array, Array]) -> tuple[TrainState, Array]:
-        def loss_of(params):
-            return nnx.merge(graph, params, scales).loss(*batch)
+    Args:
+        run: shapes and optimizer; its scheme and hyperparameters are not read.
+        lane: η and weight decay.
+        state: before the step.
+        batch: inputs and targets, each int (B, T).
 
-        loss, grads = jax.value_and_grad(loss_of)(state.params)
-        updates, opt = optimizer.update(grads, state.opt, state.params)
-        params = jax.tree.map(jnp.add, state.params, updates)
-        return TrainState(params, opt, state.step + 1), loss
+    Returns:
+        The state after the step, and the loss before it, nats a token.
+    """
+    graph = graph_of(run)
+    optimizer = optim.adamw(run.optim, state.numbers.lr_factors, lane.hps)
 
-    return step
+    def loss_of(params):
+        return nnx.merge(graph, params, state.numbers.scales).loss(*batch)
+
+    loss, grads = jax.value_and_grad(loss_of)(state.params)
+    updates, opt = optimizer.update(grads, state.opt, state.params)
+    params = jax.tree.map(jnp.add, state.params, updates)
+    return TrainState(state.numbers, params, opt, state.step + 1), loss
 
 
 def _chunk(run: RunConfig, n_steps: int, tokens: Array, lane: Lane, state: TrainState):
-    step = step_fn(run, lane)
+    numbers = state.numbers  # outside the carry: constants of the loop
 
-    def body(state, _):
+    def body(carry, _):
+        state = TrainState(numbers, **carry)
         batch = data.batch(
             tokens, lane.seed, state.step,
             batch_size=run.optim.batch_size, seq_len=run.model.seq_len,
         )  # fmt: skip
-        return step(state, batch)
+        state, loss = step(run, lane, state, batch)
+        return _moving(state), loss
 
-    return jax.lax.scan(body, state, None, length=n_steps)
+    carry, losses = jax.lax.scan(body, _moving(state), None, length=n_steps)
+    return TrainState(numbers, **carry), losses
 
 
-def _evaluate(run: RunConfig, tokens: Array, lane: Lane, params: nnx.State) -> Array:
-    graph, _, scales = split(build(run, lane))
-    model = nnx.merge(graph, params, scales)
+def _moving(state: TrainState) -> dict[str, Any]:
+    return {"params": state.params, "opt": state.opt, "step": state.step}
+
+
+def _evaluate(run: RunConfig, tokens: Array, state: TrainState) -> Array:
+    model = nnx.merge(graph_of(run), state.params, state.numbers.scales)
 
     def body(total, index):
         batch = data.eval_batch(
@@ -131,8 +161,9 @@ def over_lanes(fn: Callable, lanes_at_once: int) -> Callable:
 class Programs(NamedTuple):
     """Compiled functions that serve every run of one shape, over lanes.
 
-    ``init(lanes)`` → states; ``chunk(tokens, lanes, states, n_steps)`` → (states, losses
-    (lanes, n_steps)), the states' buffers donated; ``evaluate(tokens, lanes, params)`` → (lanes,).
+    ``init(lanes)`` → states, one program a scheme; ``chunk(tokens, lanes, states, n_steps)`` →
+    (states, losses (lanes, n_steps)), the states' buffers donated; ``evaluate(tokens, states)`` →
+    (lanes,). The last two are shared by all schemes.
     """
 
     init: Callable
@@ -141,24 +172,27 @@ class Programs(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def _programs(run: RunConfig, lanes_at_once: int) -> Programs:
+def _init_program(run: RunConfig, lanes_at_once: int) -> Callable:
+    return jax.jit(lambda lanes: over_lanes(functools.partial(init, run), lanes_at_once)(lanes))
+
+
+@functools.lru_cache(maxsize=64)
+def _step_programs(run: RunConfig, lanes_at_once: int) -> tuple[Callable, Callable]:
     def chunk(tokens, lanes, states, n_steps):
         one = functools.partial(_chunk, run, n_steps, tokens)
         return over_lanes(one, lanes_at_once)(lanes, states)
 
-    def evaluate(tokens, lanes, params):
-        return over_lanes(functools.partial(_evaluate, run, tokens), lanes_at_once)(lanes, params)
+    def evaluate(tokens, states):
+        return over_lanes(functools.partial(_evaluate, run, tokens), lanes_at_once)(states)
 
-    return Programs(
-        init=jax.jit(lambda lanes: over_lanes(lambda lane: init(run, lane), lanes_at_once)(lanes)),
-        chunk=jax.jit(chunk, static_argnums=3, donate_argnums=2),
-        evaluate=jax.jit(evaluate),
-    )
+    return jax.jit(chunk, static_argnums=3, donate_argnums=2), jax.jit(evaluate)
 
 
 def programs(run: RunConfig, lanes_at_once: int = 1) -> Programs:
-    """The programs of ``run``'s shape; equal shapes share one entry whatever their HPs and seed."""
-    return _programs(dataclasses.replace(run, hps=HPs(), seed=0), lanes_at_once)
+    """The programs of ``run``'s shape; equal shapes share them whatever scheme, HPs and seed."""
+    shape = dataclasses.replace(run, hps=HPs(), seed=0)
+    shared = dataclasses.replace(shape, scheme="sp")
+    return Programs(_init_program(shape, lanes_at_once), *_step_programs(shared, lanes_at_once))
 
 
 def train(run: RunConfig, tokens: np.ndarray, *, chunk_steps: int | None = None) -> np.ndarray:

@@ -1,0 +1,205 @@
+"""The ``umup`` command."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from umup.errors import UmupError
+
+EPILOG = """examples:
+  umup studies                                  what there is to run
+  umup run lr_transfer --profile smoke          about a minute
+  umup run lr_transfer --profile h100 -p time_limit_minutes 9
+                                                stops cleanly; the same command goes on
+  umup status                                   what is done, running, missing, stale
+  umup data prepare sotu --tokenizer bpe4096
+  umup bench                                    step times beside PyTorch's unit_scaling
+  umup book                                     build the book into book/_build/html
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, with an example for every command."""
+    top = argparse.ArgumentParser(
+        prog="umup", description="μP and u-μP studies on JAX.", epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str, example: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name, help=text, description=text, epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+
+    add("studies", "List the studies and their profiles.", "umup studies")
+
+    run = add(
+        "run", "Run a study: train what its records lack, then execute its notebook.",
+        "umup run lr_transfer --profile cpu -p seeds 1",
+    )  # fmt: skip
+    run.add_argument("study")
+    run.add_argument("--profile", default="smoke", help="parameter file (default: smoke)")
+    run.add_argument(
+        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+        help="override one parameter; the value is read as YAML",
+    )  # fmt: skip
+    run.add_argument("--dry-run", action="store_true", help="only say what would run, how long")
+
+    status = add(
+        "status", "Say for every study and profile what is done, running, missing or stale.",
+        "umup status lr_transfer",
+    )  # fmt: skip
+    status.add_argument("study", nargs="?")
+    status.add_argument(
+        "--repair", action="store_true", help="move unreadable shards aside, to be run again"
+    )
+
+    data = add(
+        "data", "List, prepare or verify corpora, or print a corpus's data sheet.",
+        "umup data prepare sotu --tokenizer bpe4096",
+    )  # fmt: skip
+    data.add_argument("action", choices=("list", "prepare", "verify", "card"))
+    data.add_argument("corpus", nargs="?", default="sotu")
+    data.add_argument("--tokenizer", default="bytes", help="bytes, or bpe512 to bpe32000")
+    data.add_argument("--max-tokens", type=int, help="token budget of a streamed corpus")
+    data.add_argument("--force", action="store_true", help="prepare again over a changed cache")
+
+    bench = add("bench", "Measure step times, lanes, compile time, memory.", "umup bench --quick")
+    bench.add_argument("rest", nargs=argparse.REMAINDER, help="see umup bench --help")
+    book = add("book", "Build the book into book/_build/html.", "umup book --no-live")
+    book.add_argument("--no-live", action="store_true", help="skip the live smoke runs")
+    return top
+
+
+def show_studies() -> None:
+    """Print the studies and their profiles."""
+    from umup import study
+
+    for name in study.names():
+        print(f"{name:20} {', '.join(study.profiles(name))}")
+
+
+def run_study(name: str, profile: str, overrides: dict[str, Any], dry_run: bool) -> int:
+    """Train what is missing, then execute the notebook; returns the exit status."""
+    from umup import site, study
+    from umup.search import LRSweep
+    from umup.sweep import OutOfTime
+
+    given = study.parameters(name, profile) | overrides
+    sweep = LRSweep.from_dict(given)
+    place = study.store(name, sweep.profile)
+    if dry_run:
+        state = study.status(name, profile, overrides)
+        print(format_status([state]))
+        return 0
+    if not sweep.fresh and sweep.mode == "run":
+        os.environ.setdefault("UMUP_PROGRESS", "1")
+        try:
+            study.run_or_load(name, sweep)
+        except OutOfTime:
+            print(f"time limit reached; `umup run {name} --profile {profile}` goes on")
+            return study.EXIT_OUT_OF_TIME
+        given = given | {"mode": "load"}
+    root = study.experiments_folder().parent
+    output = root / "book" / "_build" / "runs" / f"{name}-{profile}.ipynb"
+    print(f"executing the notebook of {name} at profile {profile}")
+    site.execute(study.folder(name) / "study.ipynb", output, given, root)
+    print(f"executed: {output.relative_to(root)}")
+    if not sweep.fresh:
+        print(f"records:  {place.folder.relative_to(root)}")
+    return 0
+
+
+def show_status(only: str | None, repair: bool) -> None:
+    """Print one line a study and profile."""
+    from umup import study
+
+    states = []
+    for name in [only] if only else study.names():
+        for profile in study.profiles(name):
+            if study.parameters(name, profile).get("fresh"):
+                continue  # keeps no records
+            if repair:
+                for shard in study.store(name, profile).repair():
+                    print(f"moved aside: {shard}")
+            try:
+                states.append(study.status(name, profile))
+            except UmupError as error:  # a corpus that this box lacks hides no other profile
+                print(f"{name} {profile}: {error}", file=sys.stderr)
+    if states:
+        print(format_status(states))
+
+
+def format_status(states: Sequence[dict[str, Any]]) -> str:
+    """The status table as text."""
+    header = ("study", "profile", "done", "running", "missing", "diverged", "stale", "time left")
+    rows: list[tuple[str, ...]] = [header]
+    for s in states:
+        minutes = s["seconds_left"] / 60
+        left = f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min"
+        left = ("~" if s["assumed"] and s["missing"] else "") + left
+        rows.append((s["study"], s["profile"], *(str(s[k]) for k in header[2:7]), left))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    lines = (
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def run_data(action: str, corpus: str, tokenizer: str, max_tokens: int | None, force: bool) -> int:
+    """``umup data``; returns the exit status."""
+    from umup import corpora, data
+
+    if action == "list":
+        for entry in corpora.list_table():
+            print("  ".join(f"{entry[k]!s}" for k in entry))
+    elif action == "prepare":
+        data.prepare(corpus, tokenizer, force=force, max_tokens=max_tokens)
+    elif action == "verify":
+        problems = data.verify(corpus, tokenizer, max_tokens=max_tokens)
+        print("\n".join(problems) or f"{corpus} as {tokenizer} is whole")
+        return int(bool(problems))
+    else:
+        print(data.card(corpus, tokenizer, max_tokens=max_tokens))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point: 0 done, 1 bad input (the message says which field), 75 time limit reached."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if argv[:1] == ["bench"]:
+            from umup import bench
+
+            return bench.main(argv[1:])
+        chosen = parser().parse_args(argv)
+        if chosen.command == "studies":
+            show_studies()
+        elif chosen.command == "run":
+            overrides = {k: yaml.safe_load(v) for k, v in chosen.parameter}
+            return run_study(chosen.study, chosen.profile, overrides, chosen.dry_run)
+        elif chosen.command == "status":
+            show_status(chosen.study, chosen.repair)
+        elif chosen.command == "data":
+            return run_data(
+                chosen.action, chosen.corpus, chosen.tokenizer, chosen.max_tokens, chosen.force
+            )
+        elif chosen.command == "book":
+            from umup import site
+
+            return site.main(["build", *(["--no-live"] if chosen.no_live else [])])
+        return 0
+    except UmupError as error:
+        print(f"umup: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""What this machine is, what memory this process took, and how busy others kept it meanwhile."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def name() -> str:
+    """The processor's model name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return next(iter(named), platform.processor() or platform.machine())
+
+
+def peak_mib() -> float:
+    """Peak resident memory of this process, MiB."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not ru_maxrss: on Linux that starts from the peak of the process that started this one.
+        lines = status.read_text(encoding="utf-8").splitlines()
+        if found := [line.split()[1] for line in lines if line.startswith("VmHWM:")]:
+            return int(found[0]) / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 1024
+
+
+def cpu_seconds() -> tuple[float, float, float] | None:
+    """(busy, all, ours): CPU seconds of the machine and of this process and its children."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return None
+    ticks = [int(x) for x in stat.read_text(encoding="ascii").splitlines()[0].split()[1:9]]
+    hertz, idle = os.sysconf("SC_CLK_TCK"), ticks[3] + ticks[4]
+    return (sum(ticks) - idle) / hertz, sum(ticks) / hertz, sum(os.times()[:4])
+
+
+def others_share(before: Sequence[float] | None, after: Sequence[float] | None) -> float | None:
+    """Share of the machine's CPU time that other processes took between two `cpu_seconds`."""
+    if before is None or after is None:
+        return None
+    busy, whole, ours = (b - a for a, b in zip(before, after))
+    return max(busy - ours, 0.0) / whole if whole > 0 else 0.0

@@ -1,0 +1,152 @@
+"""What a study says in words: sentences and Markdown tables made from its records.
+
+Notebooks show these instead of prose with numbers typed in. ``digits`` sets the decimals, so that
+what a notebook stores is robust to the last bits of another CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from umup import rules, tables
+from umup.claims import format_number
+
+TITLES = {name: scheme.title for name, scheme in rules.SCHEMES.items()}
+
+
+def interval(value: float, lo: float, hi: float, digits: int = 2) -> str:
+    """``value [lo, hi]``, or the value alone where the data do not bound it.
+
+    With fewer than two digits, as at smoke, no interval: one from two seeds says nothing.
+    """
+    text = format_number(value, digits)
+    if digits < 2 or not (math.isfinite(lo) and math.isfinite(hi)):
+        return text
+    return f"{text} [{format_number(lo, digits)}, {format_number(hi, digits)}]"
+
+
+def loss_digits(digits: int) -> int:
+    """Decimals of a loss: one more than of octaves, but for smoke's coarse numbers."""
+    return digits + 1 if digits >= 2 else digits
+
+
+def markdown(table: pd.DataFrame, columns: Mapping[str, str]) -> str:
+    """A Markdown table of ``columns`` (name in the table → heading)."""
+    rows = [list(columns.values()), ["---"] * len(columns)]
+    rows += [[str(row[name]) for name in columns] for row in table.to_dict("records")]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def glue(name: str, text: str) -> None:
+    """Name a text so that captions and pages can show it: MyST's ``{glue:text}`` role.
+
+    What ``myst_nb.glue`` does, without its package, which a GPU box need not have.
+    """
+    from IPython.display import display
+
+    prefix = "application/papermill.record/"
+    display(
+        {f"{prefix}text/plain": repr(text)}, raw=True,
+        metadata={"scrapbook": {"name": name, "mime_prefix": prefix}},
+    )  # fmt: skip
+
+
+def what_ran(runs: pd.DataFrame) -> str:
+    """One sentence: how many runs, of what, on what."""
+    first = runs.iloc[0]
+    diverged = int((runs["status"] == "diverged").sum())
+    widths = ", ".join(str(w) for w in sorted(runs["d_model"].unique()))
+    steps = ", ".join(str(s) for s in sorted(runs["steps"].unique()))
+    return (
+        f"{len(runs)} runs, {diverged} of them diverged: {first['n_layers']} layers, heads of "
+        f"{first['d_head']}, widths {widths}; {first['batch_size']} sequences of "
+        f"{first['seq_len']} tokens a step, {steps} steps; up to {runs['seed'].nunique()} seeds."
+    )
+
+
+def drift_texts(runs: pd.DataFrame, schemes: Sequence[str], digits: int = 2) -> dict[str, str]:
+    """Scheme → ``slope [lo, hi]`` in octaves per doubling of width, at the main horizon.
+
+    A scheme whose optimum was not measured at two widths has the text "not measured".
+    """
+    drifts = tables.drifts(runs)
+    at = drifts[drifts["steps"] == _main_horizon(runs)]
+    measured = {
+        r["scheme"]: interval(r["slope"], r["slope_lo"], r["slope_hi"], digits)
+        for r in at.to_dict("records")
+    }
+    return {scheme: measured.get(scheme, "not measured") for scheme in schemes}
+
+
+def _main_horizon(runs: pd.DataFrame) -> int:
+    """The horizon with the most widths, then the longest."""
+    widths = runs.groupby("steps")["d_model"].nunique()
+    return int(max(widths.index, key=lambda s: (widths[s], s)))
+
+
+def optima_table(runs: pd.DataFrame, digits: int = 2) -> str:
+    """Fitted optima: one row a scheme, horizon and width."""
+    optima = tables.optima(runs)
+    rows = [
+        {
+            "scheme": TITLES[o["scheme"]], "steps": o["steps"], "width": o["d_model"],
+            "lr": interval(o["log2_lr"], o["log2_lr_lo"], o["log2_lr_hi"], digits),
+            "loss": interval(o["loss"], o["loss_lo"], o["loss_hi"], loss_digits(digits)),
+            "runs": o["n_points"], "note": o["reason"],
+        }
+        for o in optima.to_dict("records")
+    ]  # fmt: skip
+    return markdown(
+        pd.DataFrame(rows),
+        {"scheme": "scheme", "steps": "steps", "width": "width", "lr": "log2 η* [95 %]",
+         "loss": "loss at η*, nats a token [95 %]", "runs": "runs in the fit", "note": ""},
+    )  # fmt: skip
+
+
+def default_table(runs: pd.DataFrame, digits: int = 2) -> str:
+    """Best losses with HPs at their defaults: u-μP minus the others, paired by seed."""
+    differences = tables.default_differences(runs)
+    rows = [
+        {
+            "pair": f"u-μP − {TITLES[d['against']]}", "steps": d["steps"], "width": d["d_model"],
+            "difference": interval(
+                d["difference"], d["difference_lo"], d["difference_hi"], loss_digits(digits)
+            ),
+            "n": d["n"],
+        }
+        for d in differences.to_dict("records")
+    ]  # fmt: skip
+    return markdown(
+        pd.DataFrame(rows),
+        {"pair": "pair", "steps": "steps", "width": "width",
+         "difference": "difference, nats a token [95 %]", "n": "seed pairs"},
+    )  # fmt: skip
+
+
+def answer(runs: pd.DataFrame, schemes: Sequence[str], digits: int = 2) -> str:
+    """The study's answer in one paragraph: how far each optimum moves, and whose loss is lowest."""
+    steps = _main_horizon(runs)
+    drifts = tables.drifts(runs)
+    parts = []
+    for scheme in schemes:
+        at = drifts[(drifts["scheme"] == scheme) & (drifts["steps"] == steps)]
+        if at.empty:
+            continue
+        d = at.iloc[0]
+        span = f"{int(d['d_model_max'] / d['d_model_min'])}×"
+        shift = interval(d["shift"], d["shift_lo"], d["shift_hi"], digits)
+        parts.append(f"{TITLES[scheme]}'s by {shift} octaves")
+    moved = f"Over {span} in width the best learning rate moves: " + ", ".join(parts) + "."
+    best = tables.default_losses(runs)
+    widest = best[(best["steps"] == steps) & (best["d_model"] == best["d_model"].max())]
+    widest = widest.sort_values("loss")
+    decimals = loss_digits(digits)
+    losses = ", ".join(
+        f"{TITLES[scheme]} {format_number(loss, decimals)}"
+        for scheme, loss in zip(widest["scheme"], widest["loss"], strict=True)
+    )
+    width = int(widest["d_model"].iloc[0])
+    return f"{moved} Best loss at width {width} after {steps} steps, nats a token: {losses}."

@@ -1,0 +1,189 @@
+"""Generated fragments say what the records say; expectations are worked out by hand."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from dataclasses import dataclass
+
+import pandas as pd
+import pytest
+
+from umup import config, pages, rules
+from umup.errors import BookError
+
+NAN = math.nan
+
+
+@dataclass(frozen=True)
+class Verdict:
+    id: str = "sp-drifts"
+    statement: str = "|shift| is large"
+    source: str = "a paper"
+    value: float = -1.07
+    lo: float = -1.15
+    hi: float = -0.98
+    bound_min: float = -math.inf
+    bound_max: float = -0.5
+    unit: str = "octaves"
+    verdict: str = "holds"
+    note: str = ""
+    study: str = "lr"
+    profile: str = "cpu"
+
+
+def runs(**changes) -> pd.DataFrame:
+    row = {
+        "study": "lr", "profile": "cpu", "status": "ok", "numerics": config.NUMERICS,
+        "created": "2026-11-22T05:00:00+00:00", "device": "NVIDIA H100 80GB HBM3",
+        "device_count": 1, "python": "3.11", "jax": "0.10.2", "jaxlib": "0.10.2",
+        "flax": "0.12.8", "xla_flags": "", "git_commit": "abcdef0123456789", "git_dirty": False,
+        "wall_s": 1800.0,
+    }  # fmt: skip
+    return pd.DataFrame([row | changes])
+
+
+@pytest.fixture
+def study(tmp_path) -> pages.Study:
+    image = base64.b64encode(b"png bytes").decode()
+    figure = {
+        "figure": {"name": "fig-lr", "caption": "It falls {glue:text}`drop:.2f`, {glue:text}`how`."}
+    }
+    plain = {"data": {"image/png": base64.b64encode(b"other").decode()}}
+    cells = [
+        {"source": ["Intro\n", "# A title\n"], "metadata": {}},
+        {"source": "", "metadata": {}, "outputs": [plain]},
+        {
+            "source": "",
+            "metadata": {"tags": ["picture", "claim:sp-drifts"], "mystnb": figure},
+            "outputs": [{"data": {"image/png": [image]}}],
+        },
+    ]
+    page = tmp_path / "lr.ipynb"
+    page.write_text(json.dumps({"cells": cells}), encoding="utf-8")
+    return pages.Study("lr", tmp_path, page, "cpu")
+
+
+def test_numbers_and_bounds_read_as_a_person_writes_them():
+    assert [pages.number(x) for x in (-1.0678, 0.0, NAN, None, -math.inf, 1.5)] == [
+        "−1.07", "0", "–", "–", "−∞", "1.5",
+    ]  # fmt: skip
+    assert pages.bound(-math.inf, -0.5) == "≤ −0.5"
+    assert pages.bound(0.5, None) == "≥ 0.5"
+    assert pages.bound(-0.5, 0.5) == "−0.5 to 0.5"
+    assert pages.bound(None, math.inf) == "–"
+
+
+def test_a_measurement_has_the_decimals_its_interval_warrants():
+    # An interval 0.17 wide is told to 1 − ⌊log10 0.17⌋ = 2 decimals, one 17 wide to none.
+    assert pages.measured(Verdict()) == "**−1.07** [−1.15,\xa0−0.98] octaves"
+    assert pages.measured(Verdict(value=5.0, lo=-7.0, hi=10.0)) == "**5** [−7,\xa010] octaves"
+    tight = Verdict(value=-0.00994, lo=-0.0289, hi=0.00926)
+    assert pages.measured(tight) == "**−0.010** [−0.029,\xa00.009] octaves"
+    assert "**0.000** [0.000" in pages.measured(Verdict(value=-1e-5, lo=-2e-4, hi=1e-3))
+    assert "[−∞,\xa01.000]" in pages.measured(Verdict(lo=-math.inf, hi=1.0))
+
+
+def test_the_board_shows_value_interval_bound_verdict_page_and_figure(study):
+    verdicts = [
+        Verdict(),
+        Verdict(id="c", verdict="not measured", value=NAN, lo=NAN, hi=NAN, note="no runs"),
+        Verdict(id="b", verdict="fails", note="too wide", study="gone", bound_min=0.0),
+    ]
+    board = pages.claims_board(verdicts, [study])
+    assert board.startswith("3 claims: holds 1, fails 1, not measured 1.")
+    assert "**[A title](studies/lr.ipynb)**, profile `cpu`" in board
+    assert "**`gone`**" in board and "studies/gone" not in board
+    first, second, third = [line for line in board.splitlines() if "is large" in line]
+    assert r"\|shift\| is large<br>" in first  # the bars would end the cell
+    assert "<small>{numref}`fig-lr`. Source: a paper.</small>" in first
+    assert "{bdg-success}`holds` | **−1.07** [−1.15,\xa0−0.98] octaves | ≤ −0.5 |" in first
+    assert "{bdg-secondary}`not measured` | – | ≤ −0.5 |" in second and "*no runs*" in second
+    assert "{bdg-danger}`fails`" in third and "*too wide*" in third and "0 to −0.5" in third
+    assert pages.claims_board([], [study]) == "No study states a claim yet.\n"
+
+
+def test_the_board_names_the_profile_of_each_claim_where_they_differ(study):
+    board = pages.claims_board([Verdict(), Verdict(profile="h100")], [study])
+    assert "Profile `cpu`." in board and "Profile `h100`." in board
+    assert "**, profile" not in board
+
+
+def test_the_picture_is_the_tagged_figure_with_its_caption(study, tmp_path):
+    text = pages.picture([study], tmp_path)
+    assert (tmp_path / "picture.png").read_bytes() == b"png bytes"
+    assert "It falls {glue:text}`studies/lr.ipynb::drop:.2f`, " in text
+    assert "{glue:text}`studies/lr.ipynb::how:s`. From [A title](studies" in text
+    assert "studies/lr.ipynb), profile `cpu`." in text
+
+
+def test_costs_are_hours_times_devices_times_price():
+    many = pd.concat([runs(), runs(), runs(device="cpu", wall_s=36000.0, device_count=2),
+                      runs(device="TPU v9", wall_s=360.0)])  # fmt: skip
+    text = pages.costs(many, {"h100": 3.0, "cpu": 0.1})
+    assert "| `lr` | `cpu` | 1 × NVIDIA H100 80GB HBM3 | 2 | 1.00 | 3.00 | 3.00 |" in text
+    assert "| 2 × cpu | 1 | 10.00 | 0.10 | 2.00 |" in text
+    assert "| 1 × TPU v9 | 1 | 0.10 | – | – |" in text
+    assert pages.costs(runs().iloc[:0], {}) == "No records are committed yet.\n"
+
+
+@pytest.mark.parametrize("text", ["", "[usd_per_hour]\nh100 = -1\n", "x = [", None])
+def test_bad_prices_are_refused(tmp_path, text):
+    path = tmp_path / "prices.toml"
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+    with pytest.raises(BookError, match="usd_per_hour"):
+        pages.prices(path)
+
+
+def test_prices_are_read(tmp_path):
+    (tmp_path / "p.toml").write_text("[usd_per_hour]\nH100 = 2\n", encoding="utf-8")
+    assert pages.prices(tmp_path / "p.toml") == {"h100": 2.0}
+
+
+def test_status_counts_stale_records_and_names_commits():
+    many = pd.concat([
+        runs(),
+        runs(status="diverged", git_dirty=True, created="2026-11-24T05:00:00+00:00"),
+        runs(numerics=config.NUMERICS - 1, xla_flags="--x"),
+    ])  # fmt: skip
+    text = pages.status(many)
+    assert "| `lr` | `cpu` | 3 | 2 | 1 | **1** | 2026-11-22 to 2026-11-24 |" in text
+    assert f"Stale records: 1, with numerics version {config.NUMERICS - 1}." in text
+    assert "| `abcdef0123` with changes | 1 |" in text and "xla_flags --x" in text
+    assert "No record is stale." in pages.status(runs())
+    assert "No records are committed yet." in pages.status(runs().iloc[:0])
+
+
+def test_profiles_stand_side_by_side(tmp_path):
+    folder = tmp_path / "lr"
+    folder.mkdir()
+    (folder / "study.ipynb").write_text("{}", encoding="utf-8")
+    (folder / "smoke.yaml").write_text("widths: [32, 64]\n", encoding="utf-8")
+    (folder / "cpu.yaml").write_text("widths: [32]\nseeds: 3\n", encoding="utf-8")
+    text = pages.profiles(tmp_path)
+    assert "| parameter | smoke | cpu |" in text
+    assert "| `widths` | [32, 64] | [32] |" in text and "| `seeds` | default | 3 |" in text
+
+
+def test_headings_are_shifted_outside_code():
+    text = "# A\n```\n# not a heading\n```\n## B\n### C"
+    assert pages.demote(text, 3) == "### A\n```\n# not a heading\n```\n#### B\n##### C"
+    assert pages.demote("### A", 2) == "## A"
+
+
+def test_every_scheme_has_its_table():
+    text = pages.rules_tables()
+    for scheme in rules.SCHEMES.values():
+        assert f"## {scheme.title}\n" in text
+    assert text.count("| Adam LR factor |") == len(rules.SCHEMES)
+
+
+def test_modules_are_listed_without_importing_them(tmp_path):
+    (tmp_path / "b.py").write_text('"""Does b\nwell.\n\nMore."""\n1 / 0\n', encoding="utf-8")
+    (tmp_path / "_a.py").write_text('"""Private."""\n', encoding="utf-8")
+    assert pages.modules(tmp_path) == {"b": "Does b well."}
+    text = pages.api(tmp_path, tmp_path / "api")
+    assert "[`umup.b`](api/b.md) | Does b well." in text
+    assert "automodule:: umup.b" in (tmp_path / "api" / "b.md").read_text("utf-8")

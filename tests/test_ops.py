@@ -1,0 +1,390 @@
+"""Ops: against golden numbers of the reference package, against JAX's own gradients, edge shapes,
+causality, and unit scale where the theory promises it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from umup import ops
+from umup.config import HPs, ModelConfig
+from umup.rules import Parametrization
+from umup.scale import scale_bwd, scale_fwd
+
+HERE = Path(__file__).parent / "golden"
+GOLDEN = json.loads((HERE / "golden.json").read_text())
+ARRAYS = np.load(HERE / "golden.npz")
+TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}
+
+
+@pytest.fixture(autouse=True)
+def full_precision():
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+def golden(case, *names):
+    return tuple(jnp.asarray(ARRAYS[f"{case}/{name}"]) for name in names)
+
+
+def numbers(scheme="umup", *, tokens=1, d_head=16, seq_len=32, **hps):
+    model = ModelConfig(
+        d_model=2 * d_head, n_layers=1, d_head=d_head, d_ff=8, seq_len=seq_len, base_depth=1,
+        base_width=2 * d_head, base_d_head=d_head, rope=False,
+    )  # fmt: skip
+    return Parametrization(scheme, model, HPs(**hps).to_dict(), tokens)
+
+
+def check(fn, primals, cotangent, want_out, want_grads):
+    """fn's value and its gradients for all ``primals``, at 2e-5."""
+    out, pull = jax.vjp(fn, *primals)
+    np.testing.assert_allclose(out, want_out, **TOLERANCE)
+    for found, want in zip(pull(cotangent), want_grads, strict=True):
+        np.testing.assert_allclose(found, want, **TOLERANCE)
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def rms(x):
+    return float(np.sqrt(np.mean(np.square(np.asarray(x, np.float64)))))
+
+
+# --- golden numbers: constants come from the rules, as in the model -------------------------------
+
+
+def flat(x):
+    return x.reshape(-1, x.shape[-1])
+
+
+def test_linear_is_the_references():
+    x, w, out, g, d_x, d_w = golden("linear", "x", "w", "out", "g", "d_x", "d_w")
+    n = numbers(tokens=15).weight("hidden", 24, 96)
+    check(
+        lambda x, w: ops.linear(x, w, n.forward, n.backward, n.weight_grad),
+        (flat(x), w.T), flat(g), flat(out), (flat(d_x), d_w.T),
+    )  # fmt: skip
+
+
+def test_readout_is_the_references():
+    x, w, g, d_w = golden("linear", "x", "w", "g", "d_w")
+    out, d_x = golden("linear_readout", "out", "d_x")
+    n = numbers(tokens=15).weight("output", 24, 96)
+    check(
+        lambda x, w: ops.linear(x, w, n.forward, n.backward, n.weight_grad),
+        (flat(x), w.T), flat(g), flat(out), (flat(d_x), d_w.T),
+    )  # fmt: skip
+
+
+def test_embedding_is_the_references():
+    ids, w, out, g, d_w = golden("embedding", "ids", "w", "out", "g", "d_w")
+    n = numbers(tokens=32).weight("input", 40, 16)
+    check(
+        lambda w: ops.embed(ids.reshape(-1), w, n.forward, n.weight_grad),
+        (w,), flat(g), flat(out), (d_w,),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("alpha", ["0.125", "1.0", "8.0"])
+def test_gated_silu_is_the_references(alpha):
+    x, gate, g = golden("silu_glu", "x", "gate", "g")
+    out, d_x, d_gate = golden(f"silu_glu_m{alpha}", "out", "d_x", "d_gate")
+    scales = numbers(alpha_ffn_act=float(alpha)).gated_silu()
+    check(lambda x, gate: ops.gated_silu(x, gate, *scales), (x, gate), g, out, (d_x, d_gate))
+
+
+@pytest.mark.parametrize("alpha", ["0.5", "2.0"])
+def test_attention_is_the_references(alpha):
+    q, k, v, g = golden("sdpa", "q", "k", "v", "g")
+    out, *grads = golden(f"sdpa_m{alpha}", "out", "d_q", "d_k", "d_v")
+    scales = numbers(alpha_attn_softmax=float(alpha)).attention(16, 32)
+    check(lambda q, k, v: ops.attention(q, k, v, *scales), (q, k, v), g, out, grads)
+
+
+def test_rms_norm_is_the_references():
+    x, out, g, d_x = golden("rms_norm", "x", "out", "g", "d_x")
+    check(ops.rms_norm, (x,), g, out, (d_x,))
+
+
+@pytest.mark.parametrize("alpha", ["0.5", "1.0", "2.0"])
+def test_cross_entropy_is_the_references(alpha):
+    logits, targets = golden("cross_entropy", "logits", "targets")
+    out, d_logits = golden(f"cross_entropy_m{alpha}", "out", "d_logits")
+    scales = numbers(alpha_loss_softmax=float(alpha), tokens=24).loss(50)
+    check(
+        lambda z: ops.cross_entropy(z, targets.astype(jnp.int32), *scales),
+        (logits,), jnp.float32(1.0), out, (d_logits,),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("tau", ["0.1", "0.5", "1.0", "2.0"])
+def test_residual_is_the_references(tau):
+    x, w, g = golden("residual", "x", "W", "g")
+    out, d_x, d_branch = golden(f"residual_tau{tau}", "out", "d_x", "d_branch")
+    amplitude = float(tau)  # the reference's τ: a = τ/√(1+τ²), b = 1/√(1+τ²)
+    add = amplitude / math.sqrt(1 + amplitude**2)
+    keep = 1 / math.sqrt(1 + amplitude**2)
+    w = jnp.asarray(w)
+
+    def whole(x):
+        branch, skip = ops.residual_split(x, add)
+        return ops.residual_add(jnp.tanh(branch @ w), skip, add, keep, 1.0)
+
+    check(whole, (x,), g, out, (d_x,))
+    # The branch itself sees the cotangent unscaled.
+    (branch,) = golden("residual", "branch")
+    _, pull = jax.vjp(lambda b: ops.residual_add(b, x, add, keep, 1.0), branch)
+    np.testing.assert_allclose(pull(g)[0], d_branch, **TOLERANCE)
+
+
+# --- true gradients: with SP's numbers the ops are the plain ones ---------------------------------
+
+
+def plain_attention(q, k, v, logit):
+    scores = logit * q @ jnp.swapaxes(k, -1, -2)
+    t = q.shape[-2]
+    mask = jnp.arange(t)[:, None] >= jnp.arange(t)[None, :]
+    return jax.nn.softmax(jnp.where(mask, scores, -1e30), axis=-1) @ v
+
+
+@pytest.mark.parametrize(("heads", "t", "d"), [(3, 7, 4), (1, 1, 2), (1, 9, 2), (2, 16, 8)])
+@pytest.mark.parametrize("out", [1.0, 2.5])
+def test_attention_has_true_gradients(heads, t, d, out):
+    q, k, v, g = (normal(i, heads, t, d) * 2 for i in range(4))
+    logit = 1 / math.sqrt(d)
+    want, pull = jax.vjp(lambda q, k, v: out * plain_attention(q, k, v, logit), q, k, v)
+    check(lambda q, k, v: ops.attention(q, k, v, logit, out), (q, k, v), g, want, pull(g))
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.3, 4.0])
+def test_gated_silu_has_true_gradients(alpha):
+    x, gate, g = (normal(i, 11, 5) * 3 for i in range(3))
+    want, pull = jax.vjp(lambda x, t: 1.7 * x * t / (1 + jnp.exp(-alpha * t)), x, gate)
+    check(lambda x, t: ops.gated_silu(x, t, alpha, 1.7), (x, gate), g, want, pull(g))
+
+
+@pytest.mark.parametrize("vocab", [2, 3, 17])
+@pytest.mark.parametrize("alpha", [1.0, 0.5, 3.0])
+def test_cross_entropy_has_true_gradients(vocab, alpha):
+    z, targets = 3 * normal(0, 6, vocab), jnp.arange(6) % vocab
+    one_hot = np.eye(vocab)[np.arange(6) % vocab]
+
+    def plain(z):
+        return -(jax.nn.log_softmax(alpha * z) * one_hot).sum() / 6
+
+    # A cotangent other than 1: the loss may itself be scaled.
+    want, pull = jax.vjp(plain, z)
+    check(
+        lambda z: ops.cross_entropy(z, targets, alpha, alpha / 6),
+        (z,), jnp.float32(2.0), want, pull(jnp.float32(2.0)),
+    )  # fmt: skip
+
+
+def test_cross_entropy_of_huge_logits_is_finite():
+    z = jnp.array([[1e4, -1e4], [0.0, 1e4]])
+    loss, grad = jax.value_and_grad(lambda z: ops.cross_entropy(z, jnp.array([0, 0]), 1.0, 0.5))(z)
+    assert float(loss) == pytest.approx(5e3)
+    np.testing.assert_allclose(grad, [[0, 0], [-0.5, 0.5]])
+
+
+def test_linear_has_true_gradients_under_equal_scales():
+    x, w, g = normal(0, 5, 3), normal(1, 3, 4), normal(2, 5, 4)
+    want, pull = jax.vjp(lambda x, w: 0.3 * x @ w, x, w)
+    check(lambda x, w: ops.linear(x, w, 0.3, 0.3, 0.3), (x, w), g, want, pull(g))
+
+
+def test_linear_scales_are_independent():
+    x, w, g = normal(0, 5, 3), normal(1, 3, 4), normal(2, 5, 4)
+    out, pull = jax.vjp(lambda x, w: ops.linear(x, w, 2.0, 3.0, 5.0), x, w)
+    d_x, d_w = pull(g)
+    np.testing.assert_allclose(out, 2 * x @ w, **TOLERANCE)
+    np.testing.assert_allclose(d_x, 3 * g @ w.T, **TOLERANCE)
+    np.testing.assert_allclose(d_w, 5 * x.T @ g, **TOLERANCE)
+
+
+def test_embed_sums_gradients_of_repeated_ids():
+    ids, w, g = jnp.array([2, 0, 2, 2]), normal(0, 4, 3), normal(1, 4, 3)
+    out, pull = jax.vjp(lambda w: ops.embed(ids, w, 2.0, 0.5), w)
+    np.testing.assert_allclose(out, 2 * np.asarray(w)[[2, 0, 2, 2]], rtol=1e-6)
+    want = 0.5 * np.stack([g[1], np.zeros(3), g[0] + g[2] + g[3], np.zeros(3)])
+    np.testing.assert_allclose(pull(g)[0], want, rtol=1e-5, atol=1e-6)
+
+
+def test_rms_norm_has_true_gradients_and_any_last_axis():
+    x, g = normal(0, 3, 5) * 4, normal(1, 3, 5)
+    eps = 1e-5
+    want, pull = jax.vjp(lambda x: x / jnp.sqrt((x**2).mean(-1, keepdims=True) + eps), x)
+    check(ops.rms_norm, (x,), g, want, pull(g))
+    np.testing.assert_array_equal(ops.rms_norm(jnp.zeros((2, 3))), np.zeros((2, 3)))
+
+
+def test_residual_with_plain_numbers_is_a_plain_residual():
+    x, g = normal(0, 4, 3), normal(1, 4, 3)
+
+    def ours(x):
+        branch, skip = ops.residual_split(x, 1.0)
+        return ops.residual_add(jnp.sin(branch), skip, 0.7, 1.0, 0.7)
+
+    want, pull = jax.vjp(lambda x: 0.7 * jnp.sin(x) + x, x)
+    check(ours, (x,), g, want, pull(g))
+
+
+def test_scales_act_in_one_direction():
+    x, g = normal(0, 3), normal(1, 3)
+    out, pull = jax.vjp(lambda x: scale_fwd(x, 4.0), x)
+    np.testing.assert_array_equal(out, 4 * x)
+    np.testing.assert_array_equal(pull(g)[0], g)
+    out, pull = jax.vjp(lambda x: scale_bwd(x, 4.0), x)
+    np.testing.assert_array_equal(out, x)
+    np.testing.assert_array_equal(pull(g)[0], 4 * g)
+
+
+def test_bfloat16_activations_keep_their_type_and_weights_theirs():
+    x, w = normal(0, 4, 6).astype(jnp.bfloat16), normal(1, 6, 8)
+    out, pull = jax.vjp(lambda x, w: ops.linear(x, w, 0.5, 0.5, 0.5), x, w)
+    d_x, d_w = pull(out)
+    assert (out.dtype, d_x.dtype, d_w.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+    q = normal(2, 1, 4, 6).astype(jnp.bfloat16)
+    assert ops.attention(q, q, q, 1.0, 1.0).dtype == jnp.bfloat16
+    assert ops.rms_norm(x).dtype == jnp.bfloat16
+    assert ops.cross_entropy(x, jnp.zeros(4, int), 1.0, 1.0).dtype == jnp.float32
+
+
+# --- rope ----------------------------------------------------------------------------------------
+
+
+def test_rope_rotates_pairs_by_position():
+    cos, sin = ops.rope_tables(5, 4, theta=100.0)
+    x = normal(0, 5, 4)
+    found = np.asarray(ops.rope(x, cos, sin))
+    for t in range(5):
+        for i, angle in enumerate((t, t / 10)):  # θ^(−i/half) = 1, 1/10
+            z = complex(x[t, i], x[t, i + 2]) * complex(math.cos(angle), math.sin(angle))
+            assert found[t, i] == pytest.approx(z.real, abs=1e-5)
+            assert found[t, i + 2] == pytest.approx(z.imag, abs=1e-5)
+
+
+def test_rope_scores_depend_on_distance_only():
+    cos, sin = ops.rope_tables(16, 8)
+    q, k = normal(0, 8), normal(1, 8)
+    q, k = (ops.rope(jnp.tile(a, (16, 1)), cos, sin) for a in (q, k))
+    scores = np.asarray(q @ k.T)
+    for distance in range(-8, 9):
+        diagonal = np.diagonal(scores, distance)
+        np.testing.assert_allclose(diagonal, diagonal[0], atol=2e-5)
+    assert np.std(scores) > 0.1  # and they do depend on it
+
+
+# --- causality -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("t", [1, 5, 8])
+def test_attention_is_causal(t):
+    q, k, v = (normal(i, 2, t, 4) for i in range(3))
+
+    # How the output at each position (first axis) moves with each position's q, k and v.
+    jacobian = jax.jit(
+        jax.jacrev(lambda q, k, v: ops.attention(q, k, v, 0.5, 1.0).sum((0, 2)), argnums=(0, 1, 2))
+    )
+    d_q, d_k, d_v = (np.abs(g).sum((1, 3)) for g in jacobian(q, k, v))
+    for position in range(t):
+        assert (d_v[position, : position + 1] > 0).all(), "sees its past"
+        if position:
+            assert (d_k[position, : position + 1] > 0).all()
+        for name, gradient in (("k", d_k), ("v", d_v)):
+            assert (gradient[position, position + 1 :] == 0).all(), f"{name} of the future is seen"
+        assert (np.delete(d_q[position], position) == 0).all(), "another position's query is seen"
+
+
+def test_first_position_attends_to_itself():
+    q, k, v = (normal(i, 3, 6, 4) for i in range(3))
+    np.testing.assert_allclose(ops.attention(q, k, v, 5.0, 2.0)[:, 0], 2 * v[:, 0], rtol=1e-6)
+
+
+# --- unit scale at initialization (theory sheet, §3): 1 ± 0.1 unless stated -----------------------
+
+UNIT = pytest.approx(1.0, abs=0.1)
+
+
+def rms_of(fn, *primals, seed=9):
+    out, pull = jax.vjp(fn, *primals)
+    return rms(out), *(rms(g) for g in pull(normal(seed, *out.shape)))
+
+
+@pytest.mark.parametrize(("fan_in", "fan_out"), [(64, 64), (32, 128), (128, 32)])
+def test_linear_is_unit_scaled(fan_in, fan_out):
+    n = numbers(tokens=512).weight("hidden", fan_in, fan_out)
+    out, d_x, d_w = rms_of(
+        lambda x, w: ops.linear(x, w, n.forward, n.backward, n.weight_grad),
+        normal(0, 512, fan_in), normal(1, fan_in, fan_out),
+    )  # fmt: skip
+    assert (out, d_w) == (UNIT, UNIT)
+    assert d_x == pytest.approx(math.sqrt(fan_out / fan_in), rel=0.1)  # the forward scale both ways
+
+
+def test_readout_is_unit_scaled_backward():
+    n = numbers(tokens=512).weight("output", 64, 256)
+    out, d_x, d_w = rms_of(
+        lambda x, w: ops.linear(x, w, n.forward, n.backward, n.weight_grad),
+        normal(0, 512, 64), normal(1, 64, 256),
+    )  # fmt: skip
+    assert (d_x, d_w) == (UNIT, UNIT)
+    assert out == pytest.approx(1 / 8, rel=0.1)  # logits shrink like 1/√fan_in, as μP wants
+
+
+def test_embedding_is_unit_scaled():
+    n = numbers(tokens=2048).weight("input", 64, 32)
+    ids = jnp.asarray(np.random.default_rng(3).integers(64, size=2048))
+    out, d_w = rms_of(lambda w: ops.embed(ids, w, n.forward, n.weight_grad), normal(0, 64, 32))
+    assert (out, d_w) == (UNIT, UNIT)
+
+
+@pytest.mark.parametrize("alpha", [0.125, 1.0, 8.0])
+def test_gated_silu_is_unit_scaled(alpha):
+    scales = numbers(alpha_ffn_act=alpha).gated_silu()
+    out, d_x, d_gate = rms_of(
+        lambda x, t: ops.gated_silu(x, t, *scales), normal(0, 256, 64), normal(1, 256, 64)
+    )
+    assert (out, d_x, d_gate) == (UNIT, UNIT, UNIT)
+
+
+@pytest.mark.parametrize("seq_len", [64, 256])
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_attention_is_unit_scaled_but_for_q_and_k(alpha, seq_len):
+    scales = numbers(alpha_attn_softmax=alpha, d_head=16).attention(16, seq_len)
+    out, d_q, d_k, d_v = rms_of(
+        lambda q, k, v: ops.attention(q, k, v, *scales), *(normal(i, 8, seq_len, 16) for i in range(3))
+    )  # fmt: skip
+    assert out == pytest.approx(1.0, abs=0.15)  # the model is empirical: within about 12 %
+    assert d_v == pytest.approx(1.0, abs=0.15)
+    # Erratum 7: about 0.9·α/√d_head, not 1.
+    assert d_q == pytest.approx(0.9 * alpha / 4, rel=0.15)
+    assert d_k == pytest.approx(0.9 * alpha / 4, rel=0.15)
+
+
+@pytest.mark.parametrize("tau", [0.05, 1.0])
+def test_residual_keeps_unit_scale(tau):
+    add, keep = math.sqrt(tau / (1 + tau)), math.sqrt(1 / (1 + tau))
+    w = normal(0, 128, 128) / math.sqrt(128)
+
+    def residual(x):
+        branch, skip = ops.residual_split(x, add)
+        return ops.residual_add(branch @ w, skip, add, keep, 1.0)
+
+    assert rms_of(residual, normal(1, 256, 128)) == (UNIT, UNIT)
+
+
+@pytest.mark.parametrize("vocab", [2, 256])
+def test_loss_gradient_is_unit_scaled_at_initialization(vocab):
+    scales = numbers(tokens=64).loss(vocab)
+    z, targets = jnp.zeros((64, vocab)), jnp.arange(64) % vocab
+    loss, grad = jax.value_and_grad(lambda z: ops.cross_entropy(z, targets, *scales))(z)
+    assert float(loss) == pytest.approx(math.log(vocab))
+    assert rms(grad) == pytest.approx(1.0, rel=1e-5)  # exact for uniform predictions

@@ -1,0 +1,123 @@
+"""Schedule and AdamW against numbers computed by hand in float64."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from umup import optim
+from umup.config import OptimConfig
+from umup.errors import ConfigError
+
+
+def factors(**config):
+    found = optim.schedule(OptimConfig(**config))
+    return [float(found(step)) for step in range(config["steps"])]
+
+
+def test_warm_up_then_cosine():
+    found = factors(steps=9, warmup_steps=4, final_lr_ratio=0.2)
+    # (t+1)/4 up to 1, then 0.2 + 0.8·(1 + cos πp)/2 at p = 0, ¼, ½, ¾, 1.
+    c = math.cos(math.pi / 4)
+    want = [0.25, 0.5, 0.75, 1.0, 1.0, 0.2 + 0.4 * (1 + c), 0.6, 0.2 + 0.4 * (1 - c), 0.2]
+    assert found == pytest.approx(want, rel=1e-6)
+
+
+def test_no_warm_up():
+    assert factors(steps=5, warmup_steps=0, final_lr_ratio=0.0) == pytest.approx(
+        [1.0, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125), 0.0], abs=1e-6
+    )
+
+
+def test_warm_up_only():
+    assert factors(steps=4, warmup_steps=4) == pytest.approx([0.25, 0.5, 0.75, 1.0])
+
+
+def test_constant_rate_and_one_step():
+    assert factors(steps=3, warmup_steps=0, final_lr_ratio=1.0) == [1.0, 1.0, 1.0]
+    assert factors(steps=1, warmup_steps=0) == [1.0]
+    assert factors(steps=1, warmup_steps=1) == [1.0]
+
+
+def test_the_schedule_of_the_papers_table_6():
+    found = optim.schedule(OptimConfig())
+    assert float(found(0)) == pytest.approx(1 / 2000)
+    assert float(found(1999)) == float(found(2000)) == 1.0
+    assert float(found(8191)) == pytest.approx(0.1)
+    assert float(found(9999)) == pytest.approx(0.1)  # never beyond
+
+
+def by_hand(config, w, gradients, factor, eta, decay):
+    """AdamW of one weight in float64, textbook form."""
+    m = v = np.zeros_like(w)
+    out = []
+    for t, g in enumerate(gradients):
+        m = config.beta1 * m + (1 - config.beta1) * g
+        v = config.beta2 * v + (1 - config.beta2) * g * g
+        unbiased_m = m / (1 - config.beta1 ** (t + 1))
+        unbiased_v = v / (1 - config.beta2 ** (t + 1))
+        adam = unbiased_m / (np.sqrt(unbiased_v) + config.eps)
+        s = (t + 1) / 4 if t < 4 else 0.1 + 0.45 * (1 + math.cos(math.pi * (t - 4) / 3))
+        rate = s * (eta * factor if config.decay == "coupled" else 1.0)
+        w = w - s * eta * factor * adam - rate * decay * w
+        out.append(w)
+    return out
+
+
+@pytest.mark.parametrize("decay", ["independent", "coupled"])
+@pytest.mark.parametrize(("beta1", "beta2", "eps"), [(0.9, 0.999, 1e-8), (0.5, 0.9, 0.1)])
+def test_adamw_by_hand(decay, beta1, beta2, eps):
+    config = OptimConfig(steps=8, warmup_steps=4, beta1=beta1, beta2=beta2, eps=eps, decay=decay)
+    rng = np.random.default_rng(0)
+    params = {"a": rng.normal(size=(3, 2)), "b": rng.normal(size=4)}
+    scale = {"a": 0.25, "b": 3.0}
+    gradients = [{k: rng.normal(size=p.shape) for k, p in params.items()} for _ in range(8)]
+    want = {
+        k: by_hand(config, params[k], [g[k] for g in gradients], scale[k], 0.05, 0.02)
+        for k in params
+    }
+
+    @jax.jit
+    def step(state, w, g, eta, weight_decay):  # traced hyperparameters, as in training
+        hps = {"eta": eta, "weight_decay": weight_decay}
+        optimizer = optim.adamw(config, scale, hps)
+        updates, state = optimizer.update(g, state, w)
+        return state, jax.tree.map(jnp.add, w, updates)
+
+    w = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+    state = optim.adamw(config, scale, {"eta": 0.05, "weight_decay": 0.02}).init(w)
+    for t, g in enumerate(gradients):
+        state, w = step(state, w, g, 0.05, 0.02)
+        for k in params:
+            np.testing.assert_allclose(w[k], want[k][t], rtol=2e-5, atol=1e-6)
+
+
+def test_independent_decay_is_free_of_eta_and_factor():
+    zero = {"w": jnp.zeros(1)}
+    for factor, eta in ((1.0, 1.0), (0.01, 8.0)):
+        optimizer = optim.adamw(
+            OptimConfig(steps=10, warmup_steps=0), {"w": factor}, {"eta": eta, "weight_decay": 0.25}
+        )
+        w = {"w": jnp.ones(1)}
+        updates, _ = optimizer.update(zero, optimizer.init(w), w)
+        assert float(updates["w"][0]) == pytest.approx(-0.25)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"warmup_steps": 11}, "warmup_steps: received 11; allowed: at most steps = 10"),
+    ({"beta1": 1.0}, r"beta1: received 1.0; allowed: a number in \[0, 1\)"),
+    ({"beta2": 1.0}, "beta2"),
+    ({"beta2": -0.1}, "beta2"),
+    ({"eps": 0.0}, "eps: received 0.0; allowed: a finite number > 0"),
+    ({"final_lr_ratio": 1.1}, "final_lr_ratio"),
+    ({"decay": "l2"}, r"decay: received 'l2'; allowed: independent \| coupled"),
+    ({"steps": 0, "warmup_steps": 0}, "steps: received 0"),
+    ({"batch_size": 2.0}, "batch_size: received 2.0; allowed: a value of type int"),
+])  # fmt: skip
+def test_bad_optimizer_settings(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        OptimConfig(**({"steps": 10, "warmup_steps": 0} | changes))
