@@ -24,7 +24,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 # A module imports from lower floors, and on its own floor from those left of it: no cycles.
 FLOORS = (
-    ("errors", "config", "rules"),
+    ("errors", "config", "powers", "rules"),
     ("scale",),
     ("ops", "mesh"),
     ("layers", "model", "optim", "tokenizing", "corpora", "sampling", "token_cache", "data"),
@@ -34,7 +34,7 @@ FLOORS = (
     ("figures", "report", "study", "bench", "pages", "site", "cli"),
 )
 PLACE = {name: (floor, i) for floor, names in enumerate(FLOORS) for i, name in enumerate(names)}
-NO_JAX = {"errors", "config", "rules", "tables", "laws", "claims", "figures"}
+NO_JAX = {"errors", "config", "powers", "rules", "tables", "laws", "claims", "figures"}
 IMPORT_NAMES = {"yaml": "pyyaml", "orbax": "orbax-checkpoint", "jaxlib": "jax"}
 
 

@@ -200,11 +200,11 @@ def play_sweep(plan, loss_of):
     return list(done.values())
 
 
-def test_arms_are_narrow_first_and_hold_every_horizon():
+def test_arms_take_the_main_horizon_first_then_the_cheap():
     plan = sweep(widths=(64, 32), short_steps=50, short_widths=(64,), long_steps=900, long_widths=(32,))
     assert plan.arms() == [
-        Arm("sp", 32, 100), Arm("umup", 32, 100), Arm("sp", 64, 50), Arm("umup", 64, 50),
-        Arm("sp", 64, 100), Arm("umup", 64, 100), Arm("sp", 32, 900), Arm("umup", 32, 900),
+        Arm("sp", 32, 100), Arm("umup", 32, 100), Arm("sp", 64, 100), Arm("umup", 64, 100),
+        Arm("sp", 64, 50), Arm("umup", 64, 50), Arm("sp", 32, 900), Arm("umup", 32, 900),
     ]  # fmt: skip
     assert len(sweep(widths=(32, 32)).arms()) == 2
 

@@ -77,9 +77,7 @@ class Branch(nnx.Module):
 
     def __call__(self, x: Array, f) -> Array:
         branch, skip = ops.residual_split(x, self.split_grad[...])
-        return ops.residual_add(
-            f(branch), skip, self.add[...], self.skip[...], self.add_grad[...]
-        )
+        return ops.residual_add(f(branch), skip, self.add[...], self.skip[...], self.add_grad[...])
 
 
 class Attention(nnx.Module):

@@ -64,9 +64,7 @@ def lr_factors(params: nnx.State, numbers_of: Parametrization) -> nnx.State:
     return jax.tree.map_with_path(factor, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
-def adamw(
-    config: OptimConfig, factors, hps: Mapping[str, Number]
-) -> optax.GradientTransformation:
+def adamw(config: OptimConfig, factors, hps: Mapping[str, Number]) -> optax.GradientTransformation:
     """AdamW with per-weight factors.
 
     Args:

@@ -373,10 +373,23 @@ def build(
     return out / "html"
 
 
+def picture(root: Path) -> Path:
+    """Draw the README's picture anew from the committed records; returns its path."""
+    from umup import figures
+    from umup.records import Store, current
+
+    folder = root / "experiments" / "lr_transfer"
+    runs = current(Store(folder / "records" / best_profile(folder)).read())
+    target = root / "book" / "images" / "lr_transfer.png"
+    target.parent.mkdir(exist_ok=True)
+    figures.lr_transfer(runs).savefig(target, dpi=160)
+    return target
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m umup.site build | check``; returns the exit status."""
+    """``python -m umup.site build | check | picture``; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m umup.site", description="Build the book.")
-    parser.add_argument("command", choices=("build", "check"))
+    parser.add_argument("command", choices=("build", "check", "picture"))
     parser.add_argument("--root", type=Path, help="the checkout (default: found by itself)")
     parser.add_argument("--no-live", action="store_true", help="skip the live smoke runs")
     chosen = parser.parse_args(argv)
@@ -384,6 +397,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         root = chosen.root or find_root()
         if chosen.command == "build":
             build(root, live=not chosen.no_live, say=lambda line: print(line, flush=True))
+            return 0
+        if chosen.command == "picture":
+            print(picture(root).relative_to(root))
             return 0
         problems = check(root / "book" / "_build" / "html")
         print("\n".join(problems) or "ok")

@@ -170,9 +170,7 @@ def work(study: str, sweep: LRSweep, place: Store, progress: Progress) -> None:
     dataset = data.load(sweep.corpus, sweep.tokenizer, seq_len=sweep.seq_len)
     provenance()  # the commit that this process runs, before anyone edits the checkout
     limit = sweep.time_limit_minutes * 60 or math.inf
-    how = Settings(
-        sweep.lanes, sweep.lanes_at_once, sweep.chunk_steps, time.monotonic() + limit
-    )
+    how = Settings(sweep.lanes, sweep.lanes_at_once, sweep.chunk_steps, time.monotonic() + limit)
     run_pending(
         lambda: sweep.pending(current(place.read()), dataset), dataset, place,
         study=study, profile=sweep.profile, settings=how, progress=progress,
@@ -252,9 +250,7 @@ def _played(losses: Mapping[str, float]) -> pd.DataFrame:
     return pd.DataFrame({"key": list(losses), "final_loss": list(losses.values())})
 
 
-def status(
-    study: str, profile: str, overrides: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+def status(study: str, profile: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """``outlook`` of a profile's records, with the number of runs now in flight here."""
     given = LRSweep.from_dict(parameters(study, profile) | dict(overrides or {}))
     place = store(study, given.profile)

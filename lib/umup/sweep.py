@@ -36,6 +36,9 @@ CHECKPOINT_SECONDS = 30.0
 class OutOfTime(Exception):
     """The time limit passed; everything done so far is on disk and the same command goes on."""
 
+    def __init__(self) -> None:
+        super().__init__("time limit reached; all is on disk, and the same command goes on")
+
 
 @dataclass
 class Progress:
@@ -100,8 +103,14 @@ def groups(runs: Iterable[RunConfig], lanes: int) -> list[list[RunConfig]]:
 
 
 def run_pending(
-    pending: Callable[[], Sequence[RunConfig]], dataset: Dataset, store: Store, *, study: str,
-    profile: str, settings: Settings = Settings(), progress: Progress | None = None,
+    pending: Callable[[], Sequence[RunConfig]],
+    dataset: Dataset,
+    store: Store,
+    *,
+    study: str,
+    profile: str,
+    settings: Settings = Settings(),
+    progress: Progress | None = None,
 ) -> None:
     """Run what ``pending`` asks for until it asks for nothing.
 
@@ -136,8 +145,14 @@ def run_pending(
 
 
 def run_group(
-    runs: list[RunConfig], dataset: Dataset, folder: Path, *, study: str, profile: str,
-    settings: Settings = Settings(), progress: Progress | None = None,
+    runs: list[RunConfig],
+    dataset: Dataset,
+    folder: Path,
+    *,
+    study: str,
+    profile: str,
+    settings: Settings = Settings(),
+    progress: Progress | None = None,
 ) -> list[dict]:
     """Train runs of one shape as lanes of one program and return their rows.
 

@@ -1,0 +1,298 @@
+"""Studies: parameters checked, records made or loaded, workers that share them or fail."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from umup import data, study, train
+from umup.config import NUMERICS, RunConfig
+from umup.errors import ConfigError, StudyError
+from umup.records import Store
+from umup.search import LRSweep
+from umup.sweep import OutOfTime
+
+# Three coarse points, no refinement, one seed: at most 3 + 2·4 runs of ten steps.
+TINY = {
+    "profile": "tiny", "schemes": ["umup"], "widths": [16], "full_grid_width": 16, "n_layers": 1,
+    "d_head": 8, "seq_len": 8, "batch_size": 2, "steps": 10, "base_width": 16, "lr_umup": [-3, -1],
+    "seeds": 1, "refine": 1.0, "window": 0.0, "eval_batches": 2, "chunk_steps": 5,
+}  # fmt: skip
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder with one study, `toy`, a small corpus, and a token cache of its own."""
+    toy = tmp_path / "experiments/toy"
+    toy.mkdir(parents=True)
+    (toy / "study.py").write_text("# %%\n")
+    (toy / "study.ipynb").write_text("{}")
+    (toy / "claims.yaml").write_text("[]\n")
+    (toy / "other.yaml").write_text("profile: other\nwidths: [16, 32]\n")
+    lines = [f"document {i}: " + "all work and no play " * (1 + i % 3) for i in range(60)]
+    (tmp_path / "corpus.txt").write_text("\n".join(lines))
+    (toy / "tiny.yaml").write_text(json.dumps(TINY | corpus(tmp_path)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UMUP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("UMUP_PROGRESS", raising=False)
+    return tmp_path
+
+
+def corpus(folder):
+    return {"corpus": f"file:{folder / 'corpus.txt'}"}
+
+
+def tiny(folder, **changes):
+    return LRSweep.from_dict(TINY | corpus(folder) | changes)
+
+
+# --- parameters -----------------------------------------------------------------------------------
+
+
+def test_settings_take_every_parameter_and_nothing_else():
+    import types
+
+    namespace = {
+        "__name__": "__main__", "_": 3, "_dh": ["/"], "In": [""], "Out": {}, "exit": None, "os": types,
+        "widths": [32, 64], "steps": 100, "lr_sp": [-9, -5], "weight_decay": 0, "function": len,
+    }  # fmt: skip
+    found = study.settings(namespace)
+    assert found == LRSweep(widths=(32, 64), steps=100, lr_sp=(-9, -5), weight_decay=0)
+
+
+@pytest.mark.parametrize(("name", "value", "suggestion"), [
+    ("width", [32], "did you mean 'widths'"),
+    ("chunk_stps", 3, "did you mean 'chunk_steps'"),
+    ("zzz", None, "one of profile, mode"),
+])  # fmt: skip
+def test_settings_refuse_an_unknown_parameter(name, value, suggestion):
+    with pytest.raises(StudyError, match=f"{name}: received .*{suggestion}"):
+        study.settings({"steps": 100, name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("steps", "100"), ("steps", 1.5), ("steps", True), ("widths", 32), ("widths", ["32"]),
+    ("fresh", "yes"), ("corpus", None), ("weight_decay", "2e-4"), ("lr_sp", {}),
+])  # fmt: skip
+def test_settings_refuse_a_wrong_type(name, value):
+    with pytest.raises(ConfigError, match=f"{name}: received"):
+        study.settings({name: value})
+
+
+def test_names_profiles_and_parameters(workplace):
+    assert study.names() == ["toy"]
+    assert study.profiles("toy") == ["other", "tiny"]
+    assert study.parameters("toy", "other") == {"profile": "other", "widths": [16, 32]}
+    assert study.experiments_folder() == workplace / "experiments"
+
+
+def test_unknown_study_and_profile(workplace):
+    with pytest.raises(StudyError, match="study: received 'toi'; allowed: one of toy; did you mean"):
+        study.folder("toi")
+    with pytest.raises(StudyError, match="study"):
+        study.parameters("nope", "tiny")
+    with pytest.raises(StudyError, match="profile: received 'tinny'.*other, tiny; did you mean 'tiny'"):
+        study.parameters("toy", "tinny")
+    with pytest.raises(StudyError, match="profile: received 'claims'"):
+        study.parameters("toy", "claims")
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("- 1\n- 2\n", "a mapping of parameter names"), ("a: [1\n", "valid YAML"), ("text", "mapping"),
+])  # fmt: skip
+def test_malformed_profiles(workplace, text, message):
+    (workplace / "experiments/toy/bad.yaml").write_text(text)
+    with pytest.raises(StudyError, match=f"bad.yaml: received .*{message}"):
+        study.parameters("toy", "bad")
+
+
+def test_an_empty_profile_means_the_defaults(workplace):
+    (workplace / "experiments/toy/empty.yaml").write_text("# nothing\n")
+    assert study.parameters("toy", "empty") == {}
+
+
+def test_the_projects_own_profiles_are_valid():
+    root = Path(__file__).parents[1] / "experiments"
+    found = [path for path in root.glob("*/*.yaml") if path.stem != "claims"]
+    assert found
+    known = {"digits"}  # of the notebook, not of the sweep
+    for path in found:
+        given = study.parameters(path.parent.name, path.stem)
+        sweep = LRSweep.from_dict({k: v for k, v in given.items() if k not in known})
+        assert sweep.profile == path.stem, path
+
+
+# --- run or load ----------------------------------------------------------------------------------
+
+
+def test_load_without_records(workplace):
+    with pytest.raises(StudyError, match="records: received 'tiny'.*umup run toy --profile tiny"):
+        study.run_or_load("toy", tiny(workplace, mode="load"))
+    assert not (workplace / "experiments/toy/records").exists(), "loading writes nothing"
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """Training replaced by a parabola around η = 2⁻²: what is trained, and nothing computed."""
+    from umup import sweep
+
+    trained = []
+
+    def run_group(runs, dataset, folder, *, study, profile, **_):
+        trained.extend(runs)
+        facts = {"tokens_per_s": 1e3, "wall_s": 0.1, "compile_s": 0.0, **sweep.provenance()}
+        rows = []
+        for run in runs:
+            loss = 1 + 0.1 * (math.log2(run.hps.eta) + 2) ** 2
+            losses = np.full(run.optim.steps, loss, np.float32)
+            rows.append(sweep.row(run, losses, 1.0, dataset, study=study, profile=profile, facts=facts))
+        return rows
+
+    monkeypatch.setattr(sweep, "run_group", run_group)
+    return trained
+
+
+def test_run_trains_what_is_missing_and_load_reads_it(workplace, pretend):
+    runs = study.run_or_load("toy", tiny(workplace))
+    assert sorted(np.log2(runs["lr"])) == [-3, -2, -1]
+    assert set(runs["study"]) == {"toy"}
+    assert set(runs["profile"]) == {"tiny"}
+    folder = workplace / "experiments/toy/records/tiny"
+    assert len(list(folder.glob("*.parquet"))) == 1, "shards are merged at the end"
+    pretend.clear()
+    again = study.run_or_load("toy", tiny(workplace))
+    loaded = study.run_or_load("toy", tiny(workplace, mode="load"))
+    assert pretend == []
+    pd.testing.assert_frame_equal(again, runs)
+    pd.testing.assert_frame_equal(loaded, runs)
+
+
+def test_fresh_trains_anew_and_leaves_no_records(workplace, pretend):
+    for _ in range(2):
+        pretend.clear()
+        assert len(study.run_or_load("toy", tiny(workplace, fresh=True))) == 3
+        assert len(pretend) == 3
+    assert not (workplace / "experiments/toy/records").exists()
+
+
+def test_stale_records_are_neither_shown_nor_counted(workplace, pretend, monkeypatch):
+    from umup import records, sweep
+
+    with monkeypatch.context() as older:  # as if the last version had written them
+        older.setattr(sweep, "NUMERICS", NUMERICS - 1)
+        older.setattr(records, "NUMERICS", NUMERICS - 1)
+        keys = {run.key() for run in tiny(workplace).pending(pd.DataFrame(), load(workplace))}
+        older.setattr(RunConfig, "key", lambda self, key=RunConfig.key: "old" + key(self))
+        study.run_or_load("toy", tiny(workplace))
+    with pytest.raises(StudyError, match="records"):
+        study.run_or_load("toy", tiny(workplace, mode="load"))
+    found = study.status("toy", "tiny")
+    assert (found["done"], found["stale"], found["missing"]) == (0, 3, 3)
+    assert set(study.run_or_load("toy", tiny(workplace))["key"]) == keys
+
+
+def load(folder):
+    return data.load(corpus(folder)["corpus"], "bytes", seq_len=8)
+
+
+def test_status_counts(workplace, pretend):
+    before = study.status("toy", "tiny")
+    assert before["assumed"], "nothing is measured yet"
+    del before["seconds_left"], before["assumed"]
+    assert before == {"study": "toy", "profile": "tiny", "done": 0, "diverged": 0, "stale": 0,
+                      "missing": 3, "running": 0}  # fmt: skip
+    study.run_or_load("toy", tiny(workplace))
+    after = study.status("toy", "tiny")
+    assert (after["done"], after["missing"], after["seconds_left"]) == (3, 0, 0.0)
+    place = study.store("toy", "tiny")
+    with place.claim("k1") as claimed:
+        assert claimed
+        assert study.status("toy", "tiny")["running"] == 1
+
+
+def test_time_left_rests_on_measured_speed(workplace, pretend):
+    study.run_or_load("toy", tiny(workplace))
+    wider = tiny(workplace, lr_umup=[-3, 0], workers=2)
+    found = study.outlook(wider, study.store("toy", "tiny").read(), load(workplace))
+    assert (found["done"], found["missing"], found["assumed"]) == (3, 1, False)
+    # 10 steps of 16 tokens at 1000 tokens a second, by two workers.
+    assert found["seconds_left"] == pytest.approx(10 * 16 / 1000 / 2)
+
+
+# --- workers --------------------------------------------------------------------------------------
+
+
+def test_two_processes_run_every_point_exactly_once(workplace):
+    runs = study.run_or_load("toy", tiny(workplace, workers=2))
+    assert set(runs["status"]) <= {"ok", "diverged"}
+    assert len(runs) >= 3
+    assert runs["key"].is_unique
+    folder = workplace / "experiments/toy/records/tiny"
+    log = (folder / ".progress.log").read_text()
+    assert log.count("step 10/10") == len(runs), "a point was trained twice"
+    assert "resuming" not in log
+    assert not list((folder / ".partial").glob("*"))
+    assert not Store(folder).running()
+    # The numbers are those of this process.
+    dataset = load(workplace)
+    row = runs.iloc[0]
+    run = RunConfig.from_dict(json.loads(row["spec"]))
+    assert run.key() == row["key"]
+    losses = train.train(run, dataset.train, chunk_steps=5)
+    np.testing.assert_allclose(row["curve_loss"], losses, rtol=1e-5)
+
+
+def test_a_worker_stops_at_its_time_limit_and_goes_on(workplace):
+    folder = workplace / "experiments/toy/records/tiny"
+
+    def worker(**changes):
+        given = json.dumps(tiny(workplace, **changes).to_dict())
+        return study.main(["toy", "--settings", given, "--records", str(folder)])
+
+    assert worker(time_limit_minutes=1e-9) == study.EXIT_OUT_OF_TIME
+    assert len(list((folder / ".partial").glob("*.npz"))) == 1
+    assert worker() == 0
+    log = (folder / ".progress.log").read_text()
+    assert log.count("resuming") == 1
+    assert study.status("toy", "tiny")["missing"] == 0
+
+
+@pytest.fixture
+def interpreter(workplace, monkeypatch):
+    """Workers run this shell script in place of Python."""
+
+    def replace(text):
+        script = workplace / "python"
+        script.write_text(f"#!/bin/sh\n{text}\n")
+        script.chmod(0o755)
+        monkeypatch.setattr(study.sys, "executable", str(script))
+
+    return replace
+
+
+def test_a_failing_worker_is_reported(workplace, interpreter):
+    interpreter("echo Traceback >&2; echo 'MemoryError: too wide' >&2; exit 1")
+    with pytest.raises(StudyError, match=r"worker: received 'MemoryError: too wide'.*\.progress\.log"):
+        study.run_or_load("toy", tiny(workplace, workers=2))
+    interpreter("exit 9")
+    with pytest.raises(StudyError, match="exit status 9"):
+        study.run_or_load("toy", tiny(workplace, workers=1))
+
+
+def test_a_worker_out_of_time_is_no_failure(workplace, interpreter):
+    interpreter(f"exit {study.EXIT_OUT_OF_TIME}")
+    with pytest.raises(OutOfTime):
+        study.run_or_load("toy", tiny(workplace, workers=1))
+
+
+@pytest.mark.xfail(reason="the first worker's exit status alone is looked at", strict=True)
+def test_a_failure_is_not_hidden_by_another_worker_out_of_time(workplace, interpreter):
+    # The first to start is out of time, the second fails.
+    interpreter('mkdir first 2>/dev/null && exit 75; sleep 1; echo "ValueError: no" >&2; exit 1')
+    with pytest.raises(StudyError, match="ValueError: no"):
+        study.run_or_load("toy", tiny(workplace, workers=2))
