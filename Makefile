@@ -21,7 +21,7 @@ SITE := book/_build/html/index.html
 export MPLBACKEND = Agg
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 
-.PHONY: help setup book test study lint format wheelhouse bench constraints clean
+.PHONY: help setup book test study notebook lint format wheelhouse bench constraints clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -44,6 +44,9 @@ test: $(READY) ## every test, and the notebooks re-executed and compared
 
 study: $(READY) ## one study: STUDY=lr_transfer PROFILE=smoke|cpu|h100
 	@$(PY) -m umup.cli run $(STUDY) --profile $(PROFILE)
+
+notebook: $(READY) ## study.ipynb anew from study.py, with its smoke outputs: STUDY=lr_transfer
+	@$(PY) scripts/notebook.py $(STUDY)
 
 lint: $(READY) ## ruff and pyright
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright

@@ -181,14 +181,16 @@ def test_fresh_trains_anew_and_leaves_no_records(workplace, pretend):
 
 
 def test_stale_records_are_neither_shown_nor_counted(workplace, pretend, monkeypatch):
-    from umup import records, sweep
+    from umup import records, search, sweep
 
+    keys = {run.key() for run in tiny(workplace).pending(pd.DataFrame(), load(workplace))}
+    search._key.cache_clear()
     with monkeypatch.context() as older:  # as if the last version had written them
         older.setattr(sweep, "NUMERICS", NUMERICS - 1)
         older.setattr(records, "NUMERICS", NUMERICS - 1)
-        keys = {run.key() for run in tiny(workplace).pending(pd.DataFrame(), load(workplace))}
         older.setattr(RunConfig, "key", lambda self, key=RunConfig.key: "old" + key(self))
         study.run_or_load("toy", tiny(workplace))
+    search._key.cache_clear()
     with pytest.raises(StudyError, match="records"):
         study.run_or_load("toy", tiny(workplace, mode="load"))
     found = study.status("toy", "tiny")

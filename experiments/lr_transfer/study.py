@@ -34,7 +34,7 @@ d_head: int = 16
 ff_ratio: float = 2.75  # d_ff / d_model
 seq_len: int = 32
 batch_size: int = 8
-steps: int = 150
+steps: int = 160
 short_steps: int = 0  # further horizons, 0 for none
 short_widths: list = []
 long_steps: int = 0
@@ -54,7 +54,7 @@ eval_batches: int = 8
 workers: int = 0  # processes, one core each; 0 trains in this one
 lanes: int = 1
 lanes_at_once: int = 1
-chunk_steps: int = 150
+chunk_steps: int = 160
 time_limit_minutes: float = 0.0
 assumed_tflops: float = 0.1
 
