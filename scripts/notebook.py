@@ -1,6 +1,6 @@
 """Make a study's notebook anew from its `study.py`, with the outputs of its default parameters.
 
-    python scripts/notebook.py lr_transfer
+python scripts/notebook.py lr_transfer
 """
 
 from __future__ import annotations

@@ -121,11 +121,15 @@ def test_frozen():
 
 
 def test_unknown_and_nested_fields():
-    with pytest.raises(ConfigError, match=r"etta: received 2; allowed: one of the fields of HPs: eta"):
+    with pytest.raises(
+        ConfigError, match=r"etta: received 2; allowed: one of the fields of HPs: eta"
+    ):
         HPs.from_dict({"etta": 2})
     with pytest.raises(ConfigError, match="d_mdel"):
         RunConfig.from_dict(DEFAULTS | {"model": {"d_mdel": 2}})
-    with pytest.raises(ConfigError, match="model: received 3; allowed: a value of type ModelConfig"):
+    with pytest.raises(
+        ConfigError, match="model: received 3; allowed: a value of type ModelConfig"
+    ):
         RunConfig.from_dict(DEFAULTS | {"model": 3})
 
 
@@ -141,7 +145,9 @@ def test_zero(name):
     if name == "weight_decay":
         assert HPs(weight_decay=0.0).weight_decay == 0
     else:
-        with pytest.raises(ConfigError, match=f"{name}: received 0.0; allowed: a finite number > 0"):
+        with pytest.raises(
+            ConfigError, match=f"{name}: received 0.0; allowed: a finite number > 0"
+        ):
             HPs(**{name: 0.0})
 
 
@@ -189,7 +195,13 @@ def test_tuples_and_options_are_checked_item_by_item():
 
     assert Some.from_dict({"counts": [1, 2]}).counts == (1, 2)
     assert Some(maybe=None).maybe is None
-    for bad in ({"counts": (1, 0)}, {"counts": (1.5,)}, {"counts": 3}, {"maybe": 0}, {"maybe": "1"}):
+    for bad in (
+        {"counts": (1, 0)},
+        {"counts": (1.5,)},
+        {"counts": 3},
+        {"maybe": 0},
+        {"maybe": "1"},
+    ):
         with pytest.raises(ConfigError, match=next(iter(bad))):
             Some(**bad)
 

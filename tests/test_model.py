@@ -270,9 +270,7 @@ def test_abc_symmetry_holds_for_a_whole_trajectory():
 
 def test_a_large_epsilon_breaks_the_symmetry():
     """So the test above can fail: the twins' gradients do differ by θ."""
-    one, twin = (
-        losses(make_run(s, eps=1e-2, base_width=8)) for s in ("mup", "mup_intermediate")
-    )
+    one, twin = (losses(make_run(s, eps=1e-2, base_width=8)) for s in ("mup", "mup_intermediate"))
     assert np.abs(one / twin - 1).max() > 1e-3
 
 
@@ -353,9 +351,7 @@ def true_loss(params, graph, scales, ids, targets):
         )
         gate, up = jnp.split(linear(block.mlp.gate_up, norm(x)), 2, axis=-1)
         h = up * gate * jax.nn.sigmoid(block.mlp.alpha[...] * gate) * block.mlp.act_out[...]
-        x = block.mlp_branch.add[...] * linear(block.mlp.down, h) + (
-            block.mlp_branch.skip[...] * x
-        )
+        x = block.mlp_branch.add[...] * linear(block.mlp.down, h) + (block.mlp_branch.skip[...] * x)
     logits = linear(model.readout, norm(x)) * model.loss_alpha[...]
     log_p = jax.nn.log_softmax(logits)
     return -jnp.mean(jnp.take_along_axis(log_p, targets.reshape(-1, 1), axis=-1))
@@ -500,11 +496,15 @@ def test_factors_survive_stacking():
     _, params, _ = split(model_of(run))
     numbers = train.parametrization(run, run.hps.to_dict())
     factors = optim.lr_factors(params, numbers)
-    found = {
-        jax.tree_util.keystr(path): float(f) for path, f in jax.tree.leaves_with_path(factors)
-    }
-    want = {"embed": 32**-0.5, "qkv": 128**-0.5, "['out']": 128**-0.5, "gate_up": 128**-0.5,
-            "down": 192**-0.5, "readout": 1.0}  # fan_in^−½ · (4 branches)^−½
+    found = {jax.tree_util.keystr(path): float(f) for path, f in jax.tree.leaves_with_path(factors)}
+    want = {
+        "embed": 32**-0.5,
+        "qkv": 128**-0.5,
+        "['out']": 128**-0.5,
+        "gate_up": 128**-0.5,
+        "down": 192**-0.5,
+        "readout": 1.0,
+    }  # fan_in^−½ · (4 branches)^−½
     assert len(found) == 6
     for part, value in want.items():
         (name,) = [n for n in found if part in n]

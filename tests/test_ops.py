@@ -360,8 +360,9 @@ def test_gated_silu_is_unit_scaled(alpha):
 def test_attention_is_unit_scaled_but_for_q_and_k(alpha, seq_len):
     scales = numbers(alpha_attn_softmax=alpha, d_head=16).attention(16, seq_len)
     out, d_q, d_k, d_v = rms_of(
-        lambda q, k, v: ops.attention(q, k, v, *scales), *(normal(i, 8, seq_len, 16) for i in range(3))
-    )  # fmt: skip
+        lambda q, k, v: ops.attention(q, k, v, *scales),
+        *(normal(i, 8, seq_len, 16) for i in range(3)),
+    )
     assert out == pytest.approx(1.0, abs=0.15)  # the model is empirical: within about 12 %
     assert d_v == pytest.approx(1.0, abs=0.15)
     # Erratum 7: about 0.9·α/√d_head, not 1.

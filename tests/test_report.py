@@ -57,6 +57,17 @@ def test_default_table_pairs_u_mup_with_the_others(runs):
     assert {line.split("|")[1].strip() for line in lines} == {"u-μP − SP", "u-μP − μP"}
 
 
+def test_validation_table_averages_the_seeds_at_the_best_rate(runs):
+    # Bits a byte of a byte-level model are nats over ln 2: 1.386 nats are 2 bits.
+    known = runs.assign(val_loss=1.386 + runs["seed"] * 0.1, val_bits_per_byte=2.0)
+    lines = report.validation_table(known).splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert [c[:2] for c in cells] == [[s, w] for s in ("SP", "μP", "u-μP") for w in ("32", "256")]
+    assert {tuple(c[2:]) for c in cells} == {
+        ("1.486 [1.386, 1.586]", "2.000 [2.000, 2.000]", "3")
+    }  # fmt: skip
+
+
 def test_what_ran_counts(runs):
     diverged = runs.assign(d_head=16)
     diverged.loc[diverged.index[:2], "status"] = "diverged"

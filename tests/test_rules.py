@@ -28,8 +28,8 @@ def numbers(scheme, model=MODEL, tokens=TOKENS, **hps):
     return Parametrization(scheme, model, HPs(**hps).to_dict(), tokens)
 
 
-# (role, fan_in, fan_out, residual): a = forward, b = init std, c = Adam factor; by hand from Table 1
-# with base fan-in = fan_in/4 and √(base_depth/depth) = √½.
+# (role, fan_in, fan_out, residual): a = forward, b = init std, c = Adam factor; by hand from Table
+# 1 with base fan-in = fan_in/4 and √(base_depth/depth) = √½.
 EMBEDDING = ("input", 512, 256, False)
 HIDDEN = ("hidden", 256, 768, True)
 DOWN = ("hidden", 768, 256, True)
@@ -168,6 +168,7 @@ def networks(taus, r, n_layers, seed):
     weights = rng.normal(size=(2 * n_layers, 12, 12)) * rng.uniform(0.1, 3)
     plain, unit, power = x, x, 1.0
     for w, r_l, tau in zip(weights, r, taus):
+
         def f(h, w=w):
             # Normalised before: f sees only the direction, as in a pre-norm transformer.
             return np.tanh(h / np.sqrt((h**2).mean(-1, keepdims=True)) @ w)
@@ -243,7 +244,7 @@ def test_residual_taus_refuse_no_layers(bad):
 
 
 def test_residual_taus_refuse_an_unknown_convention():
-    with pytest.raises(ConfigError, match="derived | library | printed"):
+    with pytest.raises(ConfigError, match=r"derived \| library \| printed"):
         residual_taus(2, convention="seed")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import types
 from pathlib import Path
 
 import numpy as np
@@ -55,11 +56,10 @@ def tiny(folder, **changes):
 
 
 def test_settings_take_every_parameter_and_nothing_else():
-    import types
-
     namespace = {
-        "__name__": "__main__", "_": 3, "_dh": ["/"], "In": [""], "Out": {}, "exit": None, "os": types,
-        "widths": [32, 64], "steps": 100, "lr_sp": [-9, -5], "weight_decay": 0, "function": len,
+        "__name__": "__main__", "_": 3, "_dh": ["/"], "In": [""], "Out": {}, "exit": None,
+        "os": types, "function": len,
+        "widths": [32, 64], "steps": 100, "lr_sp": [-9, -5], "weight_decay": 0,
     }  # fmt: skip
     found = study.settings(namespace)
     assert found == LRSweep(widths=(32, 64), steps=100, lr_sp=(-9, -5), weight_decay=0)
@@ -92,11 +92,15 @@ def test_names_profiles_and_parameters(workplace):
 
 
 def test_unknown_study_and_profile(workplace):
-    with pytest.raises(StudyError, match="study: received 'toi'; allowed: one of toy; did you mean"):
+    with pytest.raises(
+        StudyError, match="study: received 'toi'; allowed: one of toy; did you mean"
+    ):
         study.folder("toi")
     with pytest.raises(StudyError, match="study"):
         study.parameters("nope", "tiny")
-    with pytest.raises(StudyError, match="profile: received 'tinny'.*other, tiny; did you mean 'tiny'"):
+    with pytest.raises(
+        StudyError, match=r"profile: received 'tinny'.*other, tiny; did you mean 'tiny'"
+    ):
         study.parameters("toy", "tinny")
     with pytest.raises(StudyError, match="profile: received 'claims'"):
         study.parameters("toy", "claims")
@@ -131,7 +135,7 @@ def test_the_projects_own_profiles_are_valid():
 
 
 def test_load_without_records(workplace):
-    with pytest.raises(StudyError, match="records: received 'tiny'.*umup run toy --profile tiny"):
+    with pytest.raises(StudyError, match=r"records: received 'tiny'.*umup run toy --profile tiny"):
         study.run_or_load("toy", tiny(workplace, mode="load"))
     assert not (workplace / "experiments/toy/records").exists(), "loading writes nothing"
 
@@ -150,7 +154,9 @@ def pretend(monkeypatch):
         for run in runs:
             loss = 1 + 0.1 * (math.log2(run.hps.eta) + 2) ** 2
             losses = np.full(run.optim.steps, loss, np.float32)
-            rows.append(sweep.row(run, losses, 1.0, dataset, study=study, profile=profile, facts=facts))
+            rows.append(
+                sweep.row(run, losses, 1.0, dataset, study=study, profile=profile, facts=facts)
+            )
         return rows
 
     monkeypatch.setattr(sweep, "run_group", run_group)
@@ -279,7 +285,9 @@ def interpreter(workplace, monkeypatch):
 
 def test_a_failing_worker_is_reported(workplace, interpreter):
     interpreter("echo Traceback >&2; echo 'MemoryError: too wide' >&2; exit 1")
-    with pytest.raises(StudyError, match=r"worker: received 'MemoryError: too wide'.*\.progress\.log"):
+    with pytest.raises(
+        StudyError, match=r"worker: received 'MemoryError: too wide'.*\.progress\.log"
+    ):
         study.run_or_load("toy", tiny(workplace, workers=2))
     interpreter("exit 9")
     with pytest.raises(StudyError, match="exit status 9"):

@@ -62,7 +62,7 @@ def _style() -> Iterator[None]:
         yield
 
 
-class Picture(Figure):
+class _Picture(Figure):
     """A figure that notebooks show as PNG by itself, without pyplot's global state."""
 
     def _repr_png_(self) -> bytes:
@@ -75,7 +75,7 @@ def _subplots(
     width: float, height: float, columns: int = 1, **options
 ) -> tuple[Figure, list[Axes]]:
     """A figure without pyplot, which would keep it in a global list."""
-    figure = Picture(figsize=(width, height), layout="constrained")
+    figure = _Picture(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, columns, squeeze=False, **options)
     return figure, list(axes[0])

@@ -34,7 +34,8 @@ def loss_digits(digits: int) -> int:
 
 
 def markdown(table: pd.DataFrame, columns: Mapping[str, str]) -> str:
-    """A Markdown table of ``columns`` (name in the table → heading)."""
+    """A Markdown table of ``columns`` (name in the table → heading), empty columns left out."""
+    columns = {name: title for name, title in columns.items() if (table[name] != "").any()}
     rows = [list(columns.values()), ["---"] * len(columns)]
     rows += [[str(row[name]) for name in columns] for row in table.to_dict("records")]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
@@ -101,8 +102,8 @@ def optima_table(runs: pd.DataFrame, digits: int = 2) -> str:
     ]  # fmt: skip
     return markdown(
         pd.DataFrame(rows),
-        {"scheme": "scheme", "steps": "steps", "width": "width", "lr": "log2 η* [95 %]",
-         "loss": "loss at η*, nats a token [95 %]", "runs": "runs in the fit", "note": ""},
+        {"scheme": "scheme", "steps": "steps", "width": "width", "lr": "log₂ η* [95 %]",
+         "loss": "loss there, nats [95 %]", "runs": "runs", "note": "note"},
     )  # fmt: skip
 
 
@@ -122,7 +123,32 @@ def default_table(runs: pd.DataFrame, digits: int = 2) -> str:
     return markdown(
         pd.DataFrame(rows),
         {"pair": "pair", "steps": "steps", "width": "width",
-         "difference": "difference, nats a token [95 %]", "n": "seed pairs"},
+         "difference": "difference, nats [95 %]", "n": "seed pairs"},
+    )  # fmt: skip
+
+
+def validation_table(runs: pd.DataFrame, digits: int = 2) -> str:
+    """Held-out loss at each scheme's best learning rate, in nats a token and bits a byte.
+
+    At the main horizon; the mean over seeds and, in brackets, their range.
+    """
+    best = tables.default_losses(runs)
+    rows = []
+    for b in best[best["steps"] == _main_horizon(runs)].to_dict("records"):
+        at = runs[(runs["lr"] == 2.0 ** b["log2_lr"]) & (runs["status"] == "ok")]
+        for name in tables.GROUP:
+            at = at[at[name] == b[name]]
+        nats, bits = (
+            interval(at[c].mean(), at[c].min(), at[c].max(), loss_digits(digits))
+            for c in ("val_loss", "val_bits_per_byte")
+        )
+        scheme = TITLES[b["scheme"]]
+        rows.append({"scheme": scheme, "width": b["d_model"], "nats": nats, "bits": bits,
+                     "n": len(at)})  # fmt: skip
+    return markdown(
+        pd.DataFrame(rows),
+        {"scheme": "scheme", "width": "width", "nats": "nats a token [range]",
+         "bits": "bits a byte [range]", "n": "seeds"},
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -261,6 +262,13 @@ def status(study: str, profile: str, overrides: Mapping[str, Any] | None = None)
     }  # fmt: skip
 
 
+def _end_with(parent: int) -> None:
+    """End this worker when its parent is gone, however it went: nothing trains unwatched."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
 EXIT_OUT_OF_TIME = 75
 """Exit status of a command that stopped at its time limit (EX_TEMPFAIL: try again)."""
 
@@ -275,6 +283,7 @@ def main(argv: list[str] | None = None) -> int:
     chosen = parser.parse_args(argv)
     if chosen.core is not None:
         os.sched_setaffinity(0, {chosen.core})  # before JAX counts its cores
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     place = Store(chosen.records)
     sweep = LRSweep.from_dict(json.loads(chosen.settings))
     try:
