@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jupytext
 import nbformat
@@ -18,13 +19,13 @@ from umup import site, study
 def main(name: str) -> None:
     """Execute `study.py` of the study `name` and write the pair `study.ipynb`."""
     folder = study.folder(name)
-    notebook = jupytext.read(folder / "study.py")
+    notebook: Any = jupytext.read(folder / "study.py")
     tags = [dict(cell.metadata) for cell in notebook.cells]
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "study.ipynb"
         nbformat.write(notebook, source)
         executed = site.strip(site.execute(source, Path(scratch) / "out.ipynb", {}, folder))
-    done = nbformat.from_dict(executed)
+    done: Any = nbformat.from_dict(executed)
     for number, (cell, metadata) in enumerate(zip(done.cells, tags, strict=True)):
         cell.metadata, cell["id"] = nbformat.from_dict(metadata), f"cell-{number}"
     done.metadata = notebook.metadata

@@ -93,7 +93,6 @@ def test_numerics_are_part_of_the_key(monkeypatch):
     assert changed().key() != before
 
 
-@pytest.mark.xfail(reason="an integer given for a float field is kept as it is", strict=True)
 def test_equal_configurations_have_equal_keys():
     # YAML's `eta: 2` and `eta: 2.0` are one run.
     assert HPs(eta=2) == HPs(eta=2.0)

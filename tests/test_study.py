@@ -300,7 +300,6 @@ def test_a_worker_out_of_time_is_no_failure(workplace, interpreter):
         study.run_or_load("toy", tiny(workplace, workers=1))
 
 
-@pytest.mark.xfail(reason="the first worker's exit status alone is looked at", strict=True)
 def test_a_failure_is_not_hidden_by_another_worker_out_of_time(workplace, interpreter):
     # The first to start is out of time, the second fails.
     interpreter('mkdir first 2>/dev/null && exit 75; sleep 1; echo "ValueError: no" >&2; exit 1')

@@ -75,6 +75,9 @@ class Config:
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value, annotation = getattr(self, field.name), hints[field.name]
+            if annotation is float and type(value) is int:
+                value = float(value)  # YAML's 2 and 2.0 are one value and one digest
+                object.__setattr__(self, field.name, value)
             if not _fits(value, annotation):
                 raise ConfigError(field.name, value, f"a value of type {_type_name(annotation)}")
             allowed = self.RANGES.get(field.name)

@@ -14,7 +14,8 @@ from jax import Array
 
 from umup import ops
 from umup.config import ModelConfig
-from umup.rules import Number, Parametrization, ResidualNumbers
+from umup.powers import Number
+from umup.rules import Parametrization, ResidualNumbers
 
 
 class Scale(nnx.Variable):

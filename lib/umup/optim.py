@@ -20,7 +20,8 @@ from flax import nnx
 
 from umup.config import OptimConfig
 from umup.errors import ConfigError
-from umup.rules import Number, Parametrization
+from umup.powers import Number
+from umup.rules import Parametrization
 
 
 def schedule(config: OptimConfig) -> optax.Schedule:

@@ -63,6 +63,9 @@ class LRSearch(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("lo", "hi"):
+            if getattr(self, name) % 0.25:  # else grid points would not meet to the last bit
+                raise ConfigError(name, getattr(self, name), "a multiple of a quarter octave")
         if self.hi <= self.lo:
             raise ConfigError("hi", self.hi, f"more than lo = {self.lo:g}")
 

@@ -198,11 +198,11 @@ def _spawn(study: str, sweep: LRSweep, place: Store, progress: Progress) -> None
             if child.poll() is None:
                 child.terminate()
     for text, code in codes:
-        if code == EXIT_OUT_OF_TIME:
-            raise OutOfTime
-        if code:
+        if code not in (0, EXIT_OUT_OF_TIME):
             last = text.strip().splitlines()[-1:] or [f"exit status {code}"]
             raise StudyError("worker", last[0], f"a worker that ends well; see {progress.log_file}")
+    if any(code == EXIT_OUT_OF_TIME for _, code in codes):
+        raise OutOfTime
 
 
 def outlook(sweep: LRSweep, runs: pd.DataFrame, dataset: data.Dataset) -> dict[str, Any]:

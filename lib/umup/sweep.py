@@ -25,6 +25,7 @@ import numpy as np
 
 from umup.config import NUMERICS, RunConfig, canonical_json, digest
 from umup.data import Dataset, nats_to_bits_per_byte
+from umup.errors import DataError
 from umup.records import Store, provenance
 
 log = logging.getLogger("umup.sweep")
@@ -125,7 +126,11 @@ def run_pending(
         OutOfTime: the deadline passed; the state of the group in flight is on disk.
     """  # fmt: skip
     progress = progress or Progress()
+    worked = False
     while wanted := list(pending()):
+        # Looked at after a group, never before the first: every call gets something done.
+        if worked and time.monotonic() > settings.deadline:
+            raise OutOfTime
         worked = False
         for group in groups(wanted, settings.lanes):
             with contextlib.ExitStack() as claims:
@@ -158,7 +163,13 @@ def run_group(
 
     Raises:
         OutOfTime: see ``run_pending``.
+        DataError: a run's ``data_digest`` is not that of the data set.
+        ConfigError: an unknown scheme, or a hyperparameter that the scheme lacks.
     """  # fmt: skip
+    for run in runs:
+        if run.data_digest != dataset.digest:
+            todo = f"{dataset.digest}, the digest of {dataset.corpus} as {dataset.tokenizer}"
+            raise DataError("data_digest", run.data_digest, todo)
     import jax
     import jax.numpy as jnp
 

@@ -20,7 +20,8 @@ from jax import Array
 from umup import data, optim
 from umup.config import HPs, RunConfig
 from umup.model import Decoder, split
-from umup.rules import Number, Parametrization
+from umup.powers import Number
+from umup.rules import Parametrization, check_hps
 
 HP_NAMES = tuple(HPs().to_dict())
 
@@ -53,7 +54,13 @@ class Lane(NamedTuple):
 
 
 def lanes_of(runs: list[RunConfig]) -> Lane:
-    """Stack the traced inputs of runs of one shape: every leaf gets a leading lane axis."""
+    """Stack the traced inputs of runs of one shape: every leaf gets a leading lane axis.
+
+    Raises:
+        ConfigError: a hyperparameter that a run's scheme lacks is not at its default.
+    """
+    for run in runs:
+        check_hps(run.scheme, run.hps.to_dict())
     values = [run.hps.to_dict() for run in runs]
     hps = {name: jnp.asarray([v[name] for v in values], jnp.float32) for name in HP_NAMES}
     return Lane(hps, jnp.asarray([run.seed for run in runs], jnp.int32))
