@@ -305,3 +305,15 @@ def test_a_failure_is_not_hidden_by_another_worker_out_of_time(workplace, interp
     interpreter('mkdir first 2>/dev/null && exit 75; sleep 1; echo "ValueError: no" >&2; exit 1')
     with pytest.raises(StudyError, match="ValueError: no"):
         study.run_or_load("toy", tiny(workplace, workers=2))
+
+
+def test_parameters_names_the_profiles_there_are(tmp_path):
+    (tmp_path / "smoke.yaml").write_text("n: 3\n", encoding="utf-8")
+    (tmp_path / "claims.yaml").write_text("[]\n", encoding="utf-8")
+    assert study.parameters(tmp_path, "smoke") == {"n": 3}
+    for profile in ("cpu", "claims"):
+        with pytest.raises(StudyError, match=r"allowed: one of smoke$"):
+            study.parameters(tmp_path, profile)
+    (tmp_path / "cpu.yaml").write_text("- 1\n", encoding="utf-8")
+    with pytest.raises(StudyError, match="mapping"):
+        study.parameters(tmp_path, "cpu")

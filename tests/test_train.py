@@ -103,7 +103,7 @@ def test_no_setting_compiles_again():
     go(make_run())
     before = sizes()
     assert min(before) >= 1
-    for name in HPs().to_dict():
+    for name in SCHEMES["umup"].hps:
         assert go(make_run(hps={name: 0.75})) == programs, name
     assert go(make_run(seed=7)) == programs
     assert sizes() == before
@@ -115,9 +115,7 @@ def test_no_setting_compiles_again():
     assert train.programs(make_run(d_ff=48)).chunk != programs.chunk
 
 
-@pytest.mark.parametrize("name", ["eta", "weight_decay", "alpha_attn_softmax", "alpha_residual",
-                                  "alpha_residual_attn_ratio", "alpha_ffn_act", "eta_emb",
-                                  "alpha_loss_softmax"])  # fmt: skip
+@pytest.mark.parametrize("name", SCHEMES["umup"].hps)
 def test_every_hp_of_umup_changes_training(name):
     changed = single(make_run(hps={name: 1.5}))
     assert np.abs(changed - single(make_run())).max() > 1e-5

@@ -23,10 +23,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import yaml
-
 from umup import pages
 from umup.errors import BookError, StudyError, UmupError
+from umup.study import parameters
 
 EXPECTED = {"smoke": 90.0, "render": 20.0, "pages": 10.0, "html": 40.0, "check": 2.0}
 """Seconds each kind of step takes on two cores, until a build has measured it here."""
@@ -77,22 +76,6 @@ class Steps:
         self.say(f"      done in {self.seconds[text]:.0f} s")
         self.memory.parent.mkdir(parents=True, exist_ok=True)
         self.memory.write_text(json.dumps(self.seconds, indent=1), "utf-8")
-
-
-def parameters(folder: Path, profile: str) -> dict[str, Any]:
-    """Papermill parameters of a study's profile.
-
-    Raises:
-        StudyError: there is no such profile, or it is not a mapping.
-    """
-    path = folder / f"{profile}.yaml"
-    if profile == "claims" or not path.exists():
-        known = sorted(p.stem for p in folder.glob("*.yaml") if p.stem != "claims")
-        raise StudyError("profile", profile, f"a profile of {folder.name}: {', '.join(known)}")
-    found = yaml.safe_load(path.read_text("utf-8")) or {}
-    if not isinstance(found, dict):
-        raise StudyError(str(path), found, "a mapping of papermill parameters")
-    return found
 
 
 def best_profile(folder: Path) -> str:

@@ -53,24 +53,26 @@ def names() -> list[str]:
     return sorted(path.parent.name for path in experiments_folder().glob("*/study.ipynb"))
 
 
-def folder(study: str) -> Path:
-    """The study's folder.
+def folder(study: str | Path) -> Path:
+    """The study's folder; a path is taken as it is.
 
     Raises:
         StudyError: there is no such study.
     """
+    if isinstance(study, Path):
+        return study
     path = experiments_folder() / study
     if not (path / "study.ipynb").exists() and not (path / "study.py").exists():
         raise StudyError("study", study, _choices(study, names()))
     return path
 
 
-def profiles(study: str) -> list[str]:
+def profiles(study: str | Path) -> list[str]:
     """The study's profiles: its parameter files."""
     return sorted(p.stem for p in folder(study).glob("*.yaml") if p.stem != "claims")
 
 
-def parameters(study: str, profile: str) -> dict[str, Any]:
+def parameters(study: str | Path, profile: str) -> dict[str, Any]:
     """The papermill parameters of a profile.
 
     Raises:

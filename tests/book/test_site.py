@@ -157,18 +157,6 @@ def test_best_profile_prefers_h100_then_cpu_and_ignores_empty_folders(tmp_path):
         assert before != best and site.best_profile(tmp_path) == best
 
 
-def test_parameters_names_the_profiles_there_are(tmp_path):
-    (tmp_path / "smoke.yaml").write_text("n: 3\n", encoding="utf-8")
-    (tmp_path / "claims.yaml").write_text("[]\n", encoding="utf-8")
-    assert site.parameters(tmp_path, "smoke") == {"n": 3}
-    for profile in ("cpu", "claims"):
-        with pytest.raises(StudyError, match=r"profile of .*: smoke$"):
-            site.parameters(tmp_path, profile)
-    (tmp_path / "cpu.yaml").write_text("- 1\n", encoding="utf-8")
-    with pytest.raises(StudyError, match="mapping"):
-        site.parameters(tmp_path, "cpu")
-
-
 def test_steps_tell_time_left_and_remember(tmp_path):
     said: list[str] = []
     names = [("smoke", "a"), ("check", "b")]
