@@ -107,6 +107,9 @@ class Config:
             if isinstance(kind, type) and issubclass(kind, Config) and isinstance(value, Mapping):
                 value = kind.from_dict(value)
             plain[key] = tuple(value) if isinstance(value, list) else value
+        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+            if field.default is dataclasses.MISSING and field.name not in plain:
+                raise ConfigError(field.name, "nothing", f"a {_type_name(hints[field.name])}")
         return cls(**plain)
 
     def to_dict(self) -> dict[str, Any]:

@@ -128,6 +128,7 @@ UMUP = Scheme(
     residual={},
     residual_adam_lr={"depth": -0.5},
     attention_logit={"alpha_attn_softmax": 1.0, "d_head": -1.0},
+    # η̂_emb is no HP of the paper's u-μP: neutral at 1, it is what its Figure 4 sweeps.
     hps=("eta", "eta_emb", "alpha_residual", "alpha_residual_attn_ratio", "alpha_ffn_act",
          "alpha_attn_softmax", "alpha_loss_softmax", "weight_decay"),
     unit_scaled=True,

@@ -234,7 +234,12 @@ class LRSweep(Config):
         for name in ("lr_sp", "lr_mup", "lr_umup"):
             if len(getattr(self, name)) != 2:
                 raise ConfigError(name, getattr(self, name), "two numbers: [low, high] in log2 η")
-            self.search(name.removeprefix("lr_"))
+            try:
+                self.search(name.removeprefix("lr_"))
+            except ConfigError as error:
+                raise ConfigError(
+                    name, getattr(self, name), f"{error.field}: {error.allowed}"
+                ) from None
         for width in (*self.widths, *self.short_widths, *self.long_widths):
             self.model(width, vocab_size=2)  # heads that do not divide are an error now
 
@@ -293,12 +298,13 @@ class LRSweep(Config):
         loss_of = dict(zip(runs["key"], runs["final_loss"])) if len(runs) else {}
         optima: dict[tuple[str, int], dict[int, float]] = {}
         out: list[RunConfig] = []
-        for arm in self.arms():
+        unfinished: set[tuple[str, int]] = set()
+        for arm in self.arms():  # narrow before wide at each horizon
             known = optima.setdefault((arm.scheme, arm.steps), {})
             search = self.search(arm.scheme)
             if arm.d_model > self.full_grid_width:
                 center = predicted_optimum(known, arm.d_model)
-                if center is None:
+                if center is None or (arm.scheme, arm.steps) in unfinished:
                     continue  # waits for the narrower widths
                 search = around(center, search)
             results = []
@@ -307,7 +313,9 @@ class LRSweep(Config):
                 if key in loss_of:
                     results.append(Result(lr, seed, loss_of[key]))
             todo = next_lrs(search, results)
-            if not todo and (best := best_lr(results)) is not None:
+            if todo:
+                unfinished.add((arm.scheme, arm.steps))
+            elif (best := best_lr(results)) is not None:
                 known[arm.d_model] = best
             out += [self.run(arm, lr, seed, dataset) for lr, seed in todo]
         return out

@@ -7,6 +7,7 @@ configuration, ``run_or_load`` trains what the records lack and returns them as 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import json
 import math
@@ -185,25 +186,33 @@ def _spawn(study: str, sweep: LRSweep, place: Store, progress: Progress) -> None
     use two cores better than one program split over both."""
     cores = sorted(os.sched_getaffinity(0))
     given = json.dumps(replace(sweep, workers=0).to_dict())
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-m", "umup.study", study, "--settings", given,
-             "--records", str(place.folder), "--core", str(cores[i % len(cores)])],
-            stderr=subprocess.PIPE if not progress.wanted() else None, text=True,
-        )
-        for i in range(sweep.workers)
-    ]  # fmt: skip
-    try:
-        codes = [(child.communicate()[1] or "", child.returncode) for child in children]
-    finally:
-        for child in children:
-            if child.poll() is None:
-                child.terminate()
-    for text, code in codes:
-        if code not in (0, EXIT_OUT_OF_TIME):
-            last = text.strip().splitlines()[-1:] or [f"exit status {code}"]
+    with contextlib.ExitStack() as files:
+        # A file, not a pipe: a pipe that nobody reads yet would stop a talkative worker.
+        heard = [
+            files.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8"))
+            for _ in range(sweep.workers)
+        ]
+        children = [
+            subprocess.Popen(
+                [sys.executable, "-m", "umup.study", study, "--settings", given,
+                 "--records", str(place.folder), "--core", str(cores[i % len(cores)])],
+                stderr=None if progress.wanted() else file,
+            )
+            for i, file in enumerate(heard)
+        ]  # fmt: skip
+        try:
+            codes = [child.wait() for child in children]
+        finally:
+            for child in children:
+                if child.poll() is None:
+                    child.terminate()
+        for file, code in zip(heard, codes, strict=True):
+            if code in (0, EXIT_OUT_OF_TIME):
+                continue
+            file.seek(0)
+            last = file.read().strip().splitlines()[-1:] or [f"exit status {code}"]
             raise StudyError("worker", last[0], f"a worker that ends well; see {progress.log_file}")
-    if any(code == EXIT_OUT_OF_TIME for _, code in codes):
+    if EXIT_OUT_OF_TIME in codes:
         raise OutOfTime
 
 

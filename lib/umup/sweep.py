@@ -25,7 +25,7 @@ import numpy as np
 
 from umup.config import NUMERICS, RunConfig, canonical_json, digest
 from umup.data import Dataset, nats_to_bits_per_byte
-from umup.errors import DataError
+from umup.errors import DataError, StudyError
 from umup.records import Store, provenance
 
 log = logging.getLogger("umup.sweep")
@@ -124,10 +124,13 @@ def run_pending(
 
     Raises:
         OutOfTime: the deadline passed; the state of the group in flight is on disk.
+        StudyError: ``pending`` keeps asking for a run that is on record.
     """  # fmt: skip
     progress = progress or Progress()
-    worked = False
+    worked, on_record = False, set()
     while wanted := list(pending()):
+        if again := on_record & {run.key() for run in wanted}:
+            raise StudyError("pending", min(again), "a plan that asks for no run on record")
         # Looked at after a group, never before the first: every call gets something done.
         if worked and time.monotonic() > settings.deadline:
             raise OutOfTime
@@ -143,7 +146,8 @@ def run_pending(
                 )  # fmt: skip
                 worked = True
                 break
-        if not worked:  # all that is wanted is in flight elsewhere
+        if not worked:  # all that is wanted is in flight elsewhere, or was just recorded there
+            on_record = {run.key() for run in wanted} & store.keys()
             if time.monotonic() > settings.deadline:
                 raise OutOfTime
             time.sleep(1.0)
@@ -274,7 +278,7 @@ class Partial:
         if not self.path.exists():
             return None
         try:
-            with np.load(self.path) as saved:
+            with np.load(io.BytesIO(self.path.read_bytes())) as saved:
                 leaves = [saved[f"leaf{i}"] for i in range(len(like))]
                 losses, wall = saved["losses"], float(saved["wall"])
         except Exception as error:  # a foreign or damaged file costs a restart, never a wrong run
