@@ -127,6 +127,6 @@ Markdown(claims.format_table(verdicts, sweep.digits))
 # :class: takeaway
 # Tune $\eta$ on the narrow model under μP or u-μP and use it on the wide one; under SP, tune again or
 # extrapolate. Transfer of the *optimum* and the height of the *loss* are two questions: read the second table
-# at the horizon you care about, and expect it to change with the horizon. These are short runs of small models
+# at the width and horizon you care about, and expect it to change with both. These are short runs of small models
 # on one corpus, with one depth, batch size and schedule; each of those is a study of its own.
 # :::
