@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 
@@ -526,3 +527,14 @@ def test_a_weight_of_an_unknown_role_is_an_error():
     numbers = train.parametrization(make_run("mup"), HPs().to_dict())
     with pytest.raises(ConfigError, match="role"):
         Weight(numbers, "gain", 4, 4, rngs=nnx.Rngs(0))
+
+
+def test_the_readme_example_runs():
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    names: dict = {}
+    exec(example, names)
+    assert names["logits"].shape == (64, 256, 256)
+    # u-μP's readout starts at 1/√fan_in: logits of RMS 1/16 at width 256.
+    rms = float(jnp.sqrt(jnp.mean(jnp.square(names["logits"]))))
+    assert rms == pytest.approx(1 / 16, rel=0.1)
