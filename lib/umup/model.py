@@ -9,7 +9,7 @@ from jax import Array
 
 from umup import ops
 from umup.config import ModelConfig
-from umup.layers import Block, Embedding, Linear, Scale, scale
+from umup.layers import Block, Embedding, Linear, scale
 from umup.rules import Parametrization, ResidualNumbers
 
 
@@ -73,6 +73,3 @@ def split(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """(graph, trained parameters, scales and other state)."""
     graph, params, rest = nnx.split(model, nnx.Param, ...)
     return graph, params, rest
-
-
-__all__ = ["Decoder", "Scale", "split"]
