@@ -100,7 +100,7 @@ def test_smoke_sized_runs_are_not_measured_and_say_why(tmp_path):
     assert v.verdict == "not measured" and math.isnan(v.value)
     assert v.note == "u-μP: widths span 2×, the claim needs 8×"
     (v,) = claims.evaluate(tmp_path / "s", runs.iloc[:0])
-    assert (v.verdict, v.note, v.profile) == ("not measured", "no runs", "")
+    assert (v.verdict, v.note, v.profile) == ("not measured", "no records", "")
     (v,) = claims.evaluate(tmp_path / "s", runs.assign(numerics=NUMERICS - 1))
     assert v.verdict == "not measured" and "stale" in v.note
     (v,) = claims.evaluate(tmp_path / "s", runs[runs.scheme == "sp"])
@@ -159,7 +159,7 @@ def test_wider_minus_narrower_takes_the_worst_step():
 def test_board_takes_the_best_profile_that_measured_a_claim_and_never_smoke(tmp_path):
     study = write(tmp_path / "one", ENTRY)
     verdicts = claims.board(tmp_path)
-    assert [(v.verdict, v.note, v.profile) for v in verdicts] == [("not measured", "no runs", "")]
+    assert [(v.verdict, v.note, v.profile) for v in verdicts] == [("not measured", "no records", "")]
 
     def save(profile, runs):
         rows = [
@@ -255,5 +255,5 @@ def test_table_reads_well(tmp_path):
     assert second == "| It transfers. | 0.150 [0.150, 0.150] nats | at most 0.01 nats | fails |"
     assert [claims.format_value(0.1234, u, 1) for u in ("octaves", "nats")] == ["0.1", "0.12"]
     missing = claims.format_table(claims.evaluate(folder, make_runs().iloc[:0])).splitlines()
-    assert missing[2].endswith("| – | −0.5 to 0.5 octaves | not measured (no runs) |")
+    assert missing[2].endswith("| – | −0.5 to 0.5 octaves | not measured (no records) |")
     assert head.count("|") == rule.count("|") == first.count("|")

@@ -68,7 +68,7 @@ def test_whatever_differs_has_another_key():
     base = changed()
     others = [
         changed(scheme="mup"), changed(seed=1), changed(corpus="x"), changed(tokenizer="bpe512"),
-        changed(data_digest="e"), changed(eval_batches=8),
+        changed(data_digest="e"), changed(eval_batches=8), changed(probe_steps=(0, 5)),
     ]  # fmt: skip
     for part, value in (("model", base.model), ("optim", base.optim), ("hps", base.hps)):
         for field in dataclasses.fields(value):
@@ -76,6 +76,7 @@ def test_whatever_differs_has_another_key():
             special = {
                 "decay": "coupled", "dtype": "bfloat16", "depth_convention": "layers",
                 "tau_convention": "library", "d_head": 32, "d_model": 512, "rope": False,
+                "recipe": "fp8_seed", "keep_bf16": ("readout",), "accumulation": "precise",
             }  # fmt: skip
             if field.name in special:
                 new = special[field.name]

@@ -24,12 +24,13 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 # A module imports from lower floors, and on its own floor from those left of it: no cycles.
 FLOORS = (
-    ("errors", "config", "powers", "rules"),
-    ("scale",),
-    ("ops", "mesh"),
-    ("layers", "model", "optim", "tokenizing", "corpora", "sampling", "token_cache", "data"),
-    ("train",),
-    ("records", "sweep", "search"),
+    ("errors", "config", "powers", "rules", "schemas", "studies"),
+    ("scale", "fp8", "probe"),
+    ("ops", "unit", "mesh"),
+    ("layers", "model", "optim", "interop", "tokenizing", "corpora", "sampling", "token_cache",
+     "data"),
+    ("train", "coord"),
+    ("records", "design", "sweep", "search"),
     ("laws", "tables", "plan", "claims", "machine", "bench_records", "bench_torch"),
     ("figures", "report", "study", "bench", "pages", "site", "cli"),
 )

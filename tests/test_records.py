@@ -21,7 +21,8 @@ import pytest
 from umup import records
 from umup.config import NUMERICS
 from umup.errors import RecordError
-from umup.records import COLUMNS, Store
+from umup.records import Store
+from umup.schemas import RUNS, SCHEMA
 
 
 def make_row(key="k0", **changes):
@@ -51,6 +52,9 @@ def make_row(key="k0", **changes):
         "hps": "{}",
         "curve_steps": [0, 10],
         "curve_loss": [5.5, 1.5],
+        "probe_steps": [],
+        "probe_tensors": [],
+        "probe_values": [],
         "tokens_per_s": 1e4,
         "wall_s": 3.0,
         "compile_s": 1.0,
@@ -66,7 +70,7 @@ def make_row(key="k0", **changes):
         "data_digest": "d",
         "tokenizer_digest": "t",
         "created": "2024-01-01T00:00:00.000000+00:00",
-        "schema": records.SCHEMA,
+        "schema": SCHEMA,
     }
     return row | changes
 
@@ -80,7 +84,7 @@ def test_round_trip_keeps_every_value_and_type(tmp_path):
     shard = Store(tmp_path).append([row, make_row("k1", status="diverged", final_loss=np.nan)])
     assert shard is not None and shard.parent == tmp_path
     runs = Store(tmp_path).read()
-    assert tuple(runs.columns) == COLUMNS and set(make_row()) == set(COLUMNS)
+    assert tuple(runs.columns) == RUNS.columns and set(make_row()) == set(RUNS.columns)
     first = runs[runs.key == "k0"].iloc[0]
     assert (first.lr, first.seed, first.wall_s) == (0.25, 3, 2.0)
     assert first.curve_loss.tolist() == [2.0, 1.0] and first.curve_steps.dtype == np.int32
@@ -92,7 +96,7 @@ def test_no_rows_no_shard_and_an_absent_store_is_empty(tmp_path):
     store = Store(tmp_path / "absent")
     assert store.append([]) is None and store.keys() == set() and store.running() == set()
     runs = store.read()
-    assert runs.empty and tuple(runs.columns) == COLUMNS
+    assert runs.empty and tuple(runs.columns) == RUNS.columns
     assert not store.folder.exists()
 
 
@@ -112,7 +116,7 @@ def test_no_rows_no_shard_and_an_absent_store_is_empty(tmp_path):
         ({"curve_steps": [0.5, 1.0]}, "curve_steps"),
         ({"curve_loss": [1.0]}, "curve_loss"),
         ({"curve_loss": 1.0}, "curve_loss"),
-        ({"schema": records.SCHEMA + 1}, "schema"),
+        ({"schema": SCHEMA + 1}, "schema"),
         ({"key": "../k"}, "key"),
         ({"key": ""}, "key"),
         ({"colour": "red"}, "colour"),
@@ -161,9 +165,9 @@ def test_a_shard_cut_short_is_named_then_repaired(tmp_path, cut):
     [
         (lambda t: t.drop_columns(["seed"]), "differs in seed"),
         (lambda t: t.append_column("extra", pa.array([1])), "differs in extra"),
-        (lambda t: t.set_column(COLUMNS.index("seed"), "seed", pa.array(["0"])), "differs in seed"),
-        (lambda t: t.set_column(len(COLUMNS) - 1, "schema", pa.array([99])), r"schema \[99\]"),
-        (lambda t: t.select(list(reversed(COLUMNS))), "column order"),
+        (lambda t: t.set_column(RUNS.columns.index("seed"), "seed", pa.array(["0"])), "differs in seed"),
+        (lambda t: t.set_column(len(RUNS.columns) - 1, "schema", pa.array([99])), r"schema \[99\]"),
+        (lambda t: t.select(list(reversed(RUNS.columns))), "column order"),
     ],
 )
 def test_a_shard_of_another_schema_is_named(tmp_path, spoil, said):
@@ -316,7 +320,7 @@ def test_provenance_fits_the_schema_and_reads_the_commit(monkeypatch):
     monkeypatch.setenv("UMUP_COMMIT", "abc123+dirty")
     monkeypatch.setattr(records, "_git", records._git.__wrapped__)
     told = records.provenance()
-    records.validate(make_row() | told)
+    RUNS.validate(make_row() | told)
     assert (told["git_commit"], told["git_dirty"]) == ("abc123", True)
     assert told["xla_flags"] == os.environ.get("XLA_FLAGS", "") and told["device_count"] >= 1
     assert json.dumps(told)

@@ -61,7 +61,7 @@ def test_settings_take_every_parameter_and_nothing_else():
         "os": types, "function": len,
         "widths": [32, 64], "steps": 100, "lr_sp": [-9, -5], "weight_decay": 0,
     }  # fmt: skip
-    found = study.settings(namespace)
+    found = study.settings("lr_transfer", namespace)
     assert found == LRSweep(widths=(32, 64), steps=100, lr_sp=(-9, -5), weight_decay=0)
 
 
@@ -72,7 +72,7 @@ def test_settings_take_every_parameter_and_nothing_else():
 ])  # fmt: skip
 def test_settings_refuse_an_unknown_parameter(name, value, suggestion):
     with pytest.raises(StudyError, match=f"{name}: received .*{suggestion}"):
-        study.settings({"steps": 100, name: value})
+        study.settings("lr_transfer", {"steps": 100, name: value})
 
 
 @pytest.mark.parametrize(("name", "value"), [
@@ -81,7 +81,7 @@ def test_settings_refuse_an_unknown_parameter(name, value, suggestion):
 ])  # fmt: skip
 def test_settings_refuse_a_wrong_type(name, value):
     with pytest.raises(ConfigError, match=f"{name}: received"):
-        study.settings({name: value})
+        study.settings("lr_transfer", {name: value})
 
 
 def test_names_profiles_and_parameters(workplace):
@@ -124,11 +124,10 @@ def test_the_projects_own_profiles_are_valid():
     root = Path(__file__).parents[1] / "experiments"
     found = [path for path in root.glob("*/*.yaml") if path.stem != "claims"]
     assert found
-    known = {"digits"}  # of the notebook, not of the sweep
     for path in found:
-        given = study.parameters(path.parent.name, path.stem)
-        sweep = LRSweep.from_dict({k: v for k, v in given.items() if k not in known})
-        assert sweep.profile == path.stem, path
+        given = study.parameters(path.parent, path.stem)
+        design = study.design_of(path.parent.name).from_dict(given)
+        assert design.profile == path.stem, path
 
 
 # --- run or load ----------------------------------------------------------------------------------
@@ -136,7 +135,7 @@ def test_the_projects_own_profiles_are_valid():
 
 def test_load_without_records(workplace):
     with pytest.raises(StudyError, match=r"records: received 'tiny'.*umup run toy --profile tiny"):
-        study.run_or_load("toy", tiny(workplace, mode="load"))
+        study.run_or_load("toy", tiny(workplace, mode="load")).runs
     assert not (workplace / "experiments/toy/records").exists(), "loading writes nothing"
 
 
@@ -164,15 +163,15 @@ def pretend(monkeypatch):
 
 
 def test_run_trains_what_is_missing_and_load_reads_it(workplace, pretend):
-    runs = study.run_or_load("toy", tiny(workplace))
+    runs = study.run_or_load("toy", tiny(workplace)).runs
     assert sorted(np.log2(runs["lr"])) == [-3, -2, -1]
     assert set(runs["study"]) == {"toy"}
     assert set(runs["profile"]) == {"tiny"}
     folder = workplace / "experiments/toy/records/tiny"
     assert len(list(folder.glob("*.parquet"))) == 1, "shards are merged at the end"
     pretend.clear()
-    again = study.run_or_load("toy", tiny(workplace))
-    loaded = study.run_or_load("toy", tiny(workplace, mode="load"))
+    again = study.run_or_load("toy", tiny(workplace)).runs
+    loaded = study.run_or_load("toy", tiny(workplace, mode="load")).runs
     assert pretend == []
     pd.testing.assert_frame_equal(again, runs)
     pd.testing.assert_frame_equal(loaded, runs)
@@ -181,7 +180,7 @@ def test_run_trains_what_is_missing_and_load_reads_it(workplace, pretend):
 def test_fresh_trains_anew_and_leaves_no_records(workplace, pretend):
     for _ in range(2):
         pretend.clear()
-        assert len(study.run_or_load("toy", tiny(workplace, fresh=True))) == 3
+        assert len(study.run_or_load("toy", tiny(workplace, fresh=True)).runs) == 3
         assert len(pretend) == 3
     assert not (workplace / "experiments/toy/records").exists()
 
@@ -195,13 +194,13 @@ def test_stale_records_are_neither_shown_nor_counted(workplace, pretend, monkeyp
         older.setattr(sweep, "NUMERICS", NUMERICS - 1)
         older.setattr(records, "NUMERICS", NUMERICS - 1)
         older.setattr(RunConfig, "key", lambda self, key=RunConfig.key: "old" + key(self))
-        study.run_or_load("toy", tiny(workplace))
+        study.run_or_load("toy", tiny(workplace)).runs
     search._key.cache_clear()
     with pytest.raises(StudyError, match="records"):
-        study.run_or_load("toy", tiny(workplace, mode="load"))
+        study.run_or_load("toy", tiny(workplace, mode="load")).runs
     found = study.status("toy", "tiny")
     assert (found["done"], found["stale"], found["missing"]) == (0, 3, 3)
-    assert set(study.run_or_load("toy", tiny(workplace))["key"]) == keys
+    assert set(study.run_or_load("toy", tiny(workplace)).runs["key"]) == keys
 
 
 def load(folder):
@@ -214,7 +213,7 @@ def test_status_counts(workplace, pretend):
     del before["seconds_left"], before["assumed"]
     assert before == {"study": "toy", "profile": "tiny", "done": 0, "diverged": 0, "stale": 0,
                       "missing": 3, "running": 0}  # fmt: skip
-    study.run_or_load("toy", tiny(workplace))
+    study.run_or_load("toy", tiny(workplace)).runs
     after = study.status("toy", "tiny")
     assert (after["done"], after["missing"], after["seconds_left"]) == (3, 0, 0.0)
     place = study.store("toy", "tiny")
@@ -224,9 +223,9 @@ def test_status_counts(workplace, pretend):
 
 
 def test_time_left_rests_on_measured_speed(workplace, pretend):
-    study.run_or_load("toy", tiny(workplace))
+    study.run_or_load("toy", tiny(workplace)).runs
     wider = tiny(workplace, lr_umup=[-3, 0], workers=2)
-    found = study.outlook(wider, study.store("toy", "tiny").read(), load(workplace))
+    found = study.outlook(wider, study.store("toy", "tiny"), load(workplace))
     assert (found["done"], found["missing"], found["assumed"]) == (3, 1, False)
     # 10 steps of 16 tokens at 1000 tokens a second, by two workers.
     assert found["seconds_left"] == pytest.approx(10 * 16 / 1000 / 2)
@@ -236,7 +235,7 @@ def test_time_left_rests_on_measured_speed(workplace, pretend):
 
 
 def test_two_processes_run_every_point_exactly_once(workplace):
-    runs = study.run_or_load("toy", tiny(workplace, workers=2))
+    runs = study.run_or_load("toy", tiny(workplace, workers=2)).runs
     assert set(runs["status"]) <= {"ok", "diverged"}
     assert len(runs) >= 3
     assert runs["key"].is_unique
@@ -288,23 +287,23 @@ def test_a_failing_worker_is_reported(workplace, interpreter):
     with pytest.raises(
         StudyError, match=r"worker: received 'MemoryError: too wide'.*\.progress\.log"
     ):
-        study.run_or_load("toy", tiny(workplace, workers=2))
+        study.run_or_load("toy", tiny(workplace, workers=2)).runs
     interpreter("exit 9")
     with pytest.raises(StudyError, match="exit status 9"):
-        study.run_or_load("toy", tiny(workplace, workers=1))
+        study.run_or_load("toy", tiny(workplace, workers=1)).runs
 
 
 def test_a_worker_out_of_time_is_no_failure(workplace, interpreter):
     interpreter(f"exit {study.EXIT_OUT_OF_TIME}")
     with pytest.raises(OutOfTime):
-        study.run_or_load("toy", tiny(workplace, workers=1))
+        study.run_or_load("toy", tiny(workplace, workers=1)).runs
 
 
 def test_a_failure_is_not_hidden_by_another_worker_out_of_time(workplace, interpreter):
     # The first to start is out of time, the second fails.
     interpreter('mkdir first 2>/dev/null && exit 75; sleep 1; echo "ValueError: no" >&2; exit 1')
     with pytest.raises(StudyError, match="ValueError: no"):
-        study.run_or_load("toy", tiny(workplace, workers=2))
+        study.run_or_load("toy", tiny(workplace, workers=2)).runs
 
 
 def test_parameters_names_the_profiles_there_are(tmp_path):

@@ -15,7 +15,8 @@ from umup import sweep, train
 from umup.config import NUMERICS, HPs, ModelConfig, OptimConfig, RunConfig, canonical_json
 from umup.data import Dataset
 from umup.errors import StudyError, UmupError
-from umup.records import COLUMNS, Store, validate
+from umup.records import Store
+from umup.schemas import RUNS
 from umup.sweep import OutOfTime, Partial, Progress, Settings, groups, run_group, run_pending
 from umup.sweep import row as make_row
 
@@ -106,8 +107,10 @@ def test_a_state_comes_back_exactly(tmp_path):
     partial = Partial(tmp_path / "deep" / "x.npz")
     assert partial.load(LEAVES) is None
     losses = np.float32([[1.5, math.nan]])
-    partial.save(LEAVES, losses, 3.25)
-    leaves, found, wall = partial.load(LEAVES)
+    seen = [np.ones((1, 4, 7), np.float32), np.zeros((1, 4, 7), np.float32)]
+    partial.save(LEAVES, losses, 3.25, seen)
+    leaves, found, wall, found_seen = partial.load(LEAVES)
+    np.testing.assert_array_equal(found_seen, seen)
     for one, other in zip(leaves, LEAVES):
         np.testing.assert_array_equal(one, other)
     np.testing.assert_array_equal(found, losses)
@@ -147,8 +150,8 @@ FIVE = Settings(chunk_steps=5)
 def test_rows_hold_the_run(tmp_path):
     run = make_run()
     (found,) = run_group([run], make_dataset(), tmp_path, settings=FIVE, **WHERE)
-    assert validate(found)
-    assert set(found) == set(COLUMNS)
+    assert RUNS.validate(found)
+    assert set(found) == set(RUNS.columns)
     losses = train.train(run, make_dataset().train, chunk_steps=5)
     np.testing.assert_array_equal(np.float32(found["curve_loss"]), losses)
     assert found["final_loss"] == pytest.approx(float(losses[-1]))
@@ -199,7 +202,7 @@ def test_a_state_of_other_runs_is_not_taken(tmp_path):
 def test_a_diverged_run_stops_early_and_is_a_row(tmp_path):
     run = make_run("sp", eta=1e30)
     (found,) = run_group([run], make_dataset(), tmp_path, settings=FIVE, **WHERE)
-    assert validate(found)["status"] == "diverged"
+    assert RUNS.validate(found)["status"] == "diverged"
     assert math.isnan(found["final_loss"])
     assert math.isnan(found["val_loss"])
     assert math.isnan(found["val_bits_per_byte"])

@@ -63,8 +63,8 @@ from IPython.display import Markdown
 
 from umup import claims, figures, report, study
 
-sweep = study.settings(globals())
-runs = study.run_or_load("lr_transfer", sweep)
+sweep = study.settings("lr_transfer", globals())
+runs = study.run_or_load("lr_transfer", sweep).runs
 Markdown(report.answer(runs, sweep.schemes, sweep.digits))
 
 # %% [markdown]

@@ -27,14 +27,15 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from umup import tables
+from umup import records, studies, tables
 from umup.errors import ClaimError
 from umup.laws import Interval
-from umup.records import Store
+from umup.records import Results, Store
 
 PROFILES = ("h100", "cpu")  # best first; a smoke run proves nothing but that the study runs
 VERDICTS = ("holds", "fails", "inconclusive", "not measured")
 NAMES = tables.NAMES
+NO_RECORDS = "no records"
 
 
 class NotMeasured(LookupError):
@@ -183,6 +184,15 @@ def wider_minus_narrower(
 QUANTITIES: dict[str, Callable[..., Interval]] = {
     f.__name__: f for f in (drift, shift, default_difference, wider_minus_narrower)
 }
+"""Quantities of learning-rate sweeps; a study's module may have more, of its own records."""
+
+
+def quantities(study: str) -> dict[str, Callable[..., Interval]]:
+    """What the claims of a study may name: its module's quantities, and those of sweeps.
+
+    The module's take ``records.Results``, those of sweeps the prepared runs.
+    """
+    return QUANTITIES | getattr(studies.find(study), "QUANTITIES", {})
 
 
 def load(path: str | Path) -> list[Claim]:
@@ -198,7 +208,8 @@ def load(path: str | Path) -> list[Claim]:
         raise ClaimError(str(path), str(error), "a readable YAML list of claims") from error
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
         raise ClaimError(str(path), type(entries).__name__, "a YAML list of mappings")
-    claims = [_parse(f"{path.name}[{i}]", entry) for i, entry in enumerate(entries)]
+    known = quantities(path.parent.name)
+    claims = [_parse(f"{path.name}[{i}]", entry, known) for i, entry in enumerate(entries)]
     ids = [claim.id for claim in claims]
     if twice := [i for i in ids if ids.count(i) > 1]:
         raise ClaimError(f"{path.name}: id", twice[0], "an id of its own for every claim")
@@ -208,7 +219,9 @@ def load(path: str | Path) -> list[Claim]:
 _TEXTS = ("id", "statement", "source", "quantity", "unit", "why")
 
 
-def _parse(place: str, entry: Mapping[str, Any]) -> Claim:
+def _parse(
+    place: str, entry: Mapping[str, Any], known: Mapping[str, Callable[..., Interval]]
+) -> Claim:
     place = f"{place} ({entry['id']})" if isinstance(entry.get("id"), str) else place
     allowed = {*_TEXTS, "args", "profiles", "bound"}
     for name in sorted({*_TEXTS, "bound"} - set(entry)):
@@ -218,8 +231,8 @@ def _parse(place: str, entry: Mapping[str, Any]) -> Claim:
     for name in _TEXTS:
         if not isinstance(entry[name], str) or not entry[name].strip():
             raise ClaimError(f"{place}: {name}", entry[name], "a text")
-    if entry["quantity"] not in QUANTITIES:
-        allowed_names = f"one of {', '.join(QUANTITIES)}"
+    if entry["quantity"] not in known:
+        allowed_names = f"one of {', '.join(known)}"
         raise ClaimError(f"{place}: quantity", entry["quantity"], allowed_names)
     args, profiles = entry.get("args", {}), entry.get("profiles", {})
     if not isinstance(profiles, dict) or not all(isinstance(v, dict) for v in profiles.values()):
@@ -227,7 +240,7 @@ def _parse(place: str, entry: Mapping[str, Any]) -> Claim:
     for name, given in {"args": args, **{f"profiles.{p}": a for p, a in profiles.items()}}.items():
         if not isinstance(given, dict):
             raise ClaimError(f"{place}: {name}", given, "a mapping of arguments")
-        signature = inspect.signature(QUANTITIES[entry["quantity"]])
+        signature = inspect.signature(known[entry["quantity"]])
         try:
             signature.bind(None, **{**args, **given})
         except TypeError as error:
@@ -259,22 +272,28 @@ def judge(measured: Interval, bound_min: float, bound_max: float) -> str:
     return "fails" if measured.hi < bound_min or measured.lo > bound_max else "inconclusive"
 
 
-def evaluate(study: str | Path, runs: pd.DataFrame, profile: str | None = None) -> list[Verdict]:
-    """The verdict on every claim of a study from `runs`.
+def evaluate(
+    study: str | Path, results: Results | pd.DataFrame, profile: str | None = None
+) -> list[Verdict]:
+    """The verdict on every claim of a study from its records.
 
     Args:
         study: the study's folder, or its name (looked for in `experiments/` above the working
             directory, then beside the package).
-        runs: rows of `records.Store.read`, of one profile; stale rows are left out.
-        profile: what to report and whose arguments to use; that of the runs by default.
+        results: of one profile: all its records, or the runs alone; stale rows are left out.
+        profile: what to report and whose arguments to use; that of the records by default.
 
     Raises:
         ClaimError: the claims file is absent or malformed.
     """
     folder = _folder(study)
+    if not isinstance(results, Results):
+        results = Results(results, pd.DataFrame())
     if profile is None:
-        profile = str(runs["profile"].iloc[0]) if len(runs) else ""
-    return [_verdict(claim, runs, folder.name, profile) for claim in load(folder / "claims.yaml")]
+        some = results.runs if len(results.runs) else results.points
+        profile = str(some["profile"].iloc[0]) if len(some) else ""
+    claims = load(folder / "claims.yaml")
+    return [_verdict(claim, results, folder.name, profile) for claim in claims]
 
 
 def _folder(study: str | Path) -> Path:
@@ -286,19 +305,23 @@ def _folder(study: str | Path) -> Path:
     raise ClaimError("study", str(study), "a study with a claims.yaml, or the path of its folder")
 
 
-def _verdict(claim: Claim, runs: pd.DataFrame, study: str, profile: str) -> Verdict:
+def _verdict(claim: Claim, results: Results, study: str, profile: str) -> Verdict:
     args = {**claim.args, **claim.profiles.get(profile, {})}
     empty = Verdict(
         claim.id, claim.statement, claim.source, claim.quantity, math.nan, math.nan, math.nan,
         claim.bound_min, claim.bound_max, claim.unit, "not measured", "", study, profile,
     )  # fmt: skip
     try:
-        if runs.empty:
-            raise NotMeasured("no runs")
-        current = tables.prepare(runs)
-        if current.empty:
-            raise NotMeasured("only stale runs, measured with other numerics")
-        m = QUANTITIES[claim.quantity](current, **args)
+        runs, points = results
+        if runs.empty and points.empty:
+            raise NotMeasured(NO_RECORDS)
+        current = Results(*(records.current(t) if len(t) else t for t in results))
+        if current.runs.empty and current.points.empty:
+            raise NotMeasured("only stale records, measured with other numerics")
+        if claim.quantity in QUANTITIES:
+            m = QUANTITIES[claim.quantity](tables.prepare(current.runs), **args)
+        else:
+            m = quantities(study)[claim.quantity](current, **args)
     except NotMeasured as missing:
         return replace(empty, note=str(missing))
     verdict = judge(m, claim.bound_min, claim.bound_max)
@@ -314,19 +337,21 @@ def board(experiments: str | Path) -> list[Verdict]:
     """Verdicts on all claims of all studies, from their committed records.
 
     A claim is judged in the best profile that measured it (h100 before cpu; never smoke), from
-    `NAME/records/PROFILE/*.parquet`.
+    `NAME/records/PROFILE`.
     """
     verdicts = []
     for path in sorted(Path(experiments).glob("*/claims.yaml")):
-        read = cache(
-            lambda profile, records=path.parent / "records": Store(records / profile).read()
-        )
+        read = cache(lambda profile, place=path.parent / "records": _all(Store(place / profile)))
         for claim in load(path):
             tried = [_verdict(claim, read(p), path.parent.name, p) for p in PROFILES]
             known = [v for v in tried if v.verdict != "not measured"]
-            said = [v for v in tried if v.note != "no runs"]
+            said = [v for v in tried if v.note != NO_RECORDS]
             verdicts.append((known or said or [replace(tried[0], profile="")])[0])
     return verdicts
+
+
+def _all(store: Store) -> Results:
+    return Results(store.read(), store.points.read())
 
 
 def format_number(value: float, digits: int = 2) -> str:

@@ -89,20 +89,19 @@ def show_studies() -> None:
 def run_study(name: str, profile: str, overrides: dict[str, Any], dry_run: bool) -> int:
     """Train what is missing, then execute the notebook; returns the exit status."""
     from umup import site, study
-    from umup.search import LRSweep
     from umup.sweep import OutOfTime
 
     given = study.parameters(name, profile) | overrides
-    sweep = LRSweep.from_dict(given)
-    place = study.store(name, sweep.profile)
+    design = study.design_of(name).from_dict(given)
+    place = study.store(name, design.profile)
     if dry_run:
         state = study.status(name, profile, overrides)
         print(format_status([state]))
         return 0
-    if not sweep.fresh and sweep.mode == "run":
+    if not design.fresh and design.mode == "run":
         os.environ.setdefault("UMUP_PROGRESS", "1")
         try:
-            study.run_or_load(name, sweep)
+            study.run_or_load(name, design)
         except OutOfTime:
             print(f"time limit reached; `umup run {name} --profile {profile}` goes on")
             return study.EXIT_OUT_OF_TIME
@@ -112,7 +111,7 @@ def run_study(name: str, profile: str, overrides: dict[str, Any], dry_run: bool)
     print(f"executing the notebook of {name} at profile {profile}")
     site.execute(study.folder(name) / "study.ipynb", output, given, root)
     print(f"executed: {output.relative_to(root)}")
-    if not sweep.fresh:
+    if not design.fresh:
         print(f"records:  {place.folder.relative_to(root)}")
     return 0
 
@@ -127,7 +126,8 @@ def show_status(only: str | None, repair: bool) -> None:
             if study.parameters(name, profile).get("fresh"):
                 continue  # keeps no records
             if repair:
-                for shard in study.store(name, profile).repair():
+                place = study.store(name, profile)
+                for shard in [*place.repair(), *place.points.repair()]:
                     print(f"moved aside: {shard}")
             try:
                 states.append(study.status(name, profile))

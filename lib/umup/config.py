@@ -19,6 +19,12 @@ NUMERICS = 1
 on purpose and bump it; records of an older version are then shown as stale, never as current."""
 
 
+PROBE_STATS = (
+    "rms", "mean", "max", "e4m3_clipped", "e4m3_flushed", "e5m2_clipped", "e5m2_flushed",
+)  # fmt: skip
+"""What a probe says of a tensor; ``umup.probe`` computes them."""
+
+
 @dataclass(frozen=True)
 class Range:
     """Allowed values of a number. ``lo`` is exclusive when ``open_lo``."""
@@ -141,12 +147,23 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
 
 
+RECIPES = ("plain", "bf16", "fp8_seed", "fp8_e5m2_grad", "fp8_current", "fp8_delayed")
+"""``plain``: the model's dtype. ``bf16``: operands in bfloat16. ``fp8_seed``: all E4M3, but E5M2
+inputs of the attention-out and FFN-down projections (u-μP paper, Appendix E.2).
+``fp8_e5m2_grad``: E4M3 forward, E5M2 gradients, those two projections in bfloat16 (the paper's
+later scheme). ``fp8_current``, ``fp8_delayed``: E4M3 forward, E5M2 gradients, each tensor scaled
+by its largest magnitude, now or lately: what unit scaling makes unnecessary."""
+
+BLOCK_LINEARS = ("attn.qkv", "attn.out", "mlp.gate_up", "mlp.down")
+
+
 @dataclass(frozen=True)
 class ModelConfig(Config):
     """Shape of the Llama-style decoder: everything that changes the compiled program.
 
     ``base_*`` are the shapes at which μP equals SP. ``unroll`` is how many layers of the scan over
-    depth are unrolled (0: all): faster on a CPU, longer to compile.
+    depth are unrolled (0: all): faster on a CPU, longer to compile. ``recipe``, ``keep_bf16`` and
+    ``accumulation`` say how the linears cast their operands, see ``umup.fp8``.
     """
 
     d_model: int = 256
@@ -164,6 +181,9 @@ class ModelConfig(Config):
     rope_theta: float = 10_000.0
     dtype: str = "float32"
     unroll: int = 1
+    recipe: str = "plain"
+    keep_bf16: tuple[str, ...] = ()
+    accumulation: str = "fast"
 
     RANGES = {
         "d_model": COUNT, "n_layers": COUNT, "d_head": COUNT, "d_ff": COUNT,
@@ -172,6 +192,7 @@ class ModelConfig(Config):
         "depth_convention": ("branches", "layers"),
         "tau_convention": ("derived", "library", "printed"),
         "rope_theta": POSITIVE, "dtype": ("float32", "bfloat16"), "unroll": Range(0),
+        "recipe": RECIPES, "accumulation": ("fast", "precise"),
     }  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -180,6 +201,16 @@ class ModelConfig(Config):
             raise ConfigError("d_head", self.d_head, f"a divisor of d_model = {self.d_model}")
         if self.rope and self.d_head % 2:
             raise ConfigError("d_head", self.d_head, "an even number when rope is on")
+        for name in self.keep_bf16:
+            if name not in self.linears():
+                allowed = f"{', '.join(BLOCK_LINEARS)}, one of these after blocks.0. to "
+                allowed += f"blocks.{self.n_layers - 1}., or readout"
+                raise ConfigError("keep_bf16", name, allowed)
+
+    def linears(self) -> set[str]:
+        """Names of the linears: of one block, of all blocks at once, and the readout."""
+        single = {f"blocks.{i}.{name}" for i in range(self.n_layers) for name in BLOCK_LINEARS}
+        return {"readout", *BLOCK_LINEARS, *single}
 
     @property
     def n_heads(self) -> int:
@@ -253,7 +284,11 @@ class HPs(Config):
 
 @dataclass(frozen=True)
 class RunConfig(Config):
-    """One training run, whole: its digest together with ``NUMERICS`` is the record's key."""
+    """One training run, whole: its digest together with ``NUMERICS`` is the record's key.
+
+    At each of ``probe_steps`` the model is observed before that update, or at the end where it
+    equals ``optim.steps``; training goes on as if it were not.
+    """
 
     scheme: str
     model: ModelConfig
@@ -264,8 +299,16 @@ class RunConfig(Config):
     tokenizer: str
     data_digest: str
     eval_batches: int = 16
+    probe_steps: tuple[int, ...] = ()
 
-    RANGES = {"seed": Range(0, 2**31 - 1), "eval_batches": COUNT}
+    RANGES = {"seed": Range(0, 2**31 - 1), "eval_batches": COUNT, "probe_steps": Range(0)}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        steps = self.probe_steps
+        if list(steps) != sorted(set(steps)) or (steps and steps[-1] > self.optim.steps):
+            allowed = f"rising steps, 0 to {self.optim.steps}"
+            raise ConfigError("probe_steps", steps, allowed)
 
     def key(self) -> str:
         """Digest of the specification and of the numerics version."""
@@ -274,4 +317,5 @@ class RunConfig(Config):
     @property
     def shape(self) -> tuple:
         """What one compiled program serves: runs of equal shape may be lanes of one group."""
-        return (self.scheme, self.model, self.optim, self.data_digest, self.eval_batches)
+        return (self.scheme, self.model, self.optim, self.data_digest, self.eval_batches,
+                self.probe_steps)  # fmt: skip

@@ -56,7 +56,7 @@ STYLE: dict[Any, Any] = {
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
     """Our style for the while; matplotlib's settings are as they were afterwards."""
     with sns.axes_style("whitegrid"), mpl.rc_context(STYLE):
         yield
@@ -71,9 +71,7 @@ class _Picture(Figure):
         return buffer.getvalue()
 
 
-def _subplots(
-    width: float, height: float, columns: int = 1, **options
-) -> tuple[Figure, list[Axes]]:
+def subplots(width: float, height: float, columns: int = 1, **options) -> tuple[Figure, list[Axes]]:
     """A figure without pyplot, which would keep it in a global list."""
     figure = _Picture(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
@@ -81,8 +79,8 @@ def _subplots(
     return figure, list(axes[0])
 
 
-def _empty(message: str) -> Figure:
-    figure, (ax,) = _subplots(7, 1.2)
+def empty(message: str) -> Figure:
+    figure, (ax,) = subplots(7, 1.2)
     ax.axis("off")
     ax.text(0.5, 0.5, message, ha="center", va="center", color=OTHER)
     return figure
@@ -128,13 +126,13 @@ def lr_transfer(runs: pd.DataFrame, steps: int | None = None) -> Figure:
     """
     losses, optima = tables.loss_by_lr(runs), tables.optima(runs)
     if not losses["n"].sum():
-        return _empty("no current runs that did not diverge")
+        return empty("no current runs that did not diverge")
     steps = _horizon(losses[losses["n"] > 0], steps)
     losses, optima = losses[losses["steps"] == steps], optima[optima["steps"] == steps]
     schemes, widths = _schemes(losses), sorted(losses["d_model"].unique())
     colours = dict(zip(widths, sns.color_palette("flare", len(widths)), strict=True))
-    with _style():
-        figure, axes = _subplots(max(2.4 * len(schemes), 4), 3.6, len(schemes), sharey=True)
+    with style():
+        figure, axes = subplots(max(2.4 * len(schemes), 4), 3.6, len(schemes), sharey=True)
         low = np.nanmin([losses["mean"].min(), optima["loss"].min()])
         reach = max(optima["loss"].max() - low, 0.05)
         top = min(low + 2.5 * reach, losses["mean"].max() + 0.05 * reach)
@@ -179,15 +177,15 @@ def drift(runs: pd.DataFrame, steps: int | None = None) -> Figure:
     optima = tables.optima(runs)
     optima = optima[np.isfinite(optima["log2_lr"].astype(float))]
     if optima.empty:
-        return _empty("no optimum is measured")
+        return empty("no optimum is measured")
     steps = _horizon(optima, steps)
     optima = optima[optima["steps"] == steps]
     drifts = tables.drifts(runs)
     drifts = drifts[drifts["steps"] == steps].set_index("scheme")
     widths = sorted(optima["d_model"].unique())
     schemes = _schemes(optima)
-    with _style():
-        figure, (ax,) = _subplots(7, 4.2)
+    with style():
+        figure, (ax,) = subplots(7, 4.2)
         ax.axhspan(-0.5, 0.5, color="#999999", alpha=0.18, lw=0)
         ax.annotate("±½ octave", (0.99, 0.47), xycoords=("axes fraction", "data"),
                     ha="right", va="top", fontsize=9, color=OTHER)  # fmt: skip
@@ -230,14 +228,14 @@ def default_losses(runs: pd.DataFrame) -> Figure:
     """
     best = tables.default_losses(runs)
     if best.empty:
-        return _empty("no current runs that did not diverge")
+        return empty("no current runs that did not diverge")
     main = _horizon(best, None)
     horizons = best.groupby("d_model")["steps"].nunique()
     width = max(horizons.index, key=lambda w: (horizons[w], w))
     differences = tables.default_differences(runs)
     differences = differences[differences["d_model"] == width]
-    with _style():
-        figure, (left, right) = _subplots(7, 3.8, 2)
+    with style():
+        figure, (left, right) = subplots(7, 3.8, 2)
         at = best[best["steps"] == main]
         for scheme in _schemes(at):
             line = at[at["scheme"] == scheme].sort_values("d_model")
@@ -286,8 +284,8 @@ def claims_board(verdicts: Sequence[Verdict]) -> Figure:
     side where there is none.
     """
     if not verdicts:
-        return _empty("no claims")
-    with _style():
+        return empty("no claims")
+    with style():
         # Rows are placed by hand: the layout engine takes seconds over as many axes.
         row, height = 0.78, 0.78 * len(verdicts)
         figure = Figure(figsize=(7, height))

@@ -7,19 +7,48 @@ that hyperparameters stay traced values and ``model(ids)`` needs no further argu
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from umup import ops
-from umup.config import ModelConfig
+from umup import fp8, ops, probe
+from umup.config import BLOCK_LINEARS, ModelConfig
+from umup.fp8 import Casts
 from umup.powers import Number
 from umup.rules import Parametrization, ResidualNumbers
 
 
 class Scale(nnx.Variable):
     """A number from the rules: part of the model's state, never trained."""
+
+
+class Amax(nnx.Variable):
+    """Largest magnitudes that delayed scaling remembers; its "gradient" is the next history."""
+
+
+class Tap(nnx.Variable):
+    """The dummy operand of a probe; its "gradient" is the report."""
+
+
+class Probe(nnx.Module):
+    """A place that can be looked at: the identity, in the program only when ``on``.
+
+    Args:
+        tensors: names of what it reports on, the cotangent last.
+        on: whether this model is observed.
+    """
+
+    def __init__(self, *tensors: str, on: bool):
+        self.on = on
+        if on:
+            self.tap = Tap(probe.blank(len(tensors)), tensors=tensors)
+
+    def __call__(self, x: Array, *tensors: Array) -> Array:
+        """x; ``tensors`` are those named, without the cotangent, which is x's own."""
+        return probe.tap(x, self.tap[...], tensors) if self.on else x
 
 
 def scale(value: Number) -> Scale:
@@ -52,25 +81,47 @@ class Weight(nnx.Module):
 
 
 class Linear(Weight):
-    """x (tokens, fan_in) → (tokens, fan_out), scaled by its numbers."""
+    """x (tokens, fan_in) → (tokens, fan_out), scaled by its numbers.
 
-    def __call__(self, x: Array) -> Array:
-        return ops.linear(
-            x, self.w[...], self.forward[...], self.backward[...], self.weight_grad[...]
+    Args:
+        recipe: how operands are cast; delayed scaling keeps state.
+        probed: whether input, weight and output-gradient are reported.
+        others: see ``Weight``.
+    """
+
+    def __init__(self, *args, recipe: str = "plain", probed: bool = False, **others):
+        super().__init__(*args, **others)
+        if recipe == "fp8_delayed":
+            self.amax = Amax(jnp.zeros((3, fp8.HISTORY), jnp.float32))
+        self.delayed = recipe == "fp8_delayed"
+        self.probe = Probe("input", "weight", "output_gradient", on=probed)
+
+    def __call__(self, x: Array, casts: Casts = fp8.PLAIN) -> Array:
+        w = self.w[...]
+        history = self.amax[...] if self.delayed and casts.scaling == "delayed" else None
+        y = ops.linear(
+            x, w, self.forward[...], self.backward[...], self.weight_grad[...], casts, history
         )
+        return self.probe(y, x, w)
 
 
 class Embedding(Weight):
-    """ids (tokens,) → (tokens, d_model)."""
+    """ids (tokens,) → (tokens, d_model); a probe looks at what comes out."""
+
+    def __init__(self, *args, probed: bool = False, **others):
+        super().__init__(*args, **others)
+        self.probe = Probe("value", "gradient", on=probed)
 
     def __call__(self, ids: Array) -> Array:
-        return ops.embed(ids, self.w[...], self.forward[...], self.weight_grad[...])
+        y = ops.embed(ids, self.w[...], self.forward[...], self.weight_grad[...])
+        return self.probe(y, y)
 
 
 class Branch(nnx.Module):
-    """The residual numbers of one branch."""
+    """The residual numbers of one branch; a probe looks at the stream after it."""
 
-    def __init__(self, numbers: ResidualNumbers):
+    def __init__(self, numbers: ResidualNumbers, *, probed: bool = False):
+        self.probe = Probe("value", "gradient", on=probed)
         self.add = scale(numbers.add)
         self.skip = scale(numbers.skip)
         self.add_grad = scale(numbers.add_grad)
@@ -78,48 +129,84 @@ class Branch(nnx.Module):
 
     def __call__(self, x: Array, f) -> Array:
         branch, skip = ops.residual_split(x, self.split_grad[...])
-        return ops.residual_add(f(branch), skip, self.add[...], self.skip[...], self.add_grad[...])
+        y = ops.residual_add(f(branch), skip, self.add[...], self.skip[...], self.add_grad[...])
+        return self.probe(y, y)
+
+
+class BlockCasts(NamedTuple):
+    """How the four linears of a block cast, in the order of ``config.BLOCK_LINEARS``."""
+
+    qkv: Casts = fp8.PLAIN
+    attn_out: Casts = fp8.PLAIN
+    gate_up: Casts = fp8.PLAIN
+    down: Casts = fp8.PLAIN
+
+
+PLAIN_BLOCK = BlockCasts()
+
+
+def block_casts(config: ModelConfig, layer: int) -> BlockCasts:
+    """The casts of the linears of block ``layer``."""
+    return BlockCasts(*(linear_casts(config, f"blocks.{layer}.{name}") for name in BLOCK_LINEARS))
+
+
+def linear_casts(config: ModelConfig, linear: str) -> Casts:
+    """The casts of the linear of that name under the model's recipe."""
+    return fp8.casts(config.recipe, linear, config.keep_bf16, config.accumulation == "precise")
 
 
 class Attention(nnx.Module):
     """Causal self-attention; q|k|v fused: weights of one role and fan-in, side by side."""
 
-    def __init__(self, config: ModelConfig, numbers_of: Parametrization, *, rngs: nnx.Rngs):
+    def __init__(
+        self, config: ModelConfig, numbers_of: Parametrization, *, rngs: nnx.Rngs,
+        probed: bool = False,
+    ):  # fmt: skip
         d = config.d_model
         self.config = config
-        self.qkv = Linear(numbers_of, "hidden", d, 3 * d, rngs=rngs, residual=True)
-        self.out = Linear(numbers_of, "hidden", d, d, rngs=rngs, residual=True)
+        kind = {"rngs": rngs, "residual": True, "recipe": config.recipe, "probed": probed}
+        self.qkv = Linear(numbers_of, "hidden", d, 3 * d, **kind)
+        self.out = Linear(numbers_of, "hidden", d, d, **kind)
+        self.scores = Probe("qk", "cosine", "entropy", "q_gradient", on=probed)
         logit, out = numbers_of.attention(config.d_head, config.seq_len)
         self.logit, self.out_scale = scale(logit), scale(out)
 
-    def __call__(self, x: Array, seq_len: int) -> Array:
+    def __call__(self, x: Array, seq_len: int, casts: BlockCasts = PLAIN_BLOCK) -> Array:
         """x (B·T, d_model) → (B·T, d_model), T = ``seq_len``."""
         heads, d_head = self.config.n_heads, self.config.d_head
         batch = x.shape[0] // seq_len
-        q, k, v = self.qkv(x).reshape(batch, seq_len, 3, heads, d_head).transpose(2, 0, 3, 1, 4)
+        qkv = self.qkv(x, casts.qkv).reshape(batch, seq_len, 3, heads, d_head)
+        q, k, v = qkv.transpose(2, 0, 3, 1, 4)
         if self.config.rope:
             cos, sin = ops.rope_tables(seq_len, d_head, self.config.rope_theta)
             q, k = ops.rope(q, cos, sin), ops.rope(k, cos, sin)
         q, k, v = (a.reshape(batch * heads, seq_len, d_head) for a in (q, k, v))
+        if self.scores.on:
+            q = self.scores(q, *ops.attention_report(q, k, self.logit[...]))
         y = ops.attention(q, k, v, self.logit[...], self.out_scale[...])
         y = y.reshape(batch, heads, seq_len, d_head).transpose(0, 2, 1, 3)
-        return self.out(y.reshape(batch * seq_len, heads * d_head))
+        return self.out(y.reshape(batch * seq_len, heads * d_head), casts.attn_out)
 
 
 class MLP(nnx.Module):
     """SwiGLU feed-forward with fused gate|up."""
 
-    def __init__(self, config: ModelConfig, numbers_of: Parametrization, *, rngs: nnx.Rngs):
+    def __init__(
+        self, config: ModelConfig, numbers_of: Parametrization, *, rngs: nnx.Rngs,
+        probed: bool = False,
+    ):  # fmt: skip
         d, d_ff = config.d_model, config.d_ff
-        self.gate_up = Linear(numbers_of, "hidden", d, 2 * d_ff, rngs=rngs, residual=True)
-        self.down = Linear(numbers_of, "hidden", d_ff, d, rngs=rngs, residual=True)
+        kind = {"rngs": rngs, "residual": True, "recipe": config.recipe, "probed": probed}
+        self.gate_up = Linear(numbers_of, "hidden", d, 2 * d_ff, **kind)
+        self.down = Linear(numbers_of, "hidden", d_ff, d, **kind)
         alpha, out = numbers_of.gated_silu()
         self.alpha, self.act_out = scale(alpha), scale(out)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, casts: BlockCasts = PLAIN_BLOCK) -> Array:
         """x (tokens, d_model) → (tokens, d_model)."""
-        gate, up = jnp.split(self.gate_up(x), 2, axis=-1)
-        return self.down(ops.gated_silu(up, gate, self.alpha[...], self.act_out[...]))
+        gate, up = jnp.split(self.gate_up(x, casts.gate_up), 2, axis=-1)
+        y = ops.gated_silu(up, gate, self.alpha[...], self.act_out[...])
+        return self.down(y, casts.down)
 
 
 class Block(nnx.Module):
@@ -127,13 +214,13 @@ class Block(nnx.Module):
 
     def __init__(
         self, config: ModelConfig, numbers_of: Parametrization, attn: ResidualNumbers,
-        ffn: ResidualNumbers, *, rngs: nnx.Rngs,
+        ffn: ResidualNumbers, *, rngs: nnx.Rngs, probed: bool = False,
     ):  # fmt: skip
-        self.attn = Attention(config, numbers_of, rngs=rngs)
-        self.mlp = MLP(config, numbers_of, rngs=rngs)
-        self.attn_branch, self.mlp_branch = Branch(attn), Branch(ffn)
+        self.attn = Attention(config, numbers_of, rngs=rngs, probed=probed)
+        self.mlp = MLP(config, numbers_of, rngs=rngs, probed=probed)
+        self.attn_branch, self.mlp_branch = Branch(attn, probed=probed), Branch(ffn, probed=probed)
 
-    def __call__(self, x: Array, seq_len: int) -> Array:
+    def __call__(self, x: Array, seq_len: int, casts: BlockCasts = PLAIN_BLOCK) -> Array:
         """x (B·T, d_model) → the same shape."""
-        x = self.attn_branch(x, lambda h: self.attn(ops.rms_norm(h), seq_len))
-        return self.mlp_branch(x, lambda h: self.mlp(ops.rms_norm(h)))
+        x = self.attn_branch(x, lambda h: self.attn(ops.rms_norm(h), seq_len, casts))
+        return self.mlp_branch(x, lambda h: self.mlp(ops.rms_norm(h), casts))

@@ -9,7 +9,16 @@ from jax import Array
 
 from umup import ops
 from umup.config import ModelConfig
-from umup.layers import Block, Embedding, Linear, scale
+from umup.layers import (
+    Block,
+    BlockCasts,
+    Embedding,
+    Linear,
+    Probe,
+    block_casts,
+    linear_casts,
+    scale,
+)
 from umup.rules import Parametrization, ResidualNumbers
 
 
@@ -20,26 +29,36 @@ class Decoder(nnx.Module):
         config: shapes.
         numbers_of: the parametrization: every init std, multiplier and learning-rate factor.
         rngs: the draws; equal seeds give equal draws under every scheme.
+        probed: whether the model holds probes (``umup.probe``) of its tensors.
 
     Blocks are stacked along a leading layer axis and run by a scan, so compile time does not grow
-    with depth.
+    with depth; by one scan each for runs of blocks whose linears cast alike.
     """
 
-    def __init__(self, config: ModelConfig, numbers_of: Parametrization, *, rngs: nnx.Rngs):
+    def __init__(
+        self, config: ModelConfig, numbers_of: Parametrization, *, rngs: nnx.Rngs,
+        probed: bool = False,
+    ):  # fmt: skip
         self.config = config
-        self.embed = Embedding(numbers_of, "input", config.vocab_size, config.d_model, rngs=rngs)
+        self.embed = Embedding(
+            numbers_of, "input", config.vocab_size, config.d_model, rngs=rngs, probed=probed
+        )
         residual = numbers_of.residual()
         attn, ffn = _stack(residual[0::2]), _stack(residual[1::2])
 
         def block(key, attn, ffn):
             return Block(
                 config, numbers_of, ResidualNumbers(*attn), ResidualNumbers(*ffn),
-                rngs=nnx.Rngs(params=key),
+                rngs=nnx.Rngs(params=key), probed=probed,
             )  # fmt: skip
 
         keys = jax.random.split(rngs.params(), config.n_layers)
         self.blocks = nnx.vmap(block, in_axes=(0, 0, 0))(keys, attn, ffn)
-        self.readout = Linear(numbers_of, "output", config.d_model, config.vocab_size, rngs=rngs)
+        self.readout = Linear(
+            numbers_of, "output", config.d_model, config.vocab_size, rngs=rngs,
+            recipe=config.recipe, probed=probed,
+        )  # fmt: skip
+        self.logits = Probe("value", "gradient", on=probed)
         alpha, grad_scale = numbers_of.loss(config.vocab_size)
         self.loss_alpha, self.loss_grad = scale(alpha), scale(grad_scale)
 
@@ -48,12 +67,23 @@ class Decoder(nnx.Module):
         batch, seq_len = ids.shape
         x = self.embed(ids.reshape(-1)).astype(self.config.dtype)
         graph, state = nnx.split(self.blocks)
+        for casts, first, last in self._segments():
+            part = state
+            if (first, last) != (0, self.config.n_layers):
+                part = jax.tree.map(lambda leaf, a=first, b=last: leaf[a:b], state)
 
-        def layer(x, block_state):
-            return nnx.merge(graph, block_state)(x, seq_len), None
+            def layer(x, block_state, casts=casts):
+                return nnx.merge(graph, block_state)(x, seq_len, casts), None
 
-        x, _ = jax.lax.scan(layer, x, state, unroll=self.config.unroll or self.config.n_layers)
-        return self.readout(ops.rms_norm(x)).reshape(batch, seq_len, -1)
+            x, _ = jax.lax.scan(layer, x, part, unroll=self.config.unroll or last - first)
+        z = self.readout(ops.rms_norm(x), linear_casts(self.config, "readout"))
+        return self.logits(z, z).reshape(batch, seq_len, -1)
+
+    def _segments(self) -> list[tuple[BlockCasts, int, int]]:
+        """(casts, first, last + 1) of the longest runs of blocks that cast alike."""
+        of = [block_casts(self.config, layer) for layer in range(self.config.n_layers)]
+        starts = [i for i in range(len(of)) if i == 0 or of[i] != of[i - 1]]
+        return [(of[a], a, b) for a, b in zip(starts, [*starts[1:], len(of)])]
 
     def loss(self, ids: Array, targets: Array) -> Array:
         """Mean cross-entropy, nats a token; ids and targets (B, T)."""
@@ -67,6 +97,30 @@ class Decoder(nnx.Module):
 def _stack(numbers: list[ResidualNumbers]) -> tuple[Array, ...]:
     fields = zip(*((n.add, n.skip, n.add_grad, n.split_grad) for n in numbers))
     return tuple(jnp.stack([jnp.asarray(v, jnp.float32) for v in field]) for field in fields)
+
+
+def tensor_names(taps: nnx.State, n_layers: int) -> tuple[str, ...]:
+    """Names of what the probes report on, in the order of ``reports``.
+
+    Such as ``blocks.3.attn.qkv/input``; the ``Tap`` variables name their tensors.
+    """
+    names = []
+    for path, tap in taps.flat_state():
+        *place, _ = (str(part) for part in path)  # the last is "tap"
+        place = place[:-1] if place[-1] == "probe" else place
+        rows = tap.get_metadata()["tensors"]
+        layers = range(n_layers) if place[0] == "blocks" else [None]
+        for layer in layers:
+            middle = [] if layer is None else [str(layer)]
+            at = ".".join([place[0], *middle, *place[1:]])
+            names += [f"{at}/{row}" for row in rows]
+    return tuple(names)
+
+
+def reports(taps: nnx.State) -> Array:
+    """The "gradients" of the probes' dummies as one array (tensors, statistics)."""
+    leaves = [tap[...] for _, tap in taps.flat_state()]
+    return jnp.concatenate([leaf.reshape(-1, leaf.shape[-1]) for leaf in leaves])
 
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:

@@ -10,46 +10,72 @@ GEMMs on Hopper.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from umup import fp8
+from umup.fp8 import Casts
 from umup.scale import scale_bwd, scale_fwd
 
 
-def _dot(a: Array, b: Array, contract: tuple[int, int]) -> Array:
-    """Product of matrices over ``contract`` = (axis of a, axis of b), kept in a's dtype."""
-    return lax.dot_general(a, b, (((contract[0],), (contract[1],)), ((), ())))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+def _linear(x, w, forward, backward, weight_grad, history, casts: Casts):
+    return _linear_fwd(x, w, forward, backward, weight_grad, history, casts)[0]
 
 
-@jax.custom_vjp
-def linear(x: Array, w: Array, forward, backward, weight_grad) -> Array:
+def _amax(casts: Casts, remembered: Array | None, i: int, operand: Array) -> Array | None:
+    """The magnitude that operand ``i`` (x, w, g) is scaled by, if the casts scale."""
+    if casts.scaling == "none" or casts[i] is None:
+        return None
+    return fp8.amax(operand) if remembered is None else remembered[i]
+
+
+def _linear_fwd(x, w, forward, backward, weight_grad, history, casts):
+    last = None if history is None else fp8.remembered(history)
+    now = None if history is None else (fp8.amax(x), fp8.amax(w))
+    x8 = fp8.cast(x, casts.x, _amax(casts, last, 0, x))
+    w8 = fp8.cast(w if casts.w else w.astype(x.dtype), casts.w, _amax(casts, last, 1, w))
+    y = fp8.dot(x8, w8, (1, 0), x.dtype, casts.precise) * jnp.asarray(forward, x.dtype)
+    # The dtypes of x and w, as empty arrays: a residual must be an array.
+    dtypes = jnp.zeros(0, x.dtype), jnp.zeros(0, w.dtype)
+    return y, (x8, w8, dtypes, backward, weight_grad, history, now, last)
+
+
+def _linear_bwd(casts, saved, g):
+    x8, w8, (of_x, of_w), backward, weight_grad, history, now, last = saved
+    g8 = fp8.cast(g, casts.g, _amax(casts, last, 2, g))
+    dx = fp8.dot(g8, w8, (1, 1), of_x.dtype, casts.precise) * jnp.asarray(backward, of_x.dtype)
+    dw = fp8.dot(x8, g8, (0, 0), of_x.dtype, casts.precise)
+    dw = dw.astype(of_w.dtype) * jnp.asarray(weight_grad, of_w.dtype)
+    rolled = None if history is None else fp8.roll(history, jnp.stack([*now, fp8.amax(g)]))
+    return dx, dw, None, None, None, rolled
+
+
+_linear.defvjp(_linear_fwd, _linear_bwd)
+
+
+def linear(
+    x: Array, w: Array, forward, backward, weight_grad, casts: Casts = fp8.PLAIN,
+    history: Array | None = None,
+) -> Array:  # fmt: skip
     """y = forward · x W, with dx = backward · g Wᵀ and dW = weight_grad · xᵀ g.
 
     Args:
         x: (tokens, fan_in).
         w: (fan_in, fan_out); cast to x's dtype, its gradient returned in its own.
         forward, backward, weight_grad: scalars.
+        casts: formats of x, W and g in the three products.
+        history: (3, ``fp8.HISTORY``) largest magnitudes of x, W and g, for delayed scaling alone;
+            its "gradient" is the history after this step.
 
     Returns:
         (tokens, fan_out) in x's dtype.
     """
-    return _dot(x, w.astype(x.dtype), (1, 0)) * jnp.asarray(forward, x.dtype)
-
-
-def _linear_fwd(x, w, forward, backward, weight_grad):
-    return linear(x, w, forward, backward, weight_grad), (x, w, backward, weight_grad)
-
-
-def _linear_bwd(saved, g):
-    x, w, backward, weight_grad = saved
-    dx = _dot(g, w.astype(g.dtype), (1, 1)) * jnp.asarray(backward, g.dtype)
-    dw = _dot(x, g, (0, 0)).astype(w.dtype) * jnp.asarray(weight_grad, w.dtype)
-    return dx, dw, None, None, None
-
-
-linear.defvjp(_linear_fwd, _linear_bwd)
+    return _linear(x, w, forward, backward, weight_grad, history, casts)
 
 
 def embed(ids: Array, w: Array, forward, weight_grad) -> Array:
@@ -95,14 +121,42 @@ def rope(x: Array, cos: Array, sin: Array) -> Array:
     return x * cos.astype(x.dtype) + swapped * sin.astype(x.dtype)
 
 
-def _scores_to_weights(q: Array, k: Array, logit) -> Array:
-    """softmax(logit · q kᵀ + causal mask), float32; q, k (n, T, d) → (n, T, T)."""
+def _scores(q: Array, k: Array, logit) -> Array:
+    """logit · q kᵀ, float32, −∞ where position s is after t; q, k (n, T, d) → (n, T, T)."""
     scores = jnp.einsum("ntd,nsd->nts", q, k, preferred_element_type=jnp.float32)
     seq_len = q.shape[1]
     allowed = np.tril(np.ones((seq_len, seq_len), bool))
-    scores = jnp.where(allowed, scores * jnp.asarray(logit, jnp.float32), -jnp.inf)
+    return jnp.where(allowed, scores * jnp.asarray(logit, jnp.float32), -jnp.inf)
+
+
+def _scores_to_weights(q: Array, k: Array, logit) -> Array:
+    """softmax(logit · q kᵀ + causal mask), float32; q, k (n, T, d) → (n, T, T)."""
+    scores = _scores(q, k, logit)
     unnormalised = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
     return unnormalised / jnp.sum(unnormalised, axis=-1, keepdims=True)
+
+
+def attention_report(q: Array, k: Array, logit) -> tuple[Array, Array, Array]:
+    """What a probe of attention looks at: logits, cosines and entropies, float32.
+
+    Args:
+        q, k, logit: as ``attention`` takes them.
+
+    Returns:
+        Over the pairs t ≥ s, (n, T(T+1)/2): the softmax's logits and the cosine of q_t and k_s;
+        then the entropy of each row's distribution in nats, (n, T).
+    """
+    pairs = np.tril_indices(q.shape[1])
+    scores = _scores(q, k, logit)
+    unit = [a.astype(jnp.float32) * lax.rsqrt(_norm2(a)) for a in (q, k)]
+    cosines = jnp.einsum("ntd,nsd->nts", *unit)
+    weights = _scores_to_weights(q, k, logit)
+    entropies = -jnp.sum(jnp.where(weights > 0, weights * jnp.log(weights), 0.0), axis=-1)
+    return scores[:, *pairs], cosines[:, *pairs], entropies
+
+
+def _norm2(x: Array) -> Array:
+    return jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True) + 1e-30
 
 
 @jax.custom_vjp

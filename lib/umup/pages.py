@@ -196,7 +196,7 @@ def read_records(experiments: Path) -> pd.DataFrame:
     folders = sorted(p for p in experiments.glob("*/records/*") if p.is_dir() and p.name != "smoke")
     frames = [frame for p in folders if len(frame := records.Store(p).read())]
     if not frames:
-        return pd.DataFrame(columns=list(records.COLUMNS))
+        return pd.DataFrame(columns=list(records.RUNS.columns))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -298,12 +298,16 @@ def _plain(value: object) -> str:
 
 
 def rules_tables() -> str:
-    """The table of every scheme that `umup.rules` knows."""
+    """The table of every scheme that `umup.rules` knows; of variants, what they change."""
     parts = []
     for name, scheme in rules.SCHEMES.items():
+        if scheme.parent:
+            continue
         grid = f"```{{table}}\n\n{rules.table(name, style='markdown')}\n```\n"
         hps = ", ".join(f"`{hp}`" for hp in scheme.hps)
-        parts.append(f"## {scheme.title}\n\n{grid}\nHyperparameters: {hps}.\n")
+        parts.append(f"## {scheme.title}\n\n`{name}`\n\n{grid}\nHyperparameters: {hps}.\n")
+    grid = f"```{{table}}\n\n{rules.variants_table(style='markdown')}\n```\n"
+    parts.append(f"## Variants\n\n{grid}")
     return "\n".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""Records: one row a training run, kept in Parquet shards that are written once and never edited.
+"""Records: one row a training run or other measurement, in Parquet shards that are never edited.
 
 A store is a folder of shards. Every append is a new shard, put in place by one atomic rename, so
 any number of processes may write at once, and a killed one leaves at most an ignored temporary
@@ -15,114 +15,27 @@ import functools
 import hashlib
 import io
 import itertools
-import math
+import json
 import os
 import platform
-import re
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from umup.config import NUMERICS
+from umup.config import NUMERICS, PROBE_STATS
 from umup.errors import RecordError
+from umup.schemas import POINTS, RUNS, SCHEMA, Schema, check_key
 
-SCHEMA = 1  # bump when a column is added, removed or changes its meaning
-
-_GROUPS: tuple[tuple[str, type], ...] = (
-    ("key study profile scheme", str),
-    ("d_model n_layers n_heads d_head d_ff vocab_size seq_len batch_size steps", int),
-    ("lr", float),
-    ("seed", int),
-    ("status", str),
-    ("final_loss best_loss val_loss val_bits_per_byte", float),
-    ("numerics", int),
-    ("spec hps", str),
-    ("curve_steps", np.int32),
-    ("curve_loss", np.float32),
-    ("tokens_per_s wall_s compile_s", float),
-    ("device", str),
-    ("device_count", int),
-    ("jax jaxlib flax python xla_flags git_commit", str),
-    ("git_dirty", bool),
-    ("data_digest tokenizer_digest created", str),
-    ("schema", int),
-)
-_ARROW = {
-    str: pa.string(),
-    int: pa.int64(),
-    float: pa.float64(),
-    bool: pa.bool_(),
-    np.int32: pa.list_(pa.int32()),
-    np.float32: pa.list_(pa.float32()),
-}
-_KINDS = {name: kind for names, kind in _GROUPS for name in names.split()}
-COLUMNS = tuple(_KINDS)
-ARROW_SCHEMA = pa.schema([(name, _ARROW[kind]) for name, kind in _KINDS.items()])
-STATUSES = ("ok", "diverged")
-
-_SORT = ["study", "profile", "scheme", "d_model", "steps", "lr", "seed", "key"]
 _counter = itertools.count()
-
-
-def validate(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Check one row against the schema and return it in column order.
-
-    Args:
-        row: column name → value; integers pass for floats, NumPy scalars for Python ones.
-
-    Raises:
-        RecordError: names the column that is missing, unknown, of a wrong type or out of range.
-    """
-    if missing := [name for name in COLUMNS if name not in row]:
-        raise RecordError(missing[0], "no such column", f"every row has it; missing: {missing}")
-    if unknown := sorted(set(row) - set(COLUMNS)):
-        raise RecordError(unknown[0], row[unknown[0]], f"only the columns {', '.join(COLUMNS)}")
-    out = {name: _checked(name, row[name]) for name in COLUMNS}
-    _check_key(out["key"])
-    if out["status"] not in STATUSES:
-        raise RecordError("status", out["status"], f"one of {', '.join(STATUSES)}")
-    if not (math.isfinite(out["lr"]) and out["lr"] > 0):
-        raise RecordError("lr", out["lr"], "a finite number above 0")
-    if math.isfinite(out["final_loss"]) != (out["status"] == "ok"):
-        raise RecordError(
-            "final_loss", out["final_loss"], f"finite when ok, NaN when diverged ({out['status']})"
-        )
-    if len(out["curve_steps"]) != len(out["curve_loss"]):
-        raise RecordError("curve_loss", len(out["curve_loss"]), "as many values as curve_steps")
-    if out["schema"] != SCHEMA:
-        raise RecordError("schema", out["schema"], f"records.SCHEMA ({SCHEMA})")
-    return out
-
-
-def _check_key(key: str) -> None:
-    if not re.fullmatch("[A-Za-z0-9_-]{1,128}", key):  # it names a lock file
-        raise RecordError("key", key, "1–128 letters, digits, '-' or '_'")
-
-
-def _checked(name: str, value: Any) -> Any:
-    wanted = _KINDS[name]
-    if issubclass(wanted, np.generic):
-        array = np.asarray(value)
-        kinds = "iu" if wanted is np.int32 else "iuf"
-        if array.ndim != 1 or (array.size and array.dtype.kind not in kinds):
-            raise RecordError(name, value, f"a one-dimensional list of {wanted.__name__}")
-        return array.astype(wanted)
-    if isinstance(value, np.generic):
-        value = value.item()
-    if wanted is float and type(value) is int:
-        return float(value)
-    if type(value) is not wanted:  # exact: True is an int to isinstance
-        raise RecordError(name, value, f"a value of type {wanted.__name__}")
-    return value
 
 
 class Store:
@@ -130,11 +43,18 @@ class Store:
 
     Args:
         folder: where the shards are; created by the first write.
+        schema: the kind of record; `points` is the store of the other kind, inside this one.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]):
+    def __init__(self, folder: str | os.PathLike[str], schema: Schema = RUNS):
         self.folder = Path(folder)
+        self.schema = schema
         self._shard_keys: dict[str, frozenset[str]] = {}  # shards never change: read each once
+
+    @functools.cached_property
+    def points(self) -> Store:
+        """The points recorded beside these runs."""
+        return Store(self.folder / "points", POINTS)
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> Path | None:
         """Write `rows` as one new shard, atomically, and return its path (None for no rows).
@@ -145,10 +65,10 @@ class Store:
         Raises:
             RecordError: a malformed row, or a disk that is full, read-only or not writable.
         """
-        checked = [validate(row) for row in rows]
+        checked = [self.schema.validate(row) for row in rows]
         if not checked:
             return None
-        table = pa.Table.from_pylist(checked, schema=ARROW_SCHEMA)
+        table = pa.Table.from_pylist(checked, schema=self.schema.arrow)
         with self._store_lock(fcntl.LOCK_SH):
             return self._write(table)
 
@@ -167,7 +87,7 @@ class Store:
             try:
                 for shard in shards:
                     if shard.name not in self._shard_keys:
-                        column = _read_shard(shard).column("key").to_pylist()
+                        column = self._read_shard(shard).column("key").to_pylist()
                         self._shard_keys[shard.name] = frozenset(column)
             except FileNotFoundError:
                 continue  # compacted between listing and opening: list again
@@ -181,7 +101,7 @@ class Store:
         The claim is an flock: the kernel drops it when the process dies, however it dies. Append
         the row inside the `with`.
         """
-        _check_key(key)
+        check_key(key)
         lock = self.folder / ".locks" / f"{key}.lock"
         descriptor = _try_lock(lock)
         try:
@@ -228,7 +148,7 @@ class Store:
         with self._store_lock(fcntl.LOCK_EX):
             for shard in self._shards():
                 try:
-                    _read_shard(shard)
+                    self._read_shard(shard)
                 except RecordError:
                     target = self.folder / ".damaged" / shard.name
                     with _writing(target):
@@ -243,14 +163,14 @@ class Store:
     def _table(self) -> pa.Table:
         while True:
             try:
-                tables = [_read_shard(shard) for shard in self._shards()]
+                tables = [self._read_shard(shard) for shard in self._shards()]
                 break
             except FileNotFoundError:
                 continue  # compacted between listing and opening: list again
-        table = pa.concat_tables([ARROW_SCHEMA.empty_table(), *tables])
+        table = pa.concat_tables([self.schema.arrow.empty_table(), *tables])
         table = table.sort_by([("created", "ascending"), ("key", "ascending")])
         first = ~pd.Series(table.column("key").to_pylist(), dtype=object).duplicated()
-        return table.filter(pa.array(first)).sort_by([(name, "ascending") for name in _SORT])
+        return table.filter(pa.array(first)).sort_by([(c, "ascending") for c in self.schema.sort])
 
     def _write(self, table: pa.Table) -> Path:
         keys = "\n".join(sorted(table.column("key").to_pylist()))
@@ -277,6 +197,24 @@ class Store:
                 os.close(descriptor)
         return shard
 
+    def _read_shard(self, path: Path) -> pa.Table:
+        todo = "a whole shard of this version; `umup status --repair` moves it to .damaged/"
+        data = path.read_bytes()
+        try:
+            table = self.schema.upgrade(pq.ParquetFile(io.BytesIO(data)).read())
+        except (pa.ArrowException, OSError) as error:
+            raise RecordError(str(path), f"unreadable Parquet ({error})", todo) from error
+        wanted = self.schema.arrow
+        if not table.schema.equals(wanted, check_metadata=False):
+            differing = set(table.schema.names) ^ set(wanted.names) or {
+                f.name for f in table.schema if f.type != wanted.field(f.name).type
+            }
+            listed = ", ".join(sorted(differing)) or "column order"
+            raise RecordError(str(path), f"another schema (differs in {listed})", todo)
+        if versions := set(table.column("schema").to_pylist()) - {SCHEMA}:
+            raise RecordError(str(path), f"schema {sorted(versions, key=str)}", todo)
+        return table
+
     @contextlib.contextmanager
     def _store_lock(self, mode: int) -> Iterator[None]:
         """Writers share the store; `compact` and `repair` have it alone."""
@@ -289,24 +227,6 @@ class Store:
             yield
         finally:
             os.close(descriptor)
-
-
-def _read_shard(path: Path) -> pa.Table:
-    todo = "a whole shard of this version; `umup status --repair` moves it to .damaged/"
-    data = path.read_bytes()
-    try:
-        table = pq.ParquetFile(io.BytesIO(data)).read()
-    except (pa.ArrowException, OSError) as error:
-        raise RecordError(str(path), f"unreadable Parquet ({error})", todo) from error
-    if not table.schema.equals(ARROW_SCHEMA, check_metadata=False):
-        differing = set(table.schema.names) ^ set(COLUMNS) or {
-            f.name for f in table.schema if f.type != ARROW_SCHEMA.field(f.name).type
-        }
-        received = f"another schema (differs in {', '.join(sorted(differing)) or 'column order'})"
-        raise RecordError(str(path), received, todo)
-    if versions := set(table.column("schema").to_pylist()) - {SCHEMA}:
-        raise RecordError(str(path), f"schema {sorted(versions, key=str)}", todo)
-    return table
 
 
 def _try_lock(path: Path) -> int | None:
@@ -348,6 +268,68 @@ def _writing(path: Path) -> Iterator[None]:
         raise RecordError(
             str(path), f"write failed: {error.strerror}", f"{todo}; earlier records are intact"
         ) from error
+
+
+class Results(NamedTuple):
+    """The current records of a study's profile.
+
+    Attributes:
+        runs: one row a training run, see ``schemas.RUNS``.
+        points: one row another measurement, see ``schemas.POINTS``; ``table`` opens them.
+    """
+
+    runs: pd.DataFrame
+    points: pd.DataFrame
+
+    def table(self, what: str) -> pd.DataFrame:
+        """The points of one kind, a column for every field of specification and result.
+
+        Fields that a point does not have are NaN; without such points the table is empty.
+        """
+        rows = self.points[self.points["what"] == what]
+        return pd.DataFrame(
+            [json.loads(spec) | json.loads(result)
+             for spec, result in zip(rows["spec"], rows["result"], strict=True)]
+        )  # fmt: skip
+
+
+def read_results(store: Store) -> Results:
+    """Runs and points of a store, those of the present numerics."""
+    return Results(current(store.read()), current(store.points.read()))
+
+
+def with_spec(runs: pd.DataFrame) -> pd.DataFrame:
+    """``runs`` with a column for every field of their specification.
+
+    Named by their place in ``RunConfig``: ``model.tau_convention``, ``hps.alpha_residual``,
+    ``optim.batch_size``. Fields that an older record does not have are NaN.
+    """
+    specs = pd.json_normalize([json.loads(spec) for spec in runs["spec"]])
+    specs = specs[[name for name in specs.columns if "." in name]].set_axis(runs.index)
+    return pd.concat([runs, specs], axis=1)
+
+
+def probes(runs: pd.DataFrame) -> pd.DataFrame:
+    """What the probes of ``runs`` saw.
+
+    Columns: key, step, tensor, and the statistics of ``config.PROBE_STATS``: RMS, mean, largest
+    magnitude, and the shares of elements that E4M3 and E5M2 would clip or flush to zero.
+    """
+    frames = []
+    for row in runs.itertuples():
+        steps, tensors = np.asarray(row.probe_steps), np.asarray(row.probe_tensors, object)
+        if not len(steps):
+            continue
+        values = np.asarray(row.probe_values).reshape(-1, len(PROBE_STATS))
+        labels = {
+            "key": row.key, "step": np.repeat(steps, len(tensors)),
+            "tensor": np.tile(tensors, len(steps)),
+        }  # fmt: skip
+        columns = {name: values[:, i] for i, name in enumerate(PROBE_STATS)}
+        frames.append(pd.DataFrame(labels | columns))
+    if not frames:
+        return pd.DataFrame(columns=["key", "step", "tensor", *PROBE_STATS])
+    return pd.concat(frames, ignore_index=True)
 
 
 def current(runs: pd.DataFrame) -> pd.DataFrame:

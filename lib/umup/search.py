@@ -26,6 +26,7 @@ from umup.config import (
     RunConfig,
 )
 from umup.data import Dataset
+from umup.design import Design
 from umup.errors import ConfigError
 
 
@@ -153,14 +154,10 @@ class Arm(Config):
 
 
 @dataclass(frozen=True)
-class LRSweep(Config):
-    """The flat parameters of a learning-rate sweep, as papermill hands them to a notebook.
+class LRSweep(Design):
+    """The flat parameters of a learning-rate sweep, beside those of every ``Design``.
 
     Args:
-        profile: name of the profile; column of the records and their folder.
-        mode: ``run`` trains what is missing, ``load`` only reads the records.
-        fresh: train everything anew in a temporary store (the smoke profile).
-        digits: decimals that the notebook prints.
         schemes, widths, steps: the main arms, one for each scheme and width.
         short_steps, short_widths, long_steps, long_widths: further horizons (0 steps: none).
         full_grid_width: above it, the grid is moved around the optimum predicted from smaller
@@ -170,18 +167,8 @@ class LRSweep(Config):
         warmup_ratio: share of the steps that warm up.
         ff_ratio: d_ff / d_model.
         base_width: width at which μP equals SP; base depth and head size are the model's own.
-        workers: processes, one CPU core each; 0 runs in this process.
-        lanes, lanes_at_once, chunk_steps: see ``sweep.Settings``.
-        time_limit_minutes: stop cleanly after so long (0: no limit); the same command goes on.
-        assumed_tflops: speed assumed for the estimate made before anything is measured.
     """
 
-    profile: str = "smoke"
-    mode: str = "run"
-    fresh: bool = False
-    digits: int = 2
-    corpus: str = "sotu"
-    tokenizer: str = "bytes"
     schemes: tuple[str, ...] = ("sp", "mup", "umup")
     widths: tuple[int, ...] = (32, 64)
     full_grid_width: int = 128
@@ -207,23 +194,15 @@ class LRSweep(Config):
     window: float = 1.0
     seeds: int = 3
     eval_batches: int = 64
-    workers: int = 0
-    lanes: int = 1
-    lanes_at_once: int = 1
-    chunk_steps: int = 250
-    time_limit_minutes: float = 0.0
-    assumed_tflops: float = 0.1
 
     RANGES = {
-        "mode": ("run", "load"), "digits": Range(0, 6),
-        "schemes": ("sp", "mup", "umup"), "widths": COUNT,
+        **Design.RANGES, "schemes": ("sp", "mup", "umup"), "widths": COUNT,
         "full_grid_width": COUNT, "n_layers": COUNT, "d_head": COUNT, "ff_ratio": POSITIVE,
         "seq_len": COUNT, "batch_size": COUNT, "steps": COUNT, "short_steps": Range(0),
         "short_widths": COUNT, "long_steps": Range(0), "long_widths": COUNT,
         "warmup_ratio": Range(0.0, 1.0), "weight_decay": Range(0.0), "base_width": COUNT,
         "refine": (0.25, 0.5, 1.0), "window": Range(0.0), "seeds": COUNT,
-        "eval_batches": COUNT, "workers": Range(0, 256), "lanes": COUNT, "lanes_at_once": COUNT,
-        "chunk_steps": COUNT, "time_limit_minutes": Range(0.0), "assumed_tflops": POSITIVE,
+        "eval_batches": COUNT,
     }  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -327,14 +306,16 @@ class LRSweep(Config):
         lrs = [lowest + i * search.refine for i in range(n)]
         return [(lr, seed) for lr in lrs for seed in range(self.seeds)]
 
-    def missing_seconds(self, runs: list[RunConfig]) -> float:
-        """Seconds for ``runs`` at ``assumed_tflops``, 6 FLOPs a weight and token, all workers."""
-        flops = sum(
-            6.0 * (r.model.n_params - r.model.vocab_size * r.model.d_model)
-            * r.optim.steps * r.optim.batch_size * r.model.seq_len
-            for r in runs
-        )  # fmt: skip
-        return flops / (self.assumed_tflops * 1e12) / max(self.workers, 1)
+    def guess(self, run: RunConfig, runs: pd.DataFrame) -> float:
+        """A parabola around the arm's best run so far, or around the middle of its range."""
+        center, lowest = (self.search(run.scheme).lo + self.search(run.scheme).hi) / 2, 1.0
+        if len(runs):
+            same = (runs["scheme"] == run.scheme) & (runs["d_model"] == run.model.d_model)
+            ok = runs[same & (runs["steps"] == run.optim.steps) & (runs["status"] == "ok")]
+            if len(ok):
+                best = ok.loc[ok["final_loss"].idxmin()]
+                center, lowest = math.log2(best["lr"]), float(best["final_loss"])
+        return lowest + 0.1 * (math.log2(run.hps.eta) - center) ** 2
 
 
 @functools.lru_cache(maxsize=100_000)

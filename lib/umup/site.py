@@ -81,7 +81,7 @@ class Steps:
 def best_profile(folder: Path) -> str:
     """The first of h100, cpu, smoke that has committed records (smoke needs none)."""
     for profile in pages.PROFILES[:-1]:
-        if any((folder / "records" / profile).glob("*.parquet")):
+        if any((folder / "records" / profile).rglob("[!.]*.parquet")):
             return profile
     return "smoke"
 

@@ -1,7 +1,7 @@
 """One study end to end: parameters checked, missing runs trained, records returned.
 
-A notebook needs two calls: ``settings(globals())`` turns its papermill parameters into a checked
-configuration, ``run_or_load`` trains what the records lack and returns them as a table.
+A notebook needs two calls: ``settings(NAME, globals())`` turns its papermill parameters into a
+checked design, ``run_or_load`` makes what the records lack and returns them.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import inspect
 import json
 import math
 import os
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,11 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from umup import data
-from umup.config import RunConfig
+from umup import data, studies
+from umup.config import NUMERICS, RunConfig, canonical_json
+from umup.design import Design, Point
 from umup.errors import StudyError
-from umup.records import Store, current, provenance, stale
+from umup.records import Results, Store, current, provenance, read_results, stale
 from umup.search import LRSweep
 from umup.sweep import OutOfTime, Progress, Settings, run_pending
 
@@ -97,8 +99,18 @@ def _choices(received: object, options: list[str]) -> str:
     return f"one of {', '.join(options)}{hint}"
 
 
-def settings(namespace: Mapping[str, Any]) -> LRSweep:
-    """The checked settings of a notebook, from its ``globals()``.
+def design_of(study: str | Path) -> type[Design]:
+    """The class of the study's parameters: its module's ``DESIGN``, else a learning-rate sweep."""
+    module = studies.find(_name(study))
+    return LRSweep if module is None else module.DESIGN
+
+
+def _name(study: str | Path) -> str:
+    return study.name if isinstance(study, Path) else study
+
+
+def settings(study: str | Path, namespace: Mapping[str, Any]) -> Any:
+    """The checked design of a notebook, from its ``globals()``.
 
     Every plain value defined so far must be a parameter: papermill itself only warns of one that
     the notebook does not have, and the run would silently use the default.
@@ -107,7 +119,8 @@ def settings(namespace: Mapping[str, Any]) -> LRSweep:
         StudyError: a name that is no parameter.
         ConfigError: a value of the wrong type or out of range.
     """
-    known = [field.name for field in fields(LRSweep)]
+    design = design_of(study)
+    known = [field.name for field in fields(design)]
     found = {
         name: value
         for name, value in namespace.items()
@@ -116,85 +129,150 @@ def settings(namespace: Mapping[str, Any]) -> LRSweep:
     for name, value in found.items():
         if name not in known:
             raise StudyError(name, value, _choices(name, known))
-    return LRSweep.from_dict(found)
+    return design.from_dict(found)
 
 
-def store(study: str, profile: str) -> Store:
+def store(study: str | Path, profile: str) -> Store:
     """The committed records of a study's profile: ``experiments/STUDY/records/PROFILE``."""
     return Store(folder(study) / "records" / profile)
 
 
-def run_or_load(study: str, sweep: LRSweep) -> pd.DataFrame:
-    """The records of a study's profile, after training what is missing (mode ``run``).
+def run_or_load(study: str | Path, design: Design) -> Results:
+    """The records of a study's profile, after making what is missing (mode ``run``).
 
-    With ``sweep.fresh`` all runs are trained anew in a temporary store, which is how the smoke
-    profile shows that the code works rather than that a file exists.
+    With ``design.fresh`` all is made anew in a temporary store, which is how the smoke profile
+    shows that the code works rather than that a file exists.
 
     Returns:
-        One row a run, current numerics only, see ``records.COLUMNS``.
+        Runs and points of the current numerics.
 
     Raises:
         StudyError: mode ``load`` and no records, or a worker failed.
         OutOfTime: the time limit passed; run the same command again to go on.
     """
-    if sweep.fresh:
+    if design.fresh:
         with tempfile.TemporaryDirectory(prefix="umup-") as temporary:
             place = Store(temporary)
-            _train(study, sweep, place)
-            return current(place.read())
-    place = store(study, sweep.profile)
-    if sweep.mode == "run":
-        _train(study, sweep, place)
-    runs = current(place.read())
-    if runs.empty:
-        todo = f"records first: umup run {study} --profile {sweep.profile}"
+            _make(study, design, place)
+            return read_results(place)
+    place = store(study, design.profile)
+    if design.mode == "run":
+        _make(study, design, place)
+    results = read_results(place)
+    if results.runs.empty and results.points.empty:
+        todo = f"records first: umup run {_name(study)} --profile {design.profile}"
         raise StudyError("records", str(place.folder.name), todo)
-    return runs
+    return results
 
 
-def _train(study: str, sweep: LRSweep, place: Store) -> None:
-    dataset = data.load(sweep.corpus, sweep.tokenizer, seq_len=sweep.seq_len)
+def _dataset(design: Design) -> data.Dataset | None:
+    """The text of the design's training runs, if it has any."""
+    if not design.trains:
+        return None
+    seq_len = getattr(design, "seq_len", None)
+    return data.load(design.corpus, design.tokenizer, seq_len=seq_len)
+
+
+def _make(study: str | Path, design: Design, place: Store) -> None:
     progress = Progress(place.folder / ".progress.log")
-    todo = outlook(sweep, place.read(), dataset)
+    todo = outlook(design, place, _dataset(design))
     if todo["missing"] == 0:
         return
     progress.line(
-        f"{study} {sweep.profile}: {todo['done']} runs done, about {todo['missing']} to do, "
+        f"{_name(study)} {design.profile}: {todo['done']} done, about {todo['missing']} to do, "
         f"about {todo['seconds_left'] / 60:.0f} min{' (assumed speed)' if todo['assumed'] else ''}"
     )
-    if sweep.workers:
-        _spawn(study, sweep, place, progress)
+    if design.workers:
+        _spawn(study, design, place, progress)
     else:
-        work(study, sweep, place, progress)
+        work(study, design, place, progress)
     place.compact()
+    place.points.compact()
 
 
-def work(study: str, sweep: LRSweep, place: Store, progress: Progress) -> None:
-    """Train in this process until nothing is missing or the time limit passes."""
-    dataset = data.load(sweep.corpus, sweep.tokenizer, seq_len=sweep.seq_len)
+def work(study: str | Path, design: Design, place: Store, progress: Progress) -> None:
+    """Work in this process until nothing is missing or the time limit passes."""
     provenance()  # the commit that this process runs, before anyone edits the checkout
-    limit = sweep.time_limit_minutes * 60 or math.inf
-    how = Settings(sweep.lanes, sweep.lanes_at_once, sweep.chunk_steps, time.monotonic() + limit)
+    deadline = time.monotonic() + (design.time_limit_minutes * 60 or math.inf)
+    measure(study, design, place.points, progress, deadline)
+    if (dataset := _dataset(design)) is None:
+        return
+    how = Settings(design.lanes, design.lanes_at_once, design.chunk_steps, deadline)
     run_pending(
-        lambda: sweep.pending(current(place.read()), dataset), dataset, place,
-        study=study, profile=sweep.profile, settings=how, progress=progress,
+        lambda: design.pending(current(place.read()), dataset), dataset, place,
+        study=_name(study), profile=design.profile, settings=how, progress=progress,
     )  # fmt: skip
 
 
-def _spawn(study: str, sweep: LRSweep, place: Store, progress: Progress) -> None:
-    """Train in ``workers`` processes, each bound to one core: two narrow programs side by side
+def measure(
+    study: str | Path, design: Design, place: Store, progress: Progress,
+    deadline: float = math.inf,
+) -> None:  # fmt: skip
+    """Make the design's missing points, each recorded as it is done.
+
+    A point that another process has in flight is left to it.
+
+    Raises:
+        StudyError: the study's module measures no such thing, or with other arguments; before
+            anything is measured.
+        OutOfTime: the deadline passed after a point.
+    """
+    missing = missing_points(design, place)
+    for number, point in enumerate(missing, 1):
+        function = _measuring(study, point)
+        with place.claim(point.key()) as mine:
+            if not mine:
+                continue
+            began = time.perf_counter()
+            result = function(**point.spec)
+            seconds = time.perf_counter() - began
+            place.append([{
+                "key": point.key(), "study": _name(study), "profile": design.profile,
+                "what": point.what, "spec": canonical_json(dict(point.spec)),
+                "result": json.dumps(result, sort_keys=True), "numerics": NUMERICS,
+                "wall_s": seconds, **provenance(),
+            }])  # fmt: skip
+        spec = ", ".join(f"{name}={value}" for name, value in point.spec.items())
+        progress.line(f"{point.what} {number}/{len(missing)} in {seconds:.1f} s: {spec}"[:200])
+        if time.monotonic() > deadline:
+            raise OutOfTime
+
+
+def missing_points(design: Design, place: Store) -> list[Point]:
+    """The design's points that are not on record with the present numerics."""
+    points = design.points()
+    done = place.keys() if points else set()
+    return [point for point in points if point.key() not in done]
+
+
+def _measuring(study: str | Path, point: Point) -> Callable[..., Mapping[str, Any]]:
+    module = studies.find(_name(study))
+    known = getattr(module, "MEASURES", {})
+    if point.what not in known:
+        raise StudyError("what", point.what, _choices(point.what, list(known)))
+    function = known[point.what]
+    try:
+        inspect.signature(function).bind(**point.spec)
+    except TypeError as error:
+        allowed = f"{point.what}{inspect.signature(function)} ({error})"
+        raise StudyError("spec", dict(point.spec), allowed) from None
+    return function
+
+
+def _spawn(study: str | Path, design: Design, place: Store, progress: Progress) -> None:
+    """Work in ``workers`` processes, each bound to one core: two narrow programs side by side
     use two cores better than one program split over both."""
     cores = sorted(os.sched_getaffinity(0))
-    given = json.dumps(replace(sweep, workers=0).to_dict())
+    given = json.dumps(replace(design, workers=0).to_dict())
     with contextlib.ExitStack() as files:
         # A file, not a pipe: a pipe that nobody reads yet would stop a talkative worker.
         heard = [
             files.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8"))
-            for _ in range(sweep.workers)
+            for _ in range(design.workers)
         ]
         children = [
             subprocess.Popen(
-                [sys.executable, "-m", "umup.study", study, "--settings", given,
+                [sys.executable, "-m", "umup.study", _name(study), "--settings", given,
                  "--records", str(place.folder), "--core", str(cores[i % len(cores)])],
                 stderr=None if progress.wanted() else file,
             )
@@ -216,45 +294,43 @@ def _spawn(study: str, sweep: LRSweep, place: Store, progress: Progress) -> None
         raise OutOfTime
 
 
-def outlook(sweep: LRSweep, runs: pd.DataFrame, dataset: data.Dataset) -> dict[str, Any]:
-    """What is done and about what is left of a sweep.
+def outlook(design: Design, place: Store, dataset: data.Dataset | None) -> dict[str, Any]:
+    """What is done and about what is left of a study.
 
-    The plan is adaptive, so the rest is found by playing it out with made-up losses, a parabola
-    around the best point so far; times come from the records where there are any like it.
+    An adaptive design's rest is found by playing it out with the losses that it guesses; times
+    come from the records where there are any like it.
 
     Returns:
-        done, diverged, stale, missing (counts), seconds_left, and assumed (whether the time
-        rests on ``assumed_tflops`` alone).
+        done, diverged, stale, missing (counts of runs and points), seconds_left, and assumed
+        (whether the time rests on assumed speeds alone).
     """
+    runs, points = place.read(), place.points.read()
     mine = current(runs)
     losses = dict(zip(mine["key"], mine["final_loss"], strict=True))
-    best: dict[tuple, tuple[float, float]] = {}
-    for row in mine[mine["status"] == "ok"].sort_values("final_loss").to_dict("records"):
-        arm = (row["scheme"], row["d_model"], row["steps"])
-        best.setdefault(arm, (math.log2(row["lr"]), row["final_loss"]))
     missing: list[RunConfig] = []
-    while todo := sweep.pending(_played(losses), dataset):
-        for run in todo:
-            lo, hi = sweep.search(run.scheme).lo, sweep.search(run.scheme).hi
-            arm = (run.scheme, run.model.d_model, run.optim.steps)
-            center, lowest = best.get(arm, ((lo + hi) / 2, 1.0))
-            losses[run.key()] = lowest + 0.1 * (math.log2(run.hps.eta) - center) ** 2
+    while dataset is not None and (todo := design.pending(_played(losses), dataset)):
+        losses |= {run.key(): design.guess(run, mine) for run in todo}
         missing += todo
     seconds, assumed = 0.0, True
     for run in missing:
-        if len(mine):
-            like = mine[(mine["d_model"] == run.model.d_model) & (mine["tokens_per_s"] > 0)]
-            if len(like):
-                tokens = run.optim.steps * run.optim.batch_size * run.model.seq_len
-                speed = float(like["tokens_per_s"].median())
-                seconds += tokens / speed / max(sweep.workers, 1)
-                assumed = False
-                continue
-        seconds += sweep.missing_seconds([run])
+        like = mine[(mine["d_model"] == run.model.d_model) & (mine["tokens_per_s"] > 0)]
+        if len(like):
+            tokens = run.optim.steps * run.optim.batch_size * run.model.seq_len
+            speed = float(like["tokens_per_s"].median())
+            seconds += tokens / speed / max(design.workers, 1)
+            assumed = False
+        else:
+            seconds += design.missing_seconds([run])
+    todo_points = missing_points(design, place.points)
+    if todo_points:
+        each = float(points["wall_s"].mean()) if len(points) else design.point_seconds
+        assumed &= points.empty
+        seconds += len(todo_points) * each / max(design.workers, 1)
     return {
-        "done": len(mine), "diverged": int((mine["status"] == "diverged").sum()),
-        "stale": len(stale(runs)), "missing": len(missing), "seconds_left": seconds,
-        "assumed": assumed,
+        "done": len(mine) + len(current(points)),
+        "diverged": int((mine["status"] == "diverged").sum()),
+        "stale": len(stale(runs)) + len(stale(points)),
+        "missing": len(missing) + len(todo_points), "seconds_left": seconds, "assumed": assumed,
     }  # fmt: skip
 
 
@@ -264,12 +340,11 @@ def _played(losses: Mapping[str, float]) -> pd.DataFrame:
 
 def status(study: str, profile: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """``outlook`` of a profile's records, with the number of runs now in flight here."""
-    given = LRSweep.from_dict(parameters(study, profile) | dict(overrides or {}))
+    given = design_of(study).from_dict(parameters(study, profile) | dict(overrides or {}))
     place = store(study, given.profile)
-    dataset = data.load(given.corpus, given.tokenizer, seq_len=given.seq_len)
     return {
-        "study": study, "profile": profile, **outlook(given, place.read(), dataset),
-        "running": len(place.running()),
+        "study": _name(study), "profile": profile, **outlook(given, place, _dataset(given)),
+        "running": len(place.running() | place.points.running()),
     }  # fmt: skip
 
 
@@ -288,7 +363,7 @@ def main(argv: list[str] | None = None) -> int:
     """One worker process of ``run_or_load``; users call ``umup run``."""
     parser = argparse.ArgumentParser(prog="python -m umup.study", description=main.__doc__)
     parser.add_argument("study")
-    parser.add_argument("--settings", required=True, help="the sweep's settings as JSON")
+    parser.add_argument("--settings", required=True, help="the design as JSON")
     parser.add_argument("--records", required=True, type=Path)
     parser.add_argument("--core", type=int, help="CPU core to run on")
     chosen = parser.parse_args(argv)
@@ -296,9 +371,9 @@ def main(argv: list[str] | None = None) -> int:
         os.sched_setaffinity(0, {chosen.core})  # before JAX counts its cores
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     place = Store(chosen.records)
-    sweep = LRSweep.from_dict(json.loads(chosen.settings))
+    design = design_of(chosen.study).from_dict(json.loads(chosen.settings))
     try:
-        work(chosen.study, sweep, place, Progress(place.folder / ".progress.log"))
+        work(chosen.study, design, place, Progress(place.folder / ".progress.log"))
     except OutOfTime:
         return EXIT_OUT_OF_TIME
     return 0

@@ -189,16 +189,24 @@ def run_group(
 
     states = compiled.init(lanes)
     done, losses, wall = 0, np.zeros((len(runs), 0), np.float32), 0.0
+    seen: list[np.ndarray] = []  # of each probe step so far: (lanes, tensors, statistics)
     if (saved := partial.load(jax.tree.leaves(states))) is not None:
-        leaves, losses, wall = saved
+        leaves, losses, wall, seen = saved
         done = losses.shape[1]
         states = jax.tree.unflatten(jax.tree.structure(states), [jnp.asarray(x) for x in leaves])
         progress.line(f"resuming {label(first, len(runs))} at step {done}/{steps}")
 
     seconds: list[float] = []  # of each chunk; the first holds the compilation, if there is one
     last_save, speed = time.monotonic(), math.nan
+
+    def look() -> None:  # the observation due now, unless a resumed state holds it already
+        if done in first.probe_steps and len(seen) == first.probe_steps.index(done):
+            seen.append(np.asarray(compiled.observe(tokens, lanes, states)))
+
     while done < steps and (done == 0 or np.isfinite(losses[:, -1]).any()):
-        n = min(settings.chunk_steps, steps - done)
+        look()
+        stops = [s for s in (*first.probe_steps, steps) if s > done]
+        n = min(settings.chunk_steps, stops[0] - done)
         start = time.perf_counter()
         states, new = compiled.chunk(tokens, lanes, states, n)
         new = np.asarray(new)  # waits for the device
@@ -213,10 +221,13 @@ def run_group(
         )
         now = time.monotonic()
         if done < steps and (now - last_save > CHECKPOINT_SECONDS or now > settings.deadline):
-            partial.save(jax.tree.leaves(states), losses, wall + time.perf_counter() - began)
+            spent = wall + time.perf_counter() - began
+            partial.save(jax.tree.leaves(states), losses, spent, seen)
             last_save = now
         if now > settings.deadline and done < steps:
             raise OutOfTime
+    if done == steps:
+        look()
     val = np.asarray(compiled.evaluate(device_tokens(dataset, "val"), states))
     # Speed is the median chunk's; what the first chunk took beyond it is compilation.
     typical = float(np.median(seconds[1:])) if len(seconds) > 1 else math.nan
@@ -227,11 +238,25 @@ def run_group(
         **provenance(),
     }
     rows = [
-        row(run, losses[i], float(val[i]), dataset, study=study, profile=profile, facts=facts)
+        row(run, losses[i], float(val[i]), dataset, study=study, profile=profile,
+            facts=facts, reports=[report[i] for report in seen])
         for i, run in enumerate(runs)
-    ]
+    ]  # fmt: skip
     partial.path.unlink(missing_ok=True)
     return rows
+
+
+def reported(run: RunConfig, reports: Sequence[np.ndarray]) -> dict:
+    """The probe columns of a row; a run that diverged has no report of its later probe steps."""
+    if not reports:
+        return {"probe_steps": [], "probe_tensors": [], "probe_values": []}
+    from umup import train
+
+    return {
+        "probe_steps": run.probe_steps[: len(reports)],
+        "probe_tensors": train.observed(run),
+        "probe_values": np.asarray(reports, np.float32).reshape(-1),
+    }
 
 
 _on_device: dict[tuple[str, str], object] = {}
@@ -260,11 +285,14 @@ class Partial:
     def __init__(self, path: Path):
         self.path = path
 
-    def save(self, leaves: list, losses: np.ndarray, wall: float) -> None:
-        """Write state leaves, losses (lanes, steps) and the seconds spent."""
+    def save(
+        self, leaves: list, losses: np.ndarray, wall: float, seen: Sequence[np.ndarray] = ()
+    ) -> None:
+        """Write state leaves, losses (lanes, steps), the seconds spent and the probes' reports."""
         buffer = io.BytesIO()
         arrays = {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
-        np.savez(buffer, allow_pickle=False, losses=losses, wall=np.asarray(wall), **arrays)
+        arrays |= {"losses": losses, "wall": np.asarray(wall), "seen": np.asarray(seen)}
+        np.savez(buffer, allow_pickle=False, **arrays)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
         try:
@@ -273,21 +301,21 @@ class Partial:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def load(self, like: list) -> tuple[list, np.ndarray, float] | None:
+    def load(self, like: list) -> tuple[list, np.ndarray, float, list[np.ndarray]] | None:
         """The saved state, or None if there is none that fits ``like``'s shapes."""
         if not self.path.exists():
             return None
         try:
             with np.load(io.BytesIO(self.path.read_bytes())) as saved:
                 leaves = [saved[f"leaf{i}"] for i in range(len(like))]
-                losses, wall = saved["losses"], float(saved["wall"])
+                losses, wall, seen = saved["losses"], float(saved["wall"]), list(saved["seen"])
         except Exception as error:  # a foreign or damaged file costs a restart, never a wrong run
             log.warning("ignoring the partial state %s: %s", self.path.name, error)
             return None
         if [(x.shape, x.dtype) for x in leaves] != [(x.shape, x.dtype) for x in like]:
             log.warning("ignoring the partial state %s: other shapes", self.path.name)
             return None
-        return leaves, losses, wall
+        return leaves, losses, wall, seen
 
 
 def label(run: RunConfig, n_lanes: int) -> str:
@@ -322,9 +350,9 @@ def summarise(losses: np.ndarray, steps: int, vocab_size: int) -> dict:
 
 def row(
     run: RunConfig, losses: np.ndarray, val: float, dataset: Dataset, *, study: str,
-    profile: str, facts: dict,
+    profile: str, facts: dict, reports: Sequence[np.ndarray] = (),
 ) -> dict:  # fmt: skip
-    """The record of one finished run."""
+    """The record of one finished run; ``reports`` of its probe steps are (tensors, statistics)."""
     summary = summarise(losses, run.optim.steps, run.model.vocab_size)
     val = val if summary["status"] == "ok" else math.nan
     return {
@@ -333,7 +361,7 @@ def row(
         "n_heads": run.model.n_heads, "d_head": run.model.d_head, "d_ff": run.model.d_ff,
         "vocab_size": run.model.vocab_size, "seq_len": run.model.seq_len,
         "batch_size": run.optim.batch_size, "steps": run.optim.steps, "lr": run.hps.eta,
-        "seed": run.seed, **summary, "val_loss": val,
+        "seed": run.seed, **summary, **reported(run, reports), "val_loss": val,
         "val_bits_per_byte": nats_to_bits_per_byte(val, dataset.bytes_per_token),
         "numerics": NUMERICS, "spec": canonical_json(run), "hps": json.dumps(run.hps.to_dict()),
         "data_digest": dataset.digest, "tokenizer_digest": dataset.tokenizer_digest, **facts,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from umup import laws, records
+from umup import laws, records, schemas
 from umup.errors import RecordError
 from umup.laws import Drift, Interval, Optimum
 
@@ -262,7 +262,7 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
     rows = [
         dict(zip(GROUP, labels, strict=True))
         | {"n_lr": group["log2_lr"].nunique(), "n_seeds": group["seed"].nunique()}
-        | {status: int((group["status"] == status).sum()) for status in records.STATUSES}
+        | {status: int((group["status"] == status).sum()) for status in schemas.STATUSES}
         for labels, group in prepare(runs).groupby(GROUP, sort=False)
     ]
     return _frame(rows, "scheme d_model steps n_lr n_seeds ok diverged")

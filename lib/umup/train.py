@@ -19,7 +19,8 @@ from jax import Array
 
 from umup import data, optim
 from umup.config import HPs, RunConfig
-from umup.model import Decoder, split
+from umup.layers import Amax, Tap
+from umup.model import Decoder, reports, tensor_names
 from umup.powers import Number
 from umup.rules import Parametrization, check_hps
 
@@ -38,12 +39,16 @@ class Numbers(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """What training carries: the run's numbers, parameters, optimizer state, steps done."""
+    """What training carries: the run's numbers, parameters, optimizer state, steps done.
+
+    ``amax`` is the memory of delayed FP8 scaling, empty under every other recipe.
+    """
 
     numbers: Numbers
     params: nnx.State
     opt: tuple
     step: Array
+    amax: nnx.State
 
 
 class Lane(NamedTuple):
@@ -71,25 +76,48 @@ def parametrization(run: RunConfig, hps: dict[str, Number]) -> Parametrization:
     return Parametrization(run.scheme, run.model, hps, run.optim.batch_size * run.model.seq_len)
 
 
-def build(run: RunConfig, lane: Lane) -> Decoder:
+def build(run: RunConfig, lane: Lane, *, probed: bool = False) -> Decoder:
     """The model at initialization. Seeds alone fix the draws, whatever the scheme."""
     return Decoder(
-        run.model, parametrization(run, lane.hps), rngs=nnx.Rngs(params=jax.random.key(lane.seed))
-    )
+        run.model, parametrization(run, lane.hps), rngs=nnx.Rngs(params=jax.random.key(lane.seed)),
+        probed=probed,
+    )  # fmt: skip
+
+
+class Parts(NamedTuple):
+    """A model taken apart; ``nnx.merge(*parts)`` puts it together again."""
+
+    graph: nnx.GraphDef
+    params: nnx.State
+    amax: nnx.State
+    taps: nnx.State
+    scales: nnx.State
+
+
+def parts_of(model: nnx.Module) -> Parts:
+    """The model's structure, weights, memory of delayed scaling, probes and scales."""
+    return Parts(*nnx.split(model, nnx.Param, Amax, Tap, ...))
+
+
+def abstract(run: RunConfig, *, probed: bool = False) -> Parts:
+    """The model's parts as shapes, the same for every scheme."""
+    hps = HPs().to_dict()
+    return parts_of(nnx.eval_shape(lambda: build(run, Lane(hps, jnp.int32(0)), probed=probed)))
 
 
 def graph_of(run: RunConfig) -> nnx.GraphDef:
     """The model's structure, without numbers; the same for every scheme."""
-    hps = HPs().to_dict()
-    return split(nnx.eval_shape(lambda: build(run, Lane(hps, jnp.int32(0)))))[0]
+    return abstract(run).graph
 
 
 def init(run: RunConfig, lane: Lane) -> TrainState:
     """The state before the first step."""
-    _, params, scales = split(build(run, lane))
+    parts = parts_of(build(run, lane))
+    params = parts.params
     factors = optim.lr_factors(params, parametrization(run, lane.hps))
     opt = optim.adamw(run.optim, factors, lane.hps).init(params)
-    return TrainState(Numbers(scales, factors), params, opt, jnp.zeros([], jnp.int32))
+    numbers = Numbers(parts.scales, factors)
+    return TrainState(numbers, params, opt, jnp.zeros([], jnp.int32), parts.amax)
 
 
 def step(run: RunConfig, lane: Lane, state: TrainState, batch: tuple) -> tuple[TrainState, Array]:
@@ -107,13 +135,42 @@ def step(run: RunConfig, lane: Lane, state: TrainState, batch: tuple) -> tuple[T
     graph = graph_of(run)
     optimizer = optim.adamw(run.optim, state.numbers.lr_factors, lane.hps)
 
-    def loss_of(params):
-        return nnx.merge(graph, params, state.numbers.scales).loss(*batch)
+    def loss_of(params, amax):
+        return nnx.merge(graph, params, amax, state.numbers.scales).loss(*batch)
 
-    loss, grads = jax.value_and_grad(loss_of)(state.params)
+    # The "gradient" of the remembered magnitudes is the next memory (ops.linear).
+    loss, (grads, amax) = jax.value_and_grad(loss_of, argnums=(0, 1))(state.params, state.amax)
     updates, opt = optimizer.update(grads, state.opt, state.params)
     params = jax.tree.map(jnp.add, state.params, updates)
-    return TrainState(state.numbers, params, opt, state.step + 1), loss
+    return TrainState(state.numbers, params, opt, state.step + 1, amax), loss
+
+
+def _batch(run: RunConfig, tokens: Array, lane: Lane, step: Array) -> tuple[Array, Array]:
+    return data.batch(
+        tokens, lane.seed, step, batch_size=run.optim.batch_size, seq_len=run.model.seq_len
+    )
+
+
+def observed(run: RunConfig) -> tuple[str, ...]:
+    """Names of the tensors that ``observe`` reports on, in its order."""
+    return tensor_names(abstract(run, probed=True).taps, run.model.n_layers)
+
+
+def observe(run: RunConfig, tokens: Array, lane: Lane, state: TrainState) -> Array:
+    """What the probes see on the batch that the next step will take; training is not touched.
+
+    Returns:
+        (tensors, statistics): rows as ``observed``, columns as ``config.PROBE_STATS``.
+    """
+    parts = abstract(run, probed=True)
+    batch = _batch(run, tokens, lane, state.step)
+
+    def loss_of(taps):
+        model = nnx.merge(parts.graph, state.params, state.amax, taps, state.numbers.scales)
+        return model.loss(*batch)
+
+    blank = jax.tree.map(lambda tap: jnp.zeros(tap.shape, tap.dtype), parts.taps)
+    return reports(jax.grad(loss_of)(blank))
 
 
 def _chunk(run: RunConfig, n_steps: int, tokens: Array, lane: Lane, state: TrainState):
@@ -121,11 +178,7 @@ def _chunk(run: RunConfig, n_steps: int, tokens: Array, lane: Lane, state: Train
 
     def body(carry, _):
         state = TrainState(numbers, **carry)
-        batch = data.batch(
-            tokens, lane.seed, state.step,
-            batch_size=run.optim.batch_size, seq_len=run.model.seq_len,
-        )  # fmt: skip
-        state, loss = step(run, lane, state, batch)
+        state, loss = step(run, lane, state, _batch(run, tokens, lane, state.step))
         return _moving(state), loss
 
     carry, losses = jax.lax.scan(body, _moving(state), None, length=n_steps)
@@ -133,11 +186,11 @@ def _chunk(run: RunConfig, n_steps: int, tokens: Array, lane: Lane, state: Train
 
 
 def _moving(state: TrainState) -> dict[str, Any]:
-    return {"params": state.params, "opt": state.opt, "step": state.step}
+    return {"params": state.params, "opt": state.opt, "step": state.step, "amax": state.amax}
 
 
 def _evaluate(run: RunConfig, tokens: Array, state: TrainState) -> Array:
-    model = nnx.merge(graph_of(run), state.params, state.numbers.scales)
+    model = nnx.merge(graph_of(run), state.params, state.amax, state.numbers.scales)
 
     def body(total, index):
         batch = data.eval_batch(
@@ -170,12 +223,14 @@ class Programs(NamedTuple):
 
     ``init(lanes)`` → states, one program a scheme; ``chunk(tokens, lanes, states, n_steps)`` →
     (states, losses (lanes, n_steps)), the states' buffers donated; ``evaluate(tokens, states)`` →
-    (lanes,). The last two are shared by all schemes.
+    (lanes,); ``observe(tokens, lanes, states)`` → (lanes, tensors, statistics). All but the first
+    are shared by all schemes.
     """
 
     init: Callable
     chunk: Callable
     evaluate: Callable
+    observe: Callable
 
 
 @functools.lru_cache(maxsize=64)
@@ -184,7 +239,7 @@ def _init_program(run: RunConfig, lanes_at_once: int) -> Callable:
 
 
 @functools.lru_cache(maxsize=64)
-def _step_programs(run: RunConfig, lanes_at_once: int) -> tuple[Callable, Callable]:
+def _step_programs(run: RunConfig, lanes_at_once: int) -> tuple[Callable, Callable, Callable]:
     def chunk(tokens, lanes, states, n_steps):
         one = functools.partial(_chunk, run, n_steps, tokens)
         return over_lanes(one, lanes_at_once)(lanes, states)
@@ -192,12 +247,15 @@ def _step_programs(run: RunConfig, lanes_at_once: int) -> tuple[Callable, Callab
     def evaluate(tokens, states):
         return over_lanes(functools.partial(_evaluate, run, tokens), lanes_at_once)(states)
 
-    return jax.jit(chunk, static_argnums=3, donate_argnums=2), jax.jit(evaluate)
+    def look(tokens, lanes, states):
+        return over_lanes(functools.partial(observe, run, tokens), lanes_at_once)(lanes, states)
+
+    return jax.jit(chunk, static_argnums=3, donate_argnums=2), jax.jit(evaluate), jax.jit(look)
 
 
 def programs(run: RunConfig, lanes_at_once: int = 1) -> Programs:
     """The programs of ``run``'s shape; equal shapes share them whatever scheme, HPs and seed."""
-    shape = dataclasses.replace(run, hps=HPs(), seed=0)
+    shape = dataclasses.replace(run, hps=HPs(), seed=0, probe_steps=())
     shared = dataclasses.replace(shape, scheme="sp")
     return Programs(_init_program(shape, lanes_at_once), *_step_programs(shared, lanes_at_once))
 

@@ -1,0 +1,71 @@
+"""Probes: statistics of tensors, carried out of a model as the gradient of a dummy operand.
+
+``tap`` is the identity on its first argument. The "gradient" of its dummy is not one: it holds the
+statistics of the tensors given and of the cotangent that passes. So statistics travel where
+gradients do, through scan over layers, vmap over lanes and shardings, with no global state; and a
+model without taps is the very program it would be without this module.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from umup import fp8
+from umup.config import PROBE_STATS
+
+
+def statistics(x: Array) -> Array:
+    """``config.PROBE_STATS`` of a tensor, float32 (7,).
+
+    RMS, mean and largest magnitude; then for E4M3 and E5M2 the share of elements beyond the
+    largest magnitude (clipped) and of elements that are not zero but round to it (flushed: at
+    most half the smallest subnormal, the tie going to zero). NaN makes the first three NaN.
+    """
+    x = x.astype(jnp.float32)
+    size = jnp.abs(x)
+    shares = []
+    for fmt in (fp8.E4M3, fp8.E5M2):
+        shares.append(jnp.mean(size > fmt.largest, dtype=jnp.float32))
+        shares.append(jnp.mean((size > 0) & (size <= fmt.smallest / 2), dtype=jnp.float32))
+    return jnp.stack([jnp.sqrt(jnp.mean(x * x)), jnp.mean(x), jnp.max(size), *shares])
+
+
+def blank(rows: int) -> Array:
+    """The dummy of a tap that reports ``rows`` tensors, its cotangent's row counted."""
+    return jnp.zeros((rows, len(PROBE_STATS)), jnp.float32)
+
+
+@jax.custom_vjp
+def _tap(x, dummy, tensors):
+    return x
+
+
+def _tap_fwd(x, dummy, tensors):
+    return x, tensors
+
+
+def _tap_bwd(tensors, g):
+    report = jnp.stack([statistics(t) for t in (*tensors, g)])
+    return g, report, jax.tree.map(jnp.zeros_like, tensors)
+
+
+_tap.defvjp(_tap_fwd, _tap_bwd)
+
+
+def tap(x: Array, dummy: Array, tensors: tuple[Array, ...]) -> Array:
+    """x itself; the gradient of ``dummy`` reports on ``tensors`` and on x's cotangent.
+
+    Args:
+        x: any shape; passes unchanged, as does its cotangent.
+        dummy: ``blank(len(tensors) + 1)``.
+        tensors: what else to report on, in order, before the cotangent; receive no gradient.
+    """
+    # Stopped before they enter: a zero cotangent times an infinite derivative would be NaN.
+    return _tap(x, dummy, lax.stop_gradient(tensors))
+
+
+def schedule(steps: int, every: int) -> tuple[int, ...]:
+    """The steps 0, every, 2·every, … and the last: ``probe_steps`` of a run of ``steps``."""
+    return tuple(sorted({*range(0, steps, every), steps}))
