@@ -1,4 +1,4 @@
-"""Schedule and AdamW against numbers computed by hand in float64."""
+"""Schedule, AdamW and SGD against numbers computed by hand in float64."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from umup import optim
-from umup.config import OptimConfig
+from umup.config import HPs, ModelConfig, OptimConfig
 from umup.errors import ConfigError
+from umup.rules import Parametrization
 
 
 def factors(**config):
@@ -94,6 +96,84 @@ def test_adamw_by_hand(decay, beta1, beta2, eps):
         state, w = step(state, w, g, 0.05, 0.02)
         for k in params:
             np.testing.assert_allclose(w[k], want[k][t], rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("decay", ["independent", "coupled"])
+@pytest.mark.parametrize("momentum", [0.0, 0.75])
+def test_sgd_by_hand(decay, momentum):
+    config = OptimConfig(steps=8, warmup_steps=4, decay=decay)
+    rng = np.random.default_rng(1)
+    w = {"a": rng.normal(size=(3, 2)), "b": rng.normal(size=4)}
+    scale = {"a": 0.25, "b": 3.0}
+    optimizer = optim.sgd(
+        config, scale, {"eta": 0.05, "weight_decay": 0.02}, momentum=momentum
+    )  # fmt: skip
+    ours = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), w)
+    state, m = optimizer.init(ours), {k: np.zeros_like(x) for k, x in w.items()}
+    for t in range(8):
+        g = {k: rng.normal(size=x.shape) for k, x in w.items()}
+        updates, state = optimizer.update(g, state, ours)
+        ours = jax.tree.map(jnp.add, ours, updates)
+        s = (t + 1) / 4 if t < 4 else 0.1 + 0.45 * (1 + math.cos(math.pi * (t - 4) / 3))
+        for k in w:
+            m[k] = momentum * m[k] + g[k]
+            rate = s * 0.05 * scale[k]
+            w[k] = w[k] - rate * m[k] - (rate if decay == "coupled" else s) * 0.02 * w[k]
+            np.testing.assert_allclose(ours[k], w[k], rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("momentum", [1.0, -0.1, math.nan])
+def test_bad_momentum(momentum):
+    with pytest.raises(ConfigError, match=r"momentum: received .*; allowed: a number in \[0, 1\)"):
+        optim.sgd(OptimConfig(), {}, {"eta": 1.0, "weight_decay": 0.0}, momentum=momentum)
+
+
+# --- factors from the rules -----------------------------------------------------------------------
+
+NUMBERS = Parametrization(
+    "mup", ModelConfig(d_model=128, d_head=16, base_width=32, n_layers=8, base_depth=2),
+    HPs().to_dict(), tokens=64,
+)  # fmt: skip
+
+
+def test_factors_follow_the_optimizer():
+    meta = {"fan_in": 512, "fan_out": 128}
+    params = nnx.State(
+        {
+            "embed": nnx.Param(jnp.ones(2), role="input", residual=False, **meta),
+            "block": {"w": nnx.Param(jnp.ones((2, 3)), role="hidden", residual=True, **meta)},
+            "readout": nnx.Param(jnp.ones(1), role="output", residual=False, **meta),
+        }
+    )
+    found = {
+        name: [float(x) for x in jax.tree.leaves(optim.lr_factors(params, NUMBERS, optimizer=name))]
+        for name in ("adam", "sgd")
+    }  # in the order block, embed, readout
+    assert found["adam"] == pytest.approx([0.25 * 0.5, 1.0, 1.0])  # ¼ and √(2/8)
+    assert found["sgd"] == pytest.approx([1.0, 4.0, 4.0])
+    with pytest.raises(ConfigError, match=r"optimizer: received 'lion'; allowed: adam \| sgd"):
+        optim.lr_factors(params, NUMBERS, optimizer="lion")
+
+
+META = {"role": "hidden", "fan_in": 4, "fan_out": 4, "residual": False}
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"role": None}, "gain: received 'a parameter without a role'; allowed: input"),
+    ({"role": "norm"}, r"gain's role: received 'norm'; allowed: input \| hidden \| output"),
+    ({"fan_out": None}, "gain: received 'a parameter without fan_out'"),
+    ({"residual": None}, "gain: received 'a parameter without residual'"),
+])  # fmt: skip
+def test_a_parameter_that_no_rule_covers_is_an_error(changes, message):
+    meta = {k: v for k, v in (META | changes).items() if v is not None}
+    params = nnx.State({"norm": {"gain": nnx.Param(jnp.ones(4), **meta)}})
+    with pytest.raises(ConfigError, match=rf"norm\.{message}"):
+        optim.lr_factors(params, NUMBERS)
+
+
+def test_a_bare_array_is_covered_by_no_rule():
+    with pytest.raises(ConfigError, match="w: received 'a parameter without a role'"):
+        optim.lr_factors({"w": jnp.ones(3)}, NUMBERS)  # type: ignore[arg-type]
 
 
 def test_independent_decay_is_free_of_eta_and_factor():

@@ -24,8 +24,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 # A module imports from lower floors, and on its own floor from those left of it: no cycles.
 FLOORS = (
-    ("errors", "config", "powers", "rules", "schemas", "studies"),
-    ("scale", "fp8", "probe"),
+    ("errors", "config", "powers", "schemes", "rules", "schemas", "studies"),
+    ("scale", "arguments", "fp8", "probe"),
     ("ops", "unit", "mesh"),
     ("layers", "model", "optim", "interop", "tokenizing", "corpora", "sampling", "token_cache",
      "data"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ import pytest
 from umup import rules
 from umup.config import HPs, ModelConfig
 from umup.errors import ConfigError
-from umup.rules import Parametrization, check_hps, evaluate, inverse, render, residual_taus, times
+from umup.powers import evaluate, inverse, render, times
+from umup.rules import Parametrization, residual_taus
+from umup.schemes import ROLES, SCHEMES, WeightRule, check_hps, get, shift
 
 GOLDEN = json.loads((Path(__file__).parent / "golden/golden.json").read_text())
 
@@ -56,6 +59,22 @@ SQRT_HALF = 0.7071067811865476
         ("mup_intermediate", EMBEDDING, 1.0, 1.0, 1.0),
         ("mup_intermediate", HIDDEN, 1.0, 1 / 16, 0.25 * SQRT_HALF * 16),
         ("mup_intermediate", READOUT, 1.0, 0.25 / 8, 8.0),
+        # CompleteP: hidden Adam factors without depth.
+        ("completep", EMBEDDING, 1.0, 1.0, 1.0),
+        ("completep", HIDDEN, 1 / 16, 1.0, 0.25),
+        ("completep", READOUT, 1 / 8, 0.25, 1.0),
+        # The readout's extra factor: base-width/width = ¼, and the bare 1/width.
+        ("mup_readout_lr", HIDDEN, 1 / 16, 1.0, 0.25 * SQRT_HALF),
+        ("mup_readout_lr", READOUT, 1 / 8, 0.25, 0.25),
+        ("umup_readout_lr", HIDDEN, 1.0, 1 / 16, 1 / 16 / 4),
+        ("umup_readout_lr", READOUT, 1.0, 1 / 256, 1 / 256),
+        # From SP to μP: init, then learning rates, then multipliers.
+        ("ladder_init", HIDDEN, 1 / 16, 1.0, 1.0),
+        ("ladder_init", READOUT, 1 / 8, 1.0, 1.0),
+        ("ladder_lr", HIDDEN, 1 / 16, 1.0, 0.25 * SQRT_HALF),
+        ("ladder_lr", READOUT, 1 / 8, 1.0, 1.0),
+        ("ladder_logits", HIDDEN, 1 / 16, 1.0, 0.25 * SQRT_HALF),
+        ("ladder_logits", READOUT, 1 / 8, 0.25, 1.0),
     ],
 )
 def test_table_1(scheme, weight, init_std, forward, adam_lr):
@@ -66,11 +85,42 @@ def test_table_1(scheme, weight, init_std, forward, adam_lr):
     assert found.adam_lr == pytest.approx(adam_lr, rel=1e-12)
 
 
-@pytest.mark.parametrize("scheme", ["sp", "mup", "mup_intermediate"])
+HPS = {"eta_emb": 5.0, "sigma_init": 0.5, "alpha_emb": 3.0, "alpha_output": 7.0}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "weight", "init_std", "forward", "adam_lr", "sgd_lr"),
+    [
+        ("sp", EMBEDDING, 0.5, 1.0, 1.0, 1.0),
+        ("mup", EMBEDDING, 0.5, 3.0, 5.0, 20.0),
+        ("mup", HIDDEN, 0.5 / 16, 1.0, 0.25 * SQRT_HALF, 1.0),
+        ("mup", READOUT, 0.5 / 8, 7 / 4, 1.0, 4.0),
+        ("mup_intermediate", EMBEDDING, 1.0, 1.5, 10.0, 80.0),
+        ("mup_intermediate", READOUT, 1.0, 7 / 64, 16.0, 4 * 256.0),
+        ("umup", EMBEDDING, 1.0, 1.0, 5 / 16, 5 / 16),
+        ("ladder_init", EMBEDDING, 0.5, 1.0, 1.0, 1.0),
+        ("ladder_init", READOUT, 0.5 / 8, 1.0, 1.0, 1.0),
+        ("ladder_lr", EMBEDDING, 0.5, 1.0, 5.0, 20.0),
+        ("ladder_logits", EMBEDDING, 0.5, 3.0, 5.0, 20.0),
+        ("ladder_logits", READOUT, 0.5 / 8, 7 / 4, 1.0, 4.0),
+    ],
+)
+def test_hyperparameters_enter_where_table_1_says(
+    scheme, weight, init_std, forward, adam_lr, sgd_lr
+):
+    *shape, residual = weight
+    found = numbers(scheme, **HPS).weight(*shape, residual=residual)
+    assert (found.init_std, found.forward, found.adam_lr, found.sgd_lr) == pytest.approx(
+        (init_std, forward, adam_lr, sgd_lr), rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("scheme", [s for s in SCHEMES if not get(s).unit_scaled])
 @pytest.mark.parametrize("weight", [EMBEDDING, HIDDEN, READOUT])
 def test_schemes_without_unit_scaling_have_true_gradients(scheme, weight):
     *shape, residual = weight
     found = numbers(scheme, sigma_init=0.5, alpha_output=3.0).weight(*shape, residual=residual)
+    assert found.forward > 0
     assert found.backward == found.weight_grad == found.forward
 
 
@@ -88,7 +138,10 @@ def test_backward_scales_of_umup():
 @pytest.mark.parametrize(
     ("scheme", "multiplier", "alpha"),
     [("sp", 1 / 8, 1.0), ("mup", 2 * 4 / 64, 2.0), ("umup", 2 / 64, 2.0),
-     ("mup_intermediate", 2 * 4 / 64, 2.0)],
+     ("mup_intermediate", 2 * 4 / 64, 2.0), ("completep", 2 * 4 / 64, 2.0),
+     ("mup_sqrt_attention", 2 / 8, 2.0), ("umup_sqrt_attention", 2 / 8, 2.0),
+     ("mup_readout_lr", 2 * 4 / 64, 2.0), ("umup_readout_lr", 2 / 64, 2.0),
+     ("ladder_init", 1 / 8, 1.0), ("ladder_lr", 1 / 8, 1.0), ("ladder_logits", 1 / 8, 1.0)],
 )  # fmt: skip
 def test_attention_logits(scheme, multiplier, alpha):
     found, _ = numbers(scheme, alpha_attn_softmax=alpha).attention(64, 128)
@@ -99,17 +152,119 @@ def test_mup_attention_equals_sp_at_the_base_head_size():
     assert numbers("mup").attention(16, 128)[0] == numbers("sp").attention(16, 128)[0]
 
 
+def test_the_scale_model_follows_the_attention_rule():
+    """α/√d_head is α·√d_head under the 1/d_head rule: equal logits have equal output scales."""
+    for alpha in (0.5, 1.0, 3.0):
+        logit, out = numbers("umup_sqrt_attention", alpha_attn_softmax=alpha).attention(64, 128)
+        same = numbers("umup", alpha_attn_softmax=8 * alpha).attention(64, 128)
+        assert (logit, out) == pytest.approx(same, rel=1e-12)
+    # By hand at d = 64, T = 128, α = 1: a = 1/(1 + 4·64/64) = 1/5, σ = (ln T/T)^(½·(1 − a)).
+    _, out = numbers("umup_sqrt_attention").attention(64, 128)
+    assert out == pytest.approx((math.log(128) / 128) ** -0.4, rel=1e-12)
+    assert numbers("mup_sqrt_attention").attention(64, 128)[1] == 1.0
+
+
+# --- learning-rate factors under SGD --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scheme", "weight", "want"),
+    [
+        *(("sp", weight, 1.0) for weight in (EMBEDDING, HIDDEN, READOUT)),
+        # Tensor Programs V, Table 8: fan_out, 1, fan_in over the base; a branch's gradient carries
+        # √(base_depth/depth), which is the whole of its factor under Adam.
+        ("mup", EMBEDDING, 4.0),
+        ("mup", HIDDEN, 1.0),
+        ("mup", READOUT, 4.0),
+        ("mup_intermediate", HIDDEN, 256.0),  # C/θ² with θ = fan_in^−½
+        ("mup_intermediate", DOWN, 768.0),
+        ("mup_intermediate", READOUT, 4.0 * 64),
+        ("completep", HIDDEN, 2.0),  # the branch's gradient carries base_depth/depth = ½
+        ("completep", READOUT, 4.0),
+        ("umup", EMBEDDING, 1 / 16),
+        ("umup", HIDDEN, 1 / 16 / 4),
+        ("umup", DOWN, 1 / 27.712812921102035 / 4),
+        ("umup", READOUT, 1.0),
+        ("umup_readout_lr", READOUT, 1.0),  # the blog's argument is about Adam
+        ("ladder_init", READOUT, 1.0),
+        ("ladder_lr", READOUT, 4.0),
+    ],
+)
+def test_sgd_factors(scheme, weight, want):
+    *shape, residual = weight
+    found = numbers(scheme).weight(*shape, residual=residual).sgd_lr
+    assert found == pytest.approx(want, rel=1e-12)
+
+
+def test_sgd_factors_of_umup_are_the_reference_packages():
+    """unit_scaling.optim.lr_scale_func_sgd(None) on its TransformerDecoder (hidden 64, d_ff 256,
+    vocabulary 96, 2 layers), tensor by tensor."""
+    model = ModelConfig(
+        d_model=64, n_layers=2, d_head=16, d_ff=256, vocab_size=96, seq_len=32,
+        depth_convention="layers",
+    )  # fmt: skip
+    p = numbers("umup", model)
+    found = {
+        "embedding": p.weight("input", 96, 64),
+        "linear_qkv": p.weight("hidden", 64, 192, residual=True),
+        "linear_o": p.weight("hidden", 64, 64, residual=True),
+        "linear_1": p.weight("hidden", 64, 256, residual=True),
+        "linear_2": p.weight("hidden", 256, 64, residual=True),
+        "projection": p.weight("output", 64, 96),
+    }
+    want = {
+        "embedding": 0.125, "linear_qkv": 0.08838834764831845, "linear_o": 0.08838834764831845,
+        "linear_1": 0.08838834764831845, "linear_2": 0.04419417382415922, "projection": 1.0,
+    }  # fmt: skip
+    for name, n in found.items():
+        assert n.sgd_lr == pytest.approx(want[name], rel=1e-12), name
+        assert n.adam_lr == pytest.approx(want[name], rel=1e-12), name
+
+
+def test_our_output_rule_is_tensor_programs_v_table_3_shifted():
+    """Its Table 3 puts the output's 1/fan_in into init std and learning rates, ours into A."""
+    ratio = {"base_fan_in": 1.0, "fan_in": -1.0}
+    std = {"sigma_init": 1.0, "base_fan_in": 0.5, "fan_in": -1.0}
+    table_3 = WeightRule(std, {}, {}, {}, ratio, ratio)
+    shifted, ours = shift(table_3, ratio), get("mup").weights["output"]
+    assert shifted.init_std == ours.init_std
+    assert shifted.forward == {k: v for k, v in ours.forward.items() if k != "alpha_output"}
+    assert (shifted.adam_lr, shifted.sgd_lr) == (ours.adam_lr, ours.sgd_lr)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("role", ROLES)
+def test_the_shift_keeps_what_training_sees(scheme, role):
+    """A·√B, A·C under Adam and A²·C under SGD are all that training depends on."""
+    rule = get(scheme).weights[role]
+    theta = {"fan_in": -0.5, "alpha_emb": 2.0}
+    moved = shift(rule, theta)
+
+    def seen(r):
+        a = r.forward
+        return times(a, r.init_std), times(a, r.adam_lr), times(a, a, r.sgd_lr)
+
+    for name in ("forward", "backward", "weight_grad"):
+        old = getattr(rule, name)
+        assert getattr(moved, name) == times(old, theta) != old, name
+    assert seen(moved) == seen(rule)
+
+
 def test_depth_counts_branches_or_layers():
-    by_layers = ModelConfig(**(MODEL.to_dict() | {"depth_convention": "layers"}))
+    by_layers = replace(MODEL, depth_convention="layers")
     found = numbers("umup", by_layers).weight(*HIDDEN[:3], residual=True).adam_lr
     assert found == pytest.approx(1 / 16 / math.sqrt(8))
     assert numbers("umup", by_layers).weight(*HIDDEN[:3]).adam_lr == pytest.approx(1 / 16)
-    # μP's rule is a ratio: the convention cancels.
-    by_layers, by_branches = (
-        numbers("mup", model).weight(*HIDDEN[:3], residual=True).adam_lr
-        for model in (by_layers, MODEL)
-    )
-    assert by_layers == pytest.approx(by_branches, rel=1e-12)
+    # μP's rule and CompleteP's are ratios: the convention cancels.
+    for scheme in ("mup", "completep"):
+        one, other = (
+            numbers(scheme, model).weight(*HIDDEN[:3], residual=True)
+            for model in (by_layers, MODEL)
+        )
+        assert vars(one) == pytest.approx(vars(other), rel=1e-12)
+    assert {s for s in SCHEMES if get(s).counts_depth} == {
+        "umup", "umup_sqrt_attention", "umup_readout_lr"
+    }  # fmt: skip
 
 
 def test_base_fan_in_may_be_given():
@@ -155,71 +310,10 @@ def test_our_alpha_1_is_the_reference_packages_root_half():
     )
 
 
-def depth_mup(alpha, ratio, n_layers):
-    """r_l of the plain network: α̂/√L, attention first (theory sheet, §4)."""
-    ffn = alpha * math.sqrt(2 / (ratio**2 + 1))
-    return [a / math.sqrt(2 * n_layers) for _ in range(n_layers) for a in (ratio * ffn, ffn)]
-
-
-def networks(taus, r, n_layers, seed):
-    """Outputs of the plain network over √Σr², and of its unit-scaled twin, in float64."""
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(5, 12))
-    weights = rng.normal(size=(2 * n_layers, 12, 12)) * rng.uniform(0.1, 3)
-    plain, unit, power = x, x, 1.0
-    for w, r_l, tau in zip(weights, r, taus):
-
-        def f(h, w=w):
-            # Normalised before: f sees only the direction, as in a pre-norm transformer.
-            return np.tanh(h / np.sqrt((h**2).mean(-1, keepdims=True)) @ w)
-
-        plain, power = r_l * f(plain) + plain, power + r_l**2
-        unit = math.sqrt(tau / (tau + 1)) * f(unit) + math.sqrt(1 / (tau + 1)) * unit
-    return plain / math.sqrt(power), unit
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_lemma_c1_holds_to_rounding(seed):
-    rng = np.random.default_rng(100 + seed)
-    n_layers = int(rng.integers(1, 9))
-    alpha, ratio = np.exp2(rng.uniform(-2, 2, size=2))
-    taus = residual_taus(n_layers, alpha, ratio, "derived")
-    want, found = networks(taus, depth_mup(alpha, ratio, n_layers), n_layers, seed)
-    np.testing.assert_allclose(found, want, rtol=0, atol=1e-12)
-
-
-def test_library_convention_is_the_plain_network_with_alpha_root_two_larger():
-    taus = residual_taus(4, 0.7, 2.0, "library")
-    want, found = networks(taus, depth_mup(0.7 * math.sqrt(2), 2.0, 4), 4, 0)
-    np.testing.assert_allclose(found, want, rtol=0, atol=1e-12)
-
-
-def test_printed_convention_is_no_depth_mup_network():
-    for n_layers, alpha, ratio in ((2, 1.0, 1.0), (4, 0.5, 2.0), (8, 2.0, 0.5)):
-        taus = residual_taus(n_layers, alpha, ratio, "printed")
-        want, found = networks(taus, depth_mup(alpha, ratio, n_layers), n_layers, 1)
-        assert np.abs(found - want).max() > 0.1
-
-
 def test_printed_convention_by_hand():
     # N = 1, α = 1, ratio = 1: α̂ = 1, τ = α̂/(√2 + …), attention then FFN.
     root2 = math.sqrt(2)
     assert residual_taus(1, 1.0, 1.0, "printed") == pytest.approx([1 / root2, 1 / (root2 + 1)])
-
-
-@pytest.mark.parametrize(("alpha", "ratio"), [(1.0, 1.0), (0.5, 2.0), (3.0, 0.25)])
-@pytest.mark.parametrize("n_layers", [1, 2, 7])
-def test_residual_hps_mean_what_they_say(alpha, ratio, n_layers):
-    """With unit-variance branches σ(residual)/σ(embedding) = α_r and σ(attn)/σ(FFN) = α_ρ."""
-    taus = residual_taus(n_layers, alpha, ratio, "derived")
-    embedding, attn, ffn = 1.0, 0.0, 0.0  # variances that each part contributes to the output
-    for i, tau in enumerate(taus):
-        keep, add = 1 / (tau + 1), tau / (tau + 1)
-        embedding, attn, ffn = embedding * keep, attn * keep, ffn * keep
-        attn, ffn = (attn + add, ffn) if i % 2 == 0 else (attn, ffn + add)
-    assert embedding + attn + ffn == pytest.approx(1.0)
-    assert math.sqrt(attn / ffn) == pytest.approx(ratio)
-    assert math.sqrt((attn + ffn) / embedding) == pytest.approx(alpha)
 
 
 def test_residual_numbers_of_each_scheme():
@@ -228,6 +322,10 @@ def test_residual_numbers_of_each_scheme():
     for one in numbers("mup").residual():
         assert one.add == one.add_grad == pytest.approx(SQRT_HALF)
         assert (one.skip, one.split_grad) == (1.0, 1.0)
+    for one in numbers("completep").residual():
+        assert (one.add, one.add_grad, one.skip, one.split_grad) == (0.5, 0.5, 1.0, 1.0)
+    for scheme, add in (("ladder_init", 1.0), ("ladder_lr", 1.0), ("ladder_logits", SQRT_HALF)):
+        assert numbers(scheme).residual()[0].add == pytest.approx(add)
     unit = numbers("umup", alpha_residual=2.0).residual()
     assert len(unit) == 16
     for one in unit:
@@ -285,14 +383,14 @@ def everything(scheme, **hps):
 OPTIMIZER_HPS = {"eta", "weight_decay"}  # enter in the optimizer, not in the rules
 
 
-@pytest.mark.parametrize("scheme", rules.SCHEMES)
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_every_hp_of_a_scheme_changes_its_numbers_and_no_other_does(scheme):
     default = everything(scheme)
     for name in HPs().to_dict():
         if name in OPTIMIZER_HPS:
             continue
         changed = everything(scheme, **{name: 1.5}) != default
-        assert changed == (name in rules.get(scheme).hps), name
+        assert changed == (name in get(scheme).hps), name
 
 
 def test_check_hps():
@@ -306,7 +404,7 @@ def test_check_hps():
 
 def test_unknown_scheme_and_role():
     with pytest.raises(ConfigError, match=r"scheme: received 'muP'; allowed: sp \| mup \| umup"):
-        rules.get("muP")
+        get("muP")
     with pytest.raises(ConfigError, match="role: received 'bias'; allowed: input"):
         numbers("mup").weight("bias", 1, 64)
 
@@ -328,6 +426,9 @@ def test_tables_in_three_styles():
     adam = next(line for line in text if line.startswith("Adam"))
     assert adam.split() == ["Adam", "LR", "factor", "η̂_emb", "base-fan-in/fan-in", "1",
                             "√base-depth/√depth"]  # fmt: skip
+    sgd = next(line for line in text if line.startswith("SGD"))
+    assert sgd.split() == ["SGD", "LR", "factor", "η̂_emb·fan-out/base-fan-out", "1",
+                           "fan-in/base-fan-in", "1"]  # fmt: skip
     markdown = rules.table("umup", "markdown").splitlines()
     assert all(line.count("|") == 6 for line in markdown)
     assert markdown[1] == "| --- | --- | --- | --- | --- |"
@@ -336,7 +437,29 @@ def test_tables_in_three_styles():
     assert latex.startswith(r"\begin{tabular}{lllll}")
     assert latex.endswith(r"\end{tabular}")
     assert all(line.count("&") == 4 for line in latex.splitlines()[1:-1])
-    with pytest.raises(ConfigError, match="style: received 'html'"):
-        rules.table("sp", "html")
+    for broken in (rules.table, lambda _, style: rules.variants_table(style)):
+        with pytest.raises(ConfigError, match="style: received 'html'"):
+            broken("sp", "html")
     with pytest.raises(ConfigError, match="scheme"):
         rules.table("ntp")
+
+
+@pytest.mark.parametrize("style", ["text", "markdown", "latex"])
+def test_the_table_says_what_depth_counts_where_it_matters(style):
+    last = rules.table("umup", style).splitlines()[-2 if style == "latex" else -1]
+    assert "branches" in last and "layers" in last
+    assert "layers" not in rules.table("mup", style)
+
+
+def test_the_table_of_variants():
+    lines = [line.split("  ") for line in rules.variants_table().splitlines()]
+    cells = [[c.strip() for c in line if c.strip()] for line in lines]
+    assert cells[0] == ["variant", "from", "number", "there", "here"]
+    assert ["umup_readout_lr", "umup", "output Adam LR", "1", "1/fan-in"] in cells
+    assert ["umup_sqrt_attention", "umup", "attention logits", "α_attn/d_head",
+            "α_attn/√d_head"] in cells  # fmt: skip
+    assert {c[0] for c in cells if len(c) == 5} - {"variant"} == {
+        s.name for s in SCHEMES.values() if s.parent
+    }
+    assert all(line.count("|") == 6 for line in rules.variants_table("markdown").splitlines())
+    assert all(line.count("&") == 4 for line in rules.variants_table("latex").splitlines()[1:-1])

@@ -105,7 +105,7 @@ def tensor_names(taps: nnx.State, n_layers: int) -> tuple[str, ...]:
     Such as ``blocks.3.attn.qkv/input``; the ``Tap`` variables name their tensors.
     """
     names = []
-    for path, tap in taps.flat_state():
+    for path, tap in nnx.to_flat_state(taps):
         *place, _ = (str(part) for part in path)  # the last is "tap"
         place = place[:-1] if place[-1] == "probe" else place
         rows = tap.get_metadata()["tensors"]
@@ -119,7 +119,7 @@ def tensor_names(taps: nnx.State, n_layers: int) -> tuple[str, ...]:
 
 def reports(taps: nnx.State) -> Array:
     """The "gradients" of the probes' dummies as one array (tensors, statistics)."""
-    leaves = [tap[...] for _, tap in taps.flat_state()]
+    leaves = [tap[...] for _, tap in nnx.to_flat_state(taps)]
     return jnp.concatenate([leaf.reshape(-1, leaf.shape[-1]) for leaf in leaves])
 
 

@@ -1,12 +1,12 @@
-"""AdamW with a learning-rate factor for every weight, as optax transformations.
+"""AdamW and SGD with a learning-rate factor for every weight, as optax transformations.
 
 Learning rate, decay and factors may be traced. The update of a weight w with factor f is
 
-    w ← w − s(t)·(η·f·m̂/(√v̂ + ε) + λ·w)        independent decay (u-μP paper, Table 6)
-    w ← w − s(t)·η·f·(m̂/(√v̂ + ε) + λ·w)        coupled decay
+    w ← w − s(t)·(η·f·u + λ·w)        independent decay (u-μP paper, Table 6)
+    w ← w − s(t)·η·f·(u + λ·w)        coupled decay
 
-with s(t) the schedule. Adam is optax's; what is ours is the factor of each weight, which the
-rules give.
+with s(t) the schedule and u = m̂/(√v̂ + ε) for Adam, the gradient or its momentum for SGD. Both are
+optax's; what is ours is the factor of each weight, which the rules give.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from umup.config import OptimConfig
 from umup.errors import ConfigError
 from umup.powers import Number
 from umup.rules import Parametrization
+from umup.schemes import ROLES
 
 
 def schedule(config: OptimConfig) -> optax.Schedule:
@@ -42,27 +43,65 @@ def schedule(config: OptimConfig) -> optax.Schedule:
     return factor
 
 
-def lr_factors(params: nnx.State, numbers_of: Parametrization) -> nnx.State:
-    """The Adam learning-rate factor of every weight, in the tree of ``params``.
+def lr_factors(
+    params: nnx.State, numbers_of: Parametrization, *, optimizer: str = "adam"
+) -> nnx.State:
+    """The learning-rate factor of every weight, in the tree of ``params``.
 
     Read from each ``nnx.Param``'s metadata ``role``, ``fan_in``, ``fan_out`` and ``residual``.
 
+    Args:
+        params: the trained parameters.
+        numbers_of: the parametrization.
+        optimizer: ``adam`` (also for AdamW) or ``sgd``.
+
     Raises:
-        ConfigError: a parameter carries no role: no rule covers it, and a silent factor of 1
-            would break transfer.
+        ConfigError: no rule covers a parameter (it has no role or an unknown one, or lacks its
+            fans): a silent factor of 1 would break transfer. Or the optimizer is unknown.
     """
+    if optimizer not in ("adam", "sgd"):
+        raise ConfigError("optimizer", optimizer, "adam | sgd")
 
     def factor(path, param):
-        meta = param.get_metadata()
+        meta = param.get_metadata() if isinstance(param, nnx.Variable) else {}
+        name = ".".join(str(getattr(p, "key", getattr(p, "name", p))) for p in path)
         if "role" not in meta:
-            name = ".".join(str(getattr(p, "key", getattr(p, "name", p))) for p in path)
-            raise ConfigError(name, "a parameter without a role", "input | hidden | output")
+            raise ConfigError(name, "a parameter without a role", " | ".join(ROLES))
+        if meta["role"] not in ROLES:
+            raise ConfigError(f"{name}'s role", meta["role"], " | ".join(ROLES))
+        missing = [field for field in ("fan_in", "fan_out", "residual") if field not in meta]
+        if missing:
+            raise ConfigError(name, f"a parameter without {missing[0]}", "a parameter with it")
         numbers = numbers_of.weight(
             meta["role"], meta["fan_in"], meta["fan_out"], residual=meta["residual"]
         )
-        return param.replace(jnp.asarray(numbers.adam_lr, jnp.float32))
+        value = jnp.asarray(getattr(numbers, f"{optimizer}_lr"), jnp.float32)
+        return param.replace(value)
 
     return jax.tree.map_with_path(factor, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def _descend(
+    config: OptimConfig, factors, hps: Mapping[str, Number]
+) -> optax.GradientTransformation:
+    """The step of the module's equations from a direction u."""
+    factor_of = schedule(config)
+    eta, decay = hps["eta"], hps["weight_decay"]
+    coupled = config.decay == "coupled"
+
+    def update(updates, state, params):
+        s = factor_of(state.count)
+
+        def one(factor, direction, param):
+            lr = s * eta * factor
+            return -(lr * direction) - (lr if coupled else s) * decay * param
+
+        new = jax.tree.map(one, factors, updates, params)
+        return new, optax.ScaleByScheduleState(count=state.count + 1)
+
+    return optax.GradientTransformation(
+        lambda _: optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32)), update
+    )
 
 
 def adamw(config: OptimConfig, factors, hps: Mapping[str, Number]) -> optax.GradientTransformation:
@@ -76,21 +115,28 @@ def adamw(config: OptimConfig, factors, hps: Mapping[str, Number]) -> optax.Grad
     Returns:
         A transformation whose update needs ``params``.
     """
-    factor_of = schedule(config)
-    eta, decay = hps["eta"], hps["weight_decay"]
-    coupled = config.decay == "coupled"
+    adam = optax.scale_by_adam(config.beta1, config.beta2, config.eps)
+    return optax.chain(adam, _descend(config, factors, hps))
 
-    def update(updates, state, params):
-        s = factor_of(state.count)
 
-        def one(factor, adam, param):
-            lr = s * eta * factor
-            return -(lr * adam) - (lr if coupled else s) * decay * param
+def sgd(
+    config: OptimConfig, factors, hps: Mapping[str, Number], *, momentum: float = 0.0
+) -> optax.GradientTransformation:
+    """SGD with per-weight factors, heavy-ball momentum m ← β·m + g where ``momentum`` β > 0.
 
-        new = jax.tree.map(one, factors, updates, params)
-        return new, optax.ScaleByScheduleState(count=state.count + 1)
+    Args:
+        config: schedule and kind of decay; its betas and ε are Adam's and not read.
+        factors: as ``lr_factors(..., optimizer="sgd")`` gives it.
+        hps: ``eta`` and ``weight_decay``, floats or traced scalars.
+        momentum: in [0, 1).
 
-    scaled = optax.GradientTransformation(
-        lambda _: optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32)), update
-    )
-    return optax.chain(optax.scale_by_adam(config.beta1, config.beta2, config.eps), scaled)
+    Returns:
+        A transformation whose update needs ``params``.
+
+    Raises:
+        ConfigError: momentum outside [0, 1).
+    """
+    if not 0.0 <= momentum < 1.0:
+        raise ConfigError("momentum", momentum, "a number in [0, 1)")
+    descend = _descend(config, factors, hps)
+    return optax.chain(optax.trace(momentum), descend) if momentum else descend

@@ -53,10 +53,11 @@ def evaluate(power: Power, symbols: Mapping[str, Number]) -> Number:
 
 
 _NAMES = {
-    "fan_in": "fan-in", "fan_out": "fan-out", "base_fan_in": "base-fan-in", "depth": "depth",
-    "base_depth": "base-depth", "d_head": "d_head", "base_d_head": "base-d_head",
-    "tokens": "tokens", "sigma_init": "σ_init", "alpha_emb": "α_emb", "alpha_output": "α_output",
-    "alpha_attn_softmax": "α_attn", "eta_emb": "η̂_emb",
+    "fan_in": "fan-in", "fan_out": "fan-out", "base_fan_in": "base-fan-in",
+    "base_fan_out": "base-fan-out", "depth": "depth", "base_depth": "base-depth",
+    "d_head": "d_head", "base_d_head": "base-d_head", "tokens": "tokens", "sigma_init": "σ_init",
+    "alpha_emb": "α_emb", "alpha_output": "α_output", "alpha_attn_softmax": "α_attn",
+    "eta_emb": "η̂_emb",
 }  # fmt: skip
 _LATEX = {
     "sigma_init": r"\sigma_\text{init}", "alpha_emb": r"\alpha_\text{emb}",

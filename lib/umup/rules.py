@@ -1,165 +1,22 @@
-"""The parametrizations as data: one table of exponents, from which every number follows.
+"""Numbers from the tables of `umup.schemes`: what a scheme says of a weight, a branch, an op.
 
-A rule is a product of powers of named symbols, such as ``base_fan_in / fan_in``. From the table
-come init std, forward and backward multipliers, Adam learning-rate factors and the book's
-rendered table (u-μP paper, Tables 1 to 3, with the errata of the theory sheet). Evaluation is
-plain arithmetic, so hyperparameters may be Python floats or traced JAX scalars; nothing here
-imports JAX.
+Evaluation is plain arithmetic, so hyperparameters may be Python floats or traced JAX scalars;
+nothing here imports JAX. Also the scale models of attention and gated SiLU, the residual scheme's
+τ, and the rules rendered as tables.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from umup.config import ModelConfig
 from umup.errors import ConfigError
-from umup.powers import HP_SYMBOLS, Number, Power, evaluate, inverse, render, times
-
-ROLES = ("input", "hidden", "output")
-
-
-@dataclass(frozen=True)
-class WeightRule:
-    """Rules of one weight type. ``y = forward · x W`` with W drawn at ``init_std``.
-
-    ``backward`` scales the input's gradient, ``weight_grad`` the weight's, ``adam_lr`` is the
-    factor on η under Adam.
-    """
-
-    init_std: Power
-    forward: Power
-    backward: Power
-    weight_grad: Power
-    adam_lr: Power
-
-
-def _plain(init_std: Power, forward: Power, adam_lr: Power) -> WeightRule:
-    """A rule with true gradients: backward scales equal the forward one."""
-    return WeightRule(init_std, forward, forward, forward, adam_lr)
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """One parametrization: rules by weight type, for residual branches and attention logits.
-
-    ``unit_scaled`` schemes also take the op scales of the theory sheet's §3 (attention, gated
-    SiLU, loss) and the τ residual scheme in place of ``residual``.
-    """
-
-    name: str
-    title: str
-    weights: Mapping[str, WeightRule]
-    residual: Power
-    residual_adam_lr: Power
-    attention_logit: Power
-    hps: tuple[str, ...]
-    unit_scaled: bool = False
-
-
-def unit_init(scheme: Scheme, name: str, title: str) -> Scheme:
-    """The abc-symmetric twin with unit init: A → Aθ, √B → √B/θ, C → C/θ at θ = √B.
-
-    Under Adam (ε → 0) it trains exactly as ``scheme`` does (u-μP paper, §2.1 and Table 2).
-    """
-
-    def shift(rule: WeightRule) -> WeightRule:
-        theta = rule.init_std
-        return WeightRule(
-            init_std={},
-            forward=times(rule.forward, theta),
-            backward=times(rule.backward, theta),
-            weight_grad=times(rule.weight_grad, theta),
-            adam_lr=times(rule.adam_lr, inverse(theta)),
-        )
-
-    weights = {role: shift(rule) for role, rule in scheme.weights.items()}
-    return replace(scheme, name=name, title=title, weights=weights)
-
-
-_BASE_OVER_FAN = {"base_fan_in": 1.0, "fan_in": -1.0}
-_DEPTH = {"base_depth": 0.5, "depth": -0.5}
-_DW = {"tokens": -0.5}
-
-SP = Scheme(
-    name="sp",
-    title="SP",
-    weights={
-        "input": _plain({"sigma_init": 1.0}, {}, {}),
-        "hidden": _plain({"fan_in": -0.5}, {}, {}),
-        "output": _plain({"fan_in": -0.5}, {}, {}),
-    },
-    residual={},
-    residual_adam_lr={},
-    attention_logit={"d_head": -0.5},
-    hps=("eta", "sigma_init", "weight_decay"),
-)
-
-MUP = Scheme(
-    name="mup",
-    title="μP",
-    weights={
-        "input": _plain({"sigma_init": 1.0}, {"alpha_emb": 1.0}, {"eta_emb": 1.0}),
-        "hidden": _plain({"sigma_init": 1.0, "fan_in": -0.5}, {}, _BASE_OVER_FAN),
-        "output": _plain(
-            {"sigma_init": 1.0, "base_fan_in": -0.5},
-            times({"alpha_output": 1.0}, _BASE_OVER_FAN),
-            {},
-        ),
-    },
-    residual=_DEPTH,
-    residual_adam_lr=_DEPTH,
-    attention_logit={"alpha_attn_softmax": 1.0, "base_d_head": 0.5, "d_head": -1.0},
-    hps=("eta", "eta_emb", "sigma_init", "alpha_emb", "alpha_output", "alpha_attn_softmax",
-         "weight_decay"),
-)  # fmt: skip
-
-UMUP = Scheme(
-    name="umup",
-    title="u-μP",
-    weights={
-        # The embedding's gradient sums tokens/V draws a row: √(V/tokens), with V its fan_in.
-        "input": WeightRule({}, {}, {}, {"fan_in": 0.5, "tokens": -0.5},
-                            {"fan_out": -0.5, "eta_emb": 1.0}),
-        "hidden": WeightRule({}, {"fan_in": -0.5}, {"fan_in": -0.5}, _DW, {"fan_in": -0.5}),
-        "output": WeightRule({}, {"fan_in": -1.0}, {"fan_out": -0.5}, _DW, {}),
-    },
-    residual={},
-    residual_adam_lr={"depth": -0.5},
-    attention_logit={"alpha_attn_softmax": 1.0, "d_head": -1.0},
-    # η̂_emb is no HP of the paper's u-μP: neutral at 1, it is what its Figure 4 sweeps.
-    hps=("eta", "eta_emb", "alpha_residual", "alpha_residual_attn_ratio", "alpha_ffn_act",
-         "alpha_attn_softmax", "alpha_loss_softmax", "weight_decay"),
-    unit_scaled=True,
-)  # fmt: skip
-
-INTERMEDIATE = unit_init(MUP, "mup_intermediate", "intermediate μP")
-
-SCHEMES: Mapping[str, Scheme] = {s.name: s for s in (SP, MUP, UMUP, INTERMEDIATE)}
-
-
-def get(scheme: str) -> Scheme:
-    """The scheme of that name.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if scheme not in SCHEMES:
-        raise ConfigError("scheme", scheme, " | ".join(SCHEMES))
-    return SCHEMES[scheme]
-
-
-def check_hps(scheme: str, hps: Mapping[str, float]) -> None:
-    """Refuse a hyperparameter that the scheme does not have and that is not at its default 1.
-
-    Raises:
-        ConfigError: naming the hyperparameter; silence would mean a sweep that changes nothing.
-    """
-    known = get(scheme).hps
-    for name, value in hps.items():
-        if name not in known and value != 1.0:
-            raise ConfigError(name, value, f"1, since {scheme} has only {', '.join(known)}")
+from umup.powers import HP_SYMBOLS, Number, Power, evaluate, render, times
+from umup.schemes import ROLES, get
+from umup.schemes import SCHEMES as SCHEMES
+from umup.schemes import check_hps as check_hps
 
 
 def lerp_log(a: Number, lo: float, hi: float) -> Number:
@@ -219,6 +76,7 @@ class WeightNumbers:
     backward: Number
     weight_grad: Number
     adam_lr: Number
+    sgd_lr: Number
 
 
 @dataclass(frozen=True)
@@ -285,24 +143,34 @@ class Parametrization:
         if role not in scheme.weights:
             raise ConfigError("role", role, " | ".join(scheme.weights))
         rule = scheme.weights[role]
-        if base_fan_in is None:
-            base = fan_in * self.model.base_width / self.model.d_model
-        else:
-            base = float(base_fan_in)
-        symbols = self._symbols(fan_in=fan_in, fan_out=fan_out, base_fan_in=base)
-        adam = times(rule.adam_lr, scheme.residual_adam_lr) if residual else rule.adam_lr
+
+        def in_base(fan: int) -> float:
+            return fan * self.model.base_width / self.model.d_model
+
+        symbols = self._symbols(
+            fan_in=fan_in, fan_out=fan_out, base_fan_out=in_base(fan_out),
+            base_fan_in=in_base(fan_in) if base_fan_in is None else float(base_fan_in),
+        )  # fmt: skip
+        adam, sgd = rule.adam_lr, rule.sgd_lr
+        if residual:
+            adam, sgd = times(adam, scheme.residual_adam_lr), times(sgd, scheme.residual_sgd_lr)
         return WeightNumbers(
             *(evaluate(p, symbols) for p in (rule.init_std, rule.forward, rule.backward,
-                                             rule.weight_grad, adam))
+                                             rule.weight_grad, adam, sgd))
         )  # fmt: skip
 
     def attention(self, d_head: int, seq_len: int) -> tuple[Number, Number]:
-        """(multiplier of q·k before the softmax, multiplier of the output)."""
-        scheme = get(self.scheme)
-        logit = evaluate(scheme.attention_logit, self._symbols(d_head=d_head))
+        """(multiplier of q·k before the softmax, multiplier of the output).
+
+        The scale model of the output is in terms of α under the 1/d_head rule, which is
+        multiplier·d_head: α itself there, α·√d_head under the 1/√d_head rule.
+        """
+        scheme, symbols = get(self.scheme), self._symbols(d_head=d_head)
+        logit = evaluate(scheme.attention_logit, symbols)
         if not scheme.unit_scaled:
             return logit, 1.0
-        return logit, 1.0 / attention_out_std(d_head, seq_len, self.hps["alpha_attn_softmax"])
+        alpha = evaluate(times(scheme.attention_logit, {"d_head": 1.0}), symbols)
+        return logit, 1.0 / attention_out_std(d_head, seq_len, alpha)
 
     def gated_silu(self) -> tuple[Number, Number]:
         """(α inside the sigmoid, multiplier of the output)."""
@@ -338,41 +206,90 @@ class Parametrization:
         return self.hps["alpha_loss_softmax"], vocab_size / math.sqrt(vocab_size - 1)
 
 
+_DEPTHS = {
+    "text": "2N (branches) or N (layers)",
+    "markdown": "$2N$ (`branches`) or $N$ (`layers`)",
+    "latex": r"$2N$ (branches) or $N$ (layers)",
+}
+
+
+def _check_style(style: str) -> None:
+    if style not in _DEPTHS:
+        raise ConfigError("style", style, " | ".join(_DEPTHS))
+
+
+def _cell(power: Power, style: str) -> str:
+    return render(power) if style == "text" else f"${render(power, 'latex')}$"
+
+
+def _lines(rows: list[list[str]], style: str) -> str:
+    """Rows, the first of them the header, as a table."""
+    if style == "markdown":
+        rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+        return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    if style == "latex":
+        body = [" & ".join(row) + r" \\" for row in rows]
+        begin = rf"\begin{{tabular}}{{{'l' * len(rows[0])}}}"
+        return "\n".join([begin, *body, r"\end{tabular}"])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows)
+
+
 def table(scheme: str, style: str = "text") -> str:
     """The scheme's rules as a ``text``, ``markdown`` or ``latex`` table.
 
     Raises:
         ConfigError: unknown scheme or style.
     """
-    if style not in ("text", "markdown", "latex"):
-        raise ConfigError("style", style, "text | markdown | latex")
+    _check_style(style)
     rules = get(scheme)
-    cell_style = "text" if style == "text" else "latex"
-
-    def cell(power: Power) -> str:
-        text = render(power, cell_style)
-        return text if style == "text" else f"${text}$"
 
     def row(label: str, attribute: str, residual: str) -> list[str]:
-        return [label, *(cell(getattr(rules.weights[role], attribute)) for role in ROLES), residual]
+        powers = (getattr(rules.weights[role], attribute) for role in ROLES)
+        return [label, *(_cell(power, style) for power in powers), residual]
 
     tau = "a_l, b_l from τ_l" if style == "text" else r"$a_l, b_l$ from $\tau_l$"
-    branch = tau if rules.unit_scaled else cell(rules.residual)
-    header = ["", "input", "hidden", "output", "residual branch"]
+    branch = tau if rules.unit_scaled else _cell(rules.residual, style)
     rows = [
+        ["", "input", "hidden", "output", "residual branch"],
         row("init std", "init_std", "–"),
         row("forward multiplier", "forward", branch),
         row("backward multiplier", "backward", branch),
         row("weight-gradient multiplier", "weight_grad", "–"),
-        row("Adam LR factor", "adam_lr", cell(rules.residual_adam_lr)),
-        ["attention logits (on q·k)", "", cell(rules.attention_logit), "", ""],
+        row("Adam LR factor", "adam_lr", _cell(rules.residual_adam_lr, style)),
+        row("SGD LR factor", "sgd_lr", _cell(rules.residual_sgd_lr, style)),
+        ["attention logits (on q·k)", "", _cell(rules.attention_logit, style), "", ""],
     ]
-    if style == "markdown":
-        lines = ["| " + " | ".join(r) + " |" for r in (header, ["---"] * 5, *rows)]
-    elif style == "latex":
-        body = [" & ".join(r) + r" \\" for r in (header, *rows)]
-        lines = [r"\begin{tabular}{lllll}", *body, r"\end{tabular}"]
-    else:
-        widths = [max(len(r[i]) for r in (header, *rows)) for i in range(5)]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths)).rstrip() for r in (header, *rows)]
-    return "\n".join(lines)
+    if rules.counts_depth:
+        rows.append(["depth", "", "", "", _DEPTHS[style]])
+    return _lines(rows, style)
+
+
+def variants_table(style: str = "text") -> str:
+    """What every variant changes: name, the scheme it starts from, the number, there and here.
+
+    Raises:
+        ConfigError: unknown style.
+    """
+    _check_style(style)
+    labels = {"init_std": "init std", "forward": "multiplier",
+              "adam_lr": "Adam LR", "sgd_lr": "SGD LR"}  # fmt: skip
+    branch = {"residual": "branch multiplier", "residual_adam_lr": "branch Adam LR",
+              "residual_sgd_lr": "branch SGD LR",
+              "attention_logit": "attention logits"}  # fmt: skip
+    rows = [["variant", "from", "number", "there", "here"]]
+    for name, scheme in SCHEMES.items():
+        if not scheme.parent:
+            continue
+        old = get(scheme.parent)
+        pairs = [
+            (f"{role} {label}", getattr(old.weights[role], field), getattr(rule, field))
+            for field, label in labels.items() for role, rule in scheme.weights.items()
+        ]  # fmt: skip
+        pairs += [(label, getattr(old, f), getattr(scheme, f)) for f, label in branch.items()]
+        quoted = [name, scheme.parent] if style == "text" else [f"`{name}`", f"`{scheme.parent}`"]
+        if style == "latex":
+            quoted = [rf"\verb|{name}|", rf"\verb|{scheme.parent}|"]
+        changed = [[label, _cell(a, style), _cell(b, style)] for label, a, b in pairs if a != b]
+        rows += [[*(quoted if i == 0 else ["", ""]), *cells] for i, cells in enumerate(changed)]
+    return _lines(rows, style)

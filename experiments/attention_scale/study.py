@@ -1,0 +1,167 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Should attention divide by $d$ or by $\sqrt d$?
+#
+# **Question.** SP divides $q\cdot k$ by $\sqrt d$, μP and u-μP by $d$, the head size. The first is right when
+# $q$ and $k$ are independent (central limit theorem, CLT), the second when training has aligned them (law
+# of large numbers, LLN). How does $q\cdot k$ grow with $d$ at initialization and along training, and under
+# which division do the best $\alpha_\text{attn}$ and the best $\eta$ stay where they are?
+
+# %% tags=["parameters", "hide-input"]
+# Parameters, as papermill sets them; these are the smoke profile's.
+profile: str = "smoke"  # a file beside this notebook: smoke, cpu or h100
+mode: str = "run"  # "run" makes what the records lack, "load" only reads them
+fresh: bool = True  # make everything anew and keep no records
+digits: int = 1  # decimals that are printed
+corpus: str = "sotu"
+tokenizer: str = "bytes"
+width: int = 32  # d_model of every run; the number of heads is width / d_head
+n_layers: int = 1
+ff_ratio: float = 2.75  # d_ff / d_model
+seq_len: int = 16
+batch_size: int = 8
+steps: int = 40
+warmup_ratio: float = 0.25
+weight_decay: float = 2.0**-13
+dtype: str = "float32"
+unroll: int = 0
+eval_batches: int = 2
+base_width: int = 32  # where μP equals SP
+base_d_head: int = 16
+schemes: list = ["umup"]  # probed
+d_heads: list = [4, 16]  # of the probed runs and of the searches over α_attn
+eta_d_heads: list = [4]  # of the searches over η
+probe_steps: list = [0, 20, 40]
+log2_lr_umup: float = 1.0  # default η
+log2_lr_mup: float = -6.5
+eta: list = [-2, 1]  # log2 of the coarse grid's ends
+alpha: list = [-1, 2]  # the same for α in α·q·k/d
+refine: float = 0.5  # octaves between points near the optimum of η
+window: float = 0.0  # octaves around the best in which all seeds run
+alpha_refine: float = 1.0  # the same two for α_attn
+alpha_window: float = 0.0
+seeds: int = 1
+extend: int = 0  # octaves by which a grid may grow
+layer_d_heads: list = [16, 256]  # of the layer at initialization
+layer_width: int = 256
+layer_seq_len: int = 16
+layer_batch: int = 4
+layer_seeds: int = 2
+correlations: list = [0.0, 1.0]
+workers: int = 0  # processes, one core each; 0 works in this one
+lanes: int = 1
+lanes_at_once: int = 1
+chunk_steps: int = 20
+time_limit_minutes: float = 0.0
+assumed_tflops: float = 0.1
+point_seconds: float = 0.5
+
+# %% tags=["hide-input", "answer"]
+from IPython.display import Markdown
+
+from umup import claims, report, study
+from umup.studies import attention_scale_figures as figures
+from umup.studies import attention_scale_report as texts
+
+design = study.settings("attention_scale", globals())
+results = study.run_or_load("attention_scale", design)
+Markdown(texts.answer(results, design.digits))
+
+# %% [markdown]
+# ## What was run
+#
+# Width is fixed, so larger heads are fewer heads. *Probed* runs are watched along training at the default
+# $\eta$ and $\alpha_\text{attn} = 1$. *Line searches* over $\alpha_\text{attn}$ and over $\eta$ have a grid in
+# octaves, half octaves around its lowest point, then further seeds there. The two divisions are one
+# family, $\alpha/\sqrt d = (\alpha\sqrt d)/d$, and so is u-μP's model of the output's scale: one curve of loss
+# over $\alpha_\text{attn}$ is read in both units, and a claim checks that the runs agree.
+
+# %% tags=["hide-input"]
+Markdown(texts.what_ran(results))
+
+# %% tags=["remove-cell"]
+for name, text in texts.numbers(results, design.digits).items():
+    report.glue(name, text)
+
+# %% [markdown]
+# ## Two laws in one layer
+#
+# Let $q_i$ and $k_i$ have unit variance and the correlation $\rho$. Then $q\cdot k$ has the mean $\rho d$ and the
+# variance $(1+\rho^2)d$: its RMS goes from $\sqrt d$ to $\rho d$ at $d = 1/\rho^2$. A small correlation is
+# enough if heads are large. Here are an attention layer's own $q$ and $k$ at initialization, with key weights
+# $\rho W_q + \sqrt{1-\rho^2}\,W_k$.
+
+# %% tags=["hide-input", "claim:layer-independent", "claim:layer-aligned", "claim:base-logits"] mystnb={"figure": {"name": "fig-attention-layer", "caption": "RMS of $q\\cdot k$ of a token with itself, in the layer at initialization; lines are the theory, ticks the turn at $d = 1/\\rho^2$. Exponents: {glue:text}`independent` for independent, {glue:text}`aligned` for equal $q$ and $k$."}, "image": {"alt": "RMS of q·k against head size for several correlations of q and k"}}
+figures.layer(results)
+
+# %% [markdown]
+# ## The exponent along training
+
+# %% tags=["hide-input", "picture", "claim:init-exponent", "claim:init-exponent-mup", "claim:trained-exponent", "claim:trained-exponent-root", "claim:trained-exponent-mup"] mystnb={"figure": {"name": "fig-attention-exponent", "caption": "The exponent of $q\\cdot k$'s RMS in the head size (left, 95 % intervals over seeds) goes from {glue:text}`start_umup` to {glue:text}`end_umup` under u-μP with $1/d$, and to {glue:text}`end_umup_sqrt_attention` with $1/\\sqrt d$. Right: the RMS itself, without any multiplier."}, "image": {"alt": "Exponent of q·k over training steps, and q·k against head size at several steps"}}
+figures.exponents(results)
+
+# %% [markdown]
+# The RMS of $q\cdot k$ is $d$ times the sizes of $q_i$ and $k_i$ times the RMS cosine. Independent vectors have
+# a cosine of $1/\sqrt d$, aligned ones one that does not depend on $d$. The mean product $E[q_i k_i]$, on which
+# the argument for $1/d$ is usually built, is something else: pairs may align with either sign.
+
+# %% tags=["hide-input", "claim:cosine-flat", "claim:mean-product"] mystnb={"figure": {"name": "fig-attention-cosine", "caption": "The cosine of $q$ and $k$. At the largest head its RMS ends at {glue:text}`cosine`, the magnitude of its mean at {glue:text}`mean_cosine`."}, "image": {"alt": "Cosine of q and k against head size and over training"}}
+figures.correlations(results)
+
+# %% tags=["hide-input"]
+Markdown(texts.growth_table(results, design.digits))
+
+# %% tags=["hide-input"]
+Markdown(texts.end_table(results, design.digits))
+
+# %% [markdown]
+# ## Entropy of the attention
+
+# %% tags=["hide-input", "claim:entropy-still-per-d"] mystnb={"figure": {"name": "fig-attention-entropy", "caption": "Entropy of the attention's rows. At the end it changes by {glue:text}`entropy_d` nats per doubling of the head size under $1/d$ and by {glue:text}`entropy_root` under $1/\\sqrt d$ (u-μP)."}, "image": {"alt": "Entropy of attention over training by head size, a panel a division"}}
+figures.entropy(results)
+
+# %% [markdown]
+# ## Which division keeps its optimum?
+
+# %% tags=["hide-input", "claim:same-family", "claim:per-d-loss"] mystnb={"figure": {"name": "fig-attention-alpha", "caption": "Final training loss against $\\alpha_\\text{attn}$: the same runs in the unit of either division; the dotted line is the default. Stars are fitted optima. At the default and the largest head, $1/d$ minus $1/\\sqrt d$ is {glue:text}`difference`."}, "image": {"alt": "Loss against log2 of alpha_attn by head size, a panel a division"}}
+figures.curves(results, "alpha")
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-attention-eta", "caption": "Final training loss against $\\eta$ at $\\alpha_\\text{attn} = 1$. Over the measured head sizes the optimum moves by {glue:text}`shift_eta_d` octaves under $1/d$ and by {glue:text}`shift_eta_root` under $1/\\sqrt d$."}, "image": {"alt": "Loss against log2 of the learning rate by head size, a panel a division"}}
+figures.curves(results, "eta")
+
+# %% tags=["hide-input", "claim:alpha-still-per-d", "claim:alpha-moves-per-root", "claim:eta-still-per-d", "claim:eta-still-per-root"] mystnb={"figure": {"name": "fig-attention-drift", "caption": "Fitted optima against head size, relative to the smallest head. The best $\\alpha_\\text{attn}$ moves by {glue:text}`shift_alpha_d` octaves under $1/d$ and by {glue:text}`shift_alpha_root` under $1/\\sqrt d$. Band: half an octave; dotted: where $1/\\sqrt d$ must go if $1/d$ stays."}, "image": {"alt": "Shift of the optimal alpha_attn and learning rate against head size"}}
+figures.drift(results)
+
+# %% tags=["hide-input"]
+Markdown(texts.optima_table(results, design.digits))
+
+# %% [markdown]
+# ## Verdicts
+#
+# Bounds were written before the runs, in `claims.yaml`.
+
+# %% tags=["hide-input", "verdicts"]
+verdicts = claims.evaluate("attention_scale", results, design.profile)
+Markdown(claims.format_table(verdicts, design.digits))
+
+# %% [markdown]
+# :::{admonition} What to take from it
+# :class: takeaway
+# The division by $\sqrt d$ describes initialization and the division by $d$ an aligned limit. Which of them
+# keeps $\alpha_\text{attn}$ still is read off the measured exponent and the drift of the optimum, not off either
+# limit theorem. Change $d$ at will only after looking at both figures, or keep the head size fixed and add
+# heads, which leaves both divisions the same. These are short runs of small models at one width, so heads
+# become fewer as they grow.
+# :::

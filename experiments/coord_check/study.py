@@ -1,0 +1,143 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Which rule of width does what?
+#
+# **Question.** As a model widens, every activation should keep its size at initialization and change by the same
+# amount in training: the coordinate check. Which of SP's weights break this, which of μP's rules mends which of
+# them, and does μP keep it for a hundred steps at a learning rate as large as training bears?
+
+# %% tags=["parameters", "hide-input"]
+# Parameters, as papermill sets them; these are the smoke profile's.
+profile: str = "smoke"  # a file beside this notebook: smoke, cpu or h100
+mode: str = "run"  # "run" measures what the records lack, "load" only reads them
+fresh: bool = True  # measure everything anew and keep no records
+digits: int = 1  # decimals that are printed
+corpus: str = "sotu"
+tokenizer: str = "bytes"
+schemes: list = ["sp", "mup", "umup"]
+widths: list = [16, 32, 64]
+base_width: int = 16  # where μP and every rung of the ladder equal SP
+n_heads: int = 2  # at all widths: the head size grows
+n_layers: int = 1
+ff_ratio: float = 2.75  # d_ff / d_model
+seq_len: int = 32
+batch_size: int = 8
+look_at: list = [1, 10]  # numbers of updates
+log2_eta_plain: list = [-9, -5]  # small and large, SP and μP
+log2_eta_unit: list = [-3, 1]  # small and large, u-μP
+seeds: int = 1
+wide_seeds: int = 1  # at the largest width
+tolerance: float = 0.2  # the slope that counts as none
+dtype: str = "float32"
+workers: int = 0  # processes, one core each; 0 works in this one
+time_limit_minutes: float = 0.0
+point_seconds: float = 1.0
+
+# %% tags=["hide-input", "answer"]
+from IPython.display import Markdown
+
+from umup import claims, report, study
+from umup.studies import coord_check, coord_check_figures
+
+design = study.settings("coord_check", globals())
+results = study.run_or_load("coord_check", design)
+found = coord_check.checks(results, design.tolerance)
+slopes = coord_check.fitted(found)
+Markdown(coord_check.answer(found, design.digits))
+
+# %% [markdown]
+# ## What is measured
+#
+# Decoders of several widths are trained with Adam at a constant learning rate, a small one and one that is twice
+# the narrowest model's best. Before training and after a few numbers of updates we take, on the same held-out
+# text, the root mean square of every activation and of its change since the start; and for every weight $W$ with
+# multiplier $A$, the spectral norms of $A\,W$ and of $A\,(W - W_0)$ in units of $\sqrt{\text{fan-out}/\text{fan-in}}$.
+# Each is fitted by a power of the width, and each exponent should be 0. What does not widen itself, the logits and
+# the attention logits, may start small: only its change counts.
+
+# %% tags=["hide-input"]
+Markdown(coord_check.what_ran(results))
+
+# %% tags=["remove-cell"]
+for name, text in coord_check.glued(found, design.digits).items():
+    report.glue(name, text)
+
+# %% [markdown]
+# ## From SP to μP, a rule at a time
+#
+# The ladder replaces one row of SP's rules by μP's at each rung: the initialization, the learning rates, the
+# readout's and the branches' multipliers, and last the attention's $1/d$. At the base width all rungs are one
+# model, draw for draw.
+
+# %% tags=["hide-input", "picture", "claim:sp-logits-grow", "claim:sp-stream-grows", "claim:mup-stream-steady", "claim:umup-stream-steady", "claim:mup-attention-logits-steady", "claim:attention-rung"] mystnb={"figure": {"name": "fig-ladder", "caption": "Exponent of width in the change of three activations, on the way from SP to μP. The logits' goes from {glue:text}`coord_sp_logits` under SP to {glue:text}`coord_mup_logits` under μP at the large learning rate, that of the attention logits from {glue:text}`coord_sp_qk` to {glue:text}`coord_mup_qk` (95 % intervals in brackets; the band is the tolerance)."}, "image": {"alt": "Slope over width of the change of logits, residual stream and attention logits for each rung of the ladder"}}
+coord_check_figures.ladder(slopes, design.tolerance)
+
+# %% tags=["hide-input", "claim:mup-logits-steady", "claim:umup-logits-steady"] mystnb={"figure": {"name": "fig-coord-growth", "caption": "Change of the logits at the large learning rate, relative to the narrowest model. One step says little: the initial readout is a random matrix whose share in the logits falls with width, and many steps show what the rules keep. Dots are seeds, the dotted line grows like the width."}, "image": {"alt": "Change of the logits against width after several numbers of steps"}}
+coord_check_figures.growth(results)
+
+# %% [markdown]
+# ## Every activation, every scheme
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-coord-heat", "caption": "Exponent of width in the change of every activation after the last step at the large learning rate. Bold: the whole 95 % interval lies beyond the tolerance."}, "image": {"alt": "Heat table of slopes, schemes by activations"}}
+coord_check_figures.heat(slopes, design.tolerance)
+
+# %% [markdown]
+# ## Which weight breaks which rule
+#
+# Activations say *that* something is wrong; weights say *what*. This is the printed verdict of
+# `umup.coord_check`, which takes any model, on SP and on u-μP:
+
+# %% tags=["hide-input"]
+print(found["sp"].text(design.digits))
+
+# %% tags=["hide-input"]
+print(found["umup"].text(design.digits))
+
+# %% tags=["hide-input"]
+Markdown(coord_check.broken_table(found, design.digits))
+
+# %% tags=["hide-input", "claim:umup-embedding-slows"] mystnb={"figure": {"name": "fig-coord-weights", "caption": "Exponent of width in the norm of every weight's first update at the large learning rate, relative to √(fan-out/fan-in)."}, "image": {"alt": "Heat table of slopes of first updates, schemes by weights"}}
+coord_check_figures.heat(slopes, design.tolerance, kind="weight")
+
+# %% tags=["hide-input"]
+Markdown(coord_check.spectral_table(found, design.digits))
+
+# %% [markdown]
+# ## Does the readout need a further 1/width?
+#
+# A widely read blog post gives the readout's learning rate a factor 1/width beside its 1/width multiplier, since
+# Adam's step has no such factor of its own. Tensor Programs V and u-μP do not. The logits change for two reasons,
+# and we take them apart: the readout's own change, and that of the stream below it.
+
+# %% tags=["hide-input", "claim:mup-readout-in-step", "claim:blog-readout-lr-needed", "claim:readout-lr-freezes", "claim:readout-lr-freezes-umup", "claim:readout-lr-logits-shrink"] mystnb={"figure": {"name": "fig-coord-readout", "caption": "First change of the logits at the large learning rate. The readout's own part follows width to the power {glue:text}`coord_mup_readout` under μP and {glue:text}`coord_blog_readout` with the further factor (95 % intervals in brackets; the dotted line falls like 1/width): the factor is one too many, and a wide readout would hardly learn."}, "image": {"alt": "The readout's part of the change of the logits and the whole change, against width"}}
+coord_check_figures.readout(results)
+
+# %% [markdown]
+# ## Verdicts
+#
+# Bounds were written before the runs, in `claims.yaml`.
+
+# %% tags=["hide-input", "verdicts"]
+verdicts = claims.evaluate("coord_check", results, design.profile)
+Markdown(claims.format_table(verdicts, design.digits))
+
+# %% [markdown]
+# :::{admonition} What to take from it
+# :class: takeaway
+# Check your own model with `umup.coord_check`, after many steps and at a learning rate near the largest that
+# trains, and read the weights before the activations. A slope near zero is necessary for transfer and not
+# sufficient: the check sees neither weight decay nor the schedule, and u-μP's embedding fails it by design. The
+# widths here are small, where initial randomness still weighs; slopes of a tenth are not evidence.
+# :::

@@ -1,0 +1,179 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Does training stay inside FP8's range?
+#
+# **Question.** u-μP starts every tensor at unit scale so that a plain cast to FP8 loses nothing. Where have
+# inputs, weights and gradients drifted to at the end of training, what moves them, and what does each FP8
+# recipe cost, under μP and under u-μP?
+
+# %% tags=["parameters", "hide-input"]
+# Parameters, as papermill sets them; these are the smoke profile's.
+profile: str = "smoke"  # a file beside this notebook: smoke, cpu or h100
+mode: str = "run"  # "run" makes what the records lack, "load" only reads them
+fresh: bool = True  # make everything anew and keep no records
+digits: int = 1  # decimals that are printed
+corpus: str = "sotu"
+tokenizer: str = "bytes"
+schemes: list = ["mup", "umup"]
+lr_mup: float = -6.5  # log2 η
+lr_umup: float = 0.0
+recipes: list = ["plain", "fp8_seed"]
+precise_recipes: list = []  # those trained with precise accumulation too
+widths: list = [32]
+n_layers: int = 2
+d_head: int = 16
+ff_ratio: float = 2.75  # d_ff / d_model
+seq_len: int = 32
+batch_size: int = 8
+steps: int = 60
+warmup_ratio: float = 0.25
+weight_decay: float = 2.0**-13
+base_width: int = 32  # where μP equals SP
+dtype: str = "float32"
+unroll: int = 0
+probe_steps: list = [0, 20]  # of the plain runs; the end too
+seeds: int = 2
+eval_batches: int = 2
+effect_width: int = 32  # of the runs in which one thing is varied
+effect_steps: int = 60
+effect_seeds: int = 1
+effect_log2: list = [-2, 2]  # log2 of each hyperparameter over its default
+effect_recipes: list = ["plain"]
+effect_widths: list = []
+effect_depths: list = []
+effect_horizons: list = []
+effect_batches: list = []
+gemm_width: int = 32  # of the block whose compiled products are read, 0 for none
+gemm_tokens: int = 64
+gemm_recipes: list = ["fp8_seed"]
+gemm_sizes: list = []  # of single products, timed
+step_widths: list = []  # of training steps, timed
+step_layers: int = 4
+step_seq_len: int = 256
+step_batch_size: int = 16
+step_steps: int = 100
+workers: int = 0  # processes, one core each; 0 works in this one
+lanes: int = 1
+lanes_at_once: int = 1
+chunk_steps: int = 20
+time_limit_minutes: float = 0.0
+assumed_tflops: float = 0.1
+point_seconds: float = 2.0
+
+# %% tags=["hide-input", "answer"]
+from IPython.display import Markdown
+
+from umup import claims, report, study
+from umup.studies import fp8_drift_figures as figures
+from umup.studies import fp8_drift_gemm_figures as speed
+from umup.studies import fp8_drift_report as words
+
+design = study.settings("fp8_drift", globals())
+results = study.run_or_load("fp8_drift", design)
+Markdown(words.answer(results, design.digits))
+
+# %% tags=["hide-input"]
+Markdown(words.what_ran(results))
+
+# %% tags=["remove-cell"]
+for name, text in words.texts(results, design.digits).items():
+    report.glue(name, text)
+
+# %% [markdown]
+# ## Where tensors start and end
+#
+# Each mark is the RMS of one tensor that a product multiplies: the input, the weight or the output-gradient of
+# one linear. Runs are in float32, so that nothing is clipped on the way. The bars are what E4M3 and E5M2 hold,
+# from the smallest normal number to the largest, subnormals in the paler part.
+
+# %% tags=["hide-input", "claim:umup-starts-at-one", "claim:umup-starts-in-range", "claim:umup-ends-in-range", "claim:mup-gradients-start-low", "claim:mup-starts-outside"] mystnb={"figure": {"name": "fig-fp8-rms", "caption": "RMS at initialization and after training (the paper's Figure 3). μP's output-gradients start at $2^{k}$, k = {glue:text}`mup_gradient_start`; u-μP's tensors start within {glue:text}`umup_furthest_start` octaves of 1 and end at least {glue:text}`umup_margin` octaves inside E4M3's normal range."}, "image": {"alt": "RMS of every tensor before and after training, for both schemes, against the ranges of E4M3 and E5M2"}}
+figures.distribution(results)
+
+# %% tags=["hide-input", "picture", "claim:wide-inputs-grow", "claim:readout-weight-grows", "claim:other-inputs-do-not-grow", "claim:wide-gradients-shrink"] mystnb={"figure": {"name": "fig-fp8-drift", "caption": "RMS during training (the paper's Figure 8). Under u-μP the inputs of attention-out and FFN-down grow by up to {glue:text}`umup_wide_growth` octaves and the readout weight by {glue:text}`umup_readout_growth`; inputs behind a norm stay where they are."}, "image": {"alt": "RMS of inputs, weights and output-gradients over training steps, a row a scheme"}}
+figures.over_training(results)
+
+# %% [markdown]
+# ## Which layers leave the range first?
+#
+# RMS says where a tensor is, not what a cast loses: a gradient of RMS 1 can hold many elements too small for
+# E4M3. The next figure counts elements. A flushed element need not matter, a clipped one seldom does not.
+
+# %% tags=["hide-input", "claim:umup-clips-nothing", "claim:umup-flushes-little", "claim:wide-inputs-need-e5m2", "claim:mup-flushes"] mystnb={"figure": {"name": "fig-fp8-lost", "caption": "Share of elements that a direct cast to E4M3 clips or flushes to zero, tensor by tensor over training. Under μP {glue:text}`mup_first` is lost first; the most that u-μP loses is {glue:text}`umup_lost` %."}, "image": {"alt": "Heat maps of the share of elements lost in E4M3 over training, a panel a scheme"}}
+figures.lost(results)
+
+# %% tags=["hide-input"]
+Markdown(words.departures_table(results, design.digits))
+
+# %% [markdown]
+# ## What each recipe costs
+#
+# Equal seeds mean equal draws and equal batches, so losses are compared pair by pair with the float32 runs.
+
+# %% tags=["hide-input", "claim:umup-direct-cast", "claim:umup-e5m2-gradients", "claim:mup-direct-cast-fails", "claim:mup-e5m2-gradients-do", "claim:mup-scaled-does", "claim:scaling-gains-umup-nothing", "claim:bf16-is-free"] mystnb={"figure": {"name": "fig-fp8-losses", "caption": "Left: training curves (the paper's Figures 1 right and 7). Right: final loss minus float32's, with 95 % intervals over paired seeds; the band is the claims' bound. Under the seed paper's recipe u-μP ends {glue:text}`umup_seed_difference` nats from float32, μP {glue:text}`mup_seed_difference`."}, "image": {"alt": "Training curves of every recipe and differences of the final loss from float32"}}
+figures.losses(results)
+
+# %% tags=["hide-input"]
+Markdown(words.losses_table(results, design.digits))
+
+# %% [markdown]
+# ## What moves the end of training
+#
+# One thing is varied at a time. The three tensors are those with the largest RMS at the end in the paper.
+
+# %% tags=["hide-input", "claim:eta-moves-rms"] mystnb={"figure": {"name": "fig-fp8-umup-settings", "caption": "u-μP: final loss and end-of-training RMS against each hyperparameter (the paper's Figure 9). Vertical lines are the default."}, "image": {"alt": "Loss and three RMS values against each hyperparameter of u-μP"}}
+figures.settings(results, "umup")
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-fp8-mup-settings", "caption": "μP: the same against its hyperparameters."}, "image": {"alt": "Loss and three RMS values against each hyperparameter of μP"}}
+figures.settings(results, "mup")
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-fp8-shapes", "caption": "The same against width, depth, steps and batch, both schemes."}, "image": {"alt": "Loss and three RMS values against width, depth, steps and batch size"}}
+figures.shapes(results)
+
+# %% tags=["hide-input", "claim:only-eta-moves-rms", "claim:shape-moves-nothing"] mystnb={"figure": {"name": "fig-fp8-slopes", "caption": "Octaves of end-of-training RMS per octave of what is varied, with 95 % intervals. The band is the claims' bound; outside it, furthest out, lies {glue:text}`umup_steepest` under u-μP."}, "image": {"alt": "Slopes of end-of-training RMS against hyperparameters and shapes"}}
+figures.slopes(results)
+
+# %% [markdown]
+# ## What the compiler makes of it
+#
+# XLA refuses an FP8 product in silence: it converts the operands and multiplies in a wider format. So the
+# operand types of the compiled products are read from the program. `gemm_proof.py` beside this notebook
+# prints the same table on any machine.
+
+# %% tags=["hide-input", "claim:products-are-native"]
+Markdown(words.products_table(results))
+
+# %% tags=["hide-input", "claim:fp8-products-are-faster", "claim:fp8-steps-are-faster", "claim:fast-accumulation-is-enough"] mystnb={"figure": {"name": "fig-fp8-speed", "caption": "Speed of single products and of training steps on a device with FP8 units."}, "image": {"alt": "TFLOP per second against size, and step time against width, by recipe"}}
+speed.speed(results)
+
+# %% tags=["hide-input"]
+Markdown(words.steps_table(results, design.digits))
+
+# %% [markdown]
+# ## Verdicts
+#
+# Bounds were written before the runs, in `claims.yaml`.
+
+# %% tags=["hide-input", "verdicts"]
+verdicts = claims.evaluate("fp8_drift", results, design.profile)
+Markdown(claims.format_table(verdicts, design.digits))
+
+# %% [markdown]
+# :::{admonition} What to take from it
+# :class: takeaway
+# Under u-μP cast and multiply: no loss scale, no amax. Under μP the weights fit but the gradients do not, and a
+# format with more range for them, or a scale per tensor, is what it needs. Watch the inputs of attention-out
+# and FFN-down, which no norm holds, and the readout weight. On the CPU the casts are exact and the products
+# emulated, so the losses are those of FP8 hardware with precise accumulation, and the speeds say nothing.
+# :::

@@ -1,0 +1,330 @@
+"""Tables and quantities of the study ``attention_scale``, from its records alone.
+
+Exponents are slopes of log₂ against log₂ d_head, one a seed, with the t interval of their mean.
+Rows say ``layer`` for the block. Intervals are 95 %.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from umup import laws, records
+from umup.claims import NotMeasured
+from umup.config import ModelConfig
+from umup.laws import Drift, Interval, Optimum
+from umup.records import Results
+from umup.rules import Parametrization
+
+PER_D, PER_ROOT = "umup", "umup_sqrt_attention"
+TITLES = {
+    PER_D: "u-μP, 1/d", PER_ROOT: "u-μP, 1/√d", "mup": "μP, 1/d", "mup_sqrt_attention": "μP, 1/√d",
+}  # fmt: skip
+ALPHA = "hps.alpha_attn_softmax"
+FIT_WINDOW = {"eta": 1.25, "alpha": 2.25}  # octaves; α's basin is flat to either side
+POINT = ["scheme", "d_head", "seed", "step"]
+SEEN = ["qk", "logit", "logit_max", "product", "cosine", "cosine_mean", "entropy"]
+
+
+def heads(runs: pd.DataFrame) -> pd.DataFrame:
+    """What the probes saw of the attention: one row a run, step and block.
+
+    Columns: scheme, d_head, seed, step, layer; qk (RMS of the raw q·k), logit (RMS of multiplier
+    × q·k), logit_max, product (mean of q_i k_i, raw), cosine (RMS of the cosine of q and k),
+    cosine_mean, entropy (nats, mean over rows). Diverged runs are left out.
+    """
+    probed = runs[(runs["probe_steps"].map(len) > 0) & (runs["status"] == "ok")]
+    columns = [*POINT, "layer", *SEEN]
+    seen = records.probes(probed)
+    place = seen["tensor"].astype(str).str.extract(r"^blocks\.(\d+)\.attn\.scores/(\w+)$")
+    seen = seen.assign(layer=place[0], what=place[1]).dropna(subset=["layer"])
+    if seen.empty:
+        return pd.DataFrame(columns=columns)
+    wide = seen.pivot(index=["key", "step", "layer"], columns="what", values=["rms", "mean", "max"])
+    at = {"logit": ("rms", "qk"), "logit_mean": ("mean", "qk"), "logit_max": ("max", "qk"),
+          "cosine": ("rms", "cosine"), "cosine_mean": ("mean", "cosine"),
+          "entropy": ("mean", "entropy")}  # fmt: skip
+    flat = pd.DataFrame({name: wide[source] for name, source in at.items()}).reset_index()
+    known = probed[["key", "scheme", "d_head", "seed"]].assign(multiplier=_multipliers(probed))
+    flat = flat.merge(known, on="key")
+    flat["qk"] = flat["logit"] / flat["multiplier"]
+    flat["product"] = flat["logit_mean"] / flat["multiplier"] / flat["d_head"]
+    flat["layer"] = flat["layer"].astype(int)
+    return flat[columns].sort_values([*POINT, "layer"], ignore_index=True)
+
+
+def _multipliers(runs: pd.DataFrame) -> list[float]:
+    """What every run multiplies its q·k by."""
+    out = []
+    for spec in map(json.loads, runs["spec"]):
+        model = ModelConfig.from_dict(spec["model"])
+        tokens = spec["optim"]["batch_size"] * model.seq_len
+        numbers = Parametrization(spec["scheme"], model, spec["hps"], tokens)
+        out.append(float(numbers.attention(model.d_head, model.seq_len)[0]))
+    return out
+
+
+def pooled(runs: pd.DataFrame) -> pd.DataFrame:
+    """``heads`` with the blocks pooled: root mean squares of qk, logit and cosine, the largest
+    logit_max, means of the others (``cosine_mean``: of its magnitude). One row a run and step."""
+    table = heads(runs)
+    squares = ["qk", "logit", "cosine"]
+    table[squares] = table[squares].astype(float) ** 2
+    table["cosine_mean"] = table["cosine_mean"].abs()
+    by = dict.fromkeys(SEEN, "mean") | {"logit_max": "max"}
+    out = table.groupby(POINT, as_index=False).agg(by)
+    out[squares] = out[squares] ** 0.5
+    return out
+
+
+def exponents(runs: pd.DataFrame, name: str = "qk") -> pd.DataFrame:
+    """The exponent of a column of ``pooled`` in d_head, for every scheme and step.
+
+    Columns: scheme, step, exponent, exponent_lo, exponent_hi, n (seeds that have every head size).
+    """
+    rows = []
+    for (scheme, step), group in pooled(runs).groupby(["scheme", "step"]):
+        slopes = slopes_by_seed(group, name)
+        if len(slopes):
+            m = laws.mean_interval(slopes)
+            rows.append({"scheme": scheme, "step": step, "exponent": m.value,
+                         "exponent_lo": m.lo, "exponent_hi": m.hi, "n": len(slopes)})  # fmt: skip
+    columns = ["scheme", "step", "exponent", "exponent_lo", "exponent_hi", "n"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def slopes_by_seed(table: pd.DataFrame, name: str) -> list[float]:
+    """Slope of log₂ ``name`` against log₂ d_head, one for each seed that has every head size."""
+    wide = table.pivot(index="seed", columns="d_head", values=name).dropna()
+    if wide.shape[1] < 2 or wide.empty:
+        return []
+    u = np.log2(wide.columns.to_numpy(float))
+    return np.polyfit(u, np.log2(wide.to_numpy(float)).T, 1)[0].tolist()
+
+
+def default_lrs(runs: pd.DataFrame) -> dict[str, float]:
+    """Scheme → the η at which it was probed."""
+    probed = runs[runs["probe_steps"].map(len) > 0]
+    return {str(s): float(g["lr"].iloc[0]) for s, g in probed.groupby("scheme")}
+
+
+def curve_runs(runs: pd.DataFrame, hp: str, scheme: str) -> pd.DataFrame:
+    """The runs of the line searches over ``eta`` or ``alpha``.
+
+    Columns: d_head, x (log₂ of the value), seed, loss (NaN where diverged). The α of ``PER_ROOT``
+    are those of the ``PER_D`` runs, divided by √d_head: α/√d is (α√d)/d.
+    """
+    of = PER_D if hp == "alpha" else scheme
+    runs = records.with_spec(runs[runs["scheme"] == of]) if len(runs) else runs
+    if runs.empty:
+        return pd.DataFrame(columns=["d_head", "x", "seed", "loss"])
+    if hp == "eta":
+        runs, x = runs[runs[ALPHA] == 1.0], "lr"
+    else:
+        runs, x = runs[runs["lr"] == default_lrs(runs).get(of, math.nan)], ALPHA
+    values = np.log2(runs[x].astype(float))
+    if hp == "alpha" and scheme == PER_ROOT:
+        values = values - 0.5 * np.log2(runs["d_head"].astype(float))
+    table = pd.DataFrame({
+        "d_head": runs["d_head"], "x": values.round(6), "seed": runs["seed"],
+        "loss": runs["final_loss"].where(runs["status"] == "ok"),
+    })  # fmt: skip
+    searched = table.groupby("d_head")["x"].transform("nunique") > 1
+    return table[searched].sort_values(["d_head", "x", "seed"], ignore_index=True)
+
+
+def levelled(curve: pd.DataFrame) -> pd.DataFrame:
+    """``curve_runs`` of one head size with each seed's own level taken out.
+
+    Seeds shift whole curves (``laws``), and not every point has every seed: without this a mean
+    would jump where a seed enters. A seed's level is its mean distance from the mean of all seeds,
+    over the points that have all; the mean level stays.
+    """
+    wide = curve.pivot(index="x", columns="seed", values="loss").dropna()
+    level = wide.sub(wide.mean(axis=1), axis=0).mean()
+    return curve.assign(loss=curve["loss"] - curve["seed"].map(level).fillna(0.0).astype(float))
+
+
+def optima(runs: pd.DataFrame, hp: str, scheme: str) -> dict[int, Optimum]:
+    """Head size → the fitted optimum of log₂ ``eta`` or ``alpha``, α in the scheme's own unit."""
+    out = {}
+    unit = PER_D if hp == "alpha" else scheme  # fitted once, so that both units agree to the bit
+    for d_head, group in curve_runs(runs, hp, unit).groupby("d_head"):
+        seed = zlib.crc32(repr((hp, unit, d_head)).encode())
+        best = laws.fit_optimum(
+            group["x"], group["loss"], group["seed"], window=FIT_WINDOW[hp], rng_seed=seed
+        )
+        shift = 0.5 * math.log2(d_head) if scheme != unit else 0.0
+        out[int(d_head)] = replace(
+            best, x=best.x - shift, x_lo=best.x_lo - shift, x_hi=best.x_hi - shift,
+            draws=best.draws - shift,
+        )  # fmt: skip
+    return out
+
+
+def drift(runs: pd.DataFrame, hp: str, scheme: str) -> Drift | None:
+    """How the optimum moves with d_head; None with fewer than two head sizes."""
+    found = {d: o for d, o in optima(runs, hp, scheme).items() if math.isfinite(o.x)}
+    return laws.drift(found) if len(found) > 1 else None
+
+
+def optima_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row an (hp, scheme, d_head). Columns: hp, scheme, d_head, x, x_lo, x_hi, loss, loss_lo,
+    loss_hi, n (runs in the fit), edge, reason."""
+    rows = [
+        {"hp": hp, "scheme": scheme, "d_head": d_head, "x": o.x, "x_lo": o.x_lo, "x_hi": o.x_hi,
+         "loss": o.loss, "loss_lo": o.loss_lo, "loss_hi": o.loss_hi, "n": o.n_points,
+         "edge": o.edge, "reason": o.reason.replace("learning rate", "value")}
+        for hp in ("alpha", "eta") for scheme in (PER_D, PER_ROOT)
+        for d_head, o in optima(runs, hp, scheme).items()
+    ]  # fmt: skip
+    columns = ["hp", "scheme", "d_head", "x", "x_lo", "x_hi", "loss", "loss_lo", "loss_hi", "n",
+               "edge", "reason"]  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _name(scheme: str) -> str:
+    return TITLES.get(scheme, scheme)
+
+
+def _spans(d_heads: Sequence[float], factor: float, what: str) -> None:
+    if not len(d_heads) or max(d_heads) < factor * min(d_heads):
+        span = f"{max(d_heads) / min(d_heads):g}×" if len(d_heads) else "none"
+        raise NotMeasured(f"{what}: head sizes span {span}, the claim needs {factor:g}×")
+
+
+def exponent(
+    results: Results, scheme: str, at: str, name: str = "qk", factor: float = 2
+) -> Interval:
+    """Exponent in d_head of a column of ``pooled``, ``at`` the "start" or the "end" of training,
+    or its change from start to end ("change", paired by seed)."""
+    table = pooled(results.runs) if len(results.runs) else pd.DataFrame(columns=POINT)
+    table = table[table["scheme"] == scheme]
+    if table.empty:
+        raise NotMeasured(f"no probed {_name(scheme)} runs")
+    _spans(table["d_head"], factor, _name(scheme))
+    first, last = (
+        slopes_by_seed(table[table["step"] == step], name)
+        for step in (table["step"].min(), table["step"].max())
+    )
+    if len(first) != len(last) or not last:
+        raise NotMeasured(f"{_name(scheme)}: no seed with every head size at both ends")
+    change = np.subtract(last, first)
+    return laws.mean_interval({"start": first, "end": last, "change": change}[at])
+
+
+def layer_exponent(results: Results, correlation: float, pairs: str, factor: float = 2) -> Interval:
+    """Exponent of q·k's RMS in d_head in the layer at initialization.
+
+    Over the ``pairs`` of a token with itself ("self") or with earlier ones ("earlier").
+    """
+    table = results.table("layer") if len(results.points) else pd.DataFrame()
+    if not table.empty:
+        table = table[(table["scheme"] == PER_D) & (table["correlation"] == correlation)]
+    if table.empty:
+        raise NotMeasured(f"no layer of correlation {correlation:g}")
+    _spans(table["d_head"], factor, "layer")
+    return laws.mean_interval(slopes_by_seed(table, f"{pairs}_rms"))
+
+
+def base_logits(results: Results) -> Interval:
+    """log₂ of μP's over SP's RMS logit at the base head size, equal draws."""
+    table = results.table("layer") if len(results.points) else pd.DataFrame()
+    if table.empty or not {"sp", "mup"} <= set(table["scheme"]):
+        raise NotMeasured("no layers of SP and μP")
+    rms = table.set_index("scheme")["logit_rms"]
+    value = math.log2(rms["mup"] / rms["sp"])
+    return Interval(value, value, value)
+
+
+def final(results: Results, scheme: str, name: str, d_head: int | None = None) -> Interval:
+    """A column of ``pooled`` at the end of training, at the largest head size unless told."""
+    table = pooled(results.runs) if len(results.runs) else pd.DataFrame(columns=POINT)
+    table = table[table["scheme"] == scheme]
+    if d_head is None and len(table):
+        d_head = table["d_head"].max()
+    table = table[table["d_head"] == d_head]
+    if table.empty:
+        raise NotMeasured(f"no probed {_name(scheme)} runs with heads of {d_head}")
+    return laws.mean_interval(table[table["step"] == table["step"].max()][name])
+
+
+def entropy_slope(results: Results, scheme: str, factor: float = 2) -> Interval:
+    """Nats of attention entropy per doubling of d_head at the end of training."""
+    table = pooled(results.runs) if len(results.runs) else pd.DataFrame(columns=POINT)
+    table = table[table["scheme"] == scheme]
+    if table.empty:
+        raise NotMeasured(f"no probed {_name(scheme)} runs")
+    _spans(table["d_head"], factor, _name(scheme))
+    end = table[table["step"] == table["step"].max()]
+    return laws.mean_interval(slopes_by_seed(end.assign(entropy=2.0 ** end["entropy"]), "entropy"))
+
+
+def optimum_shift(results: Results, hp: str, scheme: str, factor: float) -> Interval:
+    """Octaves by which the optimal ``eta`` or ``alpha`` moves over a ``factor`` in d_head."""
+    found = optima(results.runs, hp, scheme)
+    what = f"{_name(scheme)}, {hp}"
+    if not found:
+        raise NotMeasured(f"{what}: no line searches")
+    _spans(sorted(found), factor, what)
+    fitted = drift(results.runs, hp, scheme)
+    if fitted is None:
+        raise NotMeasured(f"{what}: fewer than two head sizes with an optimum")
+    return fitted.slope.scaled(math.log2(factor))
+
+
+def extra_shift(results: Results, factor: float) -> Interval:
+    """Octaves by which the optimal α moves more under 1/√d than under 1/d, either way.
+
+    Under 1/√d it moves by s − ½ log₂ factor when it moves by s under 1/d: |that| − |s| falls as s
+    grows, so the ends of the interval follow from those of s.
+    """
+    s = optimum_shift(results, "alpha", PER_D, factor)
+    half = 0.5 * math.log2(factor)
+    more = [abs(x - half) - abs(x) if math.isfinite(x) else -math.copysign(half, x)
+            for x in (s.value, s.hi, s.lo)]  # fmt: skip
+    return Interval(*more)
+
+
+def same_family(results: Results) -> Interval:
+    """Largest difference in loss between α = 1 under 1/√d and α = √d under 1/d, equal seeds."""
+    runs = results.runs
+    defaults = default_lrs(runs) if len(runs) else {}
+    if PER_ROOT not in defaults:
+        raise NotMeasured(f"no probed {_name(PER_ROOT)} runs")
+    root = runs[(runs["scheme"] == PER_ROOT) & (runs["lr"] == defaults[PER_ROOT])]
+    root = root[root["probe_steps"].map(len) > 0].rename(columns={"final_loss": "loss"})
+    curves = curve_runs(runs, "alpha", PER_ROOT)
+    both = curves[curves["x"] == 0.0].merge(root[["d_head", "seed", "loss"]], on=["d_head", "seed"])
+    if both.empty:
+        raise NotMeasured("no run under 1/d whose α is √d_head")
+    worst = float((both["loss_x"] - both["loss_y"]).abs().max(skipna=False))
+    return Interval(worst, worst, worst)
+
+
+def rule_difference(results: Results, d_head: int | None = None) -> Interval:
+    """Loss under 1/d minus that under 1/√d, u-μP's defaults, nats a token, paired by seed.
+
+    At the largest head size unless told.
+    """
+    runs = results.runs
+    runs = runs[runs["probe_steps"].map(len) > 0] if len(runs) else runs
+    if runs.empty or not {PER_D, PER_ROOT} <= set(runs["scheme"]):
+        raise NotMeasured(f"no probed runs of {_name(PER_D)} and {_name(PER_ROOT)}")
+    runs = runs[runs["d_head"] == (d_head or runs["d_head"].max())]
+    wide = runs.pivot(index="seed", columns="scheme", values="final_loss")
+    pairs = (wide[PER_D] - wide[PER_ROOT]).dropna()
+    return laws.mean_interval(pairs)
+
+
+QUANTITIES = {
+    f.__name__: f
+    for f in (exponent, layer_exponent, base_logits, final, entropy_slope, optimum_shift,
+              extra_shift, same_family, rule_difference)
+}  # fmt: skip

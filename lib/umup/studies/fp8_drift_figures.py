@@ -1,0 +1,427 @@
+"""Figures of the study `fp8_drift`, laid out like those of the u-μP paper that they answer.
+
+Every function takes ``records.Results`` and returns a new figure; a lack of records is said in it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from umup import figures, laws
+from umup.records import Results
+from umup.studies import fp8_drift_tables as tables
+from umup.studies.fp8_drift_tables import (
+    FOLLOWED,
+    KINDS,
+    LARGEST,
+    LINEARS,
+    MIN_NORMAL,
+    NAMES,
+    SHAPE,
+    SMALLEST,
+    SWEPT,
+)
+
+COLOURS = {
+    "attn.qkv": "#56B4E9", "attn.out": "#0072B2", "mlp.gate_up": "#E69F00", "mlp.down": "#D55E00",
+    "readout": "#CC79A7",
+}  # fmt: skip
+MARKERS = {"attn.qkv": "v", "attn.out": "^", "mlp.gate_up": "s", "mlp.down": "D", "readout": "*"}
+LINEAR_NAMES = {
+    "attn.qkv": "q|k|v", "attn.out": "attention-out", "mlp.gate_up": "gate|up",
+    "mlp.down": "FFN-down", "readout": "readout",
+}  # fmt: skip
+KIND_NAMES = {"input": "input", "weight": "weight", "output_gradient": "output-gradient"}
+RECIPES = {
+    "plain": ("#000000", "o", "float32"), "bf16": ("#999999", "s", "bf16"),
+    "fp8_seed": ("#D55E00", "D", "fp8_seed"), "fp8_seed, precise": ("#E69F00", "d", "… precise"),
+    "fp8_e5m2_grad": ("#CC79A7", "^", "fp8_e5m2_grad"),
+    "fp8_current": ("#0072B2", "v", "fp8_current"),
+    "fp8_delayed": ("#56B4E9", "<", "fp8_delayed"),
+}  # fmt: skip
+HP_NAMES = {
+    "eta": "η", "eta_emb": "η̂_emb", "sigma_init": "σ_init", "alpha_emb": "α_emb",
+    "alpha_attn_softmax": "α_attn", "alpha_output": "α_output", "alpha_residual": "α_residual",
+    "alpha_residual_attn_ratio": "α_res-attn-ratio", "alpha_ffn_act": "α_ffn-act",
+    "alpha_loss_softmax": "α_loss",
+}  # fmt: skip
+FORMATS = {"e4m3": ("E4M3", "#B58900"), "e5m2": ("E5M2", "#777777")}
+DIFFERENCE = 0.01  # nats, the claims' bound
+STEEP = 0.25  # octaves per octave, the claims' bound
+
+
+def _grid(
+    width: float, height: float, rows: int, columns: int, **options
+) -> tuple[Figure, np.ndarray]:
+    figure, (ax,) = figures.subplots(width, height)
+    ax.remove()
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def _log2(ax: Axes, axis: str = "y") -> None:
+    """Ticks such as 2⁻⁶ on an axis that holds log2 values."""
+    chosen = ax.yaxis if axis == "y" else ax.xaxis
+    chosen.set_major_formatter(lambda v, _: f"$2^{{{v:g}}}$")
+
+
+def distribution(results: Results) -> Figure:
+    """RMS of every tensor at initialization and at the end, a panel a scheme and stage.
+
+    Seeds are averaged; marks of one kind are spread out a little, so that none hides another.
+    """
+    table = tables.width_of(tables.drift(results))
+    if table.empty:
+        return figures.empty("no probed runs are on record")
+    means = table.groupby(["scheme", "step", "place", "linear", "kind"], as_index=False)[
+        "rms"
+    ].mean()
+    schemes = [s for s in tables.SCHEMES if (means["scheme"] == s).any()]
+    stages = {means["step"].min(): "at initialization", means["step"].max(): "after training"}
+    low = min(np.log2(means["rms"].min()), -17) - 1
+    with figures.style():
+        figure, axes = _grid(
+            7.6, 1.5 + 1.75 * len(schemes), len(schemes), 2, sharex=True, sharey=True
+        )
+        for i, scheme in enumerate(schemes):
+            for ax, (step, stage) in zip(axes[i], stages.items(), strict=False):
+                at = means[(means["scheme"] == scheme) & (means["step"] == step)]
+                _ranges_along_x(ax)
+                for j, kind in enumerate(KINDS):
+                    own = at[at["kind"] == kind].sort_values("place")
+                    spread = np.linspace(-0.24, 0.24, len(own)) if len(own) > 1 else [0.0]
+                    for offset, row in zip(spread, own.to_dict("records"), strict=True):
+                        ax.plot(np.log2(row["rms"]), j + offset, MARKERS[row["linear"]], ms=6,
+                                color=COLOURS[row["linear"]], mec="white", mew=0.5)  # fmt: skip
+                ax.set_title(f"{NAMES[scheme]}, {stage}", fontweight="bold")
+                ax.set_yticks([*range(3), 3, 4], [*map(KIND_NAMES.get, KINDS), "E4M3", "E5M2"])
+                ax.set_ylim(4.5, -0.5)
+                ax.set_xlim(low, 17)
+                _log2(ax, "x")
+                ax.grid(False, axis="y")
+        for ax in axes[-1]:
+            ax.set_xlabel("RMS")
+        _linear_legend(figure)
+    return figure
+
+
+def _ranges_along_x(ax: Axes) -> None:
+    for y, (fmt, (_, colour)) in zip((3, 4), FORMATS.items(), strict=True):
+        small, normal, large = (np.log2(d[fmt]) for d in (SMALLEST, MIN_NORMAL, LARGEST))
+        ax.barh(y, large - normal, 0.5, normal, color=colour, alpha=0.8)
+        ax.barh(y, normal - small, 0.5, small, color=colour, alpha=0.35)
+    for value in (MIN_NORMAL["e4m3"], LARGEST["e4m3"]):
+        ax.axvline(np.log2(value), color=FORMATS["e4m3"][1], lw=1, ls="--")
+
+
+def _linear_legend(figure: Figure) -> None:
+    handles = [
+        Line2D([], [], ls="-", color=COLOURS[name], marker=MARKERS[name], ms=6, lw=1.4,
+               label=LINEAR_NAMES[name])
+        for name in LINEARS
+    ]  # fmt: skip
+    figure.legend(handles=handles, ncols=len(LINEARS), loc="outside upper center")
+
+
+def over_training(results: Results) -> Figure:
+    """RMS over training, a row a scheme and a column a kind of tensor; deeper layers are darker.
+
+    Bands: E4M3's normal range, subnormals paler; dotted lines the ends of E5M2's normal range. The
+    step axis is linear up to the second probe and logarithmic from there.
+    """
+    table = tables.width_of(tables.drift(results))
+    if table.empty:
+        return figures.empty("no probed runs are on record")
+    schemes = [s for s in tables.SCHEMES if (table["scheme"] == s).any()]
+    steps = np.sort(table["step"].unique())
+    means = table.groupby(["scheme", "kind", "linear", "layer", "step"], as_index=False)[
+        "rms"
+    ].mean()
+    means = means.assign(log2=np.log2(means["rms"]))
+    depth = max(int(means["layer"].max()), 1)
+    bottom, top = min(means["log2"].min(), -14.0) - 1, 10.0
+    with figures.style():
+        figure, axes = _grid(
+            7.8, 1.0 + 2.6 * len(schemes), len(schemes), 3, sharex=True, sharey=True
+        )
+        for i, scheme in enumerate(schemes):
+            for ax, kind in zip(axes[i], KINDS, strict=True):
+                _ranges(ax)
+                own = means[(means["scheme"] == scheme) & (means["kind"] == kind)]
+                for (linear, layer), line in own.groupby(["linear", "layer"]):
+                    strength = 1.0 if layer < 0 else 0.45 + 0.55 * layer / depth
+                    ax.plot(line["step"], line["log2"], f"{MARKERS[linear]}-", lw=1.5, ms=4.5,
+                            color=COLOURS[linear], alpha=strength)  # fmt: skip
+                ax.set_xscale("symlog", linthresh=max(float(steps[1]), 1.0))
+                ax.set_xlim(0, steps[-1] * 1.15)
+                ax.set_ylim(bottom, top)
+                _log2(ax)
+                if i == 0:
+                    ax.set_title(KIND_NAMES[kind], fontweight="bold")
+            axes[i][0].set_ylabel(f"{NAMES[scheme]}: RMS")
+        shown = [int(s) for s in (steps[0], steps[1], steps[-1])]
+        for ax in axes[-1]:
+            ax.set_xticks(shown, [str(s) for s in shown])
+            ax.minorticks_off()
+            ax.set_xlabel("step")
+        _linear_legend(figure)
+    return figure
+
+
+def _ranges(ax: Axes) -> None:
+    name, colour = FORMATS["e4m3"]
+    small, normal, large = (np.log2(d["e4m3"]) for d in (SMALLEST, MIN_NORMAL, LARGEST))
+    ax.axhspan(normal, large, color=colour, alpha=0.13, lw=0)
+    ax.axhspan(small, normal, color=colour, alpha=0.06, lw=0)
+    ax.text(0.98, large - 0.2, name, transform=ax.get_yaxis_transform(), ha="right", va="top",
+            fontsize=8, color=colour)  # fmt: skip
+    name, colour = FORMATS["e5m2"]
+    ax.axhline(np.log2(MIN_NORMAL["e5m2"]), color=colour, ls=":", lw=1.3)
+    ax.text(0.98, np.log2(MIN_NORMAL["e5m2"]) + 0.2, f"{name} min normal",
+            transform=ax.get_yaxis_transform(), ha="right", va="bottom", fontsize=8,
+            color=colour)  # fmt: skip
+
+
+def lost(results: Results) -> Figure:
+    """Share of elements clipped or flushed by a cast to E4M3, tensor by tensor over training.
+
+    Tensors of which a cast never loses one in ten thousand are left out. A cross: some clipped.
+    """
+    table = tables.width_of(tables.drift(results))
+    if table.empty:
+        return figures.empty("no probed runs are on record")
+    by_tensor = ["scheme", "kind", "layer", "place", "step"]
+    means = table.groupby(by_tensor, as_index=False)[["e4m3", "e4m3_clipped"]].mean()
+    schemes = [s for s in tables.SCHEMES if (means["scheme"] == s).any()]
+    panels = {s: _matrix(means[means["scheme"] == s]) for s in schemes}
+    rows = max(len(shares) for shares, _ in panels.values())
+    with figures.style():
+        figure, axes = _grid(7.8, 1.6 + 0.21 * rows, 1, len(schemes))
+        image = None
+        for ax, (scheme, (shares, clipped)) in zip(axes[0], panels.items(), strict=True):
+            values = np.clip(shares.to_numpy(float), 1e-4, 1.0)
+            image = ax.imshow(values, aspect="auto", cmap="magma_r", norm=LogNorm(1e-4, 1.0))
+            y, x = np.nonzero(clipped.to_numpy(float) > 1e-4)
+            ax.plot(x, y, "x", color="#009E73", ms=4, mew=1.2)
+            ax.set_yticks(range(len(shares)), list(shares.index), fontsize=7.5)
+            ax.set_xticks(range(len(shares.columns)), [str(c) for c in shares.columns],
+                          rotation=90, fontsize=7.5)  # fmt: skip
+            ax.set_title(f"{NAMES[scheme]}, cast to E4M3", fontweight="bold")
+            ax.set_xlabel("step")
+            ax.grid(False)
+        bar = figure.colorbar(image, ax=axes[0].tolist(), shrink=0.8, pad=0.02)
+        bar.set_ticks(
+            [1e-4, 1e-3, 1e-2, 1e-1, 1.0], labels=["≤0.01 %", "0.1 %", "1 %", "10 %", "100 %"]
+        )
+        bar.set_label("elements lost (green ×: some clipped)")
+    return figure
+
+
+def _matrix(means: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(shares lost, shares clipped): rows tensors, gradients first, columns steps."""
+    order = {kind: i for i, kind in enumerate(("output_gradient", "input", "weight"))}
+    short = {"output_gradient": "gradient", "input": "input", "weight": "weight"}
+    names = means["place"].str.replace("blocks.", "", regex=False) + " " + means["kind"].map(short)
+    means = means.assign(name=names, order=means["kind"].map(order))
+    means = means.sort_values(["order", "layer", "name"], kind="stable")
+    rows = list(dict.fromkeys(means["name"]))
+    shares, clipped = (
+        means.pivot_table(index="name", columns="step", values=v).loc[rows]
+        for v in ("e4m3", "e4m3_clipped")
+    )
+    some = shares.max(axis=1) > 1e-4
+    some.iloc[0] = True  # never an empty panel
+    return shares[some], clipped[some]
+
+
+def losses(results: Results) -> Figure:
+    """Training curves of the recipes, a panel a scheme, and final losses against float32's."""
+    runs = tables.width_of(tables.arms(results))
+    differences = tables.width_of(tables.loss_differences(results))
+    if runs.empty or differences.empty:
+        return figures.empty("no arms are on record")
+    schemes = [s for s in tables.SCHEMES if (runs["scheme"] == s).any()]
+    recipes = [r for r in RECIPES if (runs["recipe"] == r).any()]
+    with figures.style():
+        figure, axes = _grid(7.8, 4.0, 1, len(schemes) + 1)
+        best = runs["final_loss"].min()
+        for ax, scheme in zip(axes[0], schemes, strict=False):
+            for recipe in recipes:
+                own = runs[(runs["scheme"] == scheme) & (runs["recipe"] == recipe)]
+                own = own[own["curve_steps"].map(len) > 0]
+                if own.empty:
+                    continue
+                shortest = min(map(len, own["curve_loss"]))
+                curve = np.mean([c[:shortest] for c in own["curve_loss"]], axis=0)
+                colour, _, label = RECIPES[recipe]
+                ax.plot(own["curve_steps"].iloc[0][:shortest], _smooth(curve), "-", color=colour,
+                        lw=2.2 if recipe == "plain" else 1.2, label=label)  # fmt: skip
+            ax.set_title(NAMES[scheme], fontweight="bold")
+            ax.set_xlabel("step")
+            ax.set_ylim(best - 0.1, best + 2.2)
+        axes[0][0].set_ylabel(figures.LOSS)
+        _differences(axes[0][-1], differences, schemes, recipes)
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, ncols=4, loc="outside upper center")
+    return figure
+
+
+def _smooth(curve: np.ndarray, window: int = 5) -> np.ndarray:
+    """Mean over ``window`` kept points, fewer at the ends."""
+    kernel = np.ones(window)
+    return np.convolve(curve, kernel, "same") / np.convolve(np.ones(len(curve)), kernel, "same")
+
+
+def _differences(ax: Axes, table: pd.DataFrame, schemes: list[str], recipes: list[str]) -> None:
+    shown = [r for r in recipes if r != "plain"]
+    ax.axvspan(-DIFFERENCE, DIFFERENCE, color="#999999", alpha=0.25, lw=0)
+    for i, scheme in enumerate(schemes):
+        for row in table[table["scheme"] == scheme].to_dict("records"):
+            if row["recipe"] not in shown:
+                continue
+            y = shown.index(row["recipe"]) + 0.3 * (i - (len(schemes) - 1) / 2)
+            value = row["difference"]
+            look = {"color": figures.COLOURS[scheme], "ms": 6}
+            if not math.isfinite(value):
+                ax.plot(0.98, y, ">", transform=ax.get_yaxis_transform(), **look)
+                continue
+            error = [[value - row["difference_lo"]], [row["difference_hi"] - value]]
+            error = np.where(np.isfinite(error), error, 0.0)
+            ax.errorbar(value, y, xerr=error, fmt=figures.MARKERS[scheme], capsize=3, **look)
+    ax.set_xscale("symlog", linthresh=0.02)
+    ax.set_xticks([-0.01, 0.01, 0.1, 1], ["−0.01", "0.01", "0.1", "1"])
+    ax.minorticks_off()
+    ax.set_yticks(range(len(shown)), [RECIPES[r][2] for r in shown])
+    ax.set_ylim(len(shown) - 0.5, -0.5)
+    ax.set_xlabel("loss − float32's (nats/token)")
+    handles = [
+        Line2D([], [], ls="", color=figures.COLOURS[s], marker=figures.MARKERS[s], label=NAMES[s])
+        for s in schemes
+    ]
+    ax.legend(handles=handles, loc="lower right")
+
+
+def settings(results: Results, scheme: str) -> Figure:
+    """Final loss and the RMS of ``FOLLOWED`` at the end against each hyperparameter of a scheme."""
+    table = tables.settings(results)
+    if len(table):
+        table = table[table["scheme"] == scheme]
+    varied = [hp for hp in SWEPT[scheme] if len(table) and (table["varied"] == hp).any()]
+    if not varied:
+        return figures.empty(f"nothing was varied for {NAMES[scheme]}")
+    default = table[table["varied"] == "eta"] if "eta" in varied else table
+    eta = default["value"].median()
+    with figures.style():
+        figure, axes = _panels(varied, [HP_NAMES[hp] for hp in varied])
+        for column, hp in enumerate(varied):
+            own = table[table["varied"] == hp]
+            _lines(axes[:, column], own, figures.COLOURS[scheme], figures.MARKERS[scheme])
+            for ax in axes[:, column]:
+                ax.axvline(np.log2(eta) if hp == "eta" else 0.0, color="#777777", lw=1, ls="--")
+        if table["recipe"].nunique() > 1:
+            handles = [Line2D([], [], ls=ls, color=figures.COLOURS[scheme], label=label)
+                       for ls, label in (("-", "float32"), (":", "FP8"))]  # fmt: skip
+            figure.legend(handles=handles, ncols=2, loc="outside upper center")
+    return figure
+
+
+def shapes(results: Results) -> Figure:
+    """Final loss and the RMS of ``FOLLOWED`` at the end against width, depth, steps and batch."""
+    table = tables.settings(results)
+    varied = [s for s in SHAPE.values() if len(table) and (table["varied"] == _column(s)).any()]
+    if not varied:
+        return figures.empty("no shape was varied")
+    with figures.style():
+        figure, axes = _panels(varied, varied)
+        for column, name in enumerate(varied):
+            for scheme in tables.SCHEMES:
+                own = table[(table["varied"] == _column(name)) & (table["scheme"] == scheme)]
+                _lines(axes[:, column], own, figures.COLOURS[scheme], figures.MARKERS[scheme])
+            values = np.log2(sorted(table[table["varied"] == _column(name)]["value"].unique()))
+            axes[-1, column].set_xticks(values, [f"{2.0**v:g}" for v in values])
+        handles = [
+            Line2D(
+                [], [], ls="-", color=figures.COLOURS[s], marker=figures.MARKERS[s], label=NAMES[s]
+            )
+            for s in tables.SCHEMES
+        ]
+        figure.legend(handles=handles, ncols=2, loc="outside upper center")
+    return figure
+
+
+def _column(name: str) -> str:
+    return name
+
+
+def _panels(varied: list[str], titles: list[str]) -> tuple[Figure, np.ndarray]:
+    """A row for the loss and one for each of ``FOLLOWED``, a column a thing varied."""
+    figure, axes = _grid(max(1.35 * len(varied) + 0.6, 5.0), 6.2, 4, len(varied), sharex="col",
+                         sharey="row")  # fmt: skip
+    labels = ["loss (nats)", "(a) readout\nweight RMS", "(b) FFN-down\ninput RMS",
+              "(c) FFN-down\ngradient RMS"]  # fmt: skip
+    for row, label in enumerate(labels):
+        axes[row, 0].set_ylabel(label, fontsize=9)
+    for column, title in enumerate(titles):
+        axes[-1, column].set_xlabel(title)
+        for row in range(4):
+            if row:
+                _log2(axes[row, column])
+        if title in HP_NAMES.values():
+            _log2(axes[-1, column], "x")
+    return figure, axes
+
+
+def _lines(axes: np.ndarray, own: pd.DataFrame, colour: str, marker: str) -> None:
+    """One line a recipe down the rows: means over seeds with 95 % intervals where there are two."""
+    for recipe, group in own.groupby("recipe", sort=False):
+        style = "-" if recipe == "plain" else ":"
+        for ax, column in zip(axes, ("final_loss", *FOLLOWED), strict=True):
+            ok = group[np.isfinite(group[column])]
+            if ok.empty or (recipe != "plain" and column != "final_loss"):
+                continue
+            values = ok[column] if column == "final_loss" else np.log2(ok[column])
+            means = {v: laws.mean_interval(g) for v, g in values.groupby(ok["value"])}
+            x, found = np.log2(list(means)), list(means.values())
+            ax.plot(x, [m.value for m in found], style, marker=marker, ms=4, lw=1.3, color=colour)
+            lo, hi = ([getattr(m, end) for m in found] for end in ("lo", "hi"))
+            known = np.isfinite(lo)
+            ax.fill_between(x, lo, hi, where=known, color=colour, alpha=0.15, lw=0)
+
+
+def slopes(results: Results) -> Figure:
+    """Slope of end RMS over each thing varied, with 95 % intervals and the claims' bound."""
+    table = tables.slopes(results)
+    if table.empty:
+        return figures.empty("nothing was varied")
+    schemes = [s for s in tables.SCHEMES if (table["scheme"] == s).any()]
+    rows = {s: [v for v in (*SWEPT[s], *SHAPE.values())
+                if (table[table["scheme"] == s]["varied"] == v).any()] for s in schemes}  # fmt: skip
+    looks = dict(zip(FOLLOWED, (("#CC79A7", "*"), ("#D55E00", "D"), ("#0072B2", "o")), strict=True))
+    with figures.style():
+        height = 1.5 + 0.36 * max(map(len, rows.values()))
+        figure, axes = _grid(7.6, height, 1, len(schemes), sharex=True)
+        for ax, scheme in zip(axes[0], schemes, strict=True):
+            ax.axvspan(-STEEP, STEEP, color="#999999", alpha=0.25, lw=0)
+            for row in table[table["scheme"] == scheme].to_dict("records"):
+                i = FOLLOWED.index(row["tensor"])
+                colour, marker = looks[row["tensor"]]
+                error = [[row["slope"] - row["slope_lo"]], [row["slope_hi"] - row["slope"]]]
+                error = np.where(np.isfinite(error), error, 0.0)
+                y = rows[scheme].index(row["varied"]) + 0.22 * (i - 1)
+                label = row["tensor"] if row["varied"] == rows[scheme][0] else "_"
+                ax.errorbar(row["slope"], y, xerr=error, fmt=marker, color=colour, ms=5,
+                            capsize=2, elinewidth=1, label=label)  # fmt: skip
+            ax.set_yticks(range(len(rows[scheme])), [HP_NAMES.get(v, v) for v in rows[scheme]])
+            ax.set_ylim(len(rows[scheme]) - 0.5, -0.5)
+            ax.set_xlim(-1.3, 1.3)
+            ax.set_title(NAMES[scheme], fontweight="bold")
+            ax.set_xlabel("octaves of RMS per octave")
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, ncols=3, loc="outside upper center")
+    return figure

@@ -1,0 +1,223 @@
+"""Tables of the study `fp8_drift`: records in, tidy frames out.
+
+A run with one probe step is a *setting*, every other an *arm*. Tensors are those that a product
+multiplies: ``input``, ``weight`` and ``output_gradient`` of every linear.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pandas as pd
+
+from umup import fp8, laws, records
+from umup.laws import Interval
+from umup.records import Results
+from umup.slopes import fit_slope
+
+SCHEMES = ("mup", "umup")
+NAMES = {"mup": "μP", "umup": "u-μP"}
+KINDS = ("input", "weight", "output_gradient")
+LINEARS = ("attn.qkv", "attn.out", "mlp.gate_up", "mlp.down", "readout")
+SWEPT = {
+    "mup": ("eta", "eta_emb", "sigma_init", "alpha_emb", "alpha_attn_softmax", "alpha_output"),
+    "umup": ("eta", "alpha_attn_softmax", "alpha_residual", "alpha_residual_attn_ratio",
+             "alpha_ffn_act", "alpha_loss_softmax"),
+}  # fmt: skip
+"""Hyperparameters varied, of each scheme (u-μP paper, Table 6)."""
+SHAPE = {"d_model": "width", "n_layers": "depth", "steps": "steps", "batch_size": "batch"}
+FOLLOWED = ("readout weight", "last FFN-down input", "last FFN-down gradient")
+"""The tensors of the paper's Figure 9, those of the largest RMS at the end."""
+MIN_NORMAL = {"e4m3": 2.0**-6, "e5m2": 2.0**-14}
+LARGEST = {"e4m3": fp8.E4M3.largest, "e5m2": fp8.E5M2.largest}
+SMALLEST = {"e4m3": fp8.E4M3.smallest, "e5m2": fp8.E5M2.smallest}
+LEFT = 0.01
+"""A tensor counts as out of a format's range when so many of its elements are lost."""
+
+
+def _specified(runs: pd.DataFrame) -> pd.DataFrame:
+    if runs.empty:
+        return runs
+    table = records.with_spec(runs)
+    given = [json.loads(spec).get("probe_steps", []) for spec in runs["spec"]]
+    return table.assign(probes=[len(steps) for steps in given])
+
+
+def arms(results: Results) -> pd.DataFrame:
+    """The runs under each recipe; column ``recipe`` (``, precise`` after it where it is)."""
+    runs = _specified(results.runs)
+    if runs.empty or (runs := runs[runs["probes"] != 1]).empty:
+        return pd.DataFrame()
+    precise = runs["model.accumulation"] == "precise"
+    return runs.assign(recipe=runs["model.recipe"] + precise.map({True: ", precise", False: ""}))
+
+
+def width_of(table: pd.DataFrame, d_model: int | None = None) -> pd.DataFrame:
+    """The rows of width ``d_model``, by default the narrowest."""
+    if table.empty:
+        return table
+    return table[table["d_model"] == (table["d_model"].min() if d_model is None else d_model)]
+
+
+def drift(results: Results) -> pd.DataFrame:
+    """What the probes of the plain arms saw of every linear, a row a tensor and step.
+
+    Columns: scheme, d_model, seed, step, place (``blocks.0.mlp.down``), layer (−1: the readout),
+    linear, kind, the statistics of ``config.PROBE_STATS``; e4m3, e5m2 (share lost, clipped or
+    flushed) and seed_recipe (share lost in the format that ``fp8_seed`` gives it).
+    """
+    runs = arms(results)
+    if runs.empty:
+        return runs
+    seen = _linears(records.probes(runs))
+    if seen.empty:
+        return seen
+    table = seen.merge(runs[["key", "scheme", "d_model", "seed"]], on="key")
+    for fmt in ("e4m3", "e5m2"):
+        table[fmt] = table[f"{fmt}_clipped"] + table[f"{fmt}_flushed"]
+    formats = [_format("fp8_seed", *row) for row in zip(table["place"], table["kind"])]
+    wide = pd.Series(formats, table.index) == "e5m2"
+    return table.assign(seed_recipe=table["e4m3"].where(~wide, table["e5m2"]))
+
+
+def _linears(probes: pd.DataFrame) -> pd.DataFrame:
+    """The probes of the tensors that products multiply, with place, layer, linear and kind."""
+    parts = probes["tensor"].str.rsplit("/", n=1)
+    place, kind = parts.str[0], parts.str[1]
+    linear = place.str.replace(r"^blocks\.\d+\.", "", regex=True)
+    layer = place.str.extract(r"^blocks\.(\d+)\.")[0].fillna("-1").astype(int)
+    table = probes.assign(place=place, kind=kind, linear=linear, layer=layer)
+    return table[table["linear"].isin(LINEARS) & table["kind"].isin(KINDS)]
+
+
+def _format(recipe: str, place: str, kind: str) -> str:
+    casts = fp8.casts(recipe, place)
+    chosen = dict(zip(KINDS, (casts.x, casts.w, casts.g), strict=True))[kind]
+    return "" if chosen is None else chosen.name.lower()
+
+
+def departures(results: Results, d_model: int | None = None) -> pd.DataFrame:
+    """Which tensors leave E4M3's range, a row a scheme and tensor, means over seeds.
+
+    Columns: scheme, place, kind; first (probe step at which ``LEFT`` of its elements are lost
+    first, infinite if never), clipped, flushed (largest shares over the probe steps), lost_e5m2
+    (largest share lost in E5M2 instead), start and end (RMS). Sorted by what is lost.
+    """
+    table = width_of(drift(results), d_model)
+    rows = []
+    by_tensor = ["scheme", "place", "kind"]
+    for (scheme, place, kind), group in table.groupby(by_tensor) if len(table) else ():
+        mean = group.groupby("step")[["rms", "e4m3", "e4m3_clipped", "e4m3_flushed", "e5m2"]].mean()
+        out = mean.index[mean["e4m3"] > LEFT]
+        rows.append({
+            "scheme": scheme, "place": place, "kind": kind,
+            "first": float(out[0]) if len(out) else math.inf,
+            "clipped": mean["e4m3_clipped"].max(), "flushed": mean["e4m3_flushed"].max(),
+            "lost_e5m2": mean["e5m2"].max(),
+            "start": mean["rms"].iloc[0], "end": mean["rms"].iloc[-1],
+        })  # fmt: skip
+    found = pd.DataFrame(rows)
+    if found.empty:
+        return found
+    lost = found["clipped"] + found["flushed"]
+    return found.assign(lost=lost).sort_values(
+        ["scheme", "first", "lost"], ascending=[True, True, False], kind="stable"
+    )
+
+
+def loss_differences(results: Results, against: str = "plain") -> pd.DataFrame:
+    """Final loss of each recipe minus that of ``against``, paired by seed, nats a token.
+
+    Columns: scheme, d_model, recipe, loss, loss_lo, loss_hi (of the recipe itself), difference,
+    difference_lo, difference_hi, n (pairs), diverged (runs). A diverged run makes it infinite.
+    """
+    runs, rows = arms(results), []
+    for (scheme, width), group in runs.groupby(["scheme", "d_model"]) if len(runs) else ():
+        losses = {recipe: g.set_index("seed") for recipe, g in group.groupby("recipe", sort=False)}
+        if against not in losses:
+            continue
+        base = losses[against]["final_loss"]
+        for recipe, own in losses.items():
+            diverged = int((own["status"] == "diverged").sum())
+            pairs = (own["final_loss"] - base).dropna()
+            difference = laws.mean_interval(pairs)
+            if diverged:
+                difference = Interval(math.inf, math.inf, math.inf)
+            level = laws.mean_interval(own["final_loss"].dropna())
+            rows.append({
+                "scheme": scheme, "d_model": width, "recipe": recipe, "diverged": diverged,
+                "n": len(pairs), **_ends("loss", level), **_ends("difference", difference),
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _ends(name: str, i: Interval) -> dict[str, float]:
+    return {name: i.value, f"{name}_lo": i.lo, f"{name}_hi": i.hi}
+
+
+def settings(results: Results) -> pd.DataFrame:
+    """The runs in which one thing was varied, and the RMS of ``FOLLOWED`` at their ends.
+
+    Columns: scheme, recipe, varied (``eta``, …, or a key of ``SHAPE``; "" for the default),
+    value, seed, status, final_loss, and a column for each of ``FOLLOWED`` (NaN where diverged).
+    The default is what most runs have in common.
+    """
+    runs = _specified(results.runs)
+    if runs.empty or (runs := runs[runs["probes"] == 1]).empty:
+        return pd.DataFrame()
+    seen = _linears(records.probes(runs)).set_index(["key", "tensor"])["rms"]
+    columns = {f"hps.{hp}": hp for hps in SWEPT.values() for hp in hps} | {s: s for s in SHAPE}
+    rows = []
+    for scheme, group in runs.groupby("scheme"):
+        # eta is given at full precision, the rest at powers of two: modes are exact
+        default = {column: group[column].mode().iloc[0] for column in columns}
+        for row in group.to_dict("records"):
+            differing = [c for c in columns if row[c] != default[c]]
+            last = f"blocks.{row['n_layers'] - 1}.mlp.down"
+            tensors = ("readout/weight", f"{last}/input", f"{last}/output_gradient")
+            rms = [seen.get((row["key"], tensor), math.nan) for tensor in tensors]
+            labels = {
+                "scheme": scheme, "recipe": row["model.recipe"], "seed": row["seed"],
+                "status": row["status"], "final_loss": row["final_loss"],
+                **dict(zip(FOLLOWED, rms, strict=True)),
+            }  # fmt: skip
+            if len(differing) > 1:
+                continue
+            if differing:
+                value = row[differing[0]]
+                rows.append(labels | {"varied": columns[differing[0]], "value": value})
+            else:
+                rows.append(labels | {"varied": "", "value": math.nan})
+    out = pd.DataFrame(rows)
+    defaults = out[out["varied"] == ""]
+    # The default belongs to every line of its scheme and recipe that anything varies on.
+    lines = [out[out["varied"] != ""], defaults]
+    for (scheme, recipe, varied), _ in lines[0].groupby(["scheme", "recipe", "varied"]):
+        own = defaults[(defaults["scheme"] == scheme) & (defaults["recipe"] == recipe)]
+        column = next(c for c, name in columns.items() if name == varied)
+        value = runs[runs["scheme"] == scheme][column].mode().iloc[0]
+        lines.append(own.assign(varied=varied, value=value))
+    return pd.concat(lines, ignore_index=True)
+
+
+def slopes(results: Results, recipe: str = "plain") -> pd.DataFrame:
+    """Octaves of end-of-training RMS per octave of what is varied.
+
+    Columns: scheme, varied, tensor (of ``FOLLOWED``), slope, slope_lo, slope_hi, n (runs). Runs
+    that diverged are left out.
+    """
+    table = settings(results)
+    rows = []
+    if table.empty:
+        return table
+    table = table[(table["recipe"] == recipe) & (table["varied"] != "")]
+    table = table[table["status"] == "ok"]
+    for (scheme, varied), group in table.groupby(["scheme", "varied"]):
+        for tensor in FOLLOWED:
+            if group["value"].nunique() < 2:
+                continue
+            fitted = fit_slope(group["value"], group[tensor])
+            rows.append({"scheme": scheme, "varied": varied, "tensor": tensor, "n": len(group),
+                         **_ends("slope", fitted)})  # fmt: skip
+    return pd.DataFrame(rows)

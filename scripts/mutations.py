@@ -1,0 +1,297 @@
+"""Flip each constant of the rules and ops in turn, and show which test fails for it.
+
+    .venv/bin/python scripts/mutations.py --jobs 2 > mutations.md
+    .venv/bin/python scripts/mutations.py --only ops.py --limit 20
+
+Mutations are made from the source, not listed: see `mutants`. Each is applied to a copy of the
+package in a temporary folder, and the fast tests of that module run against it until the first one
+fails. Prints a Markdown table; exits 1 if a mutation survives.
+
+A worker process imports JAX and pytest once and forks for every mutation; compiled programs are
+kept in one cache, since most mutations of the rules change values and no program.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+from mutants import Mutation, mutations
+
+ROOT = Path(__file__).resolve().parent.parent
+
+_RULES = ("test_rules.py", "test_contract.py")
+_OPS = ("test_contract.py", "test_ops.py")
+TESTS = {
+    "schemes.py": _RULES,
+    "rules.py": _RULES,
+    "scale.py": _OPS,
+    "ops.py": (*_OPS, "test_probe.py", "test_fp8.py"),
+    "fp8.py": ("test_fp8.py",),
+    "probe.py": ("test_probe.py", "test_fp8.py"),
+}
+"""Module → files of tests that must notice, quickest first."""
+
+RENDERED = ("tables_in_three_styles", "table_of_variants", "table_says", "test_render")
+"""Tests of printed tables: left out, so that what kills a mutation of a rule is a number."""
+
+EQUIVALENT: dict[tuple[str, str, str], str] = {}
+"""(module, function, mutation) → why no test can see it."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the tests said: the first that failed, or "" where the mutation survived."""
+
+    killer: str
+    seconds: float
+
+
+# --- running --------------------------------------------------------------------------------------
+
+
+class _FirstFailure:
+    """A pytest plugin that remembers the first failing test or collection error."""
+
+    def __init__(self) -> None:
+        self.name = ""
+
+    def pytest_runtest_logreport(self, report) -> None:
+        if report.failed and not self.name:
+            self.name = report.nodeid
+
+    def pytest_collectreport(self, report) -> None:
+        if report.failed and not self.name:
+            self.name = f"{report.nodeid} (on import)"
+
+
+def _child(folder: Path, package: Path, tests: Sequence[str], log: Path) -> str:
+    """In a forked process: run ``tests`` against ``package``; the first failure's name."""
+    import pytest
+
+    sys.path.insert(0, str(package))
+    os.chdir(folder)
+    first = _FirstFailure()
+    out = io.StringIO()
+    with redirect_stdout(out), redirect_stderr(out):
+        import umup
+
+        where = Path(umup.__file__).parent.parent  # type: ignore[arg-type]
+        assert where == package, f"the tests would see {where}, not the copy"
+        files = [f"tests/{name}" for name in tests]
+        chosen = ["-k", " and ".join(f"not {name}" for name in RENDERED)]
+        pytest.main(["-x", "-q", "-p", "no:cacheprovider", *chosen, *files], plugins=[first])
+    log.write_text(out.getvalue(), encoding="utf-8")
+    return first.name
+
+
+def _fork(job: Callable[[], str], report: Path, core: int | None) -> int:
+    """Run ``job`` in a child; what it returns is written to ``report`` as JSON."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        os.setsid()
+        if core is not None:
+            os.sched_setaffinity(0, {core})
+        result = job()
+    except BaseException as error:  # a mutated package may fail in any way at import
+        result = f"import: {type(error).__name__}"
+    report.write_text(json.dumps(result), encoding="utf-8")
+    os._exit(0)
+
+
+def _package(folder: Path, snapshot: Path, module: str, source: str) -> Path:
+    """A copy of the package, all but the mutated module by link; its parent folder."""
+    package = folder / "lib"
+    (package / "umup").mkdir(parents=True)
+    for path in snapshot.iterdir():
+        if path.name not in (module, "__pycache__"):
+            (package / "umup" / path.name).symlink_to(path)
+    (package / "umup" / module).write_text(source, encoding="utf-8")
+    return package
+
+
+def _snapshot(folder: Path) -> None:
+    """Package and tests as they are now, so that edits of the checkout do not disturb the run."""
+    ignore = shutil.ignore_patterns("__pycache__", "studies", "book")
+    shutil.copytree(ROOT / "lib" / "umup", folder / "umup",
+                    ignore=shutil.ignore_patterns("__pycache__"))  # fmt: skip
+    shutil.copytree(ROOT / "tests", folder / "tests", ignore=ignore)
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, folder / name)
+
+
+def _prepare(folder: Path) -> None:
+    """Settings of the children, and the imports that they share. JAX must not start here."""
+    os.environ |= {
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    sys.dont_write_bytecode = True
+    import flax.nnx  # noqa: F401
+    import hypothesis  # noqa: F401
+    import jax  # noqa: F401
+    import numpy  # noqa: F401
+    import optax  # noqa: F401
+    import pytest  # noqa: F401
+
+    assert "umup" not in sys.modules
+
+
+def _pool(
+    folder: Path, mutants: Sequence[Mutation], jobs: int, timeout: float
+) -> Iterator[tuple[int, Outcome]]:
+    """(index, outcome) of each mutation as it ends, ``jobs`` at once, each on its own core."""
+    cores = sorted(os.sched_getaffinity(0))
+    free = [cores[i] if i < len(cores) else None for i in range(jobs)]
+    running: dict[int, tuple[int, float, Path, int | None]] = {}
+    waiting = list(enumerate(mutants))
+    while waiting or running:
+        while waiting and free:
+            index, mutant = waiting.pop(0)
+            place, core = folder / f"run{index}", free.pop()
+            package = _package(place, folder / "umup", mutant.module, mutant.source)
+            tests = [t for t in TESTS[mutant.module] if (folder / "tests" / t).exists()]
+
+            def job(package=package, tests=tests, log=place / "log"):
+                return _child(folder, package, tests, log)
+
+            running[_fork(job, place / "report", core)] = (index, time.monotonic(), place, core)
+        time.sleep(0.02)
+        for pid, (index, began, place, core) in list(running.items()):
+            seconds = time.monotonic() - began
+            ended, _ = os.waitpid(pid, os.WNOHANG)
+            if not ended and seconds < timeout:
+                continue
+            if not ended:
+                os.killpg(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            report = place / "report"
+            silence = "a crash" if ended else "no end in time"
+            killer = json.loads(report.read_text("utf-8")) if report.exists() else silence
+            shutil.rmtree(place)
+            del running[pid]
+            free.append(core)
+            yield index, Outcome(killer, seconds)
+
+
+def run(mutants: Sequence[Mutation], *, jobs: int, timeout: float) -> list[Outcome]:
+    """Run the tests of each mutation's module against it.
+
+    Args:
+        mutants: what to try.
+        jobs: processes at once.
+        timeout: seconds after which a mutation counts as noticed: a hang is.
+
+    Raises:
+        SystemExit: a module's tests fail without any mutation, or it has none.
+    """
+    outcomes: dict[int, Outcome] = {}
+    with tempfile.TemporaryDirectory(prefix="mutations-") as name:
+        folder = Path(name)
+        _snapshot(folder)
+        _prepare(folder)
+        # First each module as it is: its tests must pass, and their programs enter the cache.
+        whole = []
+        for module in dict.fromkeys(m.module for m in mutants):
+            if not any((folder / "tests" / t).exists() for t in TESTS[module]):
+                raise SystemExit(f"{module} has none of its tests: {', '.join(TESTS[module])}")
+            source = (folder / "umup" / module).read_text("utf-8")
+            whole.append(Mutation(module, 0, "", "none", "as it is", source))
+        for index, outcome in _pool(folder, whole, jobs, math.inf):
+            _say(whole[index], outcome, "passes")
+            if outcome.killer:
+                raise SystemExit(f"{whole[index].module} fails as it is: {outcome.killer}")
+        for index, outcome in _pool(folder, mutants, jobs, timeout):
+            _say(mutants[index], outcome, "SURVIVES")
+            outcomes[index] = outcome
+    return [outcomes[i] for i in range(len(mutants))]
+
+
+def _say(mutant: Mutation, outcome: Outcome, otherwise: str) -> None:
+    said = f"{outcome.killer or otherwise} [{outcome.seconds:.0f} s]"
+    print(f"{mutant.module}:{mutant.line} {mutant.text}: {said}", file=sys.stderr, flush=True)
+
+
+# --- report ---------------------------------------------------------------------------------------
+
+
+def verdict(mutant: Mutation, outcome: Outcome) -> str:
+    """``noticed``, ``equivalent`` or ``SURVIVES``."""
+    if outcome.killer:
+        return "noticed"
+    known = (mutant.module, mutant.function, mutant.text) in EQUIVALENT
+    return "equivalent" if known else "SURVIVES"
+
+
+def report(mutants: Sequence[Mutation], outcomes: Sequence[Outcome]) -> str:
+    """The Markdown table, with a line of totals."""
+
+    def code(text: str) -> str:
+        return f"`{text.replace('|', '¦').replace('`', chr(39))}`"
+
+    rows = ["| place | kind | mutation | first failing test |", "| --- | --- | --- | --- |"]
+    for m, o in zip(mutants, outcomes, strict=True):
+        said = o.killer.removeprefix("tests/")
+        if not said:
+            reason = EQUIVALENT.get((m.module, m.function, m.text))
+            said = f"equivalent: {reason}" if reason else "**survives**"
+        else:
+            said = code(said)
+        place = f"{m.module}:{m.line}" + (f" `{m.function}`" if m.function else "")
+        rows.append(f"| {place} | {m.kind} | {code(m.text)} | {said} |")
+    counts = [verdict(m, o) for m, o in zip(mutants, outcomes, strict=True)]
+    total = ", ".join(f"{counts.count(v)} {v}" for v in ("noticed", "equivalent", "SURVIVES"))
+    return "\n".join([*rows, "", f"{len(mutants)} mutations: {total}."])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--jobs", type=int, default=2, help="mutations at once")
+    parser.add_argument("--only", action="append", choices=sorted(TESTS), help="a module")
+    parser.add_argument("--limit", type=int, help="an even sample of that many")
+    parser.add_argument("--match", default="", help="only mutations whose text contains this")
+    parser.add_argument("--timeout", type=float, default=180.0, help="seconds for one mutation")
+    parser.add_argument("--list", action="store_true", help="name the mutations and run nothing")
+    options = parser.parse_args(arguments)
+    mutants = []
+    for module in options.only or TESTS:
+        path = ROOT / "lib" / "umup" / module
+        if path.exists():
+            mutants += mutations(path.read_text(encoding="utf-8"), module)
+    mutants = [m for m in mutants if options.match in m.text]
+    if options.limit and options.limit < len(mutants):
+        step = len(mutants) / options.limit
+        mutants = [mutants[int(i * step)] for i in range(options.limit)]
+    if options.list:
+        print("\n".join(f"{m.module}:{m.line} {m.function}: {m.kind}: {m.text}" for m in mutants))
+        return 0
+    outcomes = run(mutants, jobs=options.jobs, timeout=options.timeout)
+    print(report(mutants, outcomes))
+    survivors = [m for m, o in zip(mutants, outcomes) if verdict(m, o) == "SURVIVES"]
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

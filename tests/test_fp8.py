@@ -1,0 +1,291 @@
+"""FP8: casts against a table of all codes, recipes, products bit for bit, and delayed scaling."""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+from umup import fp8, ops, train
+from umup.config import BLOCK_LINEARS, RECIPES, HPs, ModelConfig, OptimConfig, RunConfig
+from umup.errors import ConfigError
+from umup.fp8 import BF16, E4M3, E5M2, Casts
+
+CODES = {
+    "E4M3": np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64),
+    "E5M2": np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e5m2).astype(np.float64),
+}
+formats = pytest.mark.parametrize("fmt", [E4M3, E5M2], ids=lambda f: f.name)
+
+
+def nearest(x, fmt):
+    """Independent rounding: the nearest finite code, ties to the even code, magnitudes clipped."""
+    positive = CODES[fmt.name][:128]
+    finite = positive[np.isfinite(positive)]  # code i has value finite[i], rising
+    size = np.minimum(np.abs(x), finite[-1])
+    above = np.searchsorted(finite, size).clip(1)
+    below = above - 1
+    to_above, to_below = finite[above] - size, size - finite[below]
+    up = (to_above < to_below) | ((to_above == to_below) & (above % 2 == 0))
+    return np.copysign(np.where(up, finite[above], finite[below]), x)
+
+
+def cast(x, fmt):
+    return np.asarray(fp8.saturate(jnp.asarray(x, jnp.float32), fmt), np.float64)
+
+
+@formats
+def test_formats_are_those_of_the_dtype(fmt):
+    codes = CODES[fmt.name]
+    assert fmt.largest == codes[np.isfinite(codes)].max()
+    assert fmt.smallest == codes[codes > 0].min()
+
+
+@formats
+def test_every_code_comes_back(fmt):
+    codes = CODES[fmt.name]
+    finite = np.isfinite(codes)
+    found = fp8.saturate(jnp.asarray(codes, jnp.float32), fmt)
+    bits = np.asarray(found).view(np.uint8)
+    np.testing.assert_array_equal(bits[finite], np.arange(256)[finite])
+    assert np.isnan(np.asarray(found, np.float32)[np.isnan(codes)]).all()
+
+
+@formats
+def test_rounding_is_to_nearest_and_ties_to_even(fmt):
+    positive = CODES[fmt.name][:128]
+    finite = positive[np.isfinite(positive)]
+    ties = (finite[:-1] + finite[1:]) / 2
+    rng = np.random.default_rng(0)
+    spread = rng.normal(size=4000) * 2.0 ** rng.integers(-20, 20, 4000)
+    x = np.concatenate([ties, np.nextafter(ties, 0, dtype=np.float32), finite * 1.01, spread])
+    x = np.concatenate([x, -x]).astype(np.float32)
+    np.testing.assert_array_equal(cast(x, fmt), nearest(x.astype(np.float64), fmt))
+
+
+@formats
+def test_what_lies_beyond_the_range(fmt):
+    top = fmt.largest
+    beyond = [top * 1.01, top * 1.1, 1e30, np.inf]
+    assert cast([*beyond, *(-b for b in beyond)], fmt).tolist() == [top] * 4 + [-top] * 4
+    assert np.isnan(cast([np.nan], fmt)).all()
+    half = fmt.smallest / 2  # the tie goes to zero, the even code
+    low = np.nextafter(np.float32(half), 1)
+    assert cast([half, low, -half, 0.0], fmt).tolist() == [0.0, fmt.smallest, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("a, b", [(E4M3, E4M3), (E5M2, E4M3), (E4M3, E5M2), (BF16, BF16)])
+def test_a_product_is_the_float32_product_of_the_cast_operands(a, b):
+    x = jax.random.normal(jax.random.key(0), (48, 33)) * 20
+    w = jax.random.normal(jax.random.key(1), (33, 16))
+    found = fp8.dot(fp8.cast(x, a), fp8.cast(w, b), (1, 0), jnp.float32)
+    wide = [v.astype(jnp.float32) for v in (fp8.saturate(x, a), fp8.saturate(w, b))]
+    want = lax.dot_general(*wide, (((1,), (0,)), ((), ())))
+    if BF16 in (a, b):  # XLA may sum bfloat16 in another order
+        np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-3)
+    else:
+        np.testing.assert_array_equal(found, want)
+
+
+def test_recipes():
+    table = {
+        "plain": {"mlp.down": Casts(), "readout": Casts()},
+        "bf16": {"mlp.down": Casts(BF16, BF16, BF16), "readout": Casts(BF16, BF16, BF16)},
+        "fp8_seed": {
+            "attn.qkv": Casts(E4M3, E4M3, E4M3), "attn.out": Casts(E5M2, E4M3, E4M3),
+            "mlp.gate_up": Casts(E4M3, E4M3, E4M3), "mlp.down": Casts(E5M2, E4M3, E4M3),
+            "readout": Casts(E4M3, E4M3, E4M3),
+        },
+        "fp8_e5m2_grad": {
+            "attn.qkv": Casts(E4M3, E4M3, E5M2), "attn.out": Casts(BF16, BF16, BF16),
+            "mlp.down": Casts(BF16, BF16, BF16), "readout": Casts(E4M3, E4M3, E5M2),
+        },
+        "fp8_current": {"mlp.down": Casts(E4M3, E4M3, E5M2, "current")},
+        "fp8_delayed": {"attn.out": Casts(E4M3, E4M3, E5M2, "delayed")},
+    }  # fmt: skip
+    assert set(table) == set(RECIPES)
+    for recipe, linears in table.items():
+        for linear, want in linears.items():
+            name = linear if linear == "readout" else f"blocks.3.{linear}"
+            assert fp8.casts(recipe, name) == want, (recipe, linear)
+    for recipe, linear in itertools.product(RECIPES, [*BLOCK_LINEARS, "readout"]):
+        found = fp8.casts(recipe, linear)
+        # XLA has no FP8 GEMM of two E5M2 operands: in none of the three products.
+        assert [found.x, found.w, found.g].count(E5M2) <= 1
+    with pytest.raises(ConfigError, match=r"recipe: received 'fp8'.*fp8_seed"):
+        fp8.casts("fp8", "readout")
+
+
+def test_single_layers_can_stay_in_bfloat16():
+    kept = ("blocks.1.mlp.down", "attn.out")
+    wide = Casts(BF16, BF16, BF16)
+    assert fp8.casts("fp8_seed", "blocks.1.mlp.down", kept) == wide
+    assert fp8.casts("fp8_seed", "blocks.2.mlp.down", kept).x == E5M2
+    assert fp8.casts("fp8_seed", "blocks.2.attn.out", kept) == wide
+    assert fp8.casts("plain", "blocks.2.attn.out", kept) == Casts()
+    with pytest.raises(ConfigError, match=r"keep_bf16: received 'mlp.up'.*blocks\.3"):
+        ModelConfig(keep_bf16=("mlp.up",))
+    with pytest.raises(ConfigError, match="keep_bf16"):
+        ModelConfig(n_layers=2, keep_bf16=("blocks.2.mlp.down",))
+    with pytest.raises(ConfigError, match="recipe: received 'fp8'"):
+        ModelConfig(recipe="fp8")
+
+
+SCALES = (0.5, 0.25, 0.125)  # powers of two, so that scaling rounds nothing
+
+
+def products(x, w, g, casts, history=None):
+    """y, dx and dW of ``ops.linear``, and the next history."""
+
+    def f(x, w, history):
+        return ops.linear(x, w, *SCALES, casts, history)
+
+    y, pull = jax.vjp(f, x, w, history)
+    return y, *pull(g)
+
+
+def operands(dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = [(24, 16), (16, 32), (24, 32)]
+    x, w, g = (jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True))
+    return x.astype(dtype), w, g.astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("recipe", ["bf16", "fp8_seed", "fp8_e5m2_grad"])
+@pytest.mark.parametrize("linear", ["attn.qkv", "mlp.down"])
+def test_all_three_products_take_the_cast_operands(recipe, linear, dtype):
+    x, w, g = operands(dtype)
+    casts = fp8.casts(recipe, linear)
+    x8, w8, g8 = (
+        np.asarray(fp8.saturate(t.astype(jnp.float32), f), np.float64)
+        for t, f in zip((x, w, g), casts[:3], strict=True)
+    )
+    y, dx, dw, _ = products(x, w, g, casts)
+    assert (y.dtype, dx.dtype, dw.dtype) == (dtype, dtype, jnp.float32)
+    tolerance = (
+        {"rtol": 1e-5, "atol": 1e-5} if dtype == jnp.float32 else {"rtol": 8e-3, "atol": 0.02}
+    )
+    for found, want in (
+        (y, SCALES[0] * x8 @ w8),
+        (dx, SCALES[1] * g8 @ w8.T),
+        (dw, SCALES[2] * x8.T @ g8),
+    ):
+        np.testing.assert_allclose(np.asarray(found, np.float64), want, **tolerance)
+
+
+def test_current_scaling_saves_what_a_plain_cast_flushes():
+    x, w, g = operands()
+    tiny = 2.0**-20
+    seed, current = fp8.casts("fp8_seed", "attn.qkv"), fp8.casts("fp8_current", "attn.qkv")
+    assert not np.asarray(products(x, w, g * tiny, seed)[2]).any(), "all of g flushes"
+    _, dx, dw, _ = products(x, w, g, current)
+    _, small_dx, small_dw, _ = products(x, w, g * tiny, current)
+    np.testing.assert_allclose(small_dx, dx * tiny, rtol=1e-6)
+    np.testing.assert_allclose(small_dw, dw * tiny, rtol=1e-6)
+    exact = SCALES[2] * np.asarray(x, np.float64).T @ np.asarray(g, np.float64)
+    assert np.abs(np.asarray(dw) - exact).max() < 0.1 * np.abs(exact).max()
+
+
+def test_a_tensor_of_zeros_and_one_with_infinities_can_be_scaled():
+    x, w, g = operands()
+    casts = fp8.casts("fp8_current", "attn.qkv")
+    assert not np.asarray(products(x * 0, w, g, casts)[0]).any()
+    assert np.isfinite(products(x.at[0, 0].set(jnp.inf), w, g, casts)[0]).all()
+
+
+def test_delayed_scaling_takes_the_magnitudes_of_earlier_steps():
+    x, w, g = operands()
+    delayed, current = fp8.casts("fp8_delayed", "attn.qkv"), fp8.casts("fp8_current", "attn.qkv")
+    empty = jnp.zeros((3, fp8.HISTORY))
+    y, _, _, history = products(x, w, g, delayed, empty)
+    unscaled = products(x, w, g, current._replace(scaling="none"))[0]
+    np.testing.assert_array_equal(y, unscaled)  # nothing is remembered yet
+    want = [float(jnp.abs(t).max()) for t in (x, w, g)]
+    np.testing.assert_allclose(history[:, 0], want)
+    assert not np.asarray(history[:, 1:]).any()
+    for found, wanted in zip(
+        products(x, w, g, delayed, history)[:3], products(x, w, g, current)[:3], strict=True
+    ):
+        np.testing.assert_array_equal(found, wanted)  # the same data: the same scales
+    *_, later = products(x / 4, w, g, delayed, history)
+    np.testing.assert_allclose(later[0, :2], [want[0] / 4, want[0]])
+    assert float(fp8.remembered(later)[0]) == pytest.approx(want[0]), "the largest, not the last"
+
+
+# --- whole models ---------------------------------------------------------------------------------
+
+
+def make_run(scheme="umup", steps=6, eta=0.5, **model):
+    shape = {"d_model": 16, "n_layers": 3, "d_head": 8, "d_ff": 48, "vocab_size": 16, "seq_len": 8,
+             "base_width": 16, "base_depth": 3, "base_d_head": 8}  # fmt: skip
+    return RunConfig(
+        scheme=scheme, model=ModelConfig(**(shape | model)),
+        optim=OptimConfig(steps=steps, batch_size=4, warmup_steps=2), hps=HPs(eta=eta), seed=1,
+        corpus="c", tokenizer="t", data_digest="d",
+    )  # fmt: skip
+
+
+TOKENS = (np.arange(4000) ** 2 % 13).astype(np.uint16)
+
+
+def losses(**model):
+    return train.train(make_run(**model), TOKENS)
+
+
+def test_layers_kept_one_by_one_are_the_recipe_of_them_all():
+    every = tuple(f"blocks.{i}.{name}" for i in range(3) for name in BLOCK_LINEARS)
+    bf16 = losses(recipe="bf16")
+    np.testing.assert_array_equal(losses(recipe="fp8_seed", keep_bf16=(*every, "readout")), bf16)
+    seed = losses(recipe="fp8_seed")
+    one = losses(recipe="fp8_seed", keep_bf16=("blocks.1.mlp.down",))
+    assert (one != seed).any() and (one != bf16).any()
+    np.testing.assert_allclose(one, seed, atol=0.05)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_trains_in_chunks_and_lanes_alike(recipe):
+    run = make_run(recipe=recipe)
+    whole = train.train(run, TOKENS)
+    np.testing.assert_array_equal(train.train(run, TOKENS, chunk_steps=2), whole)
+    compiled, lanes = (
+        train.programs(run, 2),
+        train.lanes_of([run, make_run(recipe=recipe, eta=1.0)]),
+    )
+    _, both = compiled.chunk(jnp.asarray(TOKENS), lanes, compiled.init(lanes), 6)
+    np.testing.assert_allclose(both[0], whole, rtol=2e-3)
+    np.testing.assert_allclose(whole, losses(recipe="plain"), atol=0.1)
+
+
+def test_delayed_scaling_remembers_through_training():
+    run = make_run(recipe="fp8_delayed")
+    compiled, lanes = train.programs(run), train.lanes_of([run])
+    states, _ = compiled.chunk(jnp.asarray(TOKENS), lanes, compiled.init(lanes), 6)
+    memory = dict(nnx.to_flat_state(states.amax))
+    assert len(memory) == 5  # four linears, stacked over blocks, and the readout
+    for path, amax in memory.items():
+        filled = (np.asarray(amax[...])[0] > 0).sum(axis=-1)
+        assert (filled == 6).all(), path
+    assert not jax.tree.leaves(train.abstract(make_run(recipe="fp8_seed")).amax)
+
+
+def test_a_unit_scaled_cast_costs_less_precision_than_a_mup_one():
+    """Under fp8_seed u-μP's gradients survive the cast and μP's flush."""
+    run = {"recipe": "fp8_seed"}
+    gap = abs(losses(**run) - losses()).max()
+    assert gap < 0.05
+    probed = {s: reported(make_run(s, eta=2.0**-6 if s == "mup" else 0.5)) for s in ("umup", "mup")}
+    flushed = {s: v["blocks.1.attn.qkv/output_gradient"] for s, v in probed.items()}
+    assert flushed["umup"] < 0.1 < 0.5 < flushed["mup"]
+
+
+def reported(run):
+    compiled, lanes = train.programs(run), train.lanes_of([run])
+    found = compiled.observe(jnp.asarray(TOKENS), lanes, compiled.init(lanes))[0]
+    return dict(zip(train.observed(run), np.asarray(found)[:, 4], strict=True))

@@ -1,0 +1,95 @@
+"""The mutation check: what it flips, and that it tells noticed changes from survivors."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """The two modules; `mutations` imports `mutants` as a script does."""
+    monkeypatch.setattr(sys, "path", [str(SCRIPTS), *sys.path])
+    return importlib.import_module("mutants"), importlib.import_module("mutations")
+
+
+def texts(mutants, source):
+    return {(m.kind, m.text) for m in mutants.mutations(source, "rules.py")}
+
+
+def test_tables_are_flipped_in_every_exponent_sign_and_fan(scripts):
+    mutants, _ = scripts
+    power = "{'fan_in': -0.5, 'depth': 1.0}"
+    assert texts(mutants, f"_P = {power}\nq = {{}}\nr = f(_P)") == {
+        ("exponent", f"{power} → {{'fan_in': -1.0, 'depth': 1.0}}"),
+        ("sign", f"{power} → {{'fan_in': 0.5, 'depth': 1.0}}"),
+        ("swapped fan", f"{power} → {{'fan_out': -0.5, 'depth': 1.0}}"),
+        ("exponent", f"{power} → {{'fan_in': -0.5, 'depth': 2.0}}"),
+        ("sign", f"{power} → {{'fan_in': -0.5, 'depth': -1.0}}"),
+        ("factor", "{} → {'depth': 0.5}"),
+        ("exponent", "_P → {}"),
+    }
+
+
+def test_code_is_flipped_in_factors_operators_signs_and_directions(scripts):
+    mutants, _ = scripts
+    source = "def f(x, forward, backward):\n    return -x * forward + 2.0"
+    assert texts(mutants, source) == {
+        ("operator", "-x * forward + 2.0 → -x * forward - 2.0"),
+        ("factor", "-x * forward + 2.0 → -x * forward + 4.0"),
+        ("operator", "-x * forward → -x / forward"),
+        ("sign", "-x → x"),
+        ("swapped scales", "forward → backward"),
+    }
+    scales = "WeightRule(a, b, c, d, e, f)"
+    assert ("swapped scales", f"{scales} → WeightRule(a, c, b, d, e, f)") in texts(mutants, scales)
+    assert texts(mutants, "x: int = f('-'.join(y) + 'a')\nz: A | None") == set()
+    assert texts(mutants, "def table():\n    return 2.0 * 3.0") == set()  # prints, computes nothing
+
+
+def test_every_module_under_mutation_exists_and_has_tests(scripts):
+    _, mutations = scripts
+    for module, tests in mutations.TESTS.items():
+        assert (SCRIPTS.parent / "lib" / "umup" / module).exists(), module
+        for test in tests:
+            assert (SCRIPTS.parent / "tests" / test).exists(), test
+
+
+def test_the_report_tells_noticed_equivalent_and_surviving(scripts, monkeypatch):
+    mutants, mutations = scripts
+    found = [mutants.Mutation("ops.py", i, "f", "factor", f"{i} → {2 * i}", "") for i in (1, 2, 3)]
+    monkeypatch.setitem(mutations.EQUIVALENT, ("ops.py", "f", "2 → 4"), "only read by nobody")
+    outcomes = [mutations.Outcome(killer, 1.0) for killer in ("tests/test_ops.py::t", "", "")]
+    text = mutations.report(found, outcomes)
+    assert "| ops.py:1 `f` | factor | `1 → 2` | `test_ops.py::t` |" in text
+    assert "| equivalent: only read by nobody |" in text
+    assert "| `3 → 6` | **survives** |" in text
+    assert text.endswith("3 mutations: 1 noticed, 1 equivalent, 1 SURVIVES.")
+
+
+@pytest.mark.slow
+def test_a_change_is_noticed_and_a_harmless_one_survives(scripts):
+    """In a process of its own, as it forks before JAX starts."""
+    import subprocess
+
+    code = (
+        "import mutations; from mutants import Mutation\n"
+        "from pathlib import Path\n"
+        "mutations.TESTS['errors.py'] = ('test_optim.py',)\n"
+        "source = Path('lib/umup/errors.py').read_text()\n"
+        "bad = source.replace('received', 'got')\n"
+        "both = [Mutation('errors.py', 1, '', 'k', t, s) for t, s in (('a', bad), ('b', source))]\n"
+        "assert bad != source\n"
+        "print([o.killer for o in mutations.run(both, jobs=1, timeout=100)])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=SCRIPTS.parent, capture_output=True, text=True,
+        env={"PYTHONPATH": str(SCRIPTS), "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "'tests/test_optim.py::" in done.stdout and done.stdout.rstrip().endswith(", '']")

@@ -1,0 +1,213 @@
+"""Probes: statistics by hand, the identity they are, and what a probed model reports."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from umup import probe, train
+from umup.config import PROBE_STATS, HPs, ModelConfig, OptimConfig, RunConfig
+from umup.errors import ConfigError
+
+TOKENS = (np.arange(4000) ** 2 % 13).astype(np.uint16)
+
+
+def make_run(scheme="umup", *, seed=1, eta=0.5, steps=6, probe_steps=(), **model):
+    shape = {"d_model": 16, "n_layers": 3, "d_head": 8, "d_ff": 48, "vocab_size": 16, "seq_len": 8,
+             "base_width": 16, "base_depth": 3, "base_d_head": 8}  # fmt: skip
+    return RunConfig(
+        scheme=scheme, model=ModelConfig(**(shape | model)),
+        optim=OptimConfig(steps=steps, batch_size=4, warmup_steps=2), hps=HPs(eta=eta), seed=seed,
+        corpus="c", tokenizer="t", data_digest="d", probe_steps=probe_steps,
+    )  # fmt: skip
+
+
+def look(run, steps=0, runs=None):
+    """Report after ``steps`` steps: tensor → {statistic: value}; for several runs a list."""
+    compiled, lanes = train.programs(run), train.lanes_of(runs or [run])
+    states, tokens = compiled.init(lanes), jnp.asarray(TOKENS)
+    if steps:
+        states, _ = compiled.chunk(tokens, lanes, states, steps)
+    report = np.asarray(compiled.observe(tokens, lanes, states))
+    assert np.isfinite(report).all()
+    names = train.observed(run)
+    found = [{n: dict(zip(PROBE_STATS, row)) for n, row in zip(names, r)} for r in report]
+    return found if runs else found[0]
+
+
+def test_statistics_by_hand():
+    x = jnp.asarray([3.0, -4.0, 0.0, 448.0, -449.0, 60000.0, 2.0**-10, 2.0**-9, 2.0**-17, 1.0])
+    found = dict(zip(PROBE_STATS, np.asarray(probe.statistics(x), np.float64)))
+    a = np.asarray(x, np.float64)
+    assert found["rms"] == pytest.approx(np.sqrt(np.mean(a**2)))
+    assert found["mean"] == pytest.approx(a.mean())
+    assert found["max"] == 60000.0
+    # 449 and 60000 exceed 448; 2^-10 and 2^-17 are at most half of 2^-9.
+    assert (found["e4m3_clipped"], found["e4m3_flushed"]) == pytest.approx((0.2, 0.2))
+    # 60000 exceeds 57344; 2^-17 is half of 2^-16, the tie.
+    assert (found["e5m2_clipped"], found["e5m2_flushed"]) == pytest.approx((0.1, 0.1))
+
+
+def test_flushed_and_clipped_are_what_the_cast_does():
+    from umup import fp8
+
+    x = jnp.asarray(np.random.default_rng(0).normal(size=20000) * 2.0**-8, jnp.float32)
+    found = dict(zip(PROBE_STATS, np.asarray(probe.statistics(x))))
+    for fmt in (fp8.E4M3, fp8.E5M2):
+        zero = np.mean(np.asarray(fp8.saturate(x, fmt), np.float32) == 0)
+        assert found[f"{fmt.name.lower()}_flushed"] == pytest.approx(zero, abs=1e-6)
+    assert found["e4m3_flushed"] > 0.1
+
+
+def test_a_tap_is_the_identity_and_its_dummy_carries_the_report():
+    x, w = jnp.arange(6.0).reshape(2, 3), jnp.full((3,), -2.0)
+
+    def f(x, dummy):
+        return (probe.tap(x * 2, dummy, (w, x)) ** 2).sum()
+
+    value, (dx, report) = jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(x, probe.blank(3))
+    assert float(value) == 4 * 55
+    np.testing.assert_array_equal(dx, 8 * x)
+    for row, tensor in zip(report, (w, x, 4 * x), strict=True):
+        np.testing.assert_allclose(row, probe.statistics(tensor))
+
+
+def test_a_tensor_with_an_infinite_derivative_spoils_no_gradient():
+    def f(x, dummy):
+        return probe.tap(x, dummy, (jnp.log(x - 1.0),)).sum()
+
+    dx = jax.grad(f)(jnp.ones(3), probe.blank(2))
+    np.testing.assert_array_equal(dx, np.ones(3))
+
+
+def test_a_model_names_what_it_reports():
+    names = train.observed(make_run())
+    assert len(names) == len(set(names)) == 3 * (4 * 3 + 4 + 2 * 2) + 3 + 2 + 2
+    for name in ("blocks.2.attn.qkv/output_gradient", "blocks.0.mlp.down/input", "readout/weight",
+                 "blocks.1.attn.scores/entropy", "blocks.2.mlp_branch/value", "embed/gradient",
+                 "logits/value"):  # fmt: skip
+        assert name in names
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("recipe", ["plain", "fp8_seed", "fp8_delayed"])
+def test_reports_are_of_the_right_tensors(recipe, dtype):
+    run = make_run(recipe=recipe, dtype=dtype)
+    found = look(run)
+    model = train.build(run, jax.tree.map(lambda a: a[0], train.lanes_of([run])))
+    down, qkv = model.blocks.mlp.down.w[...], model.blocks.attn.qkv.w[...]
+    for layer in range(3):
+        for name, w in (("mlp.down", down), ("attn.qkv", qkv)):
+            want = np.asarray(probe.statistics(w[layer]))
+            got = list(found[f"blocks.{layer}.{name}/weight"].values())
+            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+        assert found[f"blocks.{layer}.attn.qkv/input"]["rms"] == pytest.approx(1.0, abs=0.01)
+    assert found["logits/gradient"] == found["readout/output_gradient"]
+    assert found["logits/gradient"]["rms"] == pytest.approx(1.0, abs=0.1)
+    # The stream's gradient after the last block is that which enters it by the norm.
+    assert 0.2 < found["blocks.2.mlp_branch/gradient"]["rms"] < 3
+
+
+def test_attention_is_reported_as_numpy_has_it():
+    run = make_run(rope=False, n_layers=1, base_depth=1)
+    lane = jax.tree.map(lambda a: a[0], train.lanes_of([run]))
+    model = train.build(run, lane)
+    ids, _ = train._batch(run, jnp.asarray(TOKENS), lane, jnp.int32(0))
+    x = np.asarray(model.embed(ids.reshape(-1)), np.float64)
+    x /= np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
+    qkv = (x @ np.asarray(model.blocks.attn.qkv.w[...][0], np.float64)) / np.sqrt(16)
+    q, k, _ = qkv.reshape(4, 8, 3, 2, 8).transpose(2, 0, 3, 1, 4)
+    allowed = np.tril(np.ones((8, 8), bool))
+    dots = np.einsum("bhtd,bhsd->bhts", q, k)
+    cosines = dots / np.linalg.norm(q, axis=-1)[..., None] / np.linalg.norm(k, axis=-1)[:, :, None]
+    p = np.where(allowed, np.exp(dots / 8), 0)
+    p /= p.sum(-1, keepdims=True)
+    entropy = -np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0).sum(-1)
+    found = look(run)
+    for name, want in (("qk", dots[..., allowed] / 8), ("cosine", cosines[..., allowed])):
+        got = found[f"blocks.0.attn.scores/{name}"]
+        assert got["rms"] == pytest.approx(np.sqrt((want**2).mean()), rel=1e-4)
+        assert got["max"] == pytest.approx(abs(want).max(), rel=1e-4)
+    assert found["blocks.0.attn.scores/entropy"]["mean"] == pytest.approx(entropy.mean(), rel=1e-4)
+
+
+def test_looking_changes_no_number(tmp_path):
+    from umup.data import Dataset
+    from umup.sweep import Settings, run_group
+
+    dataset = Dataset(
+        corpus="c", tokenizer="t", vocab_size=16, train=TOKENS, val=TOKENS, bytes_per_token=1.0,
+        digest="d", tokenizer_digest="t",
+    )  # fmt: skip
+    plain = run_group([make_run()], dataset, tmp_path, study="s", profile="p")[0]
+    steps = (0, 1, 4, 6)
+    probed = run_group(
+        [make_run(probe_steps=steps)], dataset, tmp_path, study="s", profile="p",
+        settings=Settings(chunk_steps=2),
+    )[0]  # fmt: skip
+    np.testing.assert_array_equal(plain["curve_loss"], probed["curve_loss"])
+    assert plain["val_loss"] == probed["val_loss"]
+    assert tuple(probed["probe_steps"]) == steps and len(plain["probe_steps"]) == 0
+    values = probed["probe_values"].reshape(4, -1, len(PROBE_STATS))
+    late = look(make_run(), steps=4)
+    names = probed["probe_tensors"]
+    np.testing.assert_allclose(values[2], [list(late[n].values()) for n in names], rtol=1e-5)
+    assert (values[0] != values[3]).any()
+
+
+def test_off_is_the_same_program():
+    run = make_run()
+    probed = dataclasses.replace(run, probe_steps=(0, 3))
+    assert train.programs(run) == train.programs(probed), "one compiled step for both"
+    assert run.key() != probed.key()
+    assert not jax.tree.leaves(train.abstract(run).taps)
+    ids = jnp.zeros((1, 8), jnp.int32)
+    text = jax.jit(lambda: train.build(run, train.Lane(HPs().to_dict(), jnp.int32(0)))(ids))
+    assert "_tap" not in str(jax.make_jaxpr(text)())
+
+
+def test_lanes_report_apart():
+    runs = [make_run(), make_run(seed=2, eta=1.0), make_run("mup", eta=0.01)]
+    together = look(runs[0], 3, runs[:2])
+    for run, report in zip(runs[:2], together, strict=True):
+        alone = look(run, 3)
+        for name in ("blocks.1.mlp.down/input", "readout/output_gradient"):
+            assert report[name]["rms"] == pytest.approx(alone[name]["rms"], rel=1e-4)
+    assert together[0] != together[1]
+
+
+def test_a_batch_split_over_devices_reports_the_same():
+    run = make_run()
+    lane = jax.tree.map(lambda a: a[0], train.lanes_of([run]))
+    parts = train.parts_of(train.build(run, lane, probed=True))
+    ids, targets = (jnp.asarray(TOKENS[i : i + 64].reshape(8, 8), jnp.int32) for i in (0, 1))
+
+    @jax.jit
+    def report(taps, ids, targets):
+        def loss(taps):
+            model = nnx.merge(parts.graph, parts.params, parts.amax, taps, parts.scales)
+            return model.loss(ids, targets)
+
+        return jax.grad(loss)(taps)
+
+    mesh = Mesh(np.asarray(jax.devices()), ("data",))
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    found = report(parts.taps, *(jax.device_put(a, split) for a in (ids, targets)))
+    want = report(parts.taps, ids, targets)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a[..., :3], b[..., :3], rtol=2e-5, atol=1e-6)
+        np.testing.assert_allclose(a[..., 3:], b[..., 3:], atol=0.01)  # an element near the edge
+
+
+def test_schedules_and_bad_steps():
+    assert probe.schedule(10, 4) == (0, 4, 8, 10)
+    assert probe.schedule(8, 4) == (0, 4, 8)
+    for steps in ((3, 1), (1, 1), (7,), (-1,)):
+        with pytest.raises(ConfigError, match="probe_steps"):
+            make_run(probe_steps=steps)
