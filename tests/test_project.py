@@ -18,7 +18,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = sorted((ROOT / "lib" / "umup").glob("*.py"))
+PACKAGE = ROOT / "lib" / "umup"
+MODULES = sorted([*PACKAGE.glob("*.py"), *PACKAGE.glob("studies/[!_]*.py")])
 STUDIES = sorted(p.parent for p in (ROOT / "experiments").glob("*/study.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
@@ -84,8 +85,18 @@ def offences(module: str, tree: ast.AST) -> list[str]:
 def test_imports_come_from_lower_floors(path: Path) -> None:
     if path.stem in ("__init__", "__main__"):
         return
+    if path.parent.name == "studies":  # the top floor: all of the library, and their own rooms
+        assert foreign(path.stem, parse(path)) == []
+        return
     assert path.stem in PLACE, f"give {path.name} a floor in {__file__}"
     assert offences(path.stem, parse(path)) == []
+
+
+def foreign(module: str, tree: ast.AST) -> list[str]:
+    """What the study module `module` imports of other studies."""
+    own = {s.name for s in STUDIES if module.startswith(s.name)}
+    others = [n.split(".")[2] for n in sorted(imports(tree)) if n.startswith("umup.studies.")]
+    return [other for other in others if not any(other.startswith(name) for name in own)]
 
 
 def test_the_floor_check_sees_every_way_to_import() -> None:

@@ -77,28 +77,27 @@ def coord_check(
     An MLP in plain JAX. Under the standard parametrization with Adam the rules break at the
     hidden weight and the readout; with μP's three factors they hold:
 
-    >>> import jax, jax.numpy as jnp, optax
+    >>> import functools, jax, jax.numpy as jnp, optax
     >>> def loss(params, batch):
     ...     (x, y), multiplier = batch
     ...     h1 = jax.nn.relu(x @ params["first"])
     ...     h2 = jax.nn.relu(h1 @ params["hidden"])
     ...     out = multiplier * (h2 @ params["readout"])
     ...     return jnp.mean((out - y) ** 2), {"h1": h1, "h2": h2, "out": out}
+    >>> @functools.cache  # one object a width: compiled once for all seeds
+    ... def adam(eta, hidden):
+    ...     lr = {"first": eta, "hidden": eta * hidden, "readout": eta}
+    ...     scaled = optax.stateless(lambda u, _: {name: -lr[name] * u[name] for name in u})
+    ...     return optax.chain(optax.scale_by_adam(), scaled)
     >>> def mlp(width, seed, eta, mup):
     ...     k = jax.random.split(jax.random.key(seed), 5)
     ...     shapes = {"first": (8, width), "hidden": (width, width), "readout": (width, 4)}
-    ...     narrow = 8 if mup else width
-    ...     std = {"first": 8**-0.5, "hidden": width**-0.5, "readout": narrow**-0.5}
-    ...     lr = {"first": 1, "hidden": 8 / width if mup else 1, "readout": 1}
-    ...     multiplier = 8 / width if mup else 1.0
-    ...     params = {n: std[n] * jax.random.normal(key, shapes[n]) for n, key in zip(shapes, k)}
-    ...     adam = optax.chain(
-    ...         optax.scale_by_adam(),
-    ...         optax.stateless(lambda u, _: {n: -eta * lr[n] * u[n] for n in u}),
-    ...     )
+    ...     fan = {"first": 8, "hidden": width, "readout": 8 if mup else width}
+    ...     params = {n: jax.random.normal(i, shapes[n]) * fan[n] ** -0.5 for n, i in zip(fan, k)}
+    ...     small = 8 / width if mup else 1.0
     ...     data = jax.random.normal(k[3], (64, 8)), jax.random.normal(k[4], (64, 4))
-    ...     return Coord(params, loss, adam, lambda step: (data, multiplier),
-    ...                  multipliers={"readout": multiplier})
+    ...     return Coord(params, loss, adam(eta, small), lambda step: (data, small),
+    ...                  multipliers={"readout": small})
     >>> how = dict(widths=(32, 64, 128), etas=(2**-8,), seeds=(0, 1), steps=(1, 5))
     >>> sp = coord_check(lambda w, s, eta: mlp(w, s, eta, mup=False), **how)
     >>> sp.passed, sorted({f.tensor for f in sp.broken if f.kind == "weight"})

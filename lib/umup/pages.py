@@ -192,9 +192,16 @@ def png(cell: Mapping[str, Any]) -> str:
 
 
 def read_records(experiments: Path) -> pd.DataFrame:
-    """All committed records of all studies and profiles, smoke excepted; stale ones included."""
+    """All committed records of all studies and profiles, smoke excepted; stale ones included.
+
+    Runs and points; the columns of runs alone are NaN in points.
+    """
     folders = sorted(p for p in experiments.glob("*/records/*") if p.is_dir() and p.name != "smoke")
-    frames = [frame for p in folders if len(frame := records.Store(p).read())]
+    frames = []
+    for store in map(records.Store, folders):
+        # A point has no status: it is recorded when it ended, whatever it found.
+        frames += [store.read(), store.points.read().assign(status="ok")]
+    frames = [frame for frame in frames if len(frame)]
     if not frames:
         return pd.DataFrame(columns=list(records.RUNS.columns))
     return pd.concat(frames, ignore_index=True)
@@ -315,7 +322,8 @@ def data_sheet(runs: pd.DataFrame) -> str:
     """The registry of corpora, and the card of each corpus and tokenizer that records name."""
     from umup import corpora, data
 
-    specs = [json.loads(spec) for spec in runs["spec"].drop_duplicates()]
+    trained = runs[runs["scheme"].notna()]
+    specs = [json.loads(spec) for spec in trained["spec"].drop_duplicates()]
     used = sorted({(s["corpus"], s["tokenizer"]) for s in specs}) or [("sotu", "bytes")]
     cards = [demote(data.card(corpus, tokenizer), 2) for corpus, tokenizer in used]
     rows = []

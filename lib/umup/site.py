@@ -78,6 +78,23 @@ class Steps:
         self.memory.write_text(json.dumps(self.seconds, indent=1), "utf-8")
 
 
+def studies(root: Path) -> list[Path]:
+    """The folders of all studies, in the order of the table of contents.
+
+    Raises:
+        BookError: there is none, or one that has no page, or a page without a study.
+    """
+    found = {path.parent.name: path.parent for path in (root / "experiments").glob("*/study.ipynb")}
+    if not found:
+        raise BookError("experiments", "no study.ipynb", "at least one study")
+    toc = (root / "book" / "_toc.yml").read_text(encoding="utf-8")
+    listed = re.findall(r"^\s*- file: studies/(\w+)\s*$", toc, re.MULTILINE)
+    for name in sorted({*found} ^ {*listed}):
+        lacks = "a page in the table of contents" if name in found else "a study.ipynb"
+        raise BookError("book/_toc.yml", f"studies/{name}, which lacks {lacks}", "both of them")
+    return [found[name] for name in listed]
+
+
 def best_profile(folder: Path) -> str:
     """The first of h100, cpu, smoke that has committed records (smoke needs none)."""
     for profile in pages.PROFILES[:-1]:
@@ -312,9 +329,7 @@ def build(
         BookError: the book warns, misses a file or would load something from another site.
     """
     root = (root or find_root()).resolve()
-    folders = sorted(path.parent for path in (root / "experiments").glob("*/study.ipynb"))
-    if not folders:
-        raise BookError("experiments", "no study.ipynb", "at least one study")
+    folders = studies(root)
     out = root / "book" / "_build"
     staging = out / "src"
     best = {folder: best_profile(folder) for folder in folders}

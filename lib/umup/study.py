@@ -218,8 +218,8 @@ def measure(
         OutOfTime: the deadline passed after a point.
     """
     missing = missing_points(design, place)
-    for number, point in enumerate(missing, 1):
-        function = _measuring(study, point)
+    functions = [_measuring(study, point) for point in missing]
+    for number, (point, function) in enumerate(zip(missing, functions, strict=True), 1):
         with place.claim(point.key()) as mine:
             if not mine:
                 continue
