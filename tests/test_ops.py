@@ -300,6 +300,15 @@ def test_attention_is_causal(t):
         assert (np.delete(d_q[position], position) == 0).all(), "another position's query is seen"
 
 
+def test_attention_of_huge_logits_is_finite():
+    q = jnp.array([[[30.0], [30.0]]])
+    k = jnp.array([[[10.0], [-10.0]]])  # logits ±300: exp overflows without the maximum taken off
+    v = jnp.array([[[1.0], [5.0]]])
+    out, pull = jax.vjp(lambda q, k, v: ops.attention(q, k, v, 1.0, 1.0), q, k, v)
+    np.testing.assert_allclose(out[0, :, 0], [1.0, 1.0], rtol=1e-6)
+    assert all(np.isfinite(g).all() for g in pull(jnp.ones_like(out)))
+
+
 def test_first_position_attends_to_itself():
     q, k, v = (normal(i, 3, 6, 4) for i in range(3))
     np.testing.assert_allclose(ops.attention(q, k, v, 5.0, 2.0)[:, 0], 2 * v[:, 0], rtol=1e-6)

@@ -30,7 +30,7 @@ FLOORS = (
     ("ops", "unit", "mesh"),
     ("layers", "model", "optim", "interop", "tokenizing", "corpora", "sampling", "token_cache",
      "data"),
-    ("train", "coord"),
+    ("train", "slopes", "coord"),
     ("records", "design", "sweep", "search"),
     ("laws", "tables", "plan", "claims", "machine", "bench_records", "bench_torch"),
     ("figures", "report", "study", "bench", "pages", "site", "cli"),

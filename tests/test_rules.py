@@ -126,6 +126,7 @@ def test_schemes_without_unit_scaling_have_true_gradients(scheme, weight):
 
 def test_backward_scales_of_umup():
     embedding = numbers("umup").weight(*EMBEDDING[:3])
+    assert embedding.forward == embedding.backward == 1.0
     assert embedding.weight_grad == pytest.approx(math.sqrt(512 / 4096))  # √(V/tokens)
     hidden = numbers("umup").weight(*HIDDEN[:3], residual=True)
     assert hidden.backward == hidden.forward == pytest.approx(1 / 16)
@@ -311,9 +312,9 @@ def test_our_alpha_1_is_the_reference_packages_root_half():
 
 
 def test_printed_convention_by_hand():
-    # N = 1, α = 1, ratio = 1: α̂ = 1, τ = α̂/(√2 + …), attention then FFN.
+    # N = 1, α = 1, ratio = 1: α̂ = 1, τ = α̂/√2/(1 + …), attention then FFN.
     root2 = math.sqrt(2)
-    assert residual_taus(1, 1.0, 1.0, "printed") == pytest.approx([1 / root2, 1 / (root2 + 1)])
+    assert residual_taus(1, 1.0, 1.0, "printed") == pytest.approx([1 / root2, 1 / (root2 * 2)])
 
 
 def test_residual_numbers_of_each_scheme():
@@ -331,6 +332,7 @@ def test_residual_numbers_of_each_scheme():
     for one in unit:
         assert one.add**2 + one.skip**2 == pytest.approx(1.0)
         assert (one.add_grad, one.split_grad) == (1.0, one.add)
+    assert all(not s.residual for s in SCHEMES.values() if s.unit_scaled)  # τ takes its place
     # l = 1: τ = α̂²/L = 4/16.
     assert unit[0].add == pytest.approx(math.sqrt(0.25 / 1.25))
 

@@ -115,7 +115,8 @@ figures.exponents(results)
 # %% [markdown]
 # The RMS of $q\cdot k$ is $d$ times the sizes of $q_i$ and $k_i$ times the RMS cosine. Independent vectors have
 # a cosine of $1/\sqrt d$, aligned ones one that does not depend on $d$. The mean product $E[q_i k_i]$, on which
-# the argument for $1/d$ is usually built, is something else: pairs may align with either sign.
+# the argument for $1/d$ is usually built, is something else: pairs may align with either sign. Where
+# the exponents of $q\cdot k$ and of the cosine differ by less than 1, larger heads have smaller $q_i$ and $k_i$.
 
 # %% tags=["hide-input", "claim:cosine-flat", "claim:mean-product"] mystnb={"figure": {"name": "fig-attention-cosine", "caption": "The cosine of $q$ and $k$. At the largest head its RMS ends at {glue:text}`cosine`, the magnitude of its mean at {glue:text}`mean_cosine`."}, "image": {"alt": "Cosine of q and k against head size and over training"}}
 figures.correlations(results)

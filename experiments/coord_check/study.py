@@ -71,7 +71,8 @@ Markdown(coord_check.answer(found, design.digits))
 Markdown(coord_check.what_ran(results))
 
 # %% tags=["remove-cell"]
-for name, text in coord_check.glued(found, design.digits).items():
+ladder_step = sorted(design.look_at)[1]  # later ones are in the figures below
+for name, text in coord_check.glued(found, ladder_step, design.digits).items():
     report.glue(name, text)
 
 # %% [markdown]
@@ -82,7 +83,7 @@ for name, text in coord_check.glued(found, design.digits).items():
 # model, draw for draw.
 
 # %% tags=["hide-input", "picture", "claim:sp-logits-grow", "claim:sp-stream-grows", "claim:mup-stream-steady", "claim:umup-stream-steady", "claim:mup-attention-logits-steady", "claim:attention-rung"] mystnb={"figure": {"name": "fig-ladder", "caption": "Exponent of width in the change of three activations, on the way from SP to μP. The logits' goes from {glue:text}`coord_sp_logits` under SP to {glue:text}`coord_mup_logits` under μP at the large learning rate, that of the attention logits from {glue:text}`coord_sp_qk` to {glue:text}`coord_mup_qk` (95 % intervals in brackets; the band is the tolerance)."}, "image": {"alt": "Slope over width of the change of logits, residual stream and attention logits for each rung of the ladder"}}
-coord_check_figures.ladder(slopes, design.tolerance)
+coord_check_figures.ladder(slopes, design.tolerance, ladder_step)
 
 # %% tags=["hide-input", "claim:mup-logits-steady", "claim:umup-logits-steady"] mystnb={"figure": {"name": "fig-coord-growth", "caption": "Change of the logits at the large learning rate, relative to the narrowest model. One step says little: the initial readout is a random matrix whose share in the logits falls with width, and many steps show what the rules keep. Dots are seeds, the dotted line grows like the width."}, "image": {"alt": "Change of the logits against width after several numbers of steps"}}
 coord_check_figures.growth(results)
@@ -97,22 +98,29 @@ coord_check_figures.heat(slopes, design.tolerance)
 # ## Which weight breaks which rule
 #
 # Activations say *that* something is wrong; weights say *what*. This is the printed verdict of
-# `umup.coord_check`, which takes any model, on SP and on u-μP:
+# `umup.coord_check`, which takes any model, on SP and on μP:
 
 # %% tags=["hide-input"]
 print(found["sp"].text(design.digits))
 
 # %% tags=["hide-input"]
-print(found["umup"].text(design.digits))
+print(found["mup"].text(design.digits))
 
 # %% tags=["hide-input"]
 Markdown(coord_check.broken_table(found, design.digits))
 
-# %% tags=["hide-input", "claim:umup-embedding-slows"] mystnb={"figure": {"name": "fig-coord-weights", "caption": "Exponent of width in the norm of every weight's first update at the large learning rate, relative to √(fan-out/fan-in)."}, "image": {"alt": "Heat table of slopes of first updates, schemes by weights"}}
+# %% [markdown]
+# The updates tell most. u-μP's embedding stands out by design: its rule, $1/\sqrt{\text{fan-out}}$ on the learning
+# rate, was found by experiment and is at odds with the check.
+
+# %% tags=["hide-input", "claim:umup-embedding-slows"] mystnb={"figure": {"name": "fig-coord-weights", "caption": "Exponent of width in the norm of every weight's first update at the large learning rate, relative to √(fan-out/fan-in). That of u-μP's embedding follows width to the power {glue:text}`coord_embed`."}, "image": {"alt": "Heat table of slopes of first updates, schemes by weights"}}
 coord_check_figures.heat(slopes, design.tolerance, kind="weight")
 
+# %% [markdown]
+# The norms at initialization, exponent of width; the readout's may be below 0:
+
 # %% tags=["hide-input"]
-Markdown(coord_check.spectral_table(found, design.digits))
+Markdown(coord_check.norms_table(found, design.digits))
 
 # %% [markdown]
 # ## Does the readout need a further 1/width?
@@ -121,7 +129,7 @@ Markdown(coord_check.spectral_table(found, design.digits))
 # Adam's step has no such factor of its own. Tensor Programs V and u-μP do not. The logits change for two reasons,
 # and we take them apart: the readout's own change, and that of the stream below it.
 
-# %% tags=["hide-input", "claim:mup-readout-in-step", "claim:blog-readout-lr-needed", "claim:readout-lr-freezes", "claim:readout-lr-freezes-umup", "claim:readout-lr-logits-shrink"] mystnb={"figure": {"name": "fig-coord-readout", "caption": "First change of the logits at the large learning rate. The readout's own part follows width to the power {glue:text}`coord_mup_readout` under μP and {glue:text}`coord_blog_readout` with the further factor (95 % intervals in brackets; the dotted line falls like 1/width): the factor is one too many, and a wide readout would hardly learn."}, "image": {"alt": "The readout's part of the change of the logits and the whole change, against width"}}
+# %% tags=["hide-input", "claim:mup-readout-in-step", "claim:mup-readout-in-step-later", "claim:blog-readout-lr-needed", "claim:readout-lr-freezes", "claim:readout-lr-freezes-umup", "claim:readout-lr-logits-shrink"] mystnb={"figure": {"name": "fig-coord-readout", "caption": "Left, the readout's own part of the logits' first change follows width to the power {glue:text}`coord_mup_readout` under μP and {glue:text}`coord_blog_readout` with the further factor (95 % intervals in brackets; the dotted line falls like 1/width): the factor is one too many. Right, the whole change after many steps: the other weights make up for some of what the readout no longer does, not for all."}, "image": {"alt": "The readout's part of the change of the logits and the whole change, against width"}}
 coord_check_figures.readout(results)
 
 # %% [markdown]

@@ -79,6 +79,7 @@ from umup import claims, report, study
 from umup.studies import fp8_drift_figures as figures
 from umup.studies import fp8_drift_gemm_figures as speed
 from umup.studies import fp8_drift_report as words
+from umup.studies import fp8_drift_settings_figures as effects
 
 design = study.settings("fp8_drift", globals())
 results = study.run_or_load("fp8_drift", design)
@@ -133,16 +134,16 @@ Markdown(words.losses_table(results, design.digits))
 # One thing is varied at a time. The three tensors are those with the largest RMS at the end in the paper.
 
 # %% tags=["hide-input", "claim:eta-moves-rms"] mystnb={"figure": {"name": "fig-fp8-umup-settings", "caption": "u-μP: final loss and end-of-training RMS against each hyperparameter (the paper's Figure 9). Vertical lines are the default."}, "image": {"alt": "Loss and three RMS values against each hyperparameter of u-μP"}}
-figures.settings(results, "umup")
+effects.settings(results, "umup")
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-fp8-mup-settings", "caption": "μP: the same against its hyperparameters."}, "image": {"alt": "Loss and three RMS values against each hyperparameter of μP"}}
-figures.settings(results, "mup")
+effects.settings(results, "mup")
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-fp8-shapes", "caption": "The same against width, depth, steps and batch, both schemes."}, "image": {"alt": "Loss and three RMS values against width, depth, steps and batch size"}}
-figures.shapes(results)
+effects.shapes(results)
 
 # %% tags=["hide-input", "claim:only-eta-moves-rms", "claim:shape-moves-nothing"] mystnb={"figure": {"name": "fig-fp8-slopes", "caption": "Octaves of end-of-training RMS per octave of what is varied, with 95 % intervals. The band is the claims' bound; outside it, furthest out, lies {glue:text}`umup_steepest` under u-μP."}, "image": {"alt": "Slopes of end-of-training RMS against hyperparameters and shapes"}}
-figures.slopes(results)
+effects.slopes(results)
 
 # %% [markdown]
 # ## What the compiler makes of it

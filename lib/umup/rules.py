@@ -44,8 +44,8 @@ def residual_taus(
 
     ``derived`` is the theory sheet's §4 (τ_l = r_l²/Σ_{i<l} r_i², exact by Lemma C.1);
     ``library`` is that of the authors' PyTorch package (L/2 in place of L); ``printed`` is
-    equation (22) as the u-μP paper prints it: unsquared α̂ over √L. It is equivalent to no
-    depth-μP network and exists for comparison alone.
+    equation (22) as the u-μP paper prints it: α̂ not squared, and 1/√L before the fraction but
+    not in its sum. It is equivalent to no depth-μP network and exists for comparison alone.
 
     Raises:
         ConfigError: unknown convention or ``n_layers`` < 1.
@@ -59,11 +59,13 @@ def residual_taus(
     attn = attn_ratio * ffn
     if convention != "printed":
         attn, ffn = attn**2, ffn**2
-    scale = {"derived": branches, "library": n_layers, "printed": math.sqrt(branches)}[convention]
+    root = math.sqrt(branches)
+    # τ = α̂ / (c + d·Σα̂), Σ over the branches below.
+    c, d = {"derived": (branches, 1), "library": (n_layers, 1), "printed": (root, root)}[convention]
     taus = []
     for layer in range(n_layers):
-        taus.append(attn / (scale + layer * attn + layer * ffn))
-        taus.append(ffn / (scale + (layer + 1) * attn + layer * ffn))
+        taus.append(attn / (c + d * (layer * attn + layer * ffn)))
+        taus.append(ffn / (c + d * ((layer + 1) * attn + layer * ffn)))
     return taus
 
 

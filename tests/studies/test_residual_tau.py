@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from umup import claims, data, ops, records, rules, train
+from umup import claims, data, ops, records, rules, schemes, train
 from umup.config import NUMERICS, HPs, ModelConfig, OptimConfig, RunConfig
 from umup.data import Dataset
 from umup.errors import ConfigError
@@ -112,8 +112,9 @@ def model_walk():
 
     And its readout of the sum of the parts.
     """
-    shape = {"d_model": 16, "n_layers": 2, "d_head": 8, "d_ff": 32, "vocab_size": 11, "seq_len": 5}
-    model = ModelConfig(**shape, base_width=16)
+    model = ModelConfig(
+        d_model=16, n_layers=2, d_head=8, d_ff=32, vocab_size=11, seq_len=5, base_width=16
+    )
     run = RunConfig("umup", model, OptimConfig(1, 2, 0), HPs(), 0, "none", "none", "none")
     ids = jax.random.randint(jax.random.key(1), (2, 5), 0, 11)
 
@@ -186,7 +187,7 @@ def test_trained_walks_see_training(monkeypatch):
 
 def test_every_arm_is_a_scheme():
     for arm in tables.ARMS.values():
-        assert rules.get(arm.scheme).unit_scaled == (arm.scheme == "umup")
+        assert schemes.get(arm.scheme).unit_scaled == (arm.scheme == "umup")
 
 
 def test_points_cover_every_setting_once():

@@ -264,30 +264,31 @@ def answer(found: Mapping[str, slopes.CoordCheck], digits: int = 2) -> str:
         f"width, which should be 0: {', '.join(parts)}. Rules broken, all activations and "
         f"weights, at a tolerance of ±{found[main[0]].tolerance:g}: {', '.join(broken)}."
     )
-    blog = slope_text(table, "mup_readout_lr", "logits.readout", "change", 1, digits)
+    blog = slope_text(table, "mup_readout_lr", "logits.readout", "change", 1, digits, "small")
     if blog != NOTHING:
         text += (
-            " A further 1/width on the readout's learning rate makes its own part of the first "
-            f"change go like the power {blog}: one factor too many."
+            " With a further 1/width on the readout's learning rate, its own part of the first "
+            f"change goes like the power {blog}."
         )
     return text
 
 
-def glued(found: Mapping[str, slopes.CoordCheck], digits: int = 2) -> dict[str, str]:
-    """Name → slope, for captions: changes after the last step, the readout's part after step 1."""
+def glued(found: Mapping[str, slopes.CoordCheck], step: int, digits: int = 2) -> dict[str, str]:
+    """Name → slope, for captions: changes after ``step`` at the large η, the readout's first."""
     table = fitted(found)
-    step, block = last_step(table), last_block(table)
+    qk = f"{last_block(table)}.attn.qk"
 
-    def text(scheme: str, tensor: str, at: int = step) -> str:
-        return slope_text(table, scheme, tensor, "change", at, digits)
+    def text(scheme: str, tensor: str, at: int, pace: str = "large") -> str:
+        return slope_text(table, scheme, tensor, "change", at, digits, pace)
 
     return {
-        "coord_sp_logits": text("sp", "logits"),
-        "coord_mup_logits": text("mup", "logits"),
-        "coord_sp_qk": text("sp", f"{block}.attn.qk"),
-        "coord_mup_qk": text("mup", f"{block}.attn.qk"),
-        "coord_mup_readout": text("mup", "logits.readout", 1),
-        "coord_blog_readout": text("mup_readout_lr", "logits.readout", 1),
+        "coord_sp_logits": text("sp", "logits", step),
+        "coord_mup_logits": text("mup", "logits", step),
+        "coord_sp_qk": text("sp", qk, step),
+        "coord_mup_qk": text("mup", qk, step),
+        "coord_mup_readout": text("mup", "logits.readout", 1, "small"),
+        "coord_blog_readout": text("mup_readout_lr", "logits.readout", 1, "small"),
+        "coord_embed": slope_text(table, "umup", "embed", "update", 1, digits),
     }
 
 
@@ -309,14 +310,17 @@ def broken_table(found: Mapping[str, slopes.CoordCheck], digits: int = 2) -> str
     )
 
 
-def spectral_table(found: Mapping[str, slopes.CoordCheck], digits: int = 2) -> str:
-    """Slopes of the weights' norms at step 0 and of their first updates, large η, in Markdown."""
+def norms_table(found: Mapping[str, slopes.CoordCheck], digits: int = 2) -> str:
+    """Slopes of the weights' norms at initialization, times multiplier, in Markdown."""
     table = fitted(found)
-    weights = list(dict.fromkeys(table[table["kind"] == "weight"]["tensor"]))
-    rows = []
-    for scheme in found:
-        for title, quantity, step in (("norm", "norm", 0), ("first update", "update", 1)):
-            texts = {w: slope_text(table, scheme, w, quantity, step, digits) for w in weights}
-            rows.append({"scheme": TITLES[scheme], "what": title} | texts)
-    headings = {"scheme": "scheme", "what": "of"} | {w: w for w in weights}
-    return report.markdown(pd.DataFrame(rows), headings)
+    at = table[(table["quantity"] == "norm") & (table["step"] == 0) & (table["pace"] == "large")]
+    rows = [
+        {"scheme": TITLES[scheme]}
+        | {
+            r.tensor: format_number(r.slope, digits)
+            for r in at[at["scheme"] == scheme].itertuples()
+        }
+        for scheme in found
+    ]
+    weights = dict.fromkeys(at["tensor"])
+    return report.markdown(pd.DataFrame(rows), {"scheme": "scheme"} | {w: w for w in weights})

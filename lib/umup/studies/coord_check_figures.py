@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from umup import figures
+from umup.claims import format_number
 from umup.records import Results
 from umup.studies import coord_check as study
 
@@ -33,17 +34,15 @@ def _band(ax: Axes, tolerance: float) -> None:
     ax.axhline(0, color="#666666", lw=0.8)
 
 
-def ladder(slopes: pd.DataFrame, tolerance: float) -> Figure:
+def ladder(slopes: pd.DataFrame, tolerance: float, step: int) -> Figure:
     """Slope over width of three changes on the way from SP to μP, one rule at a time.
 
-    After the last step looked at; bars are 95 % intervals, the band is the tolerance. u-μP stands
-    beside the ladder.
+    Bars are 95 % intervals, the band is the tolerance. u-μP stands beside the ladder.
 
     Args:
         slopes: of ``coord_check.fitted``.
-        tolerance: half the height of the band.
+        tolerance: half the height of the band. step: number of updates.
     """
-    step = study.last_step(slopes)
     table = slopes[(slopes["quantity"] == "change") & (slopes["step"] == step)]
     places = dict(zip((*study.LADDER, "umup"), (0, 1, 2, 3, 4, 5.3)))
     labels = (*study.RUNGS, "u-μP")
@@ -85,13 +84,13 @@ def _reach(table: pd.DataFrame) -> np.ndarray:
     return np.where(np.isfinite(reach), reach, np.nan)
 
 
-def _curve(ax: Axes, at: pd.DataFrame, scheme: str, relative: bool) -> None:
-    """Geometric mean over seeds against width, and every seed as a dot."""
+def _curve(ax: Axes, at: pd.DataFrame, scheme: str) -> None:
+    """Geometric mean over seeds and every seed as a dot, relative to the narrowest width."""
     at = at[np.isfinite(at["value"]) & (at["value"] > 0)]
     if at.empty:
         return
     mean = np.exp(np.log(at["value"]).groupby(at["width"]).mean())
-    unit = mean.iloc[0] if relative else 1.0
+    unit = mean.iloc[0]
     colour = COLOURS.get(scheme, figures.OTHER)
     ax.plot(mean.index, mean / unit, "-", marker=MARKERS.get(scheme, "P"), ms=5.5, lw=1.4,
             color=colour, label=study.TITLES[scheme])  # fmt: skip
@@ -125,7 +124,7 @@ def growth(results: Results, tensor: str = "logits") -> Figure:
         for ax, step in zip(axes, steps):
             for scheme in ("sp", "mup", "umup"):
                 at = table[(table["step"] == step) & (table["scheme"] == scheme)]
-                _curve(ax, at, scheme, relative=True)
+                _curve(ax, at, scheme)
             _width_axis(ax, widths)
             ax.set_title(f"after {step} step{'s' * (step > 1)}")
         limits = axes[0].get_ylim()
@@ -163,7 +162,7 @@ def heat(slopes: pd.DataFrame, tolerance: float, kind: str = "activation") -> Fi
             for j, tensor in enumerate(tensors):
                 value = grid.iloc[i, j]
                 ax.text(
-                    j, i, "–" if np.isnan(value) else f"{value:+.1f}".replace("-", "−"),
+                    j, i, format_number(value, 1),
                     ha="center", va="center", fontsize=8.5,
                     color="white" if abs(value) > 1 else "black",
                     fontweight="bold" if (scheme, tensor) in bold else "normal",
@@ -178,31 +177,35 @@ def heat(slopes: pd.DataFrame, tolerance: float, kind: str = "activation") -> Fi
     return figure
 
 
-def readout(results: Results, step: int = 1) -> Figure:
-    """With and without a further 1/width on the readout's learning rate, large η.
+def readout(results: Results) -> Figure:
+    """With and without a further 1/width on the readout's learning rate.
 
-    Left, the part of the logits' change that the readout's own change makes; right, all of it.
-    The dotted line falls like 1/width.
+    Left, the part of the logits' first change that the readout's own change makes, at the small η;
+    right, their whole change after the last step at the large η. Relative to the narrowest model;
+    the dotted line falls like 1/width.
     """
     schemes = ("mup", "mup_readout_lr", "umup", "umup_readout_lr")
     table = study.measurements(results, schemes)
-    table = table[(table["quantity"] == "change") & (table["pace"] == "large")]
-    table = table[table["step"] == step]
+    table = table[table["quantity"] == "change"]
     if table.empty:
         return figures.empty("no points on record")
-    widths = sorted(table["width"].unique())
-    panels = {"logits.readout": "the readout's own part", "logits": "the whole change"}
+    widths, last = sorted(table["width"].unique()), study.last_step(table)
+    panels = (
+        ("logits.readout", "small", 1, "readout's own part, step 1, small η"),
+        ("logits", "large", last, f"whole change, step {last}, large η"),
+    )
     with figures.style():
         figure, axes = figures.subplots(7, 3.5, 2, sharey=True)
-        for ax, (tensor, title) in zip(axes, panels.items()):
+        for ax, (tensor, pace, step, title) in zip(axes, panels):
+            at = table[(table["tensor"] == tensor) & (table["pace"] == pace)]
+            at = at[at["step"] == step]
             for scheme in schemes:
-                at = table[(table["scheme"] == scheme) & (table["tensor"] == tensor)]
-                _curve(ax, at, scheme, relative=True)
+                _curve(ax, at[at["scheme"] == scheme], scheme)
             ax.plot(widths, widths[0] / np.array(widths), ":", color="#777777", lw=1.2)
             ax.axhline(1, color="#666666", lw=0.8)
             _width_axis(ax, widths)
-            ax.set_title(title)
-        axes[0].set_ylabel(f"change of the logits at step {step},\nrelative to width {widths[0]}")
+            ax.set_title(title, fontsize=10)
+        axes[0].set_ylabel(f"change of the logits,\nrelative to width {widths[0]}")
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, ncols=4, loc="outside upper center", fontsize=8)
     return figure

@@ -14,19 +14,16 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from umup import figures, laws
+from umup import figures
 from umup.records import Results
 from umup.studies import fp8_drift_tables as tables
 from umup.studies.fp8_drift_tables import (
-    FOLLOWED,
     KINDS,
     LARGEST,
     LINEARS,
     MIN_NORMAL,
     NAMES,
-    SHAPE,
     SMALLEST,
-    SWEPT,
 )
 
 COLOURS = {
@@ -46,18 +43,11 @@ RECIPES = {
     "fp8_current": ("#0072B2", "v", "fp8_current"),
     "fp8_delayed": ("#56B4E9", "<", "fp8_delayed"),
 }  # fmt: skip
-HP_NAMES = {
-    "eta": "η", "eta_emb": "η̂_emb", "sigma_init": "σ_init", "alpha_emb": "α_emb",
-    "alpha_attn_softmax": "α_attn", "alpha_output": "α_output", "alpha_residual": "α_residual",
-    "alpha_residual_attn_ratio": "α_res-attn-ratio", "alpha_ffn_act": "α_ffn-act",
-    "alpha_loss_softmax": "α_loss",
-}  # fmt: skip
 FORMATS = {"e4m3": ("E4M3", "#B58900"), "e5m2": ("E5M2", "#777777")}
 DIFFERENCE = 0.01  # nats, the claims' bound
-STEEP = 0.25  # octaves per octave, the claims' bound
 
 
-def _grid(
+def grid(
     width: float, height: float, rows: int, columns: int, **options
 ) -> tuple[Figure, np.ndarray]:
     figure, (ax,) = figures.subplots(width, height)
@@ -65,7 +55,7 @@ def _grid(
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def _log2(ax: Axes, axis: str = "y") -> None:
+def log2_axis(ax: Axes, axis: str = "y") -> None:
     """Ticks such as 2⁻⁶ on an axis that holds log2 values."""
     chosen = ax.yaxis if axis == "y" else ax.xaxis
     chosen.set_major_formatter(lambda v, _: f"$2^{{{v:g}}}$")
@@ -86,7 +76,7 @@ def distribution(results: Results) -> Figure:
     stages = {means["step"].min(): "at initialization", means["step"].max(): "after training"}
     low = min(np.log2(means["rms"].min()), -17) - 1
     with figures.style():
-        figure, axes = _grid(
+        figure, axes = grid(
             7.6, 1.5 + 1.75 * len(schemes), len(schemes), 2, sharex=True, sharey=True
         )
         for i, scheme in enumerate(schemes):
@@ -103,7 +93,7 @@ def distribution(results: Results) -> Figure:
                 ax.set_yticks([*range(3), 3, 4], [*map(KIND_NAMES.get, KINDS), "E4M3", "E5M2"])
                 ax.set_ylim(4.5, -0.5)
                 ax.set_xlim(low, 17)
-                _log2(ax, "x")
+                log2_axis(ax, "x")
                 ax.grid(False, axis="y")
         for ax in axes[-1]:
             ax.set_xlabel("RMS")
@@ -147,12 +137,12 @@ def over_training(results: Results) -> Figure:
     depth = max(int(means["layer"].max()), 1)
     bottom, top = min(means["log2"].min(), -14.0) - 1, 10.0
     with figures.style():
-        figure, axes = _grid(
+        figure, axes = grid(
             7.8, 1.0 + 2.6 * len(schemes), len(schemes), 3, sharex=True, sharey=True
         )
         for i, scheme in enumerate(schemes):
             for ax, kind in zip(axes[i], KINDS, strict=True):
-                _ranges(ax)
+                _ranges(ax, named=kind == "weight")
                 own = means[(means["scheme"] == scheme) & (means["kind"] == kind)]
                 for (linear, layer), line in own.groupby(["linear", "layer"]):
                     strength = 1.0 if layer < 0 else 0.45 + 0.55 * layer / depth
@@ -161,7 +151,7 @@ def over_training(results: Results) -> Figure:
                 ax.set_xscale("symlog", linthresh=max(float(steps[1]), 1.0))
                 ax.set_xlim(0, steps[-1] * 1.15)
                 ax.set_ylim(bottom, top)
-                _log2(ax)
+                log2_axis(ax)
                 if i == 0:
                     ax.set_title(KIND_NAMES[kind], fontweight="bold")
             axes[i][0].set_ylabel(f"{NAMES[scheme]}: RMS")
@@ -174,24 +164,28 @@ def over_training(results: Results) -> Figure:
     return figure
 
 
-def _ranges(ax: Axes) -> None:
+def _ranges(ax: Axes, named: bool) -> None:
+    """E4M3 as bands, E5M2's smallest normal number as a line; their names where nothing else is."""
     name, colour = FORMATS["e4m3"]
     small, normal, large = (np.log2(d["e4m3"]) for d in (SMALLEST, MIN_NORMAL, LARGEST))
     ax.axhspan(normal, large, color=colour, alpha=0.13, lw=0)
     ax.axhspan(small, normal, color=colour, alpha=0.06, lw=0)
-    ax.text(0.98, large - 0.2, name, transform=ax.get_yaxis_transform(), ha="right", va="top",
-            fontsize=8, color=colour)  # fmt: skip
-    name, colour = FORMATS["e5m2"]
-    ax.axhline(np.log2(MIN_NORMAL["e5m2"]), color=colour, ls=":", lw=1.3)
-    ax.text(0.98, np.log2(MIN_NORMAL["e5m2"]) + 0.2, f"{name} min normal",
-            transform=ax.get_yaxis_transform(), ha="right", va="bottom", fontsize=8,
-            color=colour)  # fmt: skip
+    other, grey = FORMATS["e5m2"]
+    ax.axhline(np.log2(MIN_NORMAL["e5m2"]), color=grey, ls=":", lw=1.3)
+    texts = (
+        (large, "top", f"{name}, largest", colour), (normal, "bottom", "min normal", colour),
+        (small, "bottom", "min subnormal", colour),
+        (np.log2(MIN_NORMAL["e5m2"]), "bottom", f"{other}, min normal", grey),
+    )  # fmt: skip
+    for y, side, text, shade in texts if named else ():
+        ax.text(0.97, y + (-0.2 if side == "top" else 0.2), text, ha="right", va=side, fontsize=8,
+                color=shade, transform=ax.get_yaxis_transform())  # fmt: skip
 
 
 def lost(results: Results) -> Figure:
     """Share of elements clipped or flushed by a cast to E4M3, tensor by tensor over training.
 
-    Tensors of which a cast never loses one in ten thousand are left out. A cross: some clipped.
+    Tensors of which it never loses one element in a thousand are left out. A cross: some clipped.
     """
     table = tables.width_of(tables.drift(results))
     if table.empty:
@@ -202,7 +196,7 @@ def lost(results: Results) -> Figure:
     panels = {s: _matrix(means[means["scheme"] == s]) for s in schemes}
     rows = max(len(shares) for shares, _ in panels.values())
     with figures.style():
-        figure, axes = _grid(7.8, 1.6 + 0.21 * rows, 1, len(schemes))
+        figure, axes = grid(7.8, 1.6 + 0.21 * rows, 1, len(schemes))
         image = None
         for ax, (scheme, (shares, clipped)) in zip(axes[0], panels.items(), strict=True):
             values = np.clip(shares.to_numpy(float), 1e-4, 1.0)
@@ -235,7 +229,7 @@ def _matrix(means: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         means.pivot_table(index="name", columns="step", values=v).loc[rows]
         for v in ("e4m3", "e4m3_clipped")
     )
-    some = shares.max(axis=1) > 1e-4
+    some = shares.max(axis=1) > 1e-3
     some.iloc[0] = True  # never an empty panel
     return shares[some], clipped[some]
 
@@ -249,7 +243,7 @@ def losses(results: Results) -> Figure:
     schemes = [s for s in tables.SCHEMES if (runs["scheme"] == s).any()]
     recipes = [r for r in RECIPES if (runs["recipe"] == r).any()]
     with figures.style():
-        figure, axes = _grid(7.8, 4.0, 1, len(schemes) + 1)
+        figure, axes = grid(7.8, 4.0, 1, len(schemes) + 1)
         best = runs["final_loss"].min()
         for ax, scheme in zip(axes[0], schemes, strict=False):
             for recipe in recipes:
@@ -267,14 +261,15 @@ def losses(results: Results) -> Figure:
             ax.set_ylim(best - 0.1, best + 2.2)
         axes[0][0].set_ylabel(figures.LOSS)
         _differences(axes[0][-1], differences, schemes, recipes)
-        handles, labels = axes[0][0].get_legend_handles_labels()
+        found = [ax.get_legend_handles_labels() for ax in (axes[0][0], axes[0][-1])]
+        handles, labels = (a + b for a, b in zip(*found, strict=True))
         figure.legend(handles, labels, ncols=4, loc="outside upper center")
     return figure
 
 
 def _smooth(curve: np.ndarray, window: int = 5) -> np.ndarray:
     """Mean over ``window`` kept points, fewer at the ends."""
-    kernel = np.ones(window)
+    kernel = np.ones(min(window, len(curve)))
     return np.convolve(curve, kernel, "same") / np.convolve(np.ones(len(curve)), kernel, "same")
 
 
@@ -295,133 +290,10 @@ def _differences(ax: Axes, table: pd.DataFrame, schemes: list[str], recipes: lis
             error = np.where(np.isfinite(error), error, 0.0)
             ax.errorbar(value, y, xerr=error, fmt=figures.MARKERS[scheme], capsize=3, **look)
     ax.set_xscale("symlog", linthresh=0.02)
-    ax.set_xticks([-0.01, 0.01, 0.1, 1], ["−0.01", "0.01", "0.1", "1"])
+    ax.set_xticks([-0.1, 0, 0.1, 1], ["−0.1", "0", "0.1", "1"])
     ax.minorticks_off()
     ax.set_yticks(range(len(shown)), [RECIPES[r][2] for r in shown])
     ax.set_ylim(len(shown) - 0.5, -0.5)
     ax.set_xlabel("loss − float32's (nats/token)")
-    handles = [
-        Line2D([], [], ls="", color=figures.COLOURS[s], marker=figures.MARKERS[s], label=NAMES[s])
-        for s in schemes
-    ]
-    ax.legend(handles=handles, loc="lower right")
-
-
-def settings(results: Results, scheme: str) -> Figure:
-    """Final loss and the RMS of ``FOLLOWED`` at the end against each hyperparameter of a scheme."""
-    table = tables.settings(results)
-    if len(table):
-        table = table[table["scheme"] == scheme]
-    varied = [hp for hp in SWEPT[scheme] if len(table) and (table["varied"] == hp).any()]
-    if not varied:
-        return figures.empty(f"nothing was varied for {NAMES[scheme]}")
-    default = table[table["varied"] == "eta"] if "eta" in varied else table
-    eta = default["value"].median()
-    with figures.style():
-        figure, axes = _panels(varied, [HP_NAMES[hp] for hp in varied])
-        for column, hp in enumerate(varied):
-            own = table[table["varied"] == hp]
-            _lines(axes[:, column], own, figures.COLOURS[scheme], figures.MARKERS[scheme])
-            for ax in axes[:, column]:
-                ax.axvline(np.log2(eta) if hp == "eta" else 0.0, color="#777777", lw=1, ls="--")
-        if table["recipe"].nunique() > 1:
-            handles = [Line2D([], [], ls=ls, color=figures.COLOURS[scheme], label=label)
-                       for ls, label in (("-", "float32"), (":", "FP8"))]  # fmt: skip
-            figure.legend(handles=handles, ncols=2, loc="outside upper center")
-    return figure
-
-
-def shapes(results: Results) -> Figure:
-    """Final loss and the RMS of ``FOLLOWED`` at the end against width, depth, steps and batch."""
-    table = tables.settings(results)
-    varied = [s for s in SHAPE.values() if len(table) and (table["varied"] == _column(s)).any()]
-    if not varied:
-        return figures.empty("no shape was varied")
-    with figures.style():
-        figure, axes = _panels(varied, varied)
-        for column, name in enumerate(varied):
-            for scheme in tables.SCHEMES:
-                own = table[(table["varied"] == _column(name)) & (table["scheme"] == scheme)]
-                _lines(axes[:, column], own, figures.COLOURS[scheme], figures.MARKERS[scheme])
-            values = np.log2(sorted(table[table["varied"] == _column(name)]["value"].unique()))
-            axes[-1, column].set_xticks(values, [f"{2.0**v:g}" for v in values])
-        handles = [
-            Line2D(
-                [], [], ls="-", color=figures.COLOURS[s], marker=figures.MARKERS[s], label=NAMES[s]
-            )
-            for s in tables.SCHEMES
-        ]
-        figure.legend(handles=handles, ncols=2, loc="outside upper center")
-    return figure
-
-
-def _column(name: str) -> str:
-    return name
-
-
-def _panels(varied: list[str], titles: list[str]) -> tuple[Figure, np.ndarray]:
-    """A row for the loss and one for each of ``FOLLOWED``, a column a thing varied."""
-    figure, axes = _grid(max(1.35 * len(varied) + 0.6, 5.0), 6.2, 4, len(varied), sharex="col",
-                         sharey="row")  # fmt: skip
-    labels = ["loss (nats)", "(a) readout\nweight RMS", "(b) FFN-down\ninput RMS",
-              "(c) FFN-down\ngradient RMS"]  # fmt: skip
-    for row, label in enumerate(labels):
-        axes[row, 0].set_ylabel(label, fontsize=9)
-    for column, title in enumerate(titles):
-        axes[-1, column].set_xlabel(title)
-        for row in range(4):
-            if row:
-                _log2(axes[row, column])
-        if title in HP_NAMES.values():
-            _log2(axes[-1, column], "x")
-    return figure, axes
-
-
-def _lines(axes: np.ndarray, own: pd.DataFrame, colour: str, marker: str) -> None:
-    """One line a recipe down the rows: means over seeds with 95 % intervals where there are two."""
-    for recipe, group in own.groupby("recipe", sort=False):
-        style = "-" if recipe == "plain" else ":"
-        for ax, column in zip(axes, ("final_loss", *FOLLOWED), strict=True):
-            ok = group[np.isfinite(group[column])]
-            if ok.empty or (recipe != "plain" and column != "final_loss"):
-                continue
-            values = ok[column] if column == "final_loss" else np.log2(ok[column])
-            means = {v: laws.mean_interval(g) for v, g in values.groupby(ok["value"])}
-            x, found = np.log2(list(means)), list(means.values())
-            ax.plot(x, [m.value for m in found], style, marker=marker, ms=4, lw=1.3, color=colour)
-            lo, hi = ([getattr(m, end) for m in found] for end in ("lo", "hi"))
-            known = np.isfinite(lo)
-            ax.fill_between(x, lo, hi, where=known, color=colour, alpha=0.15, lw=0)
-
-
-def slopes(results: Results) -> Figure:
-    """Slope of end RMS over each thing varied, with 95 % intervals and the claims' bound."""
-    table = tables.slopes(results)
-    if table.empty:
-        return figures.empty("nothing was varied")
-    schemes = [s for s in tables.SCHEMES if (table["scheme"] == s).any()]
-    rows = {s: [v for v in (*SWEPT[s], *SHAPE.values())
-                if (table[table["scheme"] == s]["varied"] == v).any()] for s in schemes}  # fmt: skip
-    looks = dict(zip(FOLLOWED, (("#CC79A7", "*"), ("#D55E00", "D"), ("#0072B2", "o")), strict=True))
-    with figures.style():
-        height = 1.5 + 0.36 * max(map(len, rows.values()))
-        figure, axes = _grid(7.6, height, 1, len(schemes), sharex=True)
-        for ax, scheme in zip(axes[0], schemes, strict=True):
-            ax.axvspan(-STEEP, STEEP, color="#999999", alpha=0.25, lw=0)
-            for row in table[table["scheme"] == scheme].to_dict("records"):
-                i = FOLLOWED.index(row["tensor"])
-                colour, marker = looks[row["tensor"]]
-                error = [[row["slope"] - row["slope_lo"]], [row["slope_hi"] - row["slope"]]]
-                error = np.where(np.isfinite(error), error, 0.0)
-                y = rows[scheme].index(row["varied"]) + 0.22 * (i - 1)
-                label = row["tensor"] if row["varied"] == rows[scheme][0] else "_"
-                ax.errorbar(row["slope"], y, xerr=error, fmt=marker, color=colour, ms=5,
-                            capsize=2, elinewidth=1, label=label)  # fmt: skip
-            ax.set_yticks(range(len(rows[scheme])), [HP_NAMES.get(v, v) for v in rows[scheme]])
-            ax.set_ylim(len(rows[scheme]) - 0.5, -0.5)
-            ax.set_xlim(-1.3, 1.3)
-            ax.set_title(NAMES[scheme], fontweight="bold")
-            ax.set_xlabel("octaves of RMS per octave")
-        handles, labels = axes[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, ncols=3, loc="outside upper center")
-    return figure
+    for scheme in schemes:
+        ax.plot([], [], figures.MARKERS[scheme], color=figures.COLOURS[scheme], label=NAMES[scheme])

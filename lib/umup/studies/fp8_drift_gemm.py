@@ -7,7 +7,6 @@ and loss of a decoder. On a device without FP8 units the same functions run and 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -275,11 +274,6 @@ def expected(model: ModelConfig) -> int:
 def _check(field: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ConfigError(field, value, " | ".join(allowed))
-
-
-def finite(value: float) -> float | None:
-    """A number as JSON has it: None where it is not finite."""
-    return value if math.isfinite(value) else None
 
 
 MEASURES = {"linear": linear_products, "gemm": gemm, "step": step}

@@ -43,9 +43,10 @@ def _gemms(ax, table: pd.DataFrame) -> None:
     ):
         colour, marker, label = KINDS[kind]
         own, precise = group.sort_values("size"), accumulation == "precise"
+        line = f"{marker}{'--' if precise else '-'}"
         error = np.abs(own[["tflops_lo", "tflops_hi"]].to_numpy().T - own["tflops"].to_numpy())
-        ax.errorbar(own["size"], own["tflops"], yerr=error, fmt=f"{marker}{'--' if precise else '-'}",
-                    color=colour, mfc="white" if precise else colour, ms=5, capsize=2, lw=1.2,
+        ax.errorbar(own["size"], own["tflops"], yerr=error, fmt=line, color=colour,
+                    mfc="white" if precise else colour, ms=5, capsize=2, lw=1.2,
                     label="_" if precise else label)  # fmt: skip
     ax.set_xscale("log", base=2)
     if len(table):

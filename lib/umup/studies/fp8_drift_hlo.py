@@ -16,7 +16,7 @@ FLOAT8 = ("f8e4m3fn", "f8e5m2")
 LIBRARIES = re.compile(r'custom_call_target="([^"]*(?:matmul|gemm)[^"]*)"')
 _SAME_VALUES = ("convert", "bitcast", "copy", "transpose", "reshape")
 _HEAD = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = (?=\S)")
-_OPENS = re.compile(r"^\s*(?:ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_OPENS = re.compile(r"^\s*(?:ENTRY )?%?([\w.\-]+) (?:\(.*)?\{\s*$")
 _OPCODE = re.compile(r"\s*([\w\-]+)\(")
 
 

@@ -41,17 +41,17 @@ def _seen(
     return table
 
 
-def _pick(values: pd.Series, extreme: str) -> float:
-    choose = {"largest": pd.Series.max, "smallest": pd.Series.min}
-    if extreme == "furthest":
-        return float(values.loc[values.abs().idxmax()])
-    return float(choose[extreme](values))
+def _extreme(table: pd.DataFrame, column: str, extreme: str) -> Interval:
+    """The tensor (and step, if kept) whose mean over seeds is extreme: that mean's interval.
 
-
-def _over_seeds(table: pd.DataFrame, column: str, extreme: str) -> Interval:
-    """The extreme over tensors of each seed, and its mean over seeds."""
-    found = [_pick(group[column], extreme) for _, group in table.groupby("seed")]
-    return laws.mean_interval(found)
+    ``extreme``: ``largest``, ``smallest``, or ``furthest`` from 0.
+    """
+    by = [name for name in ("place", "kind", "step") if name in table]
+    means = table.groupby(by)[column].mean()
+    order = {"largest": means, "smallest": -means, "furthest": means.abs()}[extreme]
+    chosen = dict(zip(by, order.idxmax(), strict=True))
+    at = np.logical_and.reduce([table[name] == value for name, value in chosen.items()])
+    return laws.mean_interval(table.loc[at, column])
 
 
 def rms(
@@ -65,7 +65,7 @@ def rms(
     table = _seen(results, scheme, d_model, kinds, linears)
     step = table["step"].min() if when == "start" else table["step"].max()
     at = table[table["step"] == step]
-    return _over_seeds(at.assign(log2=np.log2(at["rms"])), "log2", extreme)
+    return _extreme(at.assign(log2=np.log2(at["rms"])), "log2", extreme)
 
 
 def margin(
@@ -80,7 +80,7 @@ def margin(
     at = table[table["step"] == step]
     above = np.log2(at["rms"] / MIN_NORMAL["e4m3"])
     below = np.log2(LARGEST["e4m3"] / at["rms"])
-    return _over_seeds(at.assign(margin=np.minimum(above, below)), "margin", "smallest")
+    return _extreme(at.assign(margin=np.minimum(above, below)), "margin", "smallest")
 
 
 def growth(
@@ -90,11 +90,12 @@ def growth(
     """log2 of a tensor's RMS at the end over that at the start (or its ``peak``), an extreme."""
     table = _seen(results, scheme, d_model, kinds, linears)
     rows = []
-    for (seed, *_), group in table.groupby(["seed", "place", "kind"]):
+    for (seed, place, kind), group in table.groupby(["seed", "place", "kind"]):
         values = group.sort_values("step")["rms"].to_numpy()
         reference = values[0] if since == "start" else values.max()
-        rows.append({"seed": seed, "log2": math.log2(values[-1] / reference)})
-    return _over_seeds(pd.DataFrame(rows), "log2", extreme)
+        labels = {"seed": seed, "place": place, "kind": kind}
+        rows.append(labels | {"log2": math.log2(values[-1] / reference)})
+    return _extreme(pd.DataFrame(rows), "log2", extreme)
 
 
 def lost(
@@ -106,7 +107,7 @@ def lost(
     ``column``: of ``drift``: e4m3, e4m3_clipped, e4m3_flushed, e5m2, … or seed_recipe.
     """
     table = _seen(results, scheme, d_model, kinds, linears)
-    return _over_seeds(table, column, "largest").scaled(100.0)
+    return _extreme(table, column, "largest").scaled(100.0)
 
 
 def loss_difference(
@@ -133,7 +134,7 @@ def slope(
         tensor: one of ``FOLLOWED``, by default all.
         factor: how far it must have been varied.
     """
-    groups = {"others": SWEPT[scheme][1:], "shape": tuple(SHAPE)}
+    groups = {"others": SWEPT[scheme][1:], "shape": tuple(SHAPE.values())}
     wanted = groups.get(varied, (varied,))
     table, table_of = slopes(results), settings(results)
     if len(table):

@@ -159,7 +159,7 @@ def _ends(name: str, i: Interval) -> dict[str, float]:
 def settings(results: Results) -> pd.DataFrame:
     """The runs in which one thing was varied, and the RMS of ``FOLLOWED`` at their ends.
 
-    Columns: scheme, recipe, varied (``eta``, …, or a key of ``SHAPE``; "" for the default),
+    Columns: scheme, recipe, varied (``eta``, …, or a value of ``SHAPE``; "" for the default),
     value, seed, status, final_loss, and a column for each of ``FOLLOWED`` (NaN where diverged).
     The default is what most runs have in common.
     """
@@ -167,7 +167,7 @@ def settings(results: Results) -> pd.DataFrame:
     if runs.empty or (runs := runs[runs["probes"] == 1]).empty:
         return pd.DataFrame()
     seen = _linears(records.probes(runs)).set_index(["key", "tensor"])["rms"]
-    columns = {f"hps.{hp}": hp for hps in SWEPT.values() for hp in hps} | {s: s for s in SHAPE}
+    columns = {f"hps.{hp}": hp for hps in SWEPT.values() for hp in hps} | SHAPE
     rows = []
     for scheme, group in runs.groupby("scheme"):
         # eta is given at full precision, the rest at powers of two: modes are exact

@@ -1,0 +1,277 @@
+"""The study coord_check: what is watched and trained, the claims' quantities, the figures."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+
+from umup import train
+from umup.claims import NotMeasured
+from umup.config import HPs, ModelConfig, OptimConfig, RunConfig
+from umup.coord import _step
+from umup.errors import ConfigError
+from umup.records import Results
+from umup.studies import coord_check as study
+from umup.studies import coord_check_figures as figures
+from umup.studies import coord_check_measure as measuring
+
+MODEL = ModelConfig(
+    d_model=8, n_layers=2, d_head=4, d_ff=16, vocab_size=11, seq_len=6, base_width=4, base_depth=2,
+    base_d_head=2, unroll=0,
+)  # fmt: skip
+OPTIM = OptimConfig(steps=3, batch_size=2, warmup_steps=0, final_lr_ratio=1.0)
+TEXT = np.random.default_rng(0).integers(0, 11, 400).astype(np.uint16)
+HELD_OUT = np.random.default_rng(1).integers(0, 11, 400).astype(np.uint16)
+
+
+def run(scheme: str = "umup") -> RunConfig:
+    return RunConfig(scheme, MODEL, OPTIM, HPs(eta=0.5, weight_decay=0.0), 3, "", "", "")
+
+
+def model(scheme: str = "umup"):
+    lane = jax.tree.map(lambda leaf: leaf[0], train.lanes_of([run(scheme)]))
+    return train.build(run(scheme), lane)
+
+
+def test_the_watched_forward_pass_is_the_models() -> None:
+    decoder, ids = model(), jnp.asarray(TEXT[:12].reshape(2, 6).astype(np.int32))
+    logits, seen = measuring.activations(decoder, ids, decoder.readout.w[...])
+    assert np.asarray(logits) == pytest.approx(np.asarray(decoder(ids)).reshape(12, 11), abs=1e-5)
+    blocks = [f"blocks.{i}{part}" for i in (0, 1) for part in (".attn.qk", ".attn", ".mlp", "")]
+    assert list(seen) == ["embed", *blocks, "logits", "logits.readout"]
+    assert np.asarray(seen["logits"]) == pytest.approx(np.asarray(logits))
+    assert not np.asarray(seen["logits.readout"]).any()
+
+
+def test_attention_logits_are_products_of_queries_with_keys_not_after_them() -> None:
+    config = ModelConfig(**(MODEL.to_dict() | {"rope": False}))
+    config_run = RunConfig("mup", config, OPTIM, HPs(), 0, "", "", "")
+    lane = jax.tree.map(lambda leaf: leaf[0], train.lanes_of([config_run]))
+    attention = train.build(config_run, lane).blocks.attn
+    x = np.random.default_rng(2).normal(size=(6, 8)).astype(np.float32)
+    w = np.asarray(attention.qkv.w[...])[0]
+    q, k, _ = np.split(x @ w, 3, axis=-1)
+    by_hand = [
+        math.sqrt(2) / 4 * q[t, 4 * h : 4 * h + 4] @ k[s, 4 * h : 4 * h + 4]  # √base_d_head/d_head
+        for h in range(2) for t in range(6) for s in range(t + 1)
+    ]  # fmt: skip
+
+    class First:
+        logit = attention.logit[...][0] * jnp.ones(1)
+
+        def __init__(self):
+            self.config = config
+
+        def qkv(self, x):
+            return x @ w
+
+    found = measuring._attention_logits(First(), jnp.asarray(x), 6)
+    assert np.asarray(found).ravel() == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_training_is_the_librarys() -> None:
+    coord = measuring.decoder("umup", MODEL, OPTIM, 3, -1.0, TEXT, HELD_OUT)
+    params, opt = coord.params, coord.optimizer.init(coord.params)
+    lane = jax.tree.map(lambda leaf: leaf[0], train.lanes_of([run()]))
+    state = train.init(run(), lane)
+    for i in range(2):
+        batch = coord.batch(i)
+        params, opt = _step(coord.loss, coord.optimizer.update, params, opt, batch)
+        state, _ = train.step(run(), lane, state, batch[2:])
+    for ours, theirs in zip(jax.tree.leaves(params), jax.tree.leaves(state.params), strict=True):
+        assert np.asarray(ours) == pytest.approx(np.asarray(theirs), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "hidden", "readout"),
+    [("sp", 1, 1), ("mup", 1, 4 / 8), ("umup", 8**-0.5, 1 / 8)],
+)
+def test_multipliers_are_the_forward_ones(scheme: str, hidden: float, readout: float) -> None:
+    found = measuring.decoder(scheme, MODEL, OPTIM, 0, -1.0, TEXT, HELD_OUT).multipliers
+    assert found["blocks.attn.qkv.w"] == pytest.approx(hidden)
+    assert found["readout.w"] == pytest.approx(readout)
+    assert found["embed.w"] == 1
+
+
+def point(**changes) -> dict:
+    return {
+        "scheme": "mup", "d_model": 8, "n_heads": 2, "n_layers": 1, "ff_ratio": 2.0, "seq_len": 8,
+        "batch_size": 2, "base_width": 8, "base_depth": 1, "dtype": "float32", "seed": 0,
+        "log2_eta": -5.0, "steps": [1, 2], "corpus": "sotu", "tokenizer": "bytes",
+    } | changes  # fmt: skip
+
+
+def test_at_the_base_width_every_rung_of_the_ladder_is_one_model() -> None:
+    found = {scheme: study.decoder(**point(scheme=scheme)) for scheme in study.LADDER}
+    first = found["sp"]
+    assert set(first["step"]) == {0, 1, 2}
+    assert all(math.isfinite(value) for value in first["value"])
+    for scheme in study.LADDER:
+        assert found[scheme] == first, scheme
+    assert study.decoder(**point(seed=1))["value"] != first["value"]
+
+
+def test_weights_with_a_side_that_does_not_grow_keep_their_frobenius_norm_alone() -> None:
+    found = study.decoder(**point(steps=[1]))
+    kept = {(t, q) for t, q, k in zip(found["tensor"], found["quantity"], found["kind"])
+            if k == "weight"}  # fmt: skip
+    assert ("readout.w", "norm_frobenius") in kept
+    assert ("embed.w", "update_frobenius") in kept
+    assert ("blocks.attn.out.w", "update") in kept
+    assert len(kept) == 2 * 6
+    json.dumps(found, allow_nan=False)
+
+
+def test_points_are_every_width_scheme_eta_and_seed_the_widest_first() -> None:
+    design = study.DESIGN(schemes=("sp", "umup", "completep"), widths=(8, 32, 16), base_width=8,
+                          seeds=2, look_at=(5, 1), log2_eta_plain=(-9.0, -5.0),
+                          log2_eta_unit=(-3.0, 1.0))  # fmt: skip
+    specs = [p.spec for p in design.points()]
+    assert len(specs) == 3 * 2 * (1 + 2 + 2)
+    assert [s["d_model"] for s in specs] == [32] * 6 + [16] * 12 + [8] * 12
+    assert {s["log2_eta"] for s in specs if s["scheme"] == "umup"} == {-3, 1}
+    assert {s["log2_eta"] for s in specs if s["scheme"] == "sp"} == {-9, -5}
+    assert {s["base_depth"] for s in specs if s["scheme"] == "completep"} == {1}
+    assert {s["base_depth"] for s in specs if s["scheme"] == "sp"} == {2}
+    assert all(s["steps"] == [1, 5] for s in specs)
+    assert len({p.key() for p in design.points()}) == len(specs)
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("schemes", {"schemes": ("sp", "nup")}),
+        ("schemes", {"schemes": ()}),
+        ("widths", {"widths": (16, 32)}),
+        ("widths", {"widths": (16, 32, 50)}),
+        ("widths", {"base_width": 6}),
+        ("look_at", {"look_at": ()}),
+        ("log2_eta_plain", {"log2_eta_plain": (-5.0, -9.0)}),
+        ("log2_eta_unit", {"log2_eta_unit": (1.0,)}),
+        ("wide_seeds", {"wide_seeds": 2}),
+        ("tolerance", {"tolerance": 0.0}),
+    ],
+)
+def test_bad_parameters_are_errors(field: str, values: dict) -> None:
+    with pytest.raises(ConfigError) as caught:
+        study.DESIGN(**values)
+    assert caught.value.field == field
+
+
+SLOPES = {"sp": 0.5, "mup": 0.0, "umup": -0.5, "mup_readout_lr": -1.0}
+
+
+def results(lost: bool = False, widths=(16, 32, 64, 128)) -> Results:
+    """Points whose every change goes like width^SLOPES[scheme], three times that at the small η."""
+    rows = []
+    for scheme, p in SLOPES.items():
+        for width in widths:
+            for seed in (0, 1):
+                for log2_eta, factor in ((-9.0, 3), (-5.0, 1)):
+                    spec = point(scheme=scheme, d_model=width, seed=seed, log2_eta=log2_eta)
+                    noise = 1 + 0.01 * (-1) ** (seed + width // 16)
+                    rows.append(_row(spec, noise * width ** (factor * p), width, lost))
+    return Results(pd.DataFrame(), pd.DataFrame(rows))
+
+
+def _row(spec: dict, value: float, width: int, lost: bool) -> dict:
+    names = [
+        ("activation", "logits", "change", [16, 11]),
+        ("activation", "logits.readout", "change", [16, 11]),
+        ("activation", "blocks.0", "change", [16, width]),
+        ("activation", "blocks.1", "change", [16, width]),
+        ("activation", "blocks.1.attn.qk", "change", [4, 36]),
+        ("weight", "embed.w", "update_frobenius", [11, width]),
+    ]
+    found = [(1, *name, value) for name in names]
+    found += [(2, *name, None if lost and width == 128 else value) for name in names]
+    found += [(0, "weight", "embed.w", "norm_frobenius", [11, width], 1.0)]
+    step, kind, tensor, quantity, shape, values = (list(column) for column in zip(*found))
+    result = {"step": step, "kind": kind, "tensor": tensor, "quantity": quantity,
+              "shape": shape, "value": values}  # fmt: skip
+    return {"what": "decoder", "spec": json.dumps(spec), "result": json.dumps(result)}
+
+
+def test_slopes_are_recovered() -> None:
+    for scheme, p in SLOPES.items():
+        found = study.slope(results(), scheme, "blocks.-1", "change", 2)
+        assert found.value == pytest.approx(p, abs=0.02)
+        assert found.lo < p < found.hi
+        small = study.slope(results(), scheme, "embed", "update", 1, pace="small")
+        assert small.value == pytest.approx(3 * p, abs=0.02)
+
+
+def test_difference_of_slopes() -> None:
+    a, b = (study.slope(results(), s, "logits", "change", 1) for s in ("sp", "umup"))
+    found = study.slope_difference(results(), "sp", "umup", "logits", "change", 1)
+    assert found.value == pytest.approx(1, abs=0.02)
+    half = math.hypot(a.hi - a.value, b.hi - b.value)
+    assert (found.lo, found.hi) == pytest.approx((found.value - half, found.value + half))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"scheme": "completep"}, "no points of CompleteP"),
+        ({"tensor": "blocks.7"}, "no change of blocks.7"),
+        ({"step": 3}, "after 3 steps at large η"),
+        ({"factor": 16}, "widths span 8×, the claim needs 16×"),
+    ],
+)
+def test_what_is_absent_is_not_measured(changes: dict, said: str) -> None:
+    args = {"scheme": "sp", "tensor": "logits", "quantity": "change", "step": 2}
+    with pytest.raises(NotMeasured, match=said):
+        study.slope(results(), **(args | changes))
+    with pytest.raises(NotMeasured):
+        study.slope(Results(pd.DataFrame(), results().points.iloc[:0]), **args)
+
+
+def test_a_diverged_width_is_growth_without_bound() -> None:
+    assert study.slope(results(lost=True), "mup", "logits", "change", 2).lo == math.inf
+    assert study.slope(results(lost=True), "mup", "logits", "change", 1).hi < 1
+    check = study.checks(results(lost=True), 0.2)["mup"]
+    assert check.diverged[-1] == "diverges at η = 0.03125 from width 128 on, by step 2"
+
+
+def test_words() -> None:
+    found = study.checks(results(), 0.2)
+    assert list(found) == ["sp", "mup", "umup", "mup_readout_lr"]
+    answer = study.answer(found, 1)
+    assert "After 2 steps" in answer
+    assert "0.5 under SP, 0.0 under μP, −0.5 under u-μP" in answer
+    assert "SP 6 of 7" in answer
+    assert "μP 0 of 7" in answer
+    assert "its own part of the first change goes like the power −3.0" in answer
+    glued = study.glued(found, 2, 1)
+    assert (glued["coord_sp_qk"], glued["coord_blog_readout"]) == ("0.5", "−3.0")
+    assert "| u-μP | 6 of 7 | embed update −1.5 |" in study.broken_table(found, 1)
+    assert "| SP | 0.0 |" in study.norms_table(found, 1)
+    assert "widths 16, 32, 64, 128" in study.what_ran(results())
+
+
+def labels(figure) -> str:
+    texts = [t.get_text() for ax in figure.axes for t in (*ax.texts, ax.title, ax.xaxis.label,
+             ax.yaxis.label, *ax.get_xticklabels(), *ax.get_yticklabels())]  # fmt: skip
+    return " ".join(texts)
+
+
+def test_figures_draw_what_the_tables_say() -> None:
+    slopes = study.fitted(study.checks(results(), 0.2))
+    ladder = figures.ladder(slopes, 0.2, 2)
+    assert "slope of the change over width" in labels(ladder)
+    drawn = {round(float(y), 1) for line in ladder.axes[0].lines for y in line.get_ydata()}
+    assert {0.5, -0.5, 1.5} <= drawn
+    heat = labels(figures.heat(slopes, 0.2))
+    assert "−1.0" in heat
+    assert "SP" in heat
+    assert "embed" in labels(figures.heat(slopes, 0.2, kind="weight"))
+    assert "width d_model" in labels(figures.growth(results()))
+    assert "readout's own part" in labels(figures.readout(results()))
+    empty = Results(pd.DataFrame(), results().points.iloc[:0])
+    assert "no points" in labels(figures.growth(empty)) + labels(figures.readout(empty))

@@ -1,0 +1,544 @@
+"""The study of FP8 drift: HLO read by hand, planted drifts and slopes recovered, words, figures."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from matplotlib.figure import Figure
+
+from umup import claims, fp8, ops, study, train
+from umup.claims import NotMeasured
+from umup.config import NUMERICS, PROBE_STATS, HPs, ModelConfig, OptimConfig, RunConfig
+from umup.data import Dataset
+from umup.errors import ConfigError
+from umup.records import Results
+from umup.studies import fp8_drift, fp8_drift_figures, fp8_drift_gemm_figures
+from umup.studies import fp8_drift_gemm as gemm
+from umup.studies import fp8_drift_proof as proof
+from umup.studies import fp8_drift_quantities as quantities
+from umup.studies import fp8_drift_report as report
+from umup.studies import fp8_drift_settings_figures as effects
+from umup.studies import fp8_drift_tables as tables
+from umup.studies.fp8_drift import Fp8Drift
+from umup.studies.fp8_drift_hlo import Program
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "experiments" / "fp8_drift"
+TEXT = cast(Dataset, SimpleNamespace(digest="d", vocab_size=256))
+DESIGN = Fp8Drift(
+    widths=(64,), steps=100, probe_steps=(0, 10), seeds=3, recipes=("plain", "fp8_seed"),
+    effect_width=32, effect_steps=80, effect_seeds=2, effect_widths=(32, 64, 128),
+    effect_depths=(1, 2, 4), effect_horizons=(40, 80, 160), effect_batches=(4, 8, 16),
+    gemm_width=64,
+)  # fmt: skip
+
+# HLO.
+
+CUBLAS = """
+HloModule jit_f, is_scheduled=true
+
+%fused (p: bf16[64,32]) -> f8e4m3fn[64,32] {
+  %p = bf16[64,32]{1,0} parameter(0)
+  ROOT %c = f8e4m3fn[64,32]{1,0} convert(%p)
+}
+
+%max (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %m = f32[] maximum(%a, %b)
+}
+
+ENTRY %main (x: bf16[64,32], w: f8e5m2[48,32]) -> bf16[64,48] {
+  %x = bf16[64,32]{1,0} parameter(0)
+  %w = f8e5m2[48,32]{1,0} parameter(1)
+  %one = f32[] constant(1)
+  %x8 = f8e4m3fn[64,32]{1,0} fusion(%x), kind=kLoop, calls=%fused
+  %amax = f32[] reduce(%x, %one), dimensions={0,1}, to_apply=%max
+  %gemm = (bf16[64,48]{1,0}, s8[33554432]{0}) custom-call(%x8, %w, %one, %one), custom_call_target="__cublas$lt$matmul$f8", backend_config={"a":{"b":[]}}
+  ROOT %y = bf16[64,48]{1,0} get-tuple-element(%gemm), index=0
+}
+"""  # noqa: E501 - a line of HLO is as long as XLA makes it
+INLINE = """
+ENTRY %main {
+  %gemm.1 = (bf16[16,16]{1,0}, /*index=1*/s8[4]{0}) custom-call(f8e4m3fn[16,16]{1,0} %p0, f8e4m3fn[16,16]{0,1} %p1), custom_call_target="__cublas$lt$matmul$f8"
+  %sort.1 = f32[16]{0} custom-call(f32[16]{0} %p0), custom_call_target="__cub$DeviceRadixSort"
+}
+"""  # noqa: E501
+REFUSED = """
+%triton_gemm (p0: f8e4m3fn[64,32], p1: f8e4m3fn[32,16]) -> bf16[64,16] {
+  %p0 = f8e4m3fn[64,32]{1,0} parameter(0)
+  %p1 = f8e4m3fn[32,16]{1,0} parameter(1)
+  %a = bf16[64,32]{1,0} convert(%p0)
+  %b = bf16[32,16]{1,0} convert(%p1)
+  ROOT %d = bf16[64,16]{1,0} dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+"""
+
+
+def test_a_cublas_fp8_call_is_native() -> None:
+    program = Program(CUBLAS)
+    (product,) = program.products()
+    assert product.kind == "__cublas$lt$matmul$f8"
+    assert product.operands == ("f8e4m3fn", "f8e5m2")
+    assert product.result == "bf16[64,48]"
+    assert product.native and not product.emulated
+    assert program.reductions() == ["maximum"]
+
+
+def test_operand_types_that_stand_in_the_line_are_read_and_other_calls_passed_over() -> None:
+    (product,) = Program(INLINE).products()
+    assert product.operands == ("f8e4m3fn", "f8e4m3fn")
+    assert product.native
+
+
+def test_converted_operands_are_a_refusal() -> None:
+    (product,) = Program(REFUSED).products()
+    assert not product.native
+    assert product.emulated
+    assert product.text() == "f8e4m3fn→bf16 × f8e4m3fn→bf16"
+    one_side = REFUSED.replace("dot(%a, %b)", "dot(%p0, %b)")
+    (mixed,) = Program(one_side).products()
+    assert not mixed.native  # both operands or none
+
+
+def test_origins_are_followed_into_a_fusion_from_its_caller() -> None:
+    inside = REFUSED.replace("f8e4m3fn[64,32]", "f32[64,32]").replace("f8e4m3fn", "f32")
+    outside = """
+ENTRY %main (x: f8e5m2[64,32], w: f32[32,16]) -> bf16[64,16] {
+  %x = f8e5m2[64,32]{1,0} parameter(0)
+  %w = f32[32,16]{1,0} parameter(1)
+  %x32 = f32[64,32]{1,0} convert(%x)
+  ROOT %y = bf16[64,16]{1,0} fusion(%x32, %w), kind=kCustom, calls=%triton_gemm
+}
+"""
+    (product,) = Program(inside + outside).products()
+    assert product.origins == ("f8e5m2", "bf16")
+
+
+def linear_hlo(recipe: str, dtype: str) -> Program:
+    casts = fp8.casts(recipe, "blocks.0.mlp.gate_up")
+    x, w, g = (
+        jax.ShapeDtypeStruct(s, t)
+        for s, t in (((64, 32), dtype), ((32, 48), "float32"), ((64, 48), dtype))
+    )
+
+    def both(x, w, g):
+        y, back = jax.vjp(lambda x, w: ops.linear(x, w, 1.0, 1.0, 1.0, casts), x, w)
+        return y, *back(g)
+
+    return Program(jax.jit(both).lower(x, w, g).compile().as_text() or "")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_direct_cast_computes_no_amax(dtype: str) -> None:
+    assert linear_hlo("fp8_seed", dtype).reductions() == []
+    assert linear_hlo("fp8_e5m2_grad", dtype).reductions() == []
+    assert linear_hlo("fp8_current", dtype).reductions().count("maximum") == 3  # x, w, g
+
+
+def test_a_whole_step_of_u_mup_computes_no_amax() -> None:
+    found = {}
+    for recipe in ("plain", "fp8_seed", "fp8_current"):
+        model = ModelConfig(d_model=16, n_layers=1, d_head=16, d_ff=32, vocab_size=32, seq_len=8,
+                            recipe=recipe)  # fmt: skip
+        optim = OptimConfig(steps=1, batch_size=2, warmup_steps=0)
+        run = RunConfig("umup", model, optim, HPs(), 0, "none", "none", "none")
+        lane = jax.tree.map(lambda leaf: leaf[0], train.lanes_of([run]))
+        state = jax.eval_shape(functools.partial(train.init, run, lane))
+        ids = jax.ShapeDtypeStruct((2, 8), jnp.int32)
+        lowered = jax.jit(functools.partial(train.step, run, lane)).lower(state, (ids, ids))
+        # Before optimization: all that is asked for is there, and nothing need be compiled.
+        hlo = lowered.compiler_ir("hlo")
+        found[recipe] = Program(hlo.as_hlo_text()).reductions().count("maximum")
+    assert found["fp8_seed"] == found["plain"] > 0  # the softmaxes' own
+    assert found["fp8_current"] == found["plain"] + 15  # three a linear
+
+
+# Measures.
+
+
+def test_a_cpu_converts_and_says_so() -> None:
+    found = gemm.linear_products("fp8_seed", "mlp.down", 48, 32, 64, "bfloat16")
+    assert found["claims"] is True
+    assert found["native"] is found["capable"] is False
+    assert found["y"].startswith("f8e5m2→") and "× f8e4m3fn→" in found["y"]
+    assert "e5m2" not in found["dx"]  # gradient and weight are both E4M3
+    assert found["dw"].startswith("f8e5m2→")
+    left = gemm.linear_products("fp8_e5m2_grad", "mlp.down", 48, 32, 64, "bfloat16")
+    assert left["claims"] is False and "f8" not in left["y"]
+    delayed = gemm.linear_products("fp8_delayed", "attn.qkv", 32, 96, 64, "float32")
+    assert "f8e5m2→" in delayed["dx"] and "f8e5m2" not in delayed["y"]
+
+
+def test_a_single_product_equals_that_of_its_cast_operands_here() -> None:
+    exact = gemm.gemm(32, "fp8", seconds=1e-4, repeats=2)
+    assert exact["error"] < 1e-6
+    assert 0 < exact["tflops_lo"] <= exact["tflops"] <= exact["tflops_hi"]
+    assert gemm.gemm(32, "fp8_current", "precise", seconds=1e-4, repeats=2)["error"] < 1e-5
+    with pytest.raises(ConfigError, match="kind"):
+        gemm.gemm(32, "fp4")
+
+
+def test_a_step_finds_every_product_of_the_loop() -> None:
+    shape = {"n_layers": 2, "d_head": 16, "seq_len": 16, "batch_size": 2, "steps": 4, "chunks": 2}
+    found = gemm.step(32, "fp8_seed", dtype="float32", **shape)
+    assert (found["fp8_products"], found["emulated"], found["expected"]) == (0, 15, 15)
+    assert 3 < found["loss"] < 7
+    with pytest.raises(ConfigError, match="steps"):
+        gemm.step(32, "plain", dtype="float32", **shape | {"steps": 3})
+
+
+def test_expected_products_count_blocks_that_cast_alike_once() -> None:
+    model = ModelConfig(d_model=32, n_layers=4, d_head=16, d_ff=48, recipe="fp8_seed")
+    assert gemm.expected(model) == 3 * 5
+    assert gemm.expected(replace(model, recipe="fp8_e5m2_grad")) == 3 * 3
+    assert gemm.expected(replace(model, recipe="bf16")) == 0
+    kept = replace(model, keep_bf16=("blocks.3.mlp.down",))
+    assert gemm.expected(kept) == 3 * (4 + 3 + 1)
+
+
+def test_chain_has_the_successors_it_promises() -> None:
+    text = gemm.chain(20_000, vocab_size=16)
+    counts = np.zeros((16, 16))
+    np.add.at(counts, (text[:-1], text[1:]), 1)
+    likely = (counts.max(1) / counts.sum(1)).mean()
+    assert likely == pytest.approx(0.75 + 0.25 / 16, abs=0.02)
+
+
+# Design.
+
+
+def test_the_design_varies_one_thing_at_a_time() -> None:
+    runs = DESIGN.runs(TEXT)
+    arms = [run for run in runs if len(run.probe_steps) != 1]
+    assert len(arms) == 2 * 2 * 3
+    plain = [run for run in arms if run.model.recipe == "plain"]
+    assert all(run.probe_steps == (0, 10, 100) for run in plain)
+    hps = 2 * (1 + 6 * 4)  # the default once, six of four other values
+    assert len(runs) - len(arms) == 2 * (hps + 2 * (2 + 2 + 2 + 2))
+    assert len({run.key() for run in runs}) == len(runs)
+    etas = {run.hps.eta for run in runs if run.scheme == "umup"}
+    assert etas == {2.0**x for x in (-2, -1, 0, 1, 2)}
+    assert {run.hps.eta for run in arms if run.scheme == "mup"} == {2.0**-6.5}
+
+
+def test_points_cover_the_linears_and_the_speeds() -> None:
+    points = DESIGN.points()
+    assert len(points) == 6 * 5
+    more = replace(DESIGN, gemm_sizes=(128,), step_widths=(64,)).points()[30:]
+    assert [p.what for p in more] == ["gemm"] * 7 + ["step"] * 6
+    for point in more:
+        study._measuring("fp8_drift", point)  # its arguments are the function's
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("recipes", ("bf16",)), ("schemes", ()), ("probe_steps", (10, 5)), ("probe_steps", (400,)),
+     ("widths", (40,)), ("effect_width", 40), ("step_steps", 12), ("schemes", ("sp",))],
+)  # fmt: skip
+def test_bad_parameters_are_named(field: str, value: Any) -> None:
+    with pytest.raises(ConfigError) as error:
+        Fp8Drift(**{field: value})
+    assert error.value.field == field
+
+
+@pytest.mark.parametrize("profile", ["smoke", "cpu", "h100"])
+def test_profiles_are_designs(profile: str) -> None:
+    values = yaml.safe_load((FOLDER / f"{profile}.yaml").read_text(encoding="utf-8"))
+    assert Fp8Drift.from_dict(values).runs(TEXT)
+
+
+# Planted records.
+
+START = {"input": 1.0, "weight": 1.0, "output_gradient": 0.5}
+SLOPES = {"eta": 0.5, "alpha_loss_softmax": -0.4, "alpha_residual": 0.1, "width": 0.05}
+LOST = {"mup": 0.9, "umup": 0.002}
+
+
+def planted_rms(run: RunConfig, place: str, kind: str, step: int) -> float:
+    """Readout weights grow fourfold, other inputs not at all, and settings move them by SLOPES."""
+    value = START[kind] * (2.0**-12 if run.scheme == "mup" and kind == "output_gradient" else 1)
+    share = step / run.optim.steps
+    if place == "readout" and kind == "weight":
+        value *= 4.0**share
+    if place.endswith("mlp.down") and kind == "output_gradient":
+        value *= 1.0 + 3.0 * (step == 10)
+    for hp, power in SLOPES.items():
+        x = run.model.d_model / 32 if hp == "width" else getattr(run.hps, hp) / (
+            2.0**-6.5 if hp == "eta" and run.scheme == "mup" else 1.0
+        )  # fmt: skip
+        value *= x**power if step == run.optim.steps else 1.0
+    return value * 2.0 ** (0.001 * run.seed)
+
+
+def probe_columns(run: RunConfig) -> dict[str, Any]:
+    places = [f"blocks.{i}.{n}" for i in range(run.model.n_layers)
+              for n in ("attn.qkv", "attn.out", "mlp.gate_up", "mlp.down")]  # fmt: skip
+    names = [f"{p}/{k}" for p in [*places, "readout"] for k in tables.KINDS]
+    others = ["embed/value", "blocks.0.attn.scores/qk"]
+    values = []
+    for step in run.probe_steps:
+        for name in names:
+            place, kind = name.rsplit("/", 1)
+            flushed = LOST[run.scheme] if kind == "output_gradient" else 0.0
+            wide = 0.0 if step == 0 else flushed / 2
+            values += [planted_rms(run, place, kind, step), 0.0, 1.0, 0.0, flushed, 0.0, wide]
+        values += [1e9] * (len(others) * len(PROBE_STATS))  # must not be looked at
+    return {"probe_steps": list(run.probe_steps), "probe_values": np.array(values, np.float32),
+            "probe_tensors": [*names, *others] if run.probe_steps else []}  # fmt: skip
+
+
+def planted(run: RunConfig) -> dict[str, Any]:
+    failing = run.scheme == "mup" and run.model.recipe == "fp8_seed"
+    loss = 1.5 + 0.01 * run.seed + (0.5 + 0.001 * run.seed) * failing
+    return {
+        "key": run.key(), "scheme": run.scheme, "d_model": run.model.d_model,
+        "n_layers": run.model.n_layers, "seq_len": run.model.seq_len,
+        "batch_size": run.optim.batch_size, "steps": run.optim.steps, "seed": run.seed,
+        "status": "ok", "final_loss": loss, "numerics": NUMERICS, "profile": "cpu",
+        "spec": json.dumps(run.to_dict()), "curve_steps": [1, 50, 100],
+        "curve_loss": [5.0, 2.0, loss], **probe_columns(run),
+    }  # fmt: skip
+
+
+def point(what: str, spec: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    return {"what": what, "spec": json.dumps(spec), "result": json.dumps(result),
+            "numerics": NUMERICS, "device": "H100", "profile": "cpu"}  # fmt: skip
+
+
+GPU = {"capable": True, "device_kind": "H100", "compute_capability": "9.0"}
+
+
+def speeds() -> pd.DataFrame:
+    text = "f8e4m3fn × f8e4m3fn"
+    row = {"y": text, "dx": text, "dw": text, "claims": True, "native": True, **GPU}
+    points = [point("linear", {"recipe": "fp8_seed", "linear": n}, row) for n in tables.LINEARS]
+    points.append(point("linear", {"recipe": "bf16", "linear": "readout"},
+                        row | {"claims": False, "native": False}))  # fmt: skip
+    for kind, rate in (("bf16", 500.0), ("fp8", 1000.0)):
+        ends = {"tflops": rate, "tflops_lo": 0.9 * rate, "tflops_hi": 1.1 * rate}
+        points += [point("gemm", {"size": s, "kind": kind, "accumulation": "fast"}, ends | GPU)
+                   for s in (1024, 8192)]  # fmt: skip
+    for recipe, ms in (("bf16", 30.0), ("fp8_seed", 20.0)):
+        ends = {"seconds": ms / 1e3, "seconds_lo": ms / 1e3, "seconds_hi": ms / 1e3,
+                "tflops": 300.0, "loss": 1.0, "fp8_products": 15, "expected": 15}  # fmt: skip
+        spec = {"d_model": 4096, "recipe": recipe, "accumulation": "fast"}
+        points.append(point("step", spec, ends | GPU))
+    return pd.DataFrame(points)
+
+
+@pytest.fixture(scope="module")
+def results() -> Results:
+    return Results(pd.DataFrame([planted(run) for run in DESIGN.runs(TEXT)]), speeds())
+
+
+EMPTY = Results(pd.DataFrame(), pd.DataFrame())
+
+
+def test_planted_drifts_are_recovered(results: Results) -> None:
+    q = quantities
+    assert q.rms(results, "umup").value == pytest.approx(-1.0, abs=0.01)
+    furthest = q.rms(results, "mup", kinds=["output_gradient"], extreme="largest")
+    assert furthest.value == pytest.approx(-13.0, abs=0.01)
+    assert furthest.lo < furthest.value < furthest.hi
+    # 448 = 2^8.81 is 8.8 octaves away, 2⁻⁶ only 5 from 0.5
+    assert q.margin(results, "umup", when="start").value == pytest.approx(5.0, abs=0.01)
+    assert q.margin(results, "mup").value == pytest.approx(-7.0, abs=0.2)
+    grown = q.growth(results, "umup", ["weight"], ["readout"])
+    assert grown.value == pytest.approx(2.0 + 0.05 * 1, abs=0.01)  # width 64 of base 32
+    fallen = q.growth(results, "umup", ["output_gradient"], ["mlp.down"], since="peak")
+    assert fallen.value == pytest.approx(-2.0 + 0.05, abs=0.01)
+    assert q.lost(results, "mup", column="e4m3_flushed").value == pytest.approx(90.0)
+    assert q.lost(results, "umup").value == pytest.approx(0.2)
+
+
+def test_the_seed_recipe_counts_wide_inputs_in_e5m2() -> None:
+    assert tables._format("fp8_seed", "blocks.1.mlp.down", "input") == "e5m2"
+    assert tables._format("fp8_seed", "blocks.1.mlp.down", "weight") == "e4m3"
+    assert tables._format("fp8_seed", "readout", "input") == "e4m3"
+
+
+def test_planted_slopes_are_recovered(results: Results) -> None:
+    table = tables.slopes(results).set_index(["scheme", "varied", "tensor"])["slope"]
+    for tensor in tables.FOLLOWED:
+        assert table["umup", "eta", tensor] == pytest.approx(0.5, abs=1e-3)
+        assert table["mup", "eta", tensor] == pytest.approx(0.5, abs=1e-3)
+        assert table["umup", "width", tensor] == pytest.approx(0.05, abs=1e-3)
+        assert table["umup", "batch", tensor] == pytest.approx(0.0, abs=1e-3)
+    others = quantities.slope(results, "umup", "others", factor=16)
+    assert others.value == pytest.approx(-0.4, abs=1e-3)
+    assert quantities.slope(results, "umup", "shape", factor=4).value == pytest.approx(
+        0.05, abs=1e-3
+    )
+    with pytest.raises(NotMeasured, match="less than 32"):
+        quantities.slope(results, "umup", "eta", factor=32)
+
+
+def test_losses_are_paired_by_seed_and_divergence_is_infinite(results: Results) -> None:
+    gap = quantities.loss_difference(results, "mup", "fp8_seed")
+    assert gap.value == pytest.approx(0.501)
+    # Student's t, three pairs 0.500, 0.501, 0.502: 4.303 · 0.001 / √3
+    assert gap.hi - gap.value == pytest.approx(4.303 * 0.001 / math.sqrt(3), rel=1e-3)
+    assert quantities.loss_difference(results, "umup", "fp8_seed").value == 0.0
+    runs = results.runs.copy()
+    bad = runs.index[(runs["scheme"] == "mup") & runs["spec"].str.contains("fp8_seed")][0]
+    runs.loc[bad, ["status", "final_loss"]] = ["diverged", math.nan]
+    broken = Results(runs, results.points)
+    assert quantities.loss_difference(broken, "mup", "fp8_seed").lo == math.inf
+    assert "1 of 3 diverged" in report.losses_table(broken)
+
+
+def test_the_tensors_that_leave_are_ranked(results: Results) -> None:
+    table = tables.departures(results)
+    mup = table[table["scheme"] == "mup"]
+    assert set(mup[mup["first"] == 0]["kind"]) == {"output_gradient"}
+    assert np.isinf(table[table["scheme"] == "umup"]["first"]).all()
+    assert "| 0 |" in report.departures_table(results) and "never" in report.departures_table(
+        results
+    )
+
+
+def test_speeds_and_nativeness(results: Results) -> None:
+    assert quantities.native_share(results).value == 100.0
+    faster = quantities.gemm_speedup(results, 8192)
+    assert (faster.value, faster.lo) == pytest.approx((2.0, 900 / 550))
+    assert quantities.step_speedup(results, 4096, "fp8_seed").value == pytest.approx(1.5)
+    refused = results.points.copy()
+    first = refused.index[refused["what"] == "linear"][0]
+    refused.loc[first, "result"] = refused.loc[first, "result"].replace(
+        '"native": true', '"native": false'
+    )
+    assert quantities.native_share(Results(results.runs, refused)).value == pytest.approx(80.0)
+    assert "**NO**" in report.products_table(Results(results.runs, refused))
+    elsewhere = results.points.assign(
+        result=results.points["result"].str.replace('"capable": true', '"capable": false')
+    )
+    with pytest.raises(NotMeasured, match="no FP8 units"):
+        quantities.native_share(Results(results.runs, elsewhere))
+
+
+@pytest.mark.parametrize("name", sorted(quantities.QUANTITIES))
+def test_what_is_absent_is_not_measured(name: str) -> None:
+    given = {
+        "rms": {"scheme": "umup"}, "margin": {"scheme": "umup"}, "lost": {"scheme": "umup"},
+        "growth": {"scheme": "umup", "kinds": ["weight"], "linears": ["readout"]},
+        "loss_difference": {"scheme": "umup", "recipe": "fp8_seed"},
+        "slope": {"scheme": "umup", "varied": "eta"}, "native_share": {},
+        "gemm_speedup": {"size": 8192}, "step_speedup": {"d_model": 4096, "recipe": "fp8_seed"},
+    }[name]  # fmt: skip
+    with pytest.raises(NotMeasured):
+        quantities.QUANTITIES[name](EMPTY, **given)
+
+
+def test_every_claim_is_judged_and_shown_once(results: Results) -> None:
+    verdicts = {v.id: v for v in claims.evaluate(FOLDER, results, "cpu")}
+    assert verdicts["mup-direct-cast-fails"].verdict == "holds"
+    assert verdicts["only-eta-moves-rms"].verdict == "fails"
+    assert verdicts["products-are-native"].verdict == "holds"
+    assert verdicts["mup-scaled-does"].verdict == "not measured"
+    source = (FOLDER / "study.py").read_text(encoding="utf-8")
+    for name in verdicts:
+        assert source.count(f'"claim:{name}"') == 1, name
+
+
+DRAWN = {
+    "distribution": fp8_drift_figures.distribution,
+    "over_training": fp8_drift_figures.over_training,
+    "lost": fp8_drift_figures.lost, "losses": fp8_drift_figures.losses,
+    "umup": lambda r: effects.settings(r, "umup"), "mup": lambda r: effects.settings(r, "mup"),
+    "shapes": effects.shapes, "slopes": effects.slopes, "speed": fp8_drift_gemm_figures.speed,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_figures_are_drawn_and_labelled(name: str, results: Results) -> None:
+    figure = DRAWN[name](results)
+    assert isinstance(figure, Figure)
+    assert any(ax.get_xlabel() for ax in figure.axes)
+    figure.canvas.draw()
+    (ax,) = DRAWN[name](EMPTY).axes
+    assert ax.texts  # says what is missing
+
+
+def test_words_name_every_caption_and_survive_absence(results: Results) -> None:
+    names = report.texts(results)
+    source = (FOLDER / "study.py").read_text(encoding="utf-8")
+    for name in names:
+        assert f"{{glue:text}}`{name}`" in source, name
+    assert set(report.texts(EMPTY).values()) == {"not measured"}
+    assert "0.501" in report.answer(results)
+    for words in (report.departures_table, report.losses_table, report.steps_table,
+                  report.products_table, report.what_ran):  # fmt: skip
+        assert words(results).count("nan") == 0
+        assert words(EMPTY).endswith(".")
+
+
+# The script.
+
+
+def load_script() -> Any:
+    spec = importlib.util.spec_from_file_location("gemm_proof", FOLDER / "gemm_proof.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_script_refuses_politely_without_fp8_units(capsys: pytest.CaptureFixture) -> None:
+    assert load_script().main([]) == 2
+    assert "--any-device" in capsys.readouterr().err
+
+
+def linear_row(**found: Any) -> dict[str, Any]:
+    text = dict.fromkeys(("recipe", "linear", "y", "dx", "dw", "y_kind", "verdict"), "x")
+    return text | found
+
+
+@pytest.mark.parametrize(("native", "status"), [(True, 0), (False, 1)])
+def test_the_script_fails_where_fp8_is_refused(
+    native: bool, status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rows = [linear_row(claims=True, native=native), linear_row(claims=False, native=False)]
+    monkeypatch.setattr(proof.gemm, "device", lambda: GPU)
+    monkeypatch.setattr(proof, "linear_rows", lambda width, tokens: rows)
+    out = tmp_path / "rows.json"
+    assert load_script().main(["--sizes", "--steps", "--out", str(out)]) == status
+    assert json.loads(out.read_text("utf-8"))["linear"] == rows
+
+
+def test_the_script_needs_no_records_package() -> None:
+    code = (
+        "import sys\n"
+        "for name in ('pyarrow', 'pandas', 'matplotlib', 'scipy'): sys.modules[name] = None\n"
+        "import umup.studies.fp8_drift_proof as p\n"
+        "rows = [dict(a=1, b=0.123456)]\n"
+        "print(p.markdown(rows, ('a', 'b')))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "| 1 | 0.1235 |" in done.stdout
+
+
+def test_one_row_of_each_kind_is_made_here() -> None:
+    (row, *_) = proof.gemm_rows([16])
+    assert row["kind"] == "bf16" and row["tflops"] > 0
+    row = next(iter(proof.linear_rows(16, 32)))
+    assert row["verdict"] == "–" and row["recipe"] == "bf16"
+
+
+def test_design_is_found_by_its_name() -> None:
+    assert study.design_of("fp8_drift") is fp8_drift.Fp8Drift
