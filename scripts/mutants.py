@@ -121,7 +121,8 @@ def _expression_changes(
             value = _numeric(getattr(node, side))
             if value is None or isinstance(node.op, ast.Mod):
                 continue
-            whole = "." not in ast.unparse(getattr(node, side))
+            literal = getattr(node, side)
+            whole = isinstance(getattr(literal, "operand", literal).value, int)
             for new in {2 * value or 1.0, -value if value < 0 else 2 * value or 1.0}:
                 changed = copy.deepcopy(node)
                 setattr(changed, side, ast.Constant(int(new) if whole else new))
@@ -183,8 +184,8 @@ def _skipped(parent: ast.AST, field: str) -> bool:
 
 def _walk(
     node: ast.AST, path: tuple, function: str, scope: set[str], tables: set[str]
-) -> Iterator[tuple[tuple, str, str, ast.AST, ast.expr]]:
-    """(path, function, kind, old, new) of every mutation under a node."""
+) -> Iterator[tuple[tuple, str, str, tuple[ast.AST, ast.AST], ast.expr]]:
+    """(path, function, kind, (parent, old), new) of every mutation under a node."""
     for field, value in ast.iter_fields(node):
         if _skipped(node, field):
             continue
@@ -201,12 +202,12 @@ def _walk(
                 name = f"{function}.{child.name}" if function else child.name
             if _is_power(child):
                 for kind, new in _power_changes(child):  # type: ignore[arg-type]
-                    yield here, name, kind, child, new
+                    yield here, name, kind, (node, child), new
                 continue
             for kind, new in _expression_changes(child, names, tables):
-                yield here, name, kind, child, new
+                yield here, name, kind, (node, child), new
             for kind, new in _lone_constant(node, child):
-                yield here, name, kind, child, new
+                yield here, name, kind, (node, child), new
             yield from _walk(child, here, name, names, tables)
 
 
@@ -224,8 +225,12 @@ def _replaced(tree: ast.Module, path: tuple, new: ast.expr) -> str:
     return ast.unparse(ast.fix_missing_locations(changed))
 
 
-def _short(node: ast.AST, limit: int = 60) -> str:
+def _short(node: ast.AST, limit: int = 64) -> str:
+    """One line of source, cut; of a product or sum both sides stay in sight."""
     text = " ".join(ast.unparse(node).split())
+    if len(text) > limit and isinstance(node, ast.BinOp):
+        sign = {ast.Mult: "*", ast.Div: "/", ast.Add: "+", ast.Sub: "-"}.get(type(node.op), "…")
+        return f"{_short(node.left, limit // 2)} {sign} {_short(node.right, limit // 2)}"
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -245,9 +250,11 @@ def mutations(source: str, module: str) -> list[Mutation]:
     }  # fmt: skip
     found: dict[str, Mutation] = {}
     unchanged = ast.unparse(tree)
-    for path, function, kind, old, new in _walk(tree, (), "", scope, tables):
+    for path, function, kind, (parent, old), new in _walk(tree, (), "", scope, tables):
         changed = _replaced(tree, path, new)
         text = f"{_short(old)} → {_short(new)}"
+        if isinstance(old, (ast.Name, ast.Constant)) and not isinstance(parent, ast.stmt):
+            text += f" in {_short(parent, 80)}"  # a name alone says little
         if changed != unchanged and changed not in found:
             line = getattr(old, "lineno", 0)
             found[changed] = Mutation(module, line, function, kind, text, changed)

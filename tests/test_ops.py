@@ -309,6 +309,13 @@ def test_attention_of_huge_logits_is_finite():
     assert all(np.isfinite(g).all() for g in pull(jnp.ones_like(out)))
 
 
+def test_a_zero_query_is_reported_as_orthogonal():
+    q, k = jnp.zeros((1, 2, 3)), normal(0, 1, 2, 3)
+    logits, cosines, entropies = ops.attention_report(q, k, 1.0)
+    np.testing.assert_array_equal([logits, cosines], np.zeros((2, 1, 3)))
+    np.testing.assert_allclose(entropies, [[0.0, math.log(2)]], rtol=1e-6)
+
+
 def test_first_position_attends_to_itself():
     q, k, v = (normal(i, 3, 6, 4) for i in range(3))
     np.testing.assert_allclose(ops.attention(q, k, v, 5.0, 2.0)[:, 0], 2 * v[:, 0], rtol=1e-6)

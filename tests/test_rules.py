@@ -305,6 +305,10 @@ def test_residual_taus_match_the_reference(case):
     np.testing.assert_allclose(derived, golden["derived_variance"], rtol=1e-12)
 
 
+def test_defaults_of_the_residual_scheme_are_neutral():
+    assert residual_taus(3) == residual_taus(3, 1.0, 1.0, "derived")
+
+
 def test_our_alpha_1_is_the_reference_packages_root_half():
     assert residual_taus(3, 1.0, 1.7, "derived") == pytest.approx(
         residual_taus(3, math.sqrt(0.5), 1.7, "library"), rel=1e-12

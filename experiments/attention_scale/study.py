@@ -109,7 +109,7 @@ figures.layer(results)
 # %% [markdown]
 # ## The exponent along training
 
-# %% tags=["hide-input", "picture", "claim:init-exponent", "claim:init-exponent-mup", "claim:trained-exponent", "claim:trained-exponent-root", "claim:trained-exponent-mup"] mystnb={"figure": {"name": "fig-attention-exponent", "caption": "The exponent of $q\\cdot k$'s RMS in the head size (left, 95 % intervals over seeds) goes from {glue:text}`start_umup` to {glue:text}`end_umup` under u-μP with $1/d$, and to {glue:text}`end_umup_sqrt_attention` with $1/\\sqrt d$. Right: the RMS itself, without any multiplier."}, "image": {"alt": "Exponent of q·k over training steps, and q·k against head size at several steps"}}
+# %% tags=["hide-input", "picture", "claim:init-exponent", "claim:init-exponent-mup", "claim:trained-exponent", "claim:trained-exponent-root", "claim:trained-exponent-mup"] mystnb={"figure": {"name": "fig-attention-exponent", "caption": "The exponent of $q\\cdot k$'s RMS in the head size (left, 95 % intervals over seeds) goes from {glue:text}`start_umup` through {glue:text}`peak` at step {glue:text}`peak_step` to {glue:text}`end_umup` under u-μP with $1/d$, and to {glue:text}`end_umup_sqrt_attention` with $1/\\sqrt d$. Right: the RMS itself, without any multiplier."}, "image": {"alt": "Exponent of q·k over training steps, and q·k against head size at several steps"}}
 figures.exponents(results)
 
 # %% [markdown]

@@ -71,7 +71,7 @@ Markdown(coord_check.answer(found, design.digits))
 Markdown(coord_check.what_ran(results))
 
 # %% tags=["remove-cell"]
-ladder_step = sorted(design.look_at)[1]  # later ones are in the figures below
+ladder_step = sorted(set(design.look_at))[1]  # later ones are in the figures below
 for name, text in coord_check.glued(found, ladder_step, design.digits).items():
     report.glue(name, text)
 

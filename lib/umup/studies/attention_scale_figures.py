@@ -89,7 +89,7 @@ def exponents(results: Results) -> Figure:
     with style():
         figure, (left, right) = subplots(7, 3.9, 2)
         for height, text, x, ha, va in (
-            (0.5, "½: independent (CLT)", 0.99, "right", "top"),
+            (0.5, "½: independent (CLT)", 0.02, "left", "top"),
             (1.0, "1: aligned (LLN)", 0.02, "left", "bottom"),
         ):
             left.axhline(height, color=OTHER, ls=":", lw=1.3)
@@ -295,7 +295,7 @@ def drift(results: Results) -> Figure:
 
     Bars are 95 % intervals (arrows: unbounded; crosses: no optimum found, the best value instead),
     the band ±½ octave, the dotted line what α under 1/√d must do if the one under 1/d stays: −½
-    octave a doubling.
+    octave a doubling. Bars that reach far beyond the optima are cut off.
     """
     table = tables.optima_table(results.runs) if len(results.runs) else pd.DataFrame()
     table = table[np.isfinite(table["x"].astype(float))] if len(table) else table
@@ -316,6 +316,8 @@ def drift(results: Results) -> Figure:
             _head_axis(ax, d_heads)
             ax.set_title({"alpha": "α_attn", "eta": "η"}[hp])
             ax.legend(loc="best")
+        shift = table["x"] - table.groupby(["hp", "scheme"])["x"].transform("first")
+        axes[0].set_ylim(min(shift.min() - 1.2, -1.2), max(shift.max() + 0.8, 1.2))
         axes[0].set_ylabel("shift of the optimum (octaves)")
     return figure
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from umup.claims import NotMeasured
+from umup.claims import NotMeasured, format_number
 from umup.laws import Interval
 from umup.records import Results
 from umup.report import interval, loss_digits, markdown
@@ -25,10 +25,21 @@ def _said(digits: int, quantity, *args, **named) -> str:
         return ABSENT
 
 
+def _peak(results: Results) -> tuple[Interval, int] | None:
+    """The largest exponent of q·k under u-μP with 1/d along training, and its step."""
+    table = tables.exponents(results.runs)
+    table = table[table["scheme"] == PER_D]
+    if table.empty:
+        return None
+    top = table.loc[table["exponent"].idxmax()]
+    return Interval(top["exponent"], top["exponent_lo"], top["exponent_hi"]), int(top["step"])
+
+
 def numbers(results: Results, digits: int = 2) -> dict[str, str]:
     """The numbers that captions name: name → text.
 
-    ``start_SCHEME``, ``end_SCHEME`` (exponents), ``shift_alpha_d``, ``shift_alpha_root``,
+    ``start_SCHEME``, ``end_SCHEME`` (exponents), ``peak`` (the largest exponent of u-μP with 1/d),
+    ``peak_step`` (when), ``shift_alpha_d``, ``shift_alpha_root``,
     ``shift_eta_d``, ``shift_eta_root`` (octaves over the measured head sizes), ``mean_cosine``,
     ``cosine`` (RMS, largest head), ``entropy_d``, ``entropy_root`` (nats a doubling), ``aligned``
     and ``independent`` (exponents of the layer), ``difference`` (nats).
@@ -37,6 +48,10 @@ def numbers(results: Results, digits: int = 2) -> dict[str, str]:
     for scheme in TITLES:
         for end in ("start", "end"):
             out[f"{end}_{scheme}"] = _said(digits, tables.exponent, results, scheme, end)
+    peak = _peak(results)
+    out["peak"], out["peak_step"] = (
+        (_text(peak[0], digits), str(peak[1])) if peak else (ABSENT,) * 2
+    )
     for hp in ("alpha", "eta"):
         for name, scheme in (("d", PER_D), ("root", PER_ROOT)):
             moved = tables.drift(results.runs, hp, scheme)
@@ -105,7 +120,7 @@ def end_table(results: Results, digits: int = 2) -> str:
     rows = []
     for scheme in [s for s in TITLES if s in set(table["scheme"])]:
         for d_head, at in table[table["scheme"] == scheme].groupby("d_head"):
-            texts = {c: f"{at[c].mean():.{digits}f}" for c in
+            texts = {c: format_number(at[c].mean(), digits) for c in
                      ("logit", "product", "cosine", "cosine_mean", "entropy")}  # fmt: skip
             rows.append({"scheme": TITLES[scheme], "d_head": d_head} | texts)
     return markdown(

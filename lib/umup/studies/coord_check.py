@@ -80,8 +80,8 @@ class CoordStudy(Design):
             if width % (2 * self.n_heads):
                 allowed = f"multiples of 2·n_heads = {2 * self.n_heads}: an even head size"
                 raise ConfigError("widths", width, allowed)
-        if not self.look_at:
-            raise ConfigError("look_at", self.look_at, "at least one number of updates")
+        if 1 not in self.look_at or len(set(self.look_at)) < 2:
+            raise ConfigError("look_at", self.look_at, "1, the first step, and at least one more")
         for name in ("log2_eta_plain", "log2_eta_unit"):
             value = getattr(self, name)
             if len(value) != 2 or value[0] >= value[1]:
@@ -314,13 +314,10 @@ def norms_table(found: Mapping[str, slopes.CoordCheck], digits: int = 2) -> str:
     """Slopes of the weights' norms at initialization, times multiplier, in Markdown."""
     table = fitted(found)
     at = table[(table["quantity"] == "norm") & (table["step"] == 0) & (table["pace"] == "large")]
-    rows = [
-        {"scheme": TITLES[scheme]}
-        | {
-            r.tensor: format_number(r.slope, digits)
-            for r in at[at["scheme"] == scheme].itertuples()
-        }
-        for scheme in found
-    ]
+    rows = []
+    for scheme in found:
+        own = at[at["scheme"] == scheme]
+        numbers = [format_number(value, digits) for value in own["slope"]]
+        rows.append({"scheme": TITLES[scheme]} | dict(zip(own["tensor"], numbers)))
     weights = dict.fromkeys(at["tensor"])
     return report.markdown(pd.DataFrame(rows), {"scheme": "scheme"} | {w: w for w in weights})

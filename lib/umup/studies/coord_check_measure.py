@@ -180,10 +180,8 @@ def measure(
         base_width=base_width, base_depth=base_depth, base_d_head=base_width // n_heads,
         dtype=dtype, unroll=0,
     )  # fmt: skip
-    # No warm-up, no decay: η is what the name says from the first step on.
-    config = OptimConfig(
-        steps=max(steps), batch_size=batch_size, warmup_steps=0, final_lr_ratio=1.0
-    )
+    # η is what the name says from the first step on: no warm-up and no schedule, whatever `steps`.
+    config = OptimConfig(steps=1, batch_size=batch_size, warmup_steps=0, final_lr_ratio=1.0)
     rows = observe(decoder(scheme, model, config, seed, log2_eta, text.train, text.val), steps)
     # A weight with a side that does not grow with width is judged by its Frobenius norm.
     fixed = rows["tensor"].isin(["embed.w", "readout.w"])

@@ -134,7 +134,7 @@ def over_training(results: Results) -> Figure:
         "rms"
     ].mean()
     means = means.assign(log2=np.log2(means["rms"]))
-    depth = max(int(means["layer"].max()), 1)
+    depth = int(means["layer"].max()) + 1
     bottom, top = min(means["log2"].min(), -14.0) - 1, 10.0
     with figures.style():
         figure, axes = grid(
@@ -145,7 +145,7 @@ def over_training(results: Results) -> Figure:
                 _ranges(ax, named=kind == "weight")
                 own = means[(means["scheme"] == scheme) & (means["kind"] == kind)]
                 for (linear, layer), line in own.groupby(["linear", "layer"]):
-                    strength = 1.0 if layer < 0 else 0.45 + 0.55 * layer / depth
+                    strength = 1.0 if layer < 0 else 0.4 + 0.6 * (layer + 1) / depth
                     ax.plot(line["step"], line["log2"], f"{MARKERS[linear]}-", lw=1.5, ms=4.5,
                             color=COLOURS[linear], alpha=strength)  # fmt: skip
                 ax.set_xscale("symlog", linthresh=max(float(steps[1]), 1.0))
