@@ -17,7 +17,7 @@ from umup.studies import fp8_drift_proof as proof
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "--width", type=int, default=4096, help="of the block whose linears are read"
     )

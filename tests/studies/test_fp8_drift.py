@@ -163,7 +163,7 @@ def test_a_whole_step_of_u_mup_computes_no_amax() -> None:
         ids = jax.ShapeDtypeStruct((2, 8), jnp.int32)
         lowered = jax.jit(functools.partial(train.step, run, lane)).lower(state, (ids, ids))
         # Before optimization: all that is asked for is there, and nothing need be compiled.
-        hlo = lowered.compiler_ir("hlo")
+        hlo = cast(Any, lowered.compiler_ir("hlo"))
         found[recipe] = Program(hlo.as_hlo_text()).reductions().count("maximum")
     assert found["fp8_seed"] == found["plain"] > 0  # the softmaxes' own
     assert found["fp8_current"] == found["plain"] + 15  # three a linear
@@ -195,7 +195,14 @@ def test_a_single_product_equals_that_of_its_cast_operands_here() -> None:
 
 
 def test_a_step_finds_every_product_of_the_loop() -> None:
-    shape = {"n_layers": 2, "d_head": 16, "seq_len": 16, "batch_size": 2, "steps": 4, "chunks": 2}
+    shape: Any = {
+        "n_layers": 2,
+        "d_head": 16,
+        "seq_len": 16,
+        "batch_size": 2,
+        "steps": 4,
+        "chunks": 2,
+    }
     found = gemm.step(32, "fp8_seed", dtype="float32", **shape)
     assert (found["fp8_products"], found["emulated"], found["expected"]) == (0, 15, 15)
     assert 3 < found["loss"] < 7
@@ -514,7 +521,7 @@ def test_the_script_fails_where_fp8_is_refused(
     native: bool, status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     rows = [linear_row(claims=True, native=native), linear_row(claims=False, native=False)]
-    monkeypatch.setattr(proof.gemm, "device", lambda: GPU)
+    monkeypatch.setattr(gemm, "device", lambda: GPU)
     monkeypatch.setattr(proof, "linear_rows", lambda width, tokens: rows)
     out = tmp_path / "rows.json"
     assert load_script().main(["--sizes", "--steps", "--out", str(out)]) == status

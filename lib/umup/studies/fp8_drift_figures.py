@@ -197,10 +197,11 @@ def lost(results: Results) -> Figure:
     rows = max(len(shares) for shares, _ in panels.values())
     with figures.style():
         figure, axes = grid(7.8, 1.6 + 0.21 * rows, 1, len(schemes))
-        image = None
+        images = []
         for ax, (scheme, (shares, clipped)) in zip(axes[0], panels.items(), strict=True):
             values = np.clip(shares.to_numpy(float), 1e-4, 1.0)
-            image = ax.imshow(values, aspect="auto", cmap="magma_r", norm=LogNorm(1e-4, 1.0))
+            scale = LogNorm(1e-4, 1.0)
+            images.append(ax.imshow(values, aspect="auto", cmap="magma_r", norm=scale))
             y, x = np.nonzero(clipped.to_numpy(float) > 1e-4)
             ax.plot(x, y, "x", color="#009E73", ms=4, mew=1.2)
             ax.set_yticks(range(len(shares)), list(shares.index), fontsize=7.5)
@@ -209,7 +210,7 @@ def lost(results: Results) -> Figure:
             ax.set_title(f"{NAMES[scheme]}, cast to E4M3", fontweight="bold")
             ax.set_xlabel("step")
             ax.grid(False)
-        bar = figure.colorbar(image, ax=axes[0].tolist(), shrink=0.8, pad=0.02)
+        bar = figure.colorbar(images[0], ax=axes[0].tolist(), shrink=0.8, pad=0.02)
         bar.set_ticks(
             [1e-4, 1e-3, 1e-2, 1e-1, 1.0], labels=["≤0.01 %", "0.1 %", "1 %", "10 %", "100 %"]
         )

@@ -128,18 +128,18 @@ def gemm(
         jax.random.normal(jax.random.key(seed), (size, size), jnp.bfloat16) for seed in range(2)
     )
 
-    def operands(a, b):
-        current = kind == "fp8_current"
-        return tuple(fp8.cast(t, casts, fp8.amax(t) if current else None) for t in (a, b))
-
-    def multiply(a, b, dtype):
-        return fp8.dot(*operands(a, b), (1, 0), dtype, precise)
-
     if kind == "fp8":  # operands cast beforehand: the product alone is timed
         a, b = (fp8.cast(t, casts).values for t in (a, b))
 
-        def operands(a, b):
+    def operands(a, b):
+        if kind == "fp8":
             return fp8.Operand(a), fp8.Operand(b)
+        current = kind == "fp8_current"
+        one, two = (fp8.cast(t, casts, fp8.amax(t) if current else None) for t in (a, b))
+        return one, two
+
+    def multiply(a, b, dtype):
+        return fp8.dot(*operands(a, b), (1, 0), dtype, precise)
 
     timed = jax.jit(lambda a, b: multiply(a, b, jnp.bfloat16)).lower(a, b).compile()
     products = Program(timed.as_text() or "").products()

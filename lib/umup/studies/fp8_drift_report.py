@@ -12,11 +12,12 @@ import pandas as pd
 
 from umup import report
 from umup.claims import NotMeasured, format_number
+from umup.config import RECIPES
 from umup.laws import Interval
 from umup.records import Results
 from umup.studies import fp8_drift_quantities as quantities
 from umup.studies import fp8_drift_tables as tables
-from umup.studies.fp8_drift_tables import NAMES, SHAPE
+from umup.studies.fp8_drift_tables import LINEARS, NAMES, SHAPE
 
 UNKNOWN = "not measured"
 SHOWN = 8
@@ -62,7 +63,7 @@ def what_ran(results: Results) -> str:
         diverged = int((arms["status"] == "diverged").sum())
         parts.append(
             f"{len(arms)} runs under {arms['recipe'].nunique()} recipes, {diverged} of them "
-            f"diverged: width {widths}, {first['n_layers']} layers, {first['batch_size']} "
+            f"diverged: width {widths}, depth {first['n_layers']}, {first['batch_size']} "
             f"sequences of {first['seq_len']} tokens a step, {first['steps']} steps."
         )
     if len(settings):
@@ -129,8 +130,9 @@ def departures_table(results: Results, digits: int = 2) -> str:
     table = tables.departures(results)
     if table.empty:
         return "No probed runs are on record."
-    rows = []
-    for row in table.groupby("scheme", sort=False).head(SHOWN).to_dict("records"):
+    rows, shown = [], SHOWN if digits >= 2 else 3  # coarse at smoke: shares of few elements
+    digits = digits if digits >= 2 else 0
+    for row in table.groupby("scheme", sort=False).head(shown).to_dict("records"):
         rows.append({
             "scheme": NAMES[row["scheme"]], "tensor": f"{row['place']} {row['kind']}",
             "first": "never" if math.isinf(row["first"]) else f"{row['first']:.0f}",
@@ -179,6 +181,9 @@ def products_table(results: Results) -> str:
     if table.empty:
         return "No compiled products are on record."
     capable = bool(table["capable"].all())
+    table = table.sort_values(
+        ["recipe", "linear"], key=lambda column: column.map([*RECIPES, *LINEARS].index)
+    )
     head = "" if capable else (
         f"{table['device_kind'].iloc[0]}: no FP8 units, so that converted operands (→) are what "
         "there is.\n\n"
@@ -205,7 +210,9 @@ def steps_table(results: Results, digits: int = 2) -> str:
     rows = [
         {
             "width": row["d_model"], "recipe": row["recipe"], "accumulation": row["accumulation"],
-            "ms": report.interval(*(1e3 * row[f"seconds{e}"] for e in ("", "_lo", "_hi")), digits),
+            "ms": report.interval(
+                1e3 * row["seconds"], 1e3 * row["seconds_lo"], 1e3 * row["seconds_hi"], digits
+            ),
             "tflops": format_number(row["tflops"], digits),
             "loss": format_number(row["loss"] - base.get(row["d_model"], math.nan), digits + 2),
             "native": f"{row['fp8_products']} of {row['expected']}",

@@ -12,13 +12,14 @@ import math
 import pandas as pd
 
 from umup import fp8, laws, records
+from umup.config import RECIPES
 from umup.laws import Interval
 from umup.records import Results
 from umup.slopes import fit_slope
 
 SCHEMES = ("mup", "umup")
 NAMES = {"mup": "μP", "umup": "u-μP"}
-KINDS = ("input", "weight", "output_gradient")
+KINDS: tuple[str, ...] = ("input", "weight", "output_gradient")
 LINEARS = ("attn.qkv", "attn.out", "mlp.gate_up", "mlp.down", "readout")
 SWEPT = {
     "mup": ("eta", "eta_emb", "sigma_init", "alpha_emb", "alpha_attn_softmax", "alpha_output"),
@@ -93,7 +94,7 @@ def _linears(probes: pd.DataFrame) -> pd.DataFrame:
 
 def _format(recipe: str, place: str, kind: str) -> str:
     casts = fp8.casts(recipe, place)
-    chosen = dict(zip(KINDS, (casts.x, casts.w, casts.g), strict=True))[kind]
+    chosen = (casts.x, casts.w, casts.g)[KINDS.index(kind)]
     return "" if chosen is None else chosen.name.lower()
 
 
@@ -134,7 +135,8 @@ def loss_differences(results: Results, against: str = "plain") -> pd.DataFrame:
     """
     runs, rows = arms(results), []
     for (scheme, width), group in runs.groupby(["scheme", "d_model"]) if len(runs) else ():
-        losses = {recipe: g.set_index("seed") for recipe, g in group.groupby("recipe", sort=False)}
+        found = {recipe: g.set_index("seed") for recipe, g in group.groupby("recipe")}
+        losses = {r: found[r] for r in sorted(found, key=_rank)}
         if against not in losses:
             continue
         base = losses[against]["final_loss"]
@@ -150,6 +152,10 @@ def loss_differences(results: Results, against: str = "plain") -> pd.DataFrame:
                 "n": len(pairs), **_ends("loss", level), **_ends("difference", difference),
             })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _rank(recipe: str) -> tuple[int, str]:
+    return RECIPES.index(recipe.split(",")[0]), recipe
 
 
 def _ends(name: str, i: Interval) -> dict[str, float]:

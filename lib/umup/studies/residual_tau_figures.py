@@ -262,7 +262,9 @@ def loss_by_lr(results: Results) -> Figure:
             for depth, group in losses[losses["arm"] == arm].groupby("depth"):
                 ok, colour = group[group["n"] > 0], colours[depth]
                 ax.plot(ok["log2_lr"], ok["mean"], "o-", color=colour, ms=3.5, lw=1.5, label=depth)
-                ax.fill_between(ok["log2_lr"], ok["lo"], ok["hi"], color=colour, alpha=0.15, lw=0)
+                many = ok[ok["n"] > 2]  # of two seeds the interval says nothing
+                ax.fill_between(many["log2_lr"], many["lo"], many["hi"], color=colour, alpha=0.15,
+                                lw=0)  # fmt: skip
                 bad = group[group["n_diverged"] > 0]["log2_lr"]
                 if len(bad):
                     ax.plot(bad, np.full(len(bad), top), "x", color=colour, mew=1.5, clip_on=False)

@@ -108,7 +108,11 @@ def realised_table(results: Results, digits: int = 2) -> str:
     """σ(residual)/σ(embedding) and σ(attention)/σ(FFN) at the output, α = 1: exact and measured."""
     control, long = tables.realised(results, 1), tables.realised(results)
     rows = []
-    for row in tables.at_default(control).to_dict("records"):
+    in_order = sorted(
+        tables.at_default(control).to_dict("records"),
+        key=lambda row: (tables.ORDER[row["arm"]], row["n_layers"]),
+    )
+    for row in in_order:
         same = long[(long["arm"] == row["arm"]) & (long["n_layers"] == row["n_layers"])]
         same = tables.at_default(same)
         depth = int(row["n_layers"])
