@@ -25,14 +25,14 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 # A module imports from lower floors, and on its own floor from those left of it: no cycles.
 FLOORS = (
-    ("errors", "config", "powers", "schemes", "rules", "schemas", "studies"),
+    ("errors", "config", "powers", "schemes", "rules", "schemas", "studies", "laws"),
     ("scale", "arguments", "fp8", "probe"),
     ("ops", "unit", "mesh"),
     ("layers", "model", "optim", "interop", "tokenizing", "corpora", "sampling", "token_cache",
      "data"),
     ("train", "slopes", "coord"),
     ("records", "design", "sweep", "search"),
-    ("laws", "tables", "plan", "claims", "machine", "bench_records", "bench_torch"),
+    ("tables", "plan", "claims", "machine", "bench_records", "bench_torch"),
     ("figures", "report", "study", "bench", "pages", "site", "cli"),
 )
 PLACE = {name: (floor, i) for floor, names in enumerate(FLOORS) for i, name in enumerate(names)}
