@@ -80,6 +80,7 @@ def subplots(width: float, height: float, columns: int = 1, **options) -> tuple[
 
 
 def empty(message: str) -> Figure:
+    """A figure that says why there is nothing to draw."""
     figure, (ax,) = subplots(7, 1.2)
     ax.axis("off")
     ax.text(0.5, 0.5, message, ha="center", va="center", color=OTHER)

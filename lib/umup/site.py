@@ -78,7 +78,7 @@ class Steps:
         self.memory.write_text(json.dumps(self.seconds, indent=1), "utf-8")
 
 
-def studies(root: Path) -> list[Path]:
+def study_folders(root: Path) -> list[Path]:
     """The folders of all studies, in the order of the table of contents.
 
     Raises:
@@ -329,7 +329,7 @@ def build(
         BookError: the book warns, misses a file or would load something from another site.
     """
     root = (root or find_root()).resolve()
-    folders = studies(root)
+    folders = study_folders(root)
     out = root / "book" / "_build"
     staging = out / "src"
     best = {folder: best_profile(folder) for folder in folders}

@@ -245,8 +245,8 @@ def trained(results: Results) -> Figure:
 def loss_by_lr(results: Results) -> Figure:
     """Final loss against η, a panel an arm and a line a depth; stars are fitted optima.
 
-    Bands are 95 % intervals over three seeds or more, crosses at the top edge learning rates at which a run
-    diverged.
+    Bands are 95 % intervals over three seeds or more, crosses at the top edge learning rates at
+    which a run diverged.
     """
     losses, optima = tables.losses(results), tables.optima(results)
     if not losses["n"].sum():
