@@ -24,7 +24,7 @@ def make_run(scheme="umup", *, seed=0, eval_batches=3, hps=None, **model):
         "d_model": 16, "n_layers": 2, "d_head": 8, "d_ff": 40, "vocab_size": 13, "seq_len": 8,
         "base_width": 8, "base_depth": 1, "base_d_head": 4,
     }  # fmt: skip
-    eta = {"umup": 0.5}.get(scheme, 0.02)
+    eta = 0.5 if SCHEMES[scheme].unit_scaled else 0.02
     return RunConfig(
         scheme=scheme, model=ModelConfig(**(shape | model)),
         optim=OptimConfig(steps=STEPS, batch_size=2, warmup_steps=3),

@@ -173,8 +173,9 @@ Markdown(claims.format_table(verdicts, design.digits))
 # %% [markdown]
 # :::{admonition} What to take from it
 # :class: takeaway
-# Under u-μP cast and multiply: no loss scale, no amax. Under μP the weights fit but the gradients do not, and a
-# format with more range for them, or a scale per tensor, is what it needs. Watch the inputs of attention-out
+# Under u-μP cast and multiply: no loss scale, no amax. Under μP the weights fit but the gradients do not; it
+# needs a scale, per tensor or on the loss, and E5M2's wider range need not do instead. RMS inside the range
+# does not mean that no element is lost: look at the readout's gradient above. Watch the inputs of attention-out
 # and FFN-down, which no norm holds, and the readout weight. On the CPU the casts are exact and the products
 # emulated, so the losses are those of FP8 hardware with precise accumulation, and the speeds say nothing.
 # :::

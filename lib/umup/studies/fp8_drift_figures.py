@@ -50,6 +50,7 @@ DIFFERENCE = 0.01  # nats, the claims' bound
 def grid(
     width: float, height: float, rows: int, columns: int, **options
 ) -> tuple[Figure, np.ndarray]:
+    """A figure and its axes (rows, columns), which a notebook shows as PNG."""
     figure, (ax,) = figures.subplots(width, height)
     ax.remove()
     return figure, figure.subplots(rows, columns, squeeze=False, **options)

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from umup import figures, laws
+from umup import figures
 from umup.records import Results
 from umup.studies import fp8_drift_tables as tables
 from umup.studies.fp8_drift_figures import grid, log2_axis
@@ -92,7 +92,7 @@ def _panels(varied: list[str], titles: list[str]) -> tuple[Figure, np.ndarray]:
 
 
 def _lines(axes: np.ndarray, own: pd.DataFrame, colour: str, marker: str) -> None:
-    """One line a recipe down the rows: means over seeds with 95 % intervals where there are two."""
+    """One line a recipe down the rows: means over seeds, bands the range of the seeds."""
     for recipe, group in own.groupby("recipe", sort=False):
         style = "-" if recipe == "plain" else ":"
         for ax, column in zip(axes, ("final_loss", *FOLLOWED), strict=True):
@@ -100,12 +100,10 @@ def _lines(axes: np.ndarray, own: pd.DataFrame, colour: str, marker: str) -> Non
             if ok.empty or (recipe != "plain" and column != "final_loss"):
                 continue
             values = ok[column] if column == "final_loss" else np.log2(ok[column])
-            means = {v: laws.mean_interval(g) for v, g in values.groupby(ok["value"])}
-            x, found = np.log2(list(means)), list(means.values())
-            ax.plot(x, [m.value for m in found], style, marker=marker, ms=4, lw=1.3, color=colour)
-            lo, hi = ([getattr(m, end) for m in found] for end in ("lo", "hi"))
-            known = np.isfinite(lo)
-            ax.fill_between(x, lo, hi, where=known, color=colour, alpha=0.15, lw=0)
+            by_value = values.groupby(ok["value"])
+            x = np.log2(np.array(list(by_value.groups), float))
+            ax.plot(x, by_value.mean(), style, marker=marker, ms=4, lw=1.3, color=colour)
+            ax.fill_between(x, by_value.min(), by_value.max(), color=colour, alpha=0.2, lw=0)
 
 
 def slopes(results: Results) -> Figure:
@@ -119,6 +117,7 @@ def slopes(results: Results) -> Figure:
         found = set(table[table["scheme"] == scheme]["varied"])
         rows[scheme] = [v for v in (*SWEPT[scheme], *SHAPE.values()) if v in found]
     looks = dict(zip(FOLLOWED, (("#CC79A7", "*"), ("#D55E00", "D"), ("#0072B2", "o")), strict=True))
+    reach = 1.15 * max(table["slope"].abs().max(), 2 * STEEP)
     with figures.style():
         height = 1.5 + 0.36 * max(map(len, rows.values()))
         figure, axes = grid(7.6, height, 1, len(schemes), sharex=True)
@@ -135,7 +134,7 @@ def slopes(results: Results) -> Figure:
                             capsize=2, elinewidth=1, label=label)  # fmt: skip
             ax.set_yticks(range(len(rows[scheme])), [HP_NAMES.get(v, v) for v in rows[scheme]])
             ax.set_ylim(len(rows[scheme]) - 0.5, -0.5)
-            ax.set_xlim(-1.3, 1.3)
+            ax.set_xlim(-reach, reach)
             ax.set_title(NAMES[scheme], fontweight="bold")
             ax.set_xlabel("octaves of RMS per octave")
         handles, labels = axes[0][0].get_legend_handles_labels()
