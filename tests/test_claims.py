@@ -159,7 +159,9 @@ def test_wider_minus_narrower_takes_the_worst_step():
 def test_board_takes_the_best_profile_that_measured_a_claim_and_never_smoke(tmp_path):
     study = write(tmp_path / "one", ENTRY)
     verdicts = claims.board(tmp_path)
-    assert [(v.verdict, v.note, v.profile) for v in verdicts] == [("not measured", "no records", "")]
+    assert [(v.verdict, v.note, v.profile) for v in verdicts] == [
+        ("not measured", "no records", "")
+    ]
 
     def save(profile, runs):
         rows = [

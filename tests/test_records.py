@@ -165,7 +165,10 @@ def test_a_shard_cut_short_is_named_then_repaired(tmp_path, cut):
     [
         (lambda t: t.drop_columns(["seed"]), "differs in seed"),
         (lambda t: t.append_column("extra", pa.array([1])), "differs in extra"),
-        (lambda t: t.set_column(RUNS.columns.index("seed"), "seed", pa.array(["0"])), "differs in seed"),
+        (
+            lambda t: t.set_column(RUNS.columns.index("seed"), "seed", pa.array(["0"])),
+            "differs in seed",
+        ),
         (lambda t: t.set_column(len(RUNS.columns) - 1, "schema", pa.array([99])), r"schema \[99\]"),
         (lambda t: t.select(list(reversed(RUNS.columns))), "column order"),
     ],

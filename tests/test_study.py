@@ -135,7 +135,7 @@ def test_the_projects_own_profiles_are_valid():
 
 def test_load_without_records(workplace):
     with pytest.raises(StudyError, match=r"records: received 'tiny'.*umup run toy --profile tiny"):
-        study.run_or_load("toy", tiny(workplace, mode="load")).runs
+        study.run_or_load("toy", tiny(workplace, mode="load"))
     assert not (workplace / "experiments/toy/records").exists(), "loading writes nothing"
 
 
@@ -194,10 +194,10 @@ def test_stale_records_are_neither_shown_nor_counted(workplace, pretend, monkeyp
         older.setattr(sweep, "NUMERICS", NUMERICS - 1)
         older.setattr(records, "NUMERICS", NUMERICS - 1)
         older.setattr(RunConfig, "key", lambda self, key=RunConfig.key: "old" + key(self))
-        study.run_or_load("toy", tiny(workplace)).runs
+        study.run_or_load("toy", tiny(workplace))
     search._key.cache_clear()
     with pytest.raises(StudyError, match="records"):
-        study.run_or_load("toy", tiny(workplace, mode="load")).runs
+        study.run_or_load("toy", tiny(workplace, mode="load"))
     found = study.status("toy", "tiny")
     assert (found["done"], found["stale"], found["missing"]) == (0, 3, 3)
     assert set(study.run_or_load("toy", tiny(workplace)).runs["key"]) == keys
@@ -213,7 +213,7 @@ def test_status_counts(workplace, pretend):
     del before["seconds_left"], before["assumed"]
     assert before == {"study": "toy", "profile": "tiny", "done": 0, "diverged": 0, "stale": 0,
                       "missing": 3, "running": 0}  # fmt: skip
-    study.run_or_load("toy", tiny(workplace)).runs
+    study.run_or_load("toy", tiny(workplace))
     after = study.status("toy", "tiny")
     assert (after["done"], after["missing"], after["seconds_left"]) == (3, 0, 0.0)
     place = study.store("toy", "tiny")
@@ -223,7 +223,7 @@ def test_status_counts(workplace, pretend):
 
 
 def test_time_left_rests_on_measured_speed(workplace, pretend):
-    study.run_or_load("toy", tiny(workplace)).runs
+    study.run_or_load("toy", tiny(workplace))
     wider = tiny(workplace, lr_umup=[-3, 0], workers=2)
     found = study.outlook(wider, study.store("toy", "tiny"), load(workplace))
     assert (found["done"], found["missing"], found["assumed"]) == (3, 1, False)
@@ -287,23 +287,23 @@ def test_a_failing_worker_is_reported(workplace, interpreter):
     with pytest.raises(
         StudyError, match=r"worker: received 'MemoryError: too wide'.*\.progress\.log"
     ):
-        study.run_or_load("toy", tiny(workplace, workers=2)).runs
+        study.run_or_load("toy", tiny(workplace, workers=2))
     interpreter("exit 9")
     with pytest.raises(StudyError, match="exit status 9"):
-        study.run_or_load("toy", tiny(workplace, workers=1)).runs
+        study.run_or_load("toy", tiny(workplace, workers=1))
 
 
 def test_a_worker_out_of_time_is_no_failure(workplace, interpreter):
     interpreter(f"exit {study.EXIT_OUT_OF_TIME}")
     with pytest.raises(OutOfTime):
-        study.run_or_load("toy", tiny(workplace, workers=1)).runs
+        study.run_or_load("toy", tiny(workplace, workers=1))
 
 
 def test_a_failure_is_not_hidden_by_another_worker_out_of_time(workplace, interpreter):
     # The first to start is out of time, the second fails.
     interpreter('mkdir first 2>/dev/null && exit 75; sleep 1; echo "ValueError: no" >&2; exit 1')
     with pytest.raises(StudyError, match="ValueError: no"):
-        study.run_or_load("toy", tiny(workplace, workers=2)).runs
+        study.run_or_load("toy", tiny(workplace, workers=2))
 
 
 def test_parameters_names_the_profiles_there_are(tmp_path):

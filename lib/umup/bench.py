@@ -141,6 +141,12 @@ class Ours:
         self.chunk = lambda tokens, lanes, states, _: program(tokens, lanes, states)
         return traced - start, time.perf_counter() - traced
 
+    def look(self) -> float:
+        """Wall time of one observation of all lanes."""
+        start = time.perf_counter()
+        np.asarray(self.programs.observe(self.tokens, self.lanes, self.states))
+        return time.perf_counter() - start
+
     def seconds(self, steps: int) -> float:
         """Wall time of ``steps`` steps of all lanes."""
         start = time.perf_counter()
@@ -177,7 +183,8 @@ def measure(plan: Plan = Plan(), say: Callable[[str], None] = lambda line: None)
 
     if plan.profile == "gpu" and jax.default_backend() == "cpu":
         raise ConfigError("--gpu", "cpu", "a machine with an accelerator that this JAX can use")
-    parts = {"step": steps, "lanes": lanes, "compile": compile_times, "memory": memory}
+    parts = {"step": steps, "lanes": lanes, "compile": compile_times, "memory": memory,
+             "probes": probes}  # fmt: skip
     found: list[dict[str, Any]] = []
     cached = jax.config.jax_enable_compilation_cache  # pyright: ignore
     jax.config.update("jax_enable_compilation_cache", False)  # compile times are of compiling
@@ -289,6 +296,19 @@ def compile_times(plan: Plan) -> Iterator[dict[str, Any]]:
         trace_s, compile_s = Ours(plan.run(plan.model(width, n_layers=depth))).compile(plan.steps)
         yield {"part": "compile", "kind": "compile", "d_model": width, "n_layers": depth,
                "trace_s": trace_s, "compile_s": compile_s}  # fmt: skip
+
+
+def probes(plan: Plan) -> Iterator[dict[str, Any]]:
+    """A training step and an observation in turn, at each width, layers unrolled."""
+    for width in plan.widths:
+        ours = Ours(plan.run(plan.model(width, unroll=0)))
+        ours.seconds(plan.steps), ours.look()  # compile both
+        step_ms, look_ms = [], []
+        for _ in range(plan.samples):
+            step_ms.append(1e3 * ours.seconds(plan.steps) / plan.steps)
+            look_ms.append(1e3 * ours.look())
+        yield {"part": "probes", "kind": "probes", "d_model": width, "step_ms": step_ms,
+               "look_ms": look_ms}  # fmt: skip
 
 
 def memory(plan: Plan) -> Iterator[dict[str, Any]]:

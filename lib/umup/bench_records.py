@@ -13,8 +13,9 @@ from umup.config import digest
 from umup.errors import RecordError
 
 SCHEMA = 1
-PARTS = ("step", "lanes", "compile", "memory")
+PARTS = ("step", "lanes", "compile", "memory", "probes")
 RECORDS = Path("bench") / "records"
+PROBE_EVERY = 50  # steps between two looks, for what probes cost
 _KEYS = {"schema", "numerics", "plan", "notes", "machine", "measurements", "provenance"}
 _NAMES = {
     "unrolled": "umup, layers unrolled",
@@ -212,4 +213,18 @@ def _memory(run: Mapping[str, Any]) -> str:
     return f"### Peak memory\n\n{text}\n\n{_grid(header, rows)}"
 
 
-_SECTIONS = {"step": _step, "lanes": _lanes, "compile": _compile, "memory": _memory}
+def _probes(run: Mapping[str, Any]) -> str:
+    rows = [
+        [str(m["d_model"]), _spread(m["step_ms"]), _spread(m["look_ms"]),
+         f"{100 * statistics.median(r):.1f} % ({100 * min(r):.1f}–{100 * max(r):.1f})"]
+        for m in _of(run, "probes")
+        for r in [[x / PROBE_EVERY for x in ratios(m["look_ms"], m["step_ms"])]]
+    ]  # fmt: skip
+    head = "### Probes\n\nA look at every tensor, and what it adds to a step on average."
+    header = ["width", "step, ms", "look, ms", f"cost, a look every {PROBE_EVERY} steps"]
+    return f"{head}\n\n{_grid(header, rows)}"
+
+
+_SECTIONS = {
+    "step": _step, "lanes": _lanes, "compile": _compile, "memory": _memory, "probes": _probes,
+}  # fmt: skip

@@ -24,7 +24,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from umup import config, records, rules
+from umup import config, records, rules, schemas
 from umup.errors import BookError
 
 PROFILES = ("h100", "cpu", "smoke")
@@ -203,7 +203,7 @@ def read_records(experiments: Path) -> pd.DataFrame:
         frames += [store.read(), store.points.read().assign(status="ok")]
     frames = [frame for frame in frames if len(frame)]
     if not frames:
-        return pd.DataFrame(columns=list(records.RUNS.columns))
+        return pd.DataFrame(columns=list(schemas.RUNS.columns))
     return pd.concat(frames, ignore_index=True)
 
 
