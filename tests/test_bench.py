@@ -189,7 +189,7 @@ def test_the_command_line_makes_the_plan() -> None:
     [
         (["--widths", "0"], "widths: received (0,)"),
         (["--widths", "33"], "d_head: received 16; allowed: a divisor of d_model = 33"),
-        (["--parts", "stepp"], "step | lanes | compile | memory"),
+        (["--parts", "stepp"], "step | lanes | compile | memory | probes"),
         (["--samples", "0"], "samples: received 0"),
     ],
 )
