@@ -135,7 +135,8 @@ coord_check_figures.readout(results)
 # %% [markdown]
 # ## Verdicts
 #
-# Bounds were written before the runs, in `claims.yaml`.
+# Bounds were written before the runs, in `claims.yaml`. A pilot chose at which step the attention and the readout are
+# judged, not the bounds.
 
 # %% tags=["hide-input", "verdicts"]
 verdicts = claims.evaluate("coord_check", results, design.profile)

@@ -145,7 +145,8 @@ Markdown(words.optima_table(results, design.digits))
 # %% [markdown]
 # ## Verdicts
 #
-# Bounds were written before the runs, in `claims.yaml`.
+# Bounds were written before the recorded runs, in `claims.yaml`; those on the lemma, the printed equation and the
+# stream's scale with trial runs in sight.
 
 # %% tags=["hide-input", "verdicts"]
 verdicts = claims.evaluate("residual_tau", results, design.profile)
