@@ -255,7 +255,7 @@ def test_every_part_runs_and_renders(tmp_path: Path) -> None:
     run = bench.measure(plan)
     assert bench.load_records(bench.save(run, tmp_path).parent) == [run]
     kinds = [m["kind"] for m in run["measurements"] if m["kind"] != "load"]
-    assert kinds == ["memory", "gemm", "gemm", "step", "lanes", "lanes", "compile"]
+    assert kinds == ["memory", "gemm", "gemm", "step", "lanes", "lanes", "compile", "probes"]
     (step,) = [m for m in run["measurements"] if m["kind"] == "step"]
     assert {side: len(ms) for side, ms in step["ms"].items()} == {"unrolled": 2, "scanned": 2}
     text = bench.table([run])
