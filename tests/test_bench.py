@@ -259,5 +259,5 @@ def test_every_part_runs_and_renders(tmp_path: Path) -> None:
     (step,) = [m for m in run["measurements"] if m["kind"] == "step"]
     assert {side: len(ms) for side, ms in step["ms"].items()} == {"unrolled": 2, "scanned": 2}
     text = bench.table([run])
-    for heading in ("A training step", "A sweep of lanes", "Compile time", "Peak memory"):
+    for heading in ("A training step", "A sweep of lanes", "Compile time", "Peak memory", "Probes"):
         assert f"### {heading}" in text

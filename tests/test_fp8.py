@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -217,6 +218,28 @@ def test_delayed_scaling_takes_the_magnitudes_of_earlier_steps():
     *_, later = products(x / 4, w, g, delayed, history)
     np.testing.assert_allclose(later[0, :2], [want[0] / 4, want[0]])
     assert float(fp8.remembered(later)[0]) == pytest.approx(want[0]), "the largest, not the last"
+
+
+def test_a_magnitude_is_remembered_for_sixteen_steps():
+    x, w, g = operands()
+    delayed = fp8.casts("fp8_delayed", "attn.qkv")
+    *_, history = products(100 * x, w, g, delayed, jnp.zeros((3, fp8.HISTORY)))
+    seen = []
+    for _ in range(17):
+        seen.append(float(fp8.remembered(history)[0]))
+        *_, history = products(x, w, g, delayed, history)
+    largest = float(jnp.abs(x).max())
+    np.testing.assert_allclose(seen, [100 * largest] * 16 + [largest], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "native"),
+    [("gpu", "9.0", True), ("gpu", "8.9", True), ("gpu", "8.0", False), ("cpu", None, False)],
+)
+def test_native_fp8_begins_with_compute_capability_8_9(monkeypatch, platform, capability, native):
+    device = SimpleNamespace(platform=platform, compute_capability=capability)
+    monkeypatch.setattr(fp8.jax, "devices", lambda: [device])
+    assert fp8.on_hopper() is native
 
 
 # --- whole models ---------------------------------------------------------------------------------

@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # Should attention divide by $d$ or by $\sqrt d$?
+# # Should attention divide by d or by √d?
 #
 # **Question.** SP divides $q\cdot k$ by $\sqrt d$, μP and u-μP by $d$, the head size. The first is right when
 # $q$ and $k$ are independent (central limit theorem, CLT), the second when training has aligned them (law

@@ -40,7 +40,8 @@ class Format:
 
 E4M3 = Format("E4M3", jnp.dtype(jnp.float8_e4m3fn), 448.0, 2.0**-9)
 E5M2 = Format("E5M2", jnp.dtype(jnp.float8_e5m2), 57344.0, 2.0**-16)
-BF16 = Format("BF16", jnp.dtype(jnp.bfloat16), float(jnp.finfo(jnp.bfloat16).max), 2.0**-133)
+BF16 = Format("BF16", jnp.dtype(jnp.bfloat16), float(jnp.finfo(jnp.bfloat16).max),
+              float(jnp.finfo(jnp.bfloat16).smallest_subnormal))  # fmt: skip
 
 
 class Casts(NamedTuple):

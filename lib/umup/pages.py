@@ -116,13 +116,15 @@ def claim_figures(notebook: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def claims_board(verdicts: Sequence[Any], studies: Sequence[Study], picture: str = "") -> str:
+def claims_board(
+    verdicts: Sequence[Any], studies: Sequence[Study], pictures: Mapping[str, str] = {}
+) -> str:
     """Every claim of every study: verdict, measured value, bound, where it is shown.
 
     Args:
         verdicts: `umup.claims.Verdict` objects.
-        studies: the pages to link to.
-        picture: path of the board's figure, as the page sees it.
+        studies: the pages to link to, in the order to show them.
+        pictures: path of each study's figure of its claims, as the page sees it.
     """
     if not verdicts:
         return "No study states a claim yet.\n"
@@ -139,22 +141,28 @@ def claims_board(verdicts: Sequence[Any], studies: Sequence[Study], picture: str
 
     counts = Counter(v.verdict for v in verdicts)
     said = ", ".join(f"{kind} {counts[kind]}" for kind in BADGES if counts[kind])
-    parts = [f"{len(verdicts)} claims: {said}.\n"]
-    for name in dict.fromkeys(v.study for v in verdicts):
+    parts = [f"{len(verdicts)} claims: {said}. Each study's open below.\n"]
+    names = dict.fromkeys(v.study for v in verdicts)
+    for name in sorted(names, key=lambda n: [*by_name, n].index(n)):
         mine = [v for v in verdicts if v.study == name]
         used = {v.profile for v in mine if v.verdict != "not measured"}
         known = by_name.get(name)
         title = f"[{known.title}](studies/{name}.ipynb)" if known else f"`{name}`"
         profile = f", profile `{used.pop()}`" if len(used) == 1 else ""
+        kinds = Counter(v.verdict for v in mine)
+        tally = ", ".join(f"{kind} {kinds[kind]}" for kind in BADGES if kinds[kind])
+        parts.append(f"`````{{dropdown}} {known.title if known else name} {tally}\n")
         parts.append(f"**{title}**{profile}\n")
         figures = claim_figures(known.notebook) if known else {}
         rows = [row(v, figures, len(used) > 1) for v in mine]
         parts.append(table(["claim", "verdict", "measured [95 %]", "bound"], rows, "claims"))
-    if picture:
-        parts.append(
-            f"```{{figure}} {picture}\n:name: fig-claims\n:alt: measured values against bounds\n\n"
-            "Each claim's measured value with its 95 % interval against its bound.\n```\n"
-        )
+        if name in pictures:
+            parts.append(
+                f"```{{figure}} {pictures[name]}\n:name: fig-claims-{name}\n"
+                ":alt: measured values against bounds\n\n"
+                "Each claim's measured value with its 95 % interval against its bound.\n```\n"
+            )
+        parts.append("`````\n")
     return "\n".join(parts)
 
 
@@ -383,14 +391,14 @@ def generate(root: Path, staging: Path, studies: Sequence[Study]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     runs = read_records(root / "experiments")
     verdicts = claims.board(root / "experiments")
-    board = ""
-    if any(v.value is not None and not math.isnan(v.value) for v in verdicts):
-        figure = figures.claims_board(verdicts)
-        figure.savefig(folder / "claims.png", dpi=160, bbox_inches="tight")
-        board = "_generated/claims.png"
+    boards = {}
+    for name in {v.study for v in verdicts if not math.isnan(v.value)}:
+        figure = figures.claims_board([v for v in verdicts if v.study == name])
+        figure.savefig(folder / f"claims-{name}.png", dpi=160, bbox_inches="tight")
+        boards[name] = f"_generated/claims-{name}.png"
     fragments = {
         "picture": picture(studies, folder),
-        "claims": claims_board(verdicts, studies, board),
+        "claims": claims_board(verdicts, studies, boards),
         "rules": rules_tables(),
         "data": data_sheet(runs),
         "profiles": profiles(root / "experiments"),

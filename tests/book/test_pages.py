@@ -95,6 +95,8 @@ def test_the_board_shows_value_interval_bound_verdict_page_and_figure(study):
     assert board.startswith("3 claims: holds 1, fails 1, not measured 1.")
     assert "**[A title](studies/lr.ipynb)**, profile `cpu`" in board
     assert "**`gone`**" in board and "studies/gone" not in board
+    assert "{dropdown} A title holds 1, not measured 1\n" in board
+    assert "{dropdown} gone fails 1\n" in board
     first, second, third = [line for line in board.splitlines() if "is large" in line]
     assert r"\|shift\| is large<br>" in first  # the bars would end the cell
     assert "<small>{numref}`fig-lr`. Source: a paper.</small>" in first
