@@ -111,9 +111,10 @@ def by_reference_name(params):
     }
     for i in range(2):
         attn, mlp = params["blocks"]["attn"], params["blocks"]["mlp"]
-        gate, up = jnp.split(mlp["gate_up"]["w"][i], 2, axis=-1)
+        gate, up = mlp["gate_up"]["w"][i].swapaxes(0, 1)
+        qkv = attn["qkv"]["w"][i]
         mine = {
-            "mhsa.linear_qkv": attn["qkv"]["w"][i], "mhsa.linear_o": attn["out"]["w"][i],
+            "mhsa.linear_qkv": qkv.reshape(len(qkv), -1), "mhsa.linear_o": attn["out"]["w"][i],
             "mlp.linear_1": up, "mlp.linear_gate": gate, "mlp.linear_2": mlp["down"]["w"][i],
         }  # fmt: skip
         out |= {f"layers.{i}.{name}.weight": w.T for name, w in mine.items()}
@@ -126,10 +127,11 @@ def place(model, weights):
 
     model.embed.w[...] = weights["embedding.weight"]
     model.readout.w[...] = weights["projection.weight"].T
-    model.blocks.attn.qkv.w[...] = stacked("mhsa.linear_qkv")
+    qkv = stacked("mhsa.linear_qkv")
+    model.blocks.attn.qkv.w[...] = qkv.reshape(*qkv.shape[:2], 3, -1)
     model.blocks.attn.out.w[...] = stacked("mhsa.linear_o")
     gate_up = [stacked("mlp.linear_gate"), stacked("mlp.linear_1")]
-    model.blocks.mlp.gate_up.w[...] = jnp.concatenate(gate_up, axis=-1)
+    model.blocks.mlp.gate_up.w[...] = jnp.stack(gate_up, axis=-2)
     model.blocks.mlp.down.w[...] = stacked("mlp.linear_2")
 
 
@@ -318,8 +320,9 @@ def test_one_seed_gives_one_set_of_draws_under_every_scheme():
     for scheme in SCHEMES:
         run = make_run(scheme, base_width=8, hps={"sigma_init": 0.25} if scheme == "mup" else {})
         for name, w in params_of(run).items():
-            stds = w.reshape(-1, *w.shape[-2:]).std((1, 2), keepdims=True)
-            draws.setdefault(name, {})[scheme] = w / stds.reshape(-1, *(1,) * (w.ndim - 1))
+            each_layer = tuple(range(1, w.ndim)) if name.startswith("blocks") else None
+            stds = w.std(each_layer, keepdims=True)
+            draws.setdefault(name, {})[scheme] = w / stds
     assert len(draws) == 6
     for name, of in draws.items():
         for scheme, draw in of.items():

@@ -27,6 +27,7 @@ from umup import bench_torch, machine
 from umup.bench_records import PARTS, RECORDS, SCHEMA, load_records, page, save, table
 from umup.config import COUNT, NUMERICS, Config, HPs, ModelConfig, OptimConfig, Range, RunConfig
 from umup.errors import ConfigError, UmupError
+from umup.flops import step_flops
 
 __all__ = ["Plan", "load_records", "main", "measure", "page", "save", "step_flops", "table"]
 
@@ -99,19 +100,6 @@ GPU = {
     "profile": "gpu", "widths": (256, 512, 1024, 2048, 4096), "dtype": "bfloat16", "d_head": 128,
     "steps": 20, "gemm_sizes": (4096, 8192), "lane_steps": 50, "torch": False,
 }  # fmt: skip
-
-
-def step_flops(model: ModelConfig, batch_size: int) -> int:
-    """Floating-point operations of one training step: 6·weights·tokens, and attention's.
-
-    Weights are those that multiply: all but the embedding, which is a lookup. q·kᵀ and the
-    weighted sum of values cost 4·T·d_model a token and layer forward, three times that with the
-    backward pass, counted over the full T × T square as PaLM does (arXiv 2204.02311, Appendix B).
-    Norms, softmax, loss and optimizer are not counted.
-    """
-    tokens = batch_size * model.seq_len
-    weights = model.n_params - model.vocab_size * model.d_model
-    return tokens * (6 * weights + 12 * model.n_layers * model.seq_len * model.d_model)
 
 
 class Ours:

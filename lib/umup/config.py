@@ -164,6 +164,13 @@ class ModelConfig(Config):
     ``base_*`` are the shapes at which μP equals SP. ``unroll`` is how many layers of the scan over
     depth are unrolled (0: all): faster on a CPU, longer to compile. ``recipe``, ``keep_bf16`` and
     ``accumulation`` say how the linears cast their operands, see ``umup.fp8``.
+
+    ``dtype`` is that of the activations, ``params_dtype`` that in which weights are kept (their
+    optimizer state is float32). ``remat`` is what of a block is computed again on the way back:
+    nothing, all but matrix products (``dots``), or all (``full``). ``attention`` names the
+    implementation, see ``ops.attention``. ``qk_norm``, ``depth_scaled_init`` and ``z_loss`` are
+    defences against instability: RMS norm of q and k, init of each branch's last weight divided
+    by √(2N), and the weight of mean log² Z (PaLM, arXiv 2204.02311, §5).
     """
 
     d_model: int = 256
@@ -184,6 +191,12 @@ class ModelConfig(Config):
     recipe: str = "plain"
     keep_bf16: tuple[str, ...] = ()
     accumulation: str = "fast"
+    params_dtype: str = "float32"
+    remat: str = "none"
+    attention: str = "xla"
+    qk_norm: bool = False
+    depth_scaled_init: bool = False
+    z_loss: float = 0.0
 
     RANGES = {
         "d_model": COUNT, "n_layers": COUNT, "d_head": COUNT, "d_ff": COUNT,
@@ -193,6 +206,8 @@ class ModelConfig(Config):
         "tau_convention": ("derived", "library", "printed"),
         "rope_theta": POSITIVE, "dtype": ("float32", "bfloat16"), "unroll": Range(0),
         "recipe": RECIPES, "accumulation": ("fast", "precise"),
+        "params_dtype": ("float32", "bfloat16"), "remat": ("none", "dots", "full"),
+        "attention": ("xla", "blocked", "cudnn"), "z_loss": Range(0.0),
     }  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -201,6 +216,8 @@ class ModelConfig(Config):
             raise ConfigError("d_head", self.d_head, f"a divisor of d_model = {self.d_model}")
         if self.rope and self.d_head % 2:
             raise ConfigError("d_head", self.d_head, "an even number when rope is on")
+        if self.attention == "cudnn" and (self.dtype != "bfloat16" or self.d_head % 8):
+            raise ConfigError("attention", "cudnn", "xla, or dtype bfloat16 and d_head in eights")
         for name in self.keep_bf16:
             if name not in self.linears():
                 allowed = f"{', '.join(BLOCK_LINEARS)}, one of these after blocks.0. to "
@@ -224,11 +241,18 @@ class ModelConfig(Config):
         return 2 * self.vocab_size * self.d_model + self.n_layers * per_block
 
 
+SCHEDULES = ("cosine", "linear", "wsd", "wsd_sqrt", "two_step")
+"""Decays after the warm-up, see ``umup.optim.schedule``."""
+
+
 @dataclass(frozen=True)
 class OptimConfig(Config):
     """AdamW and its schedule (seed 001, Table 6: linear warm-up, cosine to ``final_lr_ratio``).
 
     ``decay`` is ``independent`` (per step λ·schedule, free of η) or ``coupled`` (λ·η_w·schedule).
+    ``decay_steps`` is the length of the decay that ends a warm-up-stable-decay run. ``clip``
+    bounds the global norm of the unscaled gradient, see ``train.step`` (0: no bound).
+    ``accumulate`` is into how many parts a batch is cut, one after another, to save memory.
     """
 
     steps: int = 8192
@@ -239,10 +263,15 @@ class OptimConfig(Config):
     beta2: float = 0.999
     eps: float = 1e-8
     decay: str = "independent"
+    schedule: str = "cosine"
+    decay_steps: int = 0
+    clip: float = 0.0
+    accumulate: int = 1
 
     RANGES = {
         "steps": COUNT, "batch_size": COUNT, "warmup_steps": Range(0), "final_lr_ratio": FRACTION,
         "beta1": FRACTION, "beta2": FRACTION, "eps": POSITIVE, "decay": ("independent", "coupled"),
+        "schedule": SCHEDULES, "decay_steps": Range(0), "clip": Range(0.0), "accumulate": COUNT,
     }  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -252,6 +281,20 @@ class OptimConfig(Config):
         if max(self.beta1, self.beta2) == 1.0:
             field = "beta1" if self.beta1 == 1.0 else "beta2"
             raise ConfigError(field, 1.0, "a number in [0, 1)")
+        self._check_decay()
+        if self.batch_size % self.accumulate:
+            allowed = f"a divisor of batch_size = {self.batch_size}"
+            raise ConfigError("accumulate", self.accumulate, allowed)
+
+    def _check_decay(self) -> None:
+        """A decay belongs to warm-up-stable-decay, and fits between its warm-up and its end."""
+        room = self.steps - self.warmup_steps
+        if not self.schedule.startswith("wsd"):
+            if self.decay_steps:
+                raise ConfigError("decay_steps", self.decay_steps, "0, or schedule wsd | wsd_sqrt")
+        elif not 1 <= self.decay_steps <= room:
+            allowed = f"1 to {room}, what {self.steps} steps leave after warmup_steps"
+            raise ConfigError("decay_steps", self.decay_steps, allowed)
 
 
 @dataclass(frozen=True)
@@ -280,6 +323,29 @@ class HPs(Config):
         "alpha_loss_softmax": POSITIVE,
         "weight_decay": Range(0.0),
     }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MeshConfig(Config):
+    """How many devices along each axis; see ``umup.mesh``.
+
+    ``data`` replicates the weights and splits the batch, ``fsdp`` splits both, ``tensor`` splits
+    heads, feed-forward features and vocabulary. Their product is the number of devices.
+    """
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+    RANGES = {"data": COUNT, "fsdp": COUNT, "tensor": COUNT}
+
+    @property
+    def devices(self) -> int:
+        """Number of devices."""
+        return self.data * self.fsdp * self.tensor
+
+    def __str__(self) -> str:
+        return f"{self.data}×{self.fsdp}×{self.tensor}"
 
 
 @dataclass(frozen=True)

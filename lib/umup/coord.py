@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pandas as pd
+from flax import nnx
 from jax import Array
 
 from umup.errors import ConfigError
@@ -187,7 +188,7 @@ def _rms_all(now, before):
 def _norms_all(params, start, multipliers):
     """Name → the weight's norms relative to √(fan_out/fan_in), of A·W and of A·(W − W_0)."""
     out = {}
-    for (path, w), w0 in zip(_leaves(params), jax.tree.leaves(start)):
+    for (path, w), (_, w0) in zip(_leaves(params), _leaves(start)):
         name, scale = _name(path), multipliers[_name(path)]
         for quantity, matrix in (("norm", w), ("update", w - w0)):
             spectral, frobenius = _norms(scale * matrix.astype(jnp.float32))
@@ -213,7 +214,20 @@ def _fans(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _leaves(params: Any) -> list[tuple[tuple, Any]]:
-    return jax.tree_util.tree_flatten_with_path(params)[0]
+    """Paths and weights; parts that a `umup.layers.Weight` keeps side by side are one matrix."""
+    found = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_variable)[0]
+    return [(path, _merged(leaf) if _is_variable(leaf) else leaf) for path, leaf in found]
+
+
+def _is_variable(leaf: Any) -> bool:
+    return isinstance(leaf, nnx.Variable)
+
+
+def _merged(variable: nnx.Variable) -> Any:
+    w = variable.get_value()
+    if "parts" in variable.get_metadata().get("axes", ()):
+        return w.reshape(*w.shape[:-2], -1)
+    return w
 
 
 def _name(path: tuple) -> str:

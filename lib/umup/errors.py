@@ -42,3 +42,11 @@ class ClaimError(UmupError):
 
 class BookError(UmupError):
     """The book cannot be built from what is there."""
+
+
+class CheckpointError(UmupError):
+    """A checkpoint is missing, damaged, of another run or of a newer umup, or cannot be written."""
+
+
+class TrainError(UmupError):
+    """A training run cannot start, go on, or be forked as asked."""

@@ -137,10 +137,11 @@ def from_unit_scaling(
     attn, mlp = model.blocks.attn, model.blocks.mlp
     model.embed.w[...] = jnp.asarray(arrays[_EMBEDDING])
     model.readout.w[...] = jnp.asarray(arrays[_PROJECTION].T)
-    attn.qkv.w[...], attn.out.w[...] = stacked("mhsa.linear_qkv"), stacked("mhsa.linear_o")
-    mlp.gate_up.w[...] = jnp.concatenate(
-        [stacked("mlp.linear_gate"), stacked("mlp.linear_1")], axis=-1
-    )
+    attn.qkv.w[...] = stacked("mhsa.linear_qkv").reshape(n_layers, d, 3, d)
+    attn.out.w[...] = stacked("mhsa.linear_o")
+    mlp.gate_up.w[...] = jnp.stack(
+        [stacked("mlp.linear_gate"), stacked("mlp.linear_1")], axis=-2
+    )  # fmt: skip
     mlp.down.w[...] = stacked("mlp.linear_2")
     # fan_out of gate and of up each is d_ff, not that of the two fused.
     for layer, fan_out in ((mlp.gate_up, config.d_ff), (mlp.down, d)):
@@ -171,7 +172,9 @@ def to_unit_scaling(tree) -> dict[str, np.ndarray]:
         return np.asarray(node[...])
 
     qkv, out = leaf("blocks", "attn", "qkv", "w"), leaf("blocks", "attn", "out", "w")
-    gate, up = np.split(leaf("blocks", "mlp", "gate_up", "w"), 2, axis=-1)
+    qkv = qkv.reshape(*qkv.shape[:2], -1)
+    gate_up = leaf("blocks", "mlp", "gate_up", "w")
+    gate, up = gate_up[:, :, 0], gate_up[:, :, 1]
     down = leaf("blocks", "mlp", "down", "w")
     found = [leaf("embed", "w")]
     for layer in zip(qkv, out, up, gate, down, strict=True):  # in the order of _names

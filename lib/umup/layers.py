@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from umup import fp8, ops, probe
+from umup import fp8, mesh, ops, probe
 from umup.config import BLOCK_LINEARS, ModelConfig
 from umup.fp8 import Casts
 from umup.powers import Number
@@ -62,17 +62,27 @@ class Weight(nnx.Module):
     Args:
         numbers_of: the parametrization.
         role: ``input``, ``hidden`` or ``output``.
+        axes: logical names of its two axes, see ``umup.mesh``.
         residual: whether it lies on a residual branch.
+        ends_branch: whether it is the last on its branch (depth-scaled initialization).
+        parts: several matrices of one role, drawn and kept side by side as
+            (fan_in, parts, fan_out/parts), so that the columns of each can be split over devices.
     """
 
     def __init__(
         self, numbers_of: Parametrization, role: str, fan_in: int, fan_out: int, *,
-        rngs: nnx.Rngs, residual: bool = False,
+        rngs: nnx.Rngs, axes: tuple[str, str], residual: bool = False, ends_branch: bool = False,
+        parts: int = 1,
     ):  # fmt: skip
-        numbers = numbers_of.weight(role, fan_in, fan_out, residual=residual)
+        numbers = numbers_of.weight(
+            role, fan_in, fan_out, residual=residual, ends_branch=ends_branch
+        )
         draw = jax.random.normal(rngs.params(), (fan_in, fan_out), jnp.float32)
+        w = draw * jnp.asarray(numbers.init_std, jnp.float32)
+        if parts > 1:
+            w, axes = w.reshape(fan_in, parts, fan_out // parts), (axes[0], "parts", axes[1])
         self.w = nnx.Param(
-            draw * jnp.asarray(numbers.init_std, jnp.float32),
+            w.astype(numbers_of.model.params_dtype), axes=axes,
             role=role, fan_in=fan_in, fan_out=fan_out, residual=residual,
         )  # fmt: skip
         self.forward = scale(numbers.forward)
@@ -81,7 +91,7 @@ class Weight(nnx.Module):
 
 
 class Linear(Weight):
-    """x (tokens, fan_in) → (tokens, fan_out), scaled by its numbers.
+    """x (tokens, fan_in) → (tokens, fan_out), or a tuple of ``parts`` such, scaled by its numbers.
 
     Args:
         recipe: how operands are cast; delayed scaling keeps state.
@@ -98,11 +108,15 @@ class Linear(Weight):
 
     def __call__(self, x: Array, casts: Casts = fp8.PLAIN) -> Array:
         w = self.w[...]
+        shape = w.shape
         history = self.amax[...] if self.delayed and casts.scaling == "delayed" else None
+        if w.ndim == 3 and not mesh.splits_columns():
+            w = w.reshape(w.shape[0], -1)  # one product of all parts is faster on one device
         y = ops.linear(
             x, w, self.forward[...], self.backward[...], self.weight_grad[...], casts, history
         )
-        return self.probe(y, x, w)
+        y = self.probe(y, x, w)
+        return y.reshape(y.shape[0], *shape[1:])
 
 
 class Embedding(Weight):
@@ -165,8 +179,10 @@ class Attention(nnx.Module):
         d = config.d_model
         self.config = config
         kind = {"rngs": rngs, "residual": True, "recipe": config.recipe, "probed": probed}
-        self.qkv = Linear(numbers_of, "hidden", d, 3 * d, **kind)
-        self.out = Linear(numbers_of, "hidden", d, d, **kind)
+        self.qkv = Linear(numbers_of, "hidden", d, 3 * d, axes=("embed", "heads"), parts=3, **kind)
+        self.out = Linear(
+            numbers_of, "hidden", d, d, axes=("heads", "embed"), ends_branch=True, **kind
+        )
         self.scores = Probe("qk", "cosine", "entropy", "q_gradient", on=probed)
         logit, out = numbers_of.attention(config.d_head, config.seq_len)
         self.logit, self.out_scale = scale(logit), scale(out)
@@ -177,14 +193,16 @@ class Attention(nnx.Module):
         batch = x.shape[0] // seq_len
         qkv = self.qkv(x, casts.qkv).reshape(batch, seq_len, 3, heads, d_head)
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)
+        if self.config.qk_norm:
+            q, k = ops.rms_norm(q), ops.rms_norm(k)
         if self.config.rope:
             cos, sin = ops.rope_tables(seq_len, d_head, self.config.rope_theta)
             q, k = ops.rope(q, cos, sin), ops.rope(k, cos, sin)
-        q, k, v = (a.reshape(batch * heads, seq_len, d_head) for a in (q, k, v))
         if self.scores.on:
             q = self.scores(q, *ops.attention_report(q, k, self.logit[...]))
-        y = ops.attention(q, k, v, self.logit[...], self.out_scale[...])
-        y = y.reshape(batch, heads, seq_len, d_head).transpose(0, 2, 1, 3)
+        y = ops.attention(
+            q, k, v, self.logit[...], self.out_scale[...], self.config.attention
+        ).transpose(0, 2, 1, 3)  # fmt: skip
         return self.out(y.reshape(batch * seq_len, heads * d_head), casts.attn_out)
 
 
@@ -197,14 +215,19 @@ class MLP(nnx.Module):
     ):  # fmt: skip
         d, d_ff = config.d_model, config.d_ff
         kind = {"rngs": rngs, "residual": True, "recipe": config.recipe, "probed": probed}
-        self.gate_up = Linear(numbers_of, "hidden", d, 2 * d_ff, **kind)
-        self.down = Linear(numbers_of, "hidden", d_ff, d, **kind)
+        self.gate_up = Linear(
+            numbers_of, "hidden", d, 2 * d_ff, axes=("embed", "mlp"), parts=2, **kind
+        )
+        self.down = Linear(
+            numbers_of, "hidden", d_ff, d, axes=("mlp", "embed"), ends_branch=True, **kind
+        )
         alpha, out = numbers_of.gated_silu()
         self.alpha, self.act_out = scale(alpha), scale(out)
 
     def __call__(self, x: Array, casts: BlockCasts = PLAIN_BLOCK) -> Array:
         """x (tokens, d_model) → (tokens, d_model)."""
-        gate, up = jnp.split(self.gate_up(x, casts.gate_up), 2, axis=-1)
+        y = self.gate_up(x, casts.gate_up)
+        gate, up = y[:, 0], y[:, 1]
         y = ops.gated_silu(up, gate, self.alpha[...], self.act_out[...])
         return self.down(y, casts.down)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from umup import ops
+from umup import mesh, ops
 from umup.config import ModelConfig
 from umup.layers import (
     Block,
@@ -41,8 +41,9 @@ class Decoder(nnx.Module):
     ):  # fmt: skip
         self.config = config
         self.embed = Embedding(
-            numbers_of, "input", config.vocab_size, config.d_model, rngs=rngs, probed=probed
-        )
+            numbers_of, "input", config.vocab_size, config.d_model, axes=("vocab", "embed"),
+            rngs=rngs, probed=probed,
+        )  # fmt: skip
         residual = numbers_of.residual()
         attn, ffn = _stack(residual[0::2]), _stack(residual[1::2])
 
@@ -55,8 +56,8 @@ class Decoder(nnx.Module):
         keys = jax.random.split(rngs.params(), config.n_layers)
         self.blocks = nnx.vmap(block, in_axes=(0, 0, 0))(keys, attn, ffn)
         self.readout = Linear(
-            numbers_of, "output", config.d_model, config.vocab_size, rngs=rngs,
-            recipe=config.recipe, probed=probed,
+            numbers_of, "output", config.d_model, config.vocab_size, axes=("embed", "vocab"),
+            rngs=rngs, recipe=config.recipe, probed=probed,
         )  # fmt: skip
         self.logits = Probe("value", "gradient", on=probed)
         alpha, grad_scale = numbers_of.loss(config.vocab_size)
@@ -66,6 +67,7 @@ class Decoder(nnx.Module):
         """ids (B, T) → logits (B, T, V)."""
         batch, seq_len = ids.shape
         x = self.embed(ids.reshape(-1)).astype(self.config.dtype)
+        x = mesh.constrain(x, "batch", None)
         graph, state = nnx.split(self.blocks)
         for casts, first, last in self._segments():
             part = state
@@ -73,8 +75,10 @@ class Decoder(nnx.Module):
                 part = jax.tree.map(lambda leaf, a=first, b=last: leaf[a:b], state)
 
             def layer(x, block_state, casts=casts):
-                return nnx.merge(graph, block_state)(x, seq_len, casts), None
+                y = nnx.merge(graph, block_state)(x, seq_len, casts)
+                return mesh.constrain(y, "batch", None), None
 
+            layer = _rematerialized(layer, self.config.remat)
             x, _ = jax.lax.scan(layer, x, part, unroll=self.config.unroll or last - first)
         z = self.readout(ops.rms_norm(x), linear_casts(self.config, "readout"))
         return self.logits(z, z).reshape(batch, seq_len, -1)
@@ -90,8 +94,55 @@ class Decoder(nnx.Module):
         logits = self(ids)
         return ops.cross_entropy(
             logits.reshape(-1, logits.shape[-1]), targets.reshape(-1),
-            self.loss_alpha[...], self.loss_grad[...],
+            self.loss_alpha[...], self.loss_grad[...], self.config.z_loss,
         )  # fmt: skip
+
+    def gradient_units(self, tokens: int) -> dict[str, Array]:
+        """By what constant each weight's gradient differs from that of its effective weight.
+
+        The effective weight is W times its forward multiplier: what the function computed depends
+        on. Schemes that share a function share its gradient, whatever each holds as W and by what
+        each scales its gradients (cut-edge rule, theory sheet §3): dividing by these constants
+        makes norms over several tensors mean the same under every scheme.
+
+        Args:
+            tokens: in a batch, B·T.
+
+        Returns:
+            Name of a weight (``embed``, ``blocks.attn.qkv``, …) → scalar, or (n_layers,) in blocks.
+        """
+        top = self.loss_grad[...] * tokens / self.loss_alpha[...]
+        trunk = top * _passed(self.readout)
+        units = {
+            "readout": top * self.readout.weight_grad[...],
+            "embed": trunk * self.embed.weight_grad[...],
+        }
+        attn, mlp = self.blocks.attn, self.blocks.mlp
+        for branch, name, first, last in (
+            (self.blocks.attn_branch, "attn", ("qkv", attn.qkv), ("out", attn.out)),
+            (self.blocks.mlp_branch, "mlp", ("gate_up", mlp.gate_up), ("down", mlp.down)),
+        ):
+            # Where the multiplier comes back at the split, gradients inside are free of it.
+            end = trunk * branch.add_grad[...] / branch.add[...]
+            begin = end * _passed(last[1])
+            units[f"blocks.{name}.{last[0]}"] = end * last[1].weight_grad[...]
+            units[f"blocks.{name}.{first[0]}"] = begin * first[1].weight_grad[...]
+        return units
+
+
+def _passed(linear: Linear) -> Array:
+    """By how much the cotangent that a linear passes on differs from the true one."""
+    return linear.backward[...] / linear.forward[...]
+
+
+def _rematerialized(layer, remat: str):
+    """The layer with what the policy says computed again on the way back."""
+    if remat == "none":
+        return layer
+    policies = jax.checkpoint_policies
+    policy = {"dots": policies.dots_with_no_batch_dims_saveable, "full": None}[remat]
+    # A scan's body is not inlined, so that no barrier against sharing work is needed.
+    return jax.checkpoint(layer, policy=policy, prevent_cse=False)
 
 
 def _stack(numbers: list[ResidualNumbers]) -> tuple[Array, ...]:

@@ -34,12 +34,25 @@ def _amax(casts: Casts, remembered: Array | None, i: int, operand: Array) -> Arr
     return fp8.amax(operand) if remembered is None else remembered[i]
 
 
+def _parts(operand: fp8.Operand) -> list[fp8.Operand]:
+    """A matrix as it is, or the matrices that lie side by side in (rows, parts, columns)."""
+    if operand.values.ndim == 2:
+        return [operand]
+    parts = range(operand.values.shape[1])
+    return [operand._replace(values=operand.values[:, i]) for i in parts]
+
+
+def _stack(products: list[Array]) -> Array:
+    return products[0] if len(products) == 1 else jnp.stack(products, axis=1)
+
+
 def _linear_fwd(x, w, forward, backward, weight_grad, history, casts):
     last = None if history is None else fp8.remembered(history)
     now = None if history is None else (fp8.amax(x), fp8.amax(w))
     x8 = fp8.cast(x, casts.x, _amax(casts, last, 0, x))
     w8 = fp8.cast(w if casts.w else w.astype(x.dtype), casts.w, _amax(casts, last, 1, w))
-    y = fp8.dot(x8, w8, (1, 0), x.dtype, casts.precise) * jnp.asarray(forward, x.dtype)
+    y = _stack([fp8.dot(x8, part, (1, 0), x.dtype, casts.precise) for part in _parts(w8)])
+    y = y * jnp.asarray(forward, x.dtype)
     # The dtypes of x and w, as empty arrays: a residual must be an array.
     dtypes = jnp.zeros(0, x.dtype), jnp.zeros(0, w.dtype)
     return y, (x8, w8, dtypes, backward, weight_grad, history, now, last)
@@ -48,8 +61,12 @@ def _linear_fwd(x, w, forward, backward, weight_grad, history, casts):
 def _linear_bwd(casts, saved, g):
     x8, w8, (of_x, of_w), backward, weight_grad, history, now, last = saved
     g8 = fp8.cast(g, casts.g, _amax(casts, last, 2, g))
-    dx = fp8.dot(g8, w8, (1, 1), of_x.dtype, casts.precise) * jnp.asarray(backward, of_x.dtype)
-    dw = fp8.dot(x8, g8, (0, 0), of_x.dtype, casts.precise)
+    products = [
+        fp8.dot(g_part, w_part, (1, 1), of_x.dtype, casts.precise)
+        for g_part, w_part in zip(_parts(g8), _parts(w8), strict=True)
+    ]
+    dx = functools.reduce(jnp.add, products) * jnp.asarray(backward, of_x.dtype)
+    dw = _stack([fp8.dot(x8, part, (0, 0), of_x.dtype, casts.precise) for part in _parts(g8)])
     dw = dw.astype(of_w.dtype) * jnp.asarray(weight_grad, of_w.dtype)
     rolled = None if history is None else fp8.roll(history, jnp.stack([*now, fp8.amax(g)]))
     return dx, dw, None, None, None, rolled
@@ -66,14 +83,16 @@ def linear(
 
     Args:
         x: (tokens, fan_in).
-        w: (fan_in, fan_out); cast to x's dtype, its gradient returned in its own.
+        w: (fan_in, fan_out); cast to x's dtype, its gradient returned in its own. Or several
+            matrices side by side, (fan_in, parts, fan_out), cast as one and multiplied one by
+            one: two-dimensional operands, each of which may be split by columns over devices.
         forward, backward, weight_grad: scalars.
         casts: formats of x, W and g in the three products.
         history: (3, ``fp8.HISTORY``) largest magnitudes of x, W and g, for delayed scaling alone;
             its "gradient" is the history after this step.
 
     Returns:
-        (tokens, fan_out) in x's dtype.
+        (tokens, fan_out) or (tokens, parts, fan_out), in x's dtype.
     """
     return _linear(x, w, forward, backward, weight_grad, history, casts)
 
@@ -122,15 +141,18 @@ def rope(x: Array, cos: Array, sin: Array) -> Array:
 
 
 def _scores(q: Array, k: Array, logit) -> Array:
-    """logit · q kᵀ, float32, −∞ where position s is after t; q, k (n, T, d) → (n, T, T)."""
-    scores = jnp.einsum("ntd,nsd->nts", q, k, preferred_element_type=jnp.float32)
-    seq_len = q.shape[1]
-    allowed = np.tril(np.ones((seq_len, seq_len), bool))
+    """logit · q kᵀ, float32, −∞ where a key comes after the query; the last T of S positions ask.
+
+    q (..., T, d), k (..., S, d) → (..., T, S).
+    """
+    scores = jnp.einsum("...td,...sd->...ts", q, k, preferred_element_type=jnp.float32)
+    queries, keys = scores.shape[-2:]
+    allowed = np.tril(np.ones((queries, keys), bool), keys - queries)
     return jnp.where(allowed, scores * jnp.asarray(logit, jnp.float32), -jnp.inf)
 
 
 def _scores_to_weights(q: Array, k: Array, logit) -> Array:
-    """softmax(logit · q kᵀ + causal mask), float32; q, k (n, T, d) → (n, T, T)."""
+    """softmax(logit · q kᵀ + causal mask), float32, of the shape of ``_scores``."""
     scores = _scores(q, k, logit)
     unnormalised = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
     return unnormalised / jnp.sum(unnormalised, axis=-1, keepdims=True)
@@ -143,57 +165,107 @@ def attention_report(q: Array, k: Array, logit) -> tuple[Array, Array, Array]:
         q, k, logit: as ``attention`` takes them.
 
     Returns:
-        Over the pairs t ≥ s, (n, T(T+1)/2): the softmax's logits and the cosine of q_t and k_s;
-        then the entropy of each row's distribution in nats, (n, T).
+        Over the pairs t ≥ s, (..., T(T+1)/2): the softmax's logits and the cosine of q_t and k_s;
+        then the entropy of each row's distribution in nats, (..., T).
     """
-    pairs = np.tril_indices(q.shape[1])
+    pairs = np.tril_indices(q.shape[-2])
     scores = _scores(q, k, logit)
     unit = [a.astype(jnp.float32) * lax.rsqrt(_norm2(a)) for a in (q, k)]
-    cosines = jnp.einsum("ntd,nsd->nts", *unit)
+    cosines = jnp.einsum("...td,...sd->...ts", *unit)
     weights = _scores_to_weights(q, k, logit)
     entropies = -jnp.sum(jnp.where(weights > 0, weights * jnp.log(weights), 0.0), axis=-1)
-    return scores[:, *pairs], cosines[:, *pairs], entropies
+    return scores[..., *pairs], cosines[..., *pairs], entropies
 
 
 def _norm2(x: Array) -> Array:
     return jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True) + 1e-30
 
 
-@jax.custom_vjp
-def attention(q: Array, k: Array, v: Array, logit, out) -> Array:
+def attention(q: Array, k: Array, v: Array, logit, out, implementation: str = "xla") -> Array:
     """Causal dot-product attention: out · softmax(logit · q kᵀ) v.
 
     Args:
-        q, k, v: (n, T, d_head), n = batch·heads; position t sees positions ≤ t.
+        q, k, v: (..., T, d_head), over batch and heads; position t sees positions ≤ t.
         logit: multiplier of q·k: 1/√d_head (SP), α·√d_base/d_head (μP), α/d_head (u-μP).
         out: multiplier of the output and, on the way back, of the cotangent before it enters.
+        implementation: ``xla`` forms all T × T weights; ``blocked`` takes the queries in
+            ``ATTENTION_BLOCKS`` blocks, each with the keys that it may see, and so leaves out
+            three eighths of the products; ``cudnn`` is the fused kernel of an NVIDIA GPU, in
+            bfloat16, for q, k, v of four dimensions.
 
     Returns:
-        (n, T, d_head). The softmax runs in float32.
+        (..., T, d_head). The softmax runs in float32.
     """
-    weights = _scores_to_weights(q, k, logit)
-    return jnp.einsum("nts,nsd->ntd", weights.astype(v.dtype), v) * jnp.asarray(out, v.dtype)
+    if implementation == "cudnn":
+        return _cudnn_attention(q, k, v, logit, out)
+    divides = implementation == "blocked" and q.shape[-2] % ATTENTION_BLOCKS == 0
+    return _attention(q, k, v, logit, out, ATTENTION_BLOCKS if divides else 1)
 
 
-def _attention_fwd(q, k, v, logit, out):
-    weights = _scores_to_weights(q, k, logit)
-    y = jnp.einsum("nts,nsd->ntd", weights.astype(v.dtype), v) * jnp.asarray(out, v.dtype)
-    return y, (q, k, v, weights, logit, out)
+ATTENTION_BLOCKS = 4
+"""More blocks leave out little more, up to one half of the products, and make each smaller."""
 
 
-def _attention_bwd(saved, g):
-    q, k, v, weights, logit, out = saved
-    g = g * jnp.asarray(out, g.dtype)
-    dv = jnp.einsum("nts,ntd->nsd", weights.astype(g.dtype), g)
-    dweights = jnp.einsum("ntd,nsd->nts", g, v, preferred_element_type=jnp.float32)
-    inner = jnp.sum(dweights * weights, axis=-1, keepdims=True)
-    dscores = (weights * (dweights - inner) * jnp.asarray(logit, jnp.float32)).astype(q.dtype)
-    dq = jnp.einsum("nts,nsd->ntd", dscores, k)
-    dk = jnp.einsum("nts,ntd->nsd", dscores, q)
-    return dq, dk, dv, None, None
+def _blocks(x: Array, blocks: int, upto: bool = False) -> list[Array]:
+    """Blocks of positions of x (..., T, d), each from the first position on where ``upto``."""
+    size = x.shape[-2] // blocks
+    return [x[..., 0 if upto else i * size : (i + 1) * size, :] for i in range(blocks)]
 
 
-attention.defvjp(_attention_fwd, _attention_bwd)
+def _join(blocks: list[Array]) -> Array:
+    return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=-2)
+
+
+def _total(blocks: list[Array]) -> Array:
+    """Sum of blocks of rising length, the shorter ones padded with zeros at the end."""
+    total = blocks[-1]
+    for block in blocks[:-1]:
+        total = total.at[..., : block.shape[-2], :].add(block)
+    return total
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _attention(q, k, v, logit, out, blocks: int):
+    return _attention_fwd(q, k, v, logit, out, blocks)[0]
+
+
+def _attention_fwd(q, k, v, logit, out, blocks):
+    parts = zip(*(_blocks(x, blocks, upto) for x, upto in ((q, False), (k, True), (v, True))))
+    weights, outputs = [], []
+    for q_i, k_i, v_i in parts:
+        weights.append(_scores_to_weights(q_i, k_i, logit))
+        outputs.append(jnp.einsum("...ts,...sd->...td", weights[-1].astype(v.dtype), v_i))
+    return _join(outputs) * jnp.asarray(out, v.dtype), (q, k, v, weights, logit, out)
+
+
+def _attention_bwd(blocks, saved, g):
+    q, k, v, all_weights, logit, out = saved
+    dq, dk, dv = [], [], []
+    parts = zip(
+        *(_blocks(x, blocks, upto) for x, upto in
+          ((q, False), (k, True), (v, True), (g * jnp.asarray(out, g.dtype), False)))
+    )  # fmt: skip
+    for weights, (q_i, k_i, v_i, g_i) in zip(all_weights, parts):
+        dv.append(jnp.einsum("...ts,...td->...sd", weights.astype(g.dtype), g_i))
+        dweights = jnp.einsum("...td,...sd->...ts", g_i, v_i, preferred_element_type=jnp.float32)
+        inner = jnp.sum(dweights * weights, axis=-1, keepdims=True)
+        dscores = weights * (dweights - inner) * jnp.asarray(logit, jnp.float32)
+        dscores = dscores.astype(q.dtype)
+        dq.append(jnp.einsum("...ts,...sd->...td", dscores, k_i))
+        dk.append(jnp.einsum("...ts,...td->...sd", dscores, q_i))
+    return _join(dq), _total(dk), _total(dv), None, None
+
+
+_attention.defvjp(_attention_fwd, _attention_bwd)
+
+
+def _cudnn_attention(q, k, v, logit, out):
+    """Fused attention; its own ``scale`` must be a constant, so that ours goes onto q."""
+    q, k, v = (x.swapaxes(-3, -2) for x in (q * jnp.asarray(logit, q.dtype), k, v))
+    y = jax.nn.dot_product_attention(
+        q, k, v, scale=1.0, is_causal=True, implementation="cudnn"
+    ).swapaxes(-3, -2)  # fmt: skip
+    return y * jnp.asarray(out, v.dtype)
 
 
 @jax.custom_vjp
@@ -254,8 +326,37 @@ def _residual_add_bwd(saved, g):
 residual_add.defvjp(_residual_add_fwd, _residual_add_bwd)
 
 
-@jax.custom_vjp
-def cross_entropy(logits: Array, targets: Array, alpha, grad_scale) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _cross_entropy(logits, targets, alpha, grad_scale, z_loss: float):
+    return _cross_entropy_fwd(logits, targets, alpha, grad_scale, z_loss)[0]
+
+
+def _cross_entropy_fwd(logits, targets, alpha, grad_scale, z_loss):
+    scaled = logits.astype(jnp.float32) * jnp.asarray(alpha, jnp.float32)
+    log_z = jax.nn.logsumexp(scaled, axis=-1)
+    picked = jnp.take_along_axis(scaled, targets[:, None], axis=-1)[:, 0]
+    return jnp.mean(log_z - picked), (logits, targets, log_z, alpha, grad_scale)
+
+
+def _cross_entropy_bwd(z_loss, saved, g):
+    logits, targets, log_z, alpha, grad_scale = saved
+    scaled = logits.astype(jnp.float32) * jnp.asarray(alpha, jnp.float32)
+    probabilities = jnp.exp(scaled - log_z[:, None])
+    hit = targets[:, None] == jnp.arange(logits.shape[-1], dtype=targets.dtype)
+    if z_loss:  # d(log² Z) = 2·log Z·p, beside d(log Z) = p
+        pulled = probabilities * (1.0 + 2.0 * z_loss * log_z[:, None])
+        error = jnp.where(hit, pulled - 1.0, pulled)
+    else:
+        error = jnp.where(hit, probabilities - 1.0, probabilities)
+    return (error * (g * grad_scale)).astype(logits.dtype), None, None, None
+
+
+_cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
+
+
+def cross_entropy(
+    logits: Array, targets: Array, alpha, grad_scale, z_loss: float = 0.0
+) -> Array:  # fmt: skip
     """Mean over tokens of −log softmax(alpha · logits)[target], nats a token, float32.
 
     Args:
@@ -264,27 +365,11 @@ def cross_entropy(logits: Array, targets: Array, alpha, grad_scale) -> Array:
         alpha: multiplier of the logits.
         grad_scale: dlogits = grad_scale · (softmax(alpha · logits) − onehot). The true gradient
             is alpha/tokens; the unit-scaled one V/√(V−1), free of alpha (theory sheet, §3).
+        z_loss: weight ζ of the penalty mean log² Z on the log-partition (PaLM, arXiv 2204.02311,
+            §5). It is in the gradient alone, at the cross-entropy's scale: what is returned stays
+            the cross-entropy, so that losses with and without it compare.
 
     Returns:
         A scalar.
     """
-    return _cross_entropy_fwd(logits, targets, alpha, grad_scale)[0]
-
-
-def _cross_entropy_fwd(logits, targets, alpha, grad_scale):
-    scaled = logits.astype(jnp.float32) * jnp.asarray(alpha, jnp.float32)
-    log_z = jax.nn.logsumexp(scaled, axis=-1)
-    picked = jnp.take_along_axis(scaled, targets[:, None], axis=-1)[:, 0]
-    return jnp.mean(log_z - picked), (logits, targets, log_z, alpha, grad_scale)
-
-
-def _cross_entropy_bwd(saved, g):
-    logits, targets, log_z, alpha, grad_scale = saved
-    scaled = logits.astype(jnp.float32) * jnp.asarray(alpha, jnp.float32)
-    probabilities = jnp.exp(scaled - log_z[:, None])
-    hit = targets[:, None] == jnp.arange(logits.shape[-1], dtype=targets.dtype)
-    error = jnp.where(hit, probabilities - 1.0, probabilities)
-    return (error * (g * grad_scale)).astype(logits.dtype), None, None, None
-
-
-cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
+    return _cross_entropy(logits, targets, alpha, grad_scale, z_loss)

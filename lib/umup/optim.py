@@ -11,6 +11,7 @@ optax's; what is ours is the factor of each weight, which the rules give.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import jax
@@ -26,19 +27,48 @@ from umup.schemes import ROLES
 
 
 def schedule(config: OptimConfig) -> optax.Schedule:
-    """Step (from 0) → factor on η: linear warm-up to 1, then cosine to ``final_lr_ratio``.
+    """Step (from 0) → factor on η: linear warm-up to 1, then ``config.schedule``.
 
-    Step t of the warm-up has factor (t+1)/warmup_steps, so that no step is wasted at 0; the last
-    step has ``final_lr_ratio``.
+    Step t of the warm-up has factor (t+1)/warmup_steps, so that no step is wasted at 0. After it,
+    with r = ``final_lr_ratio``:
+
+    - ``cosine``, ``linear``: from 1 down to r at the last step;
+    - ``wsd``, ``wsd_sqrt``: 1 until ``decay_steps`` are left (MiniCPM, arXiv 2404.06395), then
+      r + (1−r)·d with d = 1 − x or 1 − √x (Hägele et al., arXiv 2405.18392), where x is the
+      share of the decay that is done, from 1/decay_steps to 1;
+    - ``two_step``: 1, then 0.316 from 80 % of the steps on and 0.1 from 90 % (DeepSeek LLM,
+      arXiv 2401.02954, §2.3).
     """
-    warmup, ratio = config.warmup_steps, config.final_lr_ratio
-    span = max(config.steps - 1 - warmup, 1)
+    warmup, ratio, steps = config.warmup_steps, config.final_lr_ratio, config.steps
+    span = max(steps - 1 - warmup, 1)
+
+    def cosine(step):
+        progress = jnp.clip((step - warmup) / span, 0.0, 1.0)
+        return ratio + (1.0 - ratio) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+
+    def linear(step):
+        return ratio + (1.0 - ratio) * (1.0 - jnp.clip((step - warmup) / span, 0.0, 1.0))
+
+    def stable(shape):
+        def factor(step):
+            done = (step + 1.0) - (steps - config.decay_steps)
+            share = jnp.clip(done / config.decay_steps, 0.0, 1.0)
+            return jnp.where(done > 0, ratio + (1.0 - ratio) * (1.0 - shape(share)), 1.0)
+
+        return factor
+
+    def two_step(step):
+        second = jnp.where(step < 0.9 * steps, math.sqrt(0.1), 0.1)
+        return jnp.where(step < 0.8 * steps, 1.0, second)
+
+    after = {
+        "cosine": lambda: cosine, "linear": lambda: linear, "two_step": lambda: two_step,
+        "wsd": lambda: stable(lambda x: x), "wsd_sqrt": lambda: stable(jnp.sqrt),
+    }[config.schedule]()  # fmt: skip
 
     def factor(step):
         step = jnp.asarray(step, jnp.float32)
-        progress = jnp.clip((step - warmup) / span, 0.0, 1.0)
-        cosine = ratio + (1.0 - ratio) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
-        return jnp.where(step < warmup, (step + 1.0) / max(warmup, 1), cosine)
+        return jnp.where(step < warmup, (step + 1.0) / max(warmup, 1), after(step))
 
     return factor
 

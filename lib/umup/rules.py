@@ -129,6 +129,7 @@ class Parametrization:
         fan_out: int,
         *,
         residual: bool = False,
+        ends_branch: bool = False,
         base_fan_in: int | None = None,
     ) -> WeightNumbers:
         """Numbers of a weight of shape (fan_in, fan_out).
@@ -136,12 +137,17 @@ class Parametrization:
         Args:
             role: ``input``, ``hidden`` or ``output``.
             residual: whether it lies on a residual branch (learning-rate factor over depth).
+            ends_branch: whether it is the last there; with ``depth_scaled_init`` its init std is
+                divided by √(2N) (GPT-2, Radford et al. 2019, §2.3).
             base_fan_in: its fan-in in the base model; by default fan_in·base_width/d_model.
 
         Raises:
-            ConfigError: no rule covers the role.
+            ConfigError: no rule covers the role, or the init of a unit-scaled scheme is to be
+                scaled by depth, which its residual multipliers already do.
         """  # fmt: skip
         scheme = get(self.scheme)
+        if self.model.depth_scaled_init and scheme.unit_scaled:
+            raise ConfigError("depth_scaled_init", True, f"false under {self.scheme}")
         if role not in scheme.weights:
             raise ConfigError("role", role, " | ".join(scheme.weights))
         rule = scheme.weights[role]
@@ -156,9 +162,13 @@ class Parametrization:
         adam, sgd = rule.adam_lr, rule.sgd_lr
         if residual:
             adam, sgd = times(adam, scheme.residual_adam_lr), times(sgd, scheme.residual_sgd_lr)
+        init_std = evaluate(rule.init_std, symbols)
+        if self.model.depth_scaled_init and ends_branch:
+            init_std = init_std / math.sqrt(2 * self.model.n_layers)
         return WeightNumbers(
-            *(evaluate(p, symbols) for p in (rule.init_std, rule.forward, rule.backward,
-                                             rule.weight_grad, adam, sgd))
+            init_std,
+            *(evaluate(p, symbols)
+              for p in (rule.forward, rule.backward, rule.weight_grad, adam, sgd)),
         )  # fmt: skip
 
     def attention(self, d_head: int, seq_len: int) -> tuple[Number, Number]:

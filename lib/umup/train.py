@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from jax import Array
 
-from umup import data, optim
+from umup import data, mesh, optim
 from umup.config import HPs, RunConfig
 from umup.layers import Amax, Tap
 from umup.model import Decoder, reports, tensor_names
@@ -49,6 +50,16 @@ class TrainState(NamedTuple):
     opt: tuple
     step: Array
     amax: nnx.State
+
+
+class Signals(NamedTuple):
+    """What a step tells of itself: the loss before it, nats a token, and the gradient's norm.
+
+    The norm is over all weights, of the unscaled gradient (``Decoder.gradient_units``).
+    """
+
+    loss: Array
+    grad_norm: Array
 
 
 class Lane(NamedTuple):
@@ -110,18 +121,77 @@ def graph_of(run: RunConfig) -> nnx.GraphDef:
     return abstract(run).graph
 
 
+def _optimizer(run: RunConfig, factors: nnx.State, lane: Lane) -> optax.GradientTransformation:
+    return optim.adamw(run.optim, factors, lane.hps)
+
+
+def _float32(tree):
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
+
+
 def init(run: RunConfig, lane: Lane) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step; the optimizer's is float32 whatever the weights are."""
     parts = parts_of(build(run, lane))
     params = parts.params
     factors = optim.lr_factors(params, parametrization(run, lane.hps))
-    opt = optim.adamw(run.optim, factors, lane.hps).init(params)
+    opt = _optimizer(run, factors, lane).init(_float32(params))
     numbers = Numbers(parts.scales, factors)
     return TrainState(numbers, params, opt, jnp.zeros([], jnp.int32), parts.amax)
 
 
-def step(run: RunConfig, lane: Lane, state: TrainState, batch: tuple) -> tuple[TrainState, Array]:
+def gradients(run: RunConfig, state: TrainState, batch: tuple) -> tuple[Array, nnx.State, nnx.State]:
+    """Loss, gradients and the next memory of delayed scaling, from one batch.
+
+    With ``accumulate`` A > 1 its rows are taken in A parts, every A-th row in one, so that rows
+    spread over devices stay spread. Every weight's gradient is a sum over tokens at a scale that
+    the whole batch fixes, so that the parts' gradients add up.
+    """
+    graph, numbers, parts = graph_of(run), state.numbers, run.optim.accumulate
+
+    def loss_of(params, amax, *part):
+        return nnx.merge(graph, params, amax, numbers.scales).loss(*part)
+
+    # The "gradient" of the remembered magnitudes is the next memory (ops.linear).
+    both = jax.value_and_grad(loss_of, argnums=(0, 1))
+    if parts == 1:
+        loss, (grads, amax) = both(state.params, state.amax, *batch)
+        return loss, grads, amax
+
+    def add(carry, part):
+        loss, grads, amax = carry
+        part = tuple(mesh.constrain(x, "batch", None) for x in part)
+        one, (more, amax) = both(state.params, amax, *part)
+        return (loss + one / parts, jax.tree.map(jnp.add, grads, more), amax), None
+
+    split = tuple(x.reshape(-1, parts, x.shape[-1]).swapaxes(0, 1) for x in batch)
+    nothing = jax.tree.map(jnp.zeros_like, state.params)
+    carry, _ = jax.lax.scan(add, (jnp.zeros([]), nothing, state.amax), split)
+    return carry
+
+
+def grad_norm(run: RunConfig, numbers: Numbers, grads: nnx.State) -> Array:
+    """Global norm of the unscaled gradient, float32: √Σ ‖g/u‖² with u ``gradient_units``."""
+    parts = abstract(run)
+    model = nnx.merge(parts.graph, parts.params, parts.amax, parts.taps, numbers.scales)
+    units = model.gradient_units(run.optim.batch_size * run.model.seq_len)
+
+    def squares(path, grad):
+        name = ".".join(str(getattr(p, "key", getattr(p, "name", p))) for p in path)
+        unit = units[name.removesuffix(".w")]
+        grad = grad[...].astype(jnp.float32)
+        return jnp.sum(jnp.square(grad / unit.reshape(unit.shape + (1,) * (grad.ndim - unit.ndim))))
+
+    of_each = jax.tree.map_with_path(squares, grads, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    return jnp.sqrt(sum(jax.tree.leaves(of_each)))
+
+
+def step(
+    run: RunConfig, lane: Lane, state: TrainState, batch: tuple
+) -> tuple[TrainState, Signals]:
     """The pure step.
+
+    Where ``run.optim.clip`` is set, gradients are multiplied by min(1, clip/norm), with the norm of
+    the unscaled gradient: one bound means the same under every scheme.
 
     Args:
         run: shapes and optimizer; its scheme and hyperparameters are not read.
@@ -130,19 +200,22 @@ def step(run: RunConfig, lane: Lane, state: TrainState, batch: tuple) -> tuple[T
         batch: inputs and targets, each int (B, T).
 
     Returns:
-        The state after the step, and the loss before it, nats a token.
+        The state after the step, and the step's signals.
     """
-    graph = graph_of(run)
-    optimizer = optim.adamw(run.optim, state.numbers.lr_factors, lane.hps)
-
-    def loss_of(params, amax):
-        return nnx.merge(graph, params, amax, state.numbers.scales).loss(*batch)
-
-    # The "gradient" of the remembered magnitudes is the next memory (ops.linear).
-    loss, (grads, amax) = jax.value_and_grad(loss_of, argnums=(0, 1))(state.params, state.amax)
-    updates, opt = optimizer.update(grads, state.opt, state.params)
-    params = jax.tree.map(jnp.add, state.params, updates)
-    return TrainState(state.numbers, params, opt, state.step + 1, amax), loss
+    loss, grads, amax = gradients(run, state, batch)
+    norm = grad_norm(run, state.numbers, grads)
+    if run.optim.clip:
+        factor = jnp.minimum(1.0, run.optim.clip / norm)
+        grads = jax.tree.map(lambda grad: grad * factor.astype(grad.dtype), grads)
+    optimizer = _optimizer(run, state.numbers.lr_factors, lane)
+    held = _float32(state.params)
+    updates, opt = optimizer.update(_float32(grads), state.opt, held)
+    params = jax.tree.map(
+        lambda held, update, was: jnp.add(held, update).astype(was.dtype),
+        held, updates, state.params,
+    )  # fmt: skip
+    after = TrainState(state.numbers, params, opt, state.step + 1, amax)
+    return after, Signals(loss, norm)
 
 
 def _batch(run: RunConfig, tokens: Array, lane: Lane, step: Array) -> tuple[Array, Array]:
@@ -178,24 +251,27 @@ def _chunk(run: RunConfig, n_steps: int, tokens: Array, lane: Lane, state: Train
 
     def body(carry, _):
         state = TrainState(numbers, **carry)
-        state, loss = step(run, lane, state, _batch(run, tokens, lane, state.step))
-        return _moving(state), loss
+        state, signals = step(run, lane, state, _batch(run, tokens, lane, state.step))
+        return moving(state), signals.loss
 
-    carry, losses = jax.lax.scan(body, _moving(state), None, length=n_steps)
+    carry, losses = jax.lax.scan(body, moving(state), None, length=n_steps)
     return TrainState(numbers, **carry), losses
 
 
-def _moving(state: TrainState) -> dict[str, Any]:
+def moving(state: TrainState) -> dict[str, Any]:
+    """What of the state a step changes."""
     return {"params": state.params, "opt": state.opt, "step": state.step, "amax": state.amax}
 
 
-def _evaluate(run: RunConfig, tokens: Array, state: TrainState) -> Array:
+def evaluate(run: RunConfig, tokens: Array, state: TrainState) -> Array:
+    """Mean loss over the run's evaluation batches, nats a token."""
     model = nnx.merge(graph_of(run), state.params, state.amax, state.numbers.scales)
 
     def body(total, index):
         batch = data.eval_batch(
             tokens, index, batch_size=run.optim.batch_size, seq_len=run.model.seq_len
         )
+        batch = tuple(mesh.constrain(x, "batch", None) for x in batch)
         return total + model.loss(*batch), None
 
     total, _ = jax.lax.scan(body, jnp.zeros([]), jnp.arange(run.eval_batches))
@@ -244,13 +320,13 @@ def _step_programs(run: RunConfig, lanes_at_once: int) -> tuple[Callable, Callab
         one = functools.partial(_chunk, run, n_steps, tokens)
         return over_lanes(one, lanes_at_once)(lanes, states)
 
-    def evaluate(tokens, states):
-        return over_lanes(functools.partial(_evaluate, run, tokens), lanes_at_once)(states)
+    def evaluated(tokens, states):
+        return over_lanes(functools.partial(evaluate, run, tokens), lanes_at_once)(states)
 
     def look(tokens, lanes, states):
         return over_lanes(functools.partial(observe, run, tokens), lanes_at_once)(lanes, states)
 
-    return jax.jit(chunk, static_argnums=3, donate_argnums=2), jax.jit(evaluate), jax.jit(look)
+    return jax.jit(chunk, static_argnums=3, donate_argnums=2), jax.jit(evaluated), jax.jit(look)
 
 
 def programs(run: RunConfig, lanes_at_once: int = 1) -> Programs:

@@ -301,9 +301,9 @@ def layer(
     numbers = Parametrization(scheme, config, HPs().to_dict(), tokens)
     draws, key = jax.random.split(jax.random.key(seed))
     attention = Attention(config, numbers, rngs=nnx.Rngs(params=draws))
-    w_q, w_k, w_v = jnp.split(attention.qkv.w[...], 3, axis=1)
+    w_q, w_k, w_v = attention.qkv.w[...].swapaxes(0, 1)
     w_k = correlation * w_q + math.sqrt(1.0 - correlation**2) * w_k
-    attention.qkv.w[...] = jnp.concatenate([w_q, w_k, w_v], axis=1)
+    attention.qkv.w[...] = jnp.stack([w_q, w_k, w_v], axis=1)
     x = ops.rms_norm(jax.random.normal(key, (tokens, width)))
     split = attention.qkv(x).reshape(batch_size, seq_len, 3, heads, d_head)
     q, k, _ = split.transpose(2, 0, 3, 1, 4).reshape(3, batch_size * heads, seq_len, d_head)

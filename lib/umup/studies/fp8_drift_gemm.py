@@ -237,7 +237,8 @@ def step(
         # Windows that never repeat within a step; no lanes, whose axis a GEMM would carry.
         start = (state.step * batch_size + offsets) * seq_len % (tokens.size - seq_len - 1)
         window = tokens[start + jnp.arange(seq_len + 1)].astype(jnp.int32)
-        return train.step(run, lane, state, (window[:, :-1], window[:, 1:]))
+        state, signals = train.step(run, lane, state, (window[:, :-1], window[:, 1:]))
+        return state, signals.loss
 
     many = jax.jit(lambda s: jax.lax.scan(body, s, None, length=each), donate_argnums=0)
     state = jax.jit(lambda: train.init(run, lane))()

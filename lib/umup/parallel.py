@@ -1,0 +1,155 @@
+"""The training step of one run over a mesh of devices: compiled chunks, guarded and steered.
+
+Parameters, optimizer state and batches are split as `umup.mesh` says; the numerics are those of
+`umup.train`. On top of its step a chunk leaves out steps whose loss or gradient is not finite, and
+takes two numbers from the host: how many batches have been skipped so far and a factor on η.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from umup import data, mesh, train
+from umup.config import HPs, RunConfig
+from umup.train import Lane, TrainState
+
+
+class Control(NamedTuple):
+    """What the host decides of a chunk.
+
+    Args:
+        shift: batches skipped so far: update t takes batch t + shift.
+        eta_scale: factor on η.
+        n_steps: steps to take, at most the chunk's length.
+    """
+
+    shift: int = 0
+    eta_scale: float = 1.0
+    n_steps: int = 1
+
+
+class Signals(NamedTuple):
+    """What a chunk tells of each of its steps; entries beyond ``n_steps`` are zeros.
+
+    Args:
+        loss: (chunk,), nats a token, before the step.
+        grad_norm: (chunk,), see ``train.grad_norm``.
+        ok: (chunk,), whether both were finite and the step was taken.
+    """
+
+    loss: Any
+    grad_norm: Any
+    ok: Any
+
+
+class Programs(NamedTuple):
+    """Compiled functions of one run.
+
+    ``init()`` → state; ``chunk(source, state, control)`` → (state, signals), the state's buffers
+    donated; ``evaluate(tokens, state)`` → mean loss. ``source`` is the token stream, on the devices
+    whole, or the windows (chunk, B, T+1) of the chunk's batches (`umup.loader`).
+    """
+
+    init: Callable[[], TrainState]
+    chunk: Callable[[Array, TrainState, Control], tuple[TrainState, Signals]]
+    evaluate: Callable[[Array, TrainState], Array]
+
+
+def lane_of(run: RunConfig) -> Lane:
+    """The run's hyperparameters and seed as NumPy scalars: the same on every process."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf[0]), train.lanes_of([run]))
+
+
+def abstract_state(run: RunConfig, devices: Mesh) -> TrainState:
+    """The run's state as shapes with their shardings, no array allocated."""
+    state = jax.eval_shape(functools.partial(train.init, run), lane_of(run))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state, mesh.shardings(devices, state),
+    )  # fmt: skip
+
+
+def everywhere(devices: Mesh) -> NamedSharding:
+    """The sharding of what every device holds whole."""
+    return NamedSharding(devices, PartitionSpec())
+
+
+def windows_sharding(devices: Mesh) -> NamedSharding:
+    """The sharding of windows (chunk, B, T+1)."""
+    return NamedSharding(devices, mesh.spec(None, "batch", None))
+
+
+def place(array: np.ndarray, devices: Mesh) -> Array:
+    """A host array, equal on every process, whole on every device."""
+    return jax.make_array_from_callback(array.shape, everywhere(devices), lambda at: array[at])
+
+
+def programs(run: RunConfig, devices: Mesh, chunk_steps: int) -> Programs:
+    """The programs of ``run`` over a mesh; one compiled chunk serves every number of steps."""
+    shardings = mesh.shardings(devices, abstract_state(run, devices))
+    lane, whole = lane_of(run), everywhere(devices)
+    shared = {"batch_size": run.optim.batch_size, "seq_len": run.model.seq_len}
+
+    def step(lane: Lane, state: TrainState, batch: tuple):
+        batch = tuple(mesh.constrain(x, "batch", None) for x in batch)
+        after, (loss, norm) = train.step(run, lane, state, batch)
+        ok = jnp.isfinite(loss) & jnp.isfinite(norm)
+        # A step that is not finite leaves everything as it was but the count of steps.
+        kept = jax.tree.map(lambda new, old: jnp.where(ok, new, old), after, state)
+        return kept._replace(step=after.step), (loss, norm, ok)
+
+    def chunk(source: Array, lane: Lane, state: TrainState, control: Control):
+        lane = lane._replace(hps=lane.hps | {"eta": lane.hps["eta"] * control.eta_scale})
+        numbers = state.numbers  # outside the carry: constants of the loop
+        blank = jnp.zeros(chunk_steps)
+
+        def body(i, carry):
+            moving, told = carry
+            state = TrainState(numbers, **moving)
+            if source.ndim == 1:
+                batch = data.batch(source, lane.seed, state.step + control.shift, **shared)
+            else:
+                window = source[i].astype(jnp.int32)
+                batch = window[:, :-1], window[:, 1:]
+            state, seen = step(lane, state, batch)
+            told = tuple(old.at[i].set(new) for old, new in zip(told, seen, strict=True))
+            return train.moving(state), told
+
+        start = train.moving(state), (blank, blank, blank.astype(bool))
+        moving, told = jax.lax.fori_loop(0, control.n_steps, body, start)
+        return TrainState(numbers, **moving), Signals(*told)
+
+    def evaluate(tokens: Array, state: TrainState) -> Array:
+        return train.evaluate(run, tokens, state)
+
+    jitted = jax.jit(chunk, out_shardings=(shardings, whole), donate_argnums=2)
+    init = jax.jit(functools.partial(train.init, run), out_shardings=shardings)
+    measure = jax.jit(evaluate, out_shardings=whole)
+
+    def under_mesh(fn: Callable) -> Callable:
+        def called(*args):
+            with jax.set_mesh(devices):
+                return fn(*args)
+
+        return called
+
+    return Programs(
+        under_mesh(lambda: init(lane)),
+        under_mesh(lambda source, state, control: jitted(source, lane, state, _plain(control))),
+        under_mesh(measure),
+    )
+
+
+def _plain(control: Control) -> Control:
+    """With dtypes fixed, so that every call has the same program."""
+    return Control(
+        np.int32(control.shift), np.float32(control.eta_scale), np.int32(control.n_steps)
+    )
