@@ -77,7 +77,14 @@ def test_whatever_differs_has_another_key():
                 "decay": "coupled", "dtype": "bfloat16", "depth_convention": "layers",
                 "tau_convention": "library", "d_head": 32, "d_model": 512, "rope": False,
                 "recipe": "fp8_seed", "keep_bf16": ("readout",), "accumulation": "precise",
+                "params_dtype": "bfloat16", "remat": "full", "attention": "blocked",
+                "qk_norm": True, "depth_scaled_init": True, "z_loss": 1e-4, "schedule": "linear",
+                "clip": 1.0, "accumulate": 2,
             }  # fmt: skip
+            if field.name == "decay_steps":  # a decay's length needs its schedule
+                lengths = ({"schedule": "wsd", "decay_steps": n} for n in (1, 2))
+                others += [changed(optim=dataclasses.replace(base.optim, **n)) for n in lengths]
+                continue
             if field.name in special:
                 new = special[field.name]
             else:

@@ -472,6 +472,7 @@ def plain_model(config, params, numbers, ids):
             "qkv": blocks["attn"]["qkv"]["w"][i], "out": blocks["attn"]["out"]["w"][i],
             "gate_up": blocks["mlp"]["gate_up"]["w"][i], "down": blocks["mlp"]["down"]["w"][i],
         }  # fmt: skip
+        w = {name: matrix.reshape(len(matrix), -1) for name, matrix in w.items()}  # parts abreast
 
         def linear(name, x, w=w):
             return x @ w[name] * numbers[name]

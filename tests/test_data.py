@@ -733,6 +733,22 @@ def test_the_permutation_holds_on_large_domains(data, n: int):
     assert int(_permute(np.uint32(index), n, 5, 7)) == _reference(index, n, 5, 7)
 
 
+@given(
+    n=st.one_of(st.integers(1, 300), st.sampled_from([2**24 + 43, 2**31 - 1, 2**31])),
+    seed=st.integers(0, 2**32 - 1),
+    epoch=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=25, deadline=None)
+def test_the_hosts_permutation_is_the_devices(n: int, seed: int, epoch: int):
+    index = np.linspace(0, n - 1, 50).astype(np.uint32)
+    epochs = epoch // 2 + index % 3  # as in a batch: of several epochs at once
+    host = sampling.permute_on_host(index, n, seed, epochs)
+    assert host.dtype == np.uint32
+    assert np.array_equal(host, _permute(index, n, np.uint32(seed), epochs.astype(np.uint32)))
+    one = sampling.permute_on_host(n - 1, n, seed, epoch)  # scalars wrap without a warning
+    assert one.shape == () and one == _reference(n - 1, n, seed, epoch)
+
+
 def test_small_permutations_all_occur_equally_often():
     seeds = np.repeat(np.arange(1200, dtype=np.uint32)[:, None], 3, axis=1)
     orders = np.asarray(_permute(np.tile(np.arange(3), (1200, 1)), 3, seeds, 0))

@@ -367,8 +367,9 @@ def test_scan_equals_unrolled():
         batch = (tokens[:, :-1], tokens[:, 1:])
         return jax.jit(lambda state: train.step(other, lane_of(run), state, batch))(start)
 
-    (scan, scan_loss), (unrolled, unrolled_loss) = step(1), step(0)
-    assert float(scan_loss) == pytest.approx(float(unrolled_loss), rel=1e-6)
+    (scan, of_scan), (unrolled, of_unrolled) = step(1), step(0)
+    assert float(of_scan.loss) == pytest.approx(float(of_unrolled.loss), rel=1e-6)
+    assert float(of_scan.grad_norm) == pytest.approx(float(of_unrolled.grad_norm), rel=1e-5)
     for one, other in zip(jax.tree.leaves(scan.opt), jax.tree.leaves(unrolled.opt)):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)  # Adam's moments
 
@@ -474,7 +475,7 @@ def test_a_parameter_without_a_role_is_an_error():
 def test_a_weight_of_an_unknown_role_is_an_error():
     numbers = train.parametrization(make_run("mup"), HPs().to_dict())
     with pytest.raises(ConfigError, match="role"):
-        Weight(numbers, "gain", 4, 4, rngs=nnx.Rngs(0))
+        Weight(numbers, "gain", 4, 4, axes=("embed", "mlp"), rngs=nnx.Rngs(0))
 
 
 def test_the_readme_example_runs():

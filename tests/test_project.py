@@ -25,8 +25,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 # A module imports from lower floors, and on its own floor from those left of it: no cycles.
 FLOORS = (
-    ("errors", "config", "powers", "schemes", "rules", "schemas", "studies", "laws"),
-    ("scale", "arguments", "fp8", "probe"),
+    ("errors", "config", "flops", "powers", "schemes", "rules", "schemas", "studies", "laws"),
+    ("scale", "arguments", "fp8", "probe", "recovery", "machine", "distributed"),
     ("ops", "unit", "mesh"),
     (
         "layers",
@@ -36,16 +36,19 @@ FLOORS = (
         "tokenizing",
         "corpora",
         "sampling",
+        "loader",
         "token_cache",
         "data",
     ),
-    ("train", "slopes", "coord"),
-    ("records", "design", "sweep", "search"),
-    ("tables", "plan", "claims", "machine", "bench_records", "bench_torch"),
+    ("train", "parallel", "slopes", "coord", "checkpoint", "runlog", "writers", "telemetry"),
+    ("records", "design", "sweep", "search", "runfile", "loop"),
+    ("tables", "plan", "claims", "bench_records", "bench_torch", "watch"),
     ("figures", "report", "study", "bench", "pages", "site", "cli"),
 )
 PLACE = {name: (floor, i) for floor, names in enumerate(FLOORS) for i, name in enumerate(names)}
-NO_JAX = {"errors", "config", "powers", "rules", "tables", "laws", "claims", "figures"}
+NO_JAX = {
+    "errors", "config", "flops", "powers", "rules", "recovery", "tables", "laws", "claims", "figures",
+}
 IMPORT_NAMES = {"yaml": "pyyaml", "orbax": "orbax-checkpoint", "jaxlib": "jax"}
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -18,6 +20,8 @@ EPILOG = """examples:
   umup run lr_transfer --profile h100 -p time_limit_minutes 9
                                                 stops cleanly; the same command goes on
   umup status                                   what is done, running, missing, stale
+  umup train big.yaml                           one run, sharded; the same command resumes it
+  umup watch runs/big                           plot its log in the terminal
   umup data prepare sotu --tokenizer bpe4096
   umup bench                                    step times beside PyTorch's unit_scaling
   umup book                                     build the book into book/_build/html
@@ -60,6 +64,40 @@ def parser() -> argparse.ArgumentParser:
     status.add_argument(
         "--repair", action="store_true", help="move unreadable shards aside, to be run again"
     )
+
+    train = add(
+        "train", "Train one run from its file, or go on with what its folder holds.",
+        "umup train big.yaml -p optim.steps 20000 -p mesh.fsdp 8\n"
+        "  umup train big.yaml --fork 12000 --decay 2000\n"
+        "  srun umup train big.yaml",
+    )  # fmt: skip
+    train.add_argument("config", help="YAML file: the fields of umup.runfile.TrainConfig")
+    train.add_argument("--run", metavar="FOLDER", help="the run's folder (default: runs/NAME)")
+    train.add_argument(
+        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+        help="override one field, such as optim.steps; the value is read as YAML",
+    )  # fmt: skip
+    train.add_argument(
+        "--from", dest="restart_from", type=int, metavar="STEP",
+        help="go on from this checkpoint and forget the later ones",
+    )  # fmt: skip
+    train.add_argument(
+        "--fork", type=int, metavar="STEP",
+        help="start a run of its own that leaves the plateau here; with --decay",
+    )  # fmt: skip
+    train.add_argument("--decay", type=int, metavar="STEPS", help="length of a fork's decay")
+    train.add_argument("--minutes", type=float, help="stop cleanly after so long (exit status 75)")
+    train.add_argument("--check", action="store_true", help="only say whether it could run")
+    train.add_argument(
+        "--coordinator", default="", metavar="HOST:PORT", help="of several processes"
+    )
+    train.add_argument("--processes", type=int, default=0)
+    train.add_argument("--process", type=int, default=-1, help="number of this one, from 0")
+
+    watch = add("watch", "Plot a run's log in the terminal while it trains.", "umup watch runs/big")
+    watch.add_argument("folder", metavar="RUN")
+    watch.add_argument("--once", action="store_true", help="draw one picture and end")
+    watch.add_argument("--every", type=float, default=5.0, help="seconds between pictures")
 
     data = add(
         "data", "List, prepare or verify corpora, or print a corpus's data sheet.",
@@ -151,6 +189,36 @@ def format_status(states: Sequence[dict[str, Any]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def run_train(chosen: argparse.Namespace) -> int:
+    """``umup train``; returns the exit status."""
+    from umup import data, distributed, loop, runfile
+    from umup.errors import TrainError
+
+    overrides = {name: yaml.safe_load(value) for name, value in chosen.parameter}
+    config = runfile.read_config(chosen.config, overrides)
+    if (chosen.fork is None) != (chosen.decay is None):
+        raise TrainError("--fork", chosen.fork, "a step, together with --decay STEPS")
+    distributed.start(chosen.coordinator, chosen.processes, chosen.process)
+    dataset = data.load(
+        config.corpus, config.tokenizer, seq_len=config.model.seq_len, max_tokens=config.max_tokens
+    )
+    folder, forked = Path(chosen.run or f"runs/{config.name}"), None
+    if chosen.fork is not None:
+        config, forked = runfile.fork(config, folder, chosen.fork, chosen.decay, dataset)
+        folder = folder.with_name(f"{folder.name}-{chosen.fork}+{chosen.decay}")
+    loop.check(config, dataset)
+    if chosen.check:
+        print(f"{config.name}: {config.model.n_params:,} parameters, mesh {config.mesh}, "
+              f"{config.optim.steps:,} steps of "
+              f"{config.optim.batch_size * config.model.seq_len:,} tokens")  # fmt: skip
+        return 0
+    outcome = loop.train_run(
+        config, folder, dataset=dataset, restart_from=chosen.restart_from, forked=forked,
+        seconds=math.inf if chosen.minutes is None else 60 * chosen.minutes,
+    )  # fmt: skip
+    return {"done": 0, "stopped": loop.EXIT_RESUME, "gave up": loop.EXIT_GAVE_UP}[outcome.verdict]
+
+
 def run_data(action: str, corpus: str, tokenizer: str, max_tokens: int | None, force: bool) -> int:
     """``umup data``; returns the exit status."""
     from umup import corpora, data
@@ -170,7 +238,12 @@ def run_data(action: str, corpus: str, tokenizer: str, max_tokens: int | None, f
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point: 0 done, 1 bad input (the message says which field), 75 time limit reached."""
+    """Entry point.
+
+    Returns:
+        0 done, 1 bad input (the message says which field), 75 told to stop or out of time (the
+        same command goes on), 76 a run that recovery could not heal.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         if argv[:1] == ["bench"]:
@@ -185,6 +258,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run_study(chosen.study, chosen.profile, overrides, chosen.dry_run)
         elif chosen.command == "status":
             show_status(chosen.study, chosen.repair)
+        elif chosen.command == "train":
+            return run_train(chosen)
+        elif chosen.command == "watch":
+            from umup import watch
+
+            return watch.watch(chosen.folder, once=chosen.once, every=chosen.every)
         elif chosen.command == "data":
             return run_data(
                 chosen.action, chosen.corpus, chosen.tokenizer, chosen.max_tokens, chosen.force

@@ -51,3 +51,28 @@ def others_share(before: Sequence[float] | None, after: Sequence[float] | None) 
         return None
     busy, whole, ours = (b - a for a, b in zip(before, after))
     return max(busy - ours, 0.0) / whole if whole > 0 else 0.0
+
+
+def gemm_flops(dtype: str, size: int = 0, seconds: float = 0.5) -> float:
+    """FLOP/s of the best of many square matrix products on the default device.
+
+    Args:
+        dtype: of operands and result.
+        size: of the matrices; 0 takes 1024 on a CPU and 8192 on an accelerator.
+        seconds: how long to try.
+    """
+    import time
+
+    import jax
+    import jax.numpy as jnp
+
+    size = size or (1024 if jax.default_backend() == "cpu" else 8192)
+    a, b = (jnp.full((size, size), 0.5, dtype) for _ in range(2))
+    product, best = jax.jit(jnp.dot), float("inf")
+    jax.block_until_ready(product(a, b))
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        start = time.perf_counter()
+        jax.block_until_ready([product(a, b) for _ in range(4)])
+        best = min(best, (time.perf_counter() - start) / 4)
+    return 2 * size**3 / best

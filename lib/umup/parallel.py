@@ -18,7 +18,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from umup import data, mesh, train
-from umup.config import HPs, RunConfig
+from umup.config import RunConfig
 from umup.train import Lane, TrainState
 
 

@@ -10,7 +10,8 @@ on every backend, on one device or many, inside or outside jit.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +30,10 @@ def check_seq_len(seq_len: object) -> None:
         raise DataError("seq_len", seq_len, "an integer of at least 1")
 
 
-def n_windows(n_tokens: int, seq_len: int) -> int:
+def n_windows(n_tokens: int, seq_len: int, *, on_host: bool = False) -> int:
     """How many windows of ``seq_len + 1`` tokens at stride ``seq_len`` a stream holds.
+
+    A device indexes tokens in int32; the host (``umup.loader``) numbers only windows so.
 
     Raises:
         DataError: ``seq_len`` is not a positive integer, or the stream holds no window.
@@ -40,9 +43,11 @@ def n_windows(n_tokens: int, seq_len: int) -> int:
         raise DataError(
             "seq_len", seq_len, f"at most {n_tokens - 1}: the shortest split has {n_tokens} tokens"
         )
-    if n_tokens >= 2**31:
-        raise DataError("tokens", n_tokens, "fewer than 2**31 in a stream; set max_tokens")
-    return (n_tokens - 1) // seq_len
+    n = (n_tokens - 1) // seq_len
+    if (n if on_host else n_tokens) >= 2**31:
+        what = "windows" if on_host else "tokens"
+        raise DataError(what, n if on_host else n_tokens, "fewer than 2**31; set max_tokens")
+    return n
 
 
 def permute(index: ArrayLike, n: int, seed: ArrayLike, epoch: ArrayLike) -> Array:
@@ -60,23 +65,43 @@ def permute(index: ArrayLike, n: int, seed: ArrayLike, epoch: ArrayLike) -> Arra
     Returns:
         uint32 of the shape of ``index``.
     """
+    feistel = _feistel(n, _uint32(seed), _uint32(epoch))
+    return jax.lax.while_loop(
+        lambda x: jnp.any(x >= np.uint32(n)),  # a plain 2**31 is no int32
+        lambda x: jnp.where(x < np.uint32(n), x, feistel(x)),
+        feistel(_uint32(index)),
+    )
+
+
+def permute_on_host(index: ArrayLike, n: int, seed: ArrayLike, epoch: ArrayLike) -> np.ndarray:
+    """``permute`` in NumPy, for the thread that reads a corpus too large for the device.
+
+    Arguments and result are those of ``permute``, to the bit; nothing touches a device.
+    """
+    index, seed, epoch = (np.asarray(x).astype(np.uint32) for x in (index, seed, epoch))
+    with np.errstate(over="ignore"):  # NumPy warns where its scalars wrap around
+        feistel = _feistel(n, seed, epoch)
+        x = feistel(index)
+        while np.any(x >= n):
+            x = np.where(x < n, x, feistel(x))
+    return np.asarray(x)
+
+
+def _feistel(n: int, seed: Any, epoch: Any) -> Callable[[Any], Any]:
+    """One pass of the network, on uint32 of NumPy or JAX alike: the operators are all it needs."""
     a = math.isqrt(n - 1) + 1 if n > 1 else 1
     b = -(-n // a)
-    key = _mix(_mix(_uint32(seed) + np.uint32(0x9E3779B9)) ^ _uint32(epoch))
+    key = _mix(_mix(seed + np.uint32(0x9E3779B9)) ^ epoch)
     keys = [_mix(key + np.uint32(r * 0x9E3779B9 % 2**32)) for r in range(_ROUNDS)]
 
-    def feistel(x: Array) -> Array:
+    def feistel(x: Any) -> Any:
         left, right = x % np.uint32(a), x // np.uint32(a)
         for r, round_key in enumerate(keys):
             size = np.uint32(b if r % 2 else a)
             left, right = right, (left + _mix(right ^ round_key) % size) % size
         return left + right * np.uint32(a)
 
-    def walk(x: Array) -> Array:
-        return jnp.where(x < n, x, feistel(x))
-
-    first = feistel(_uint32(index))
-    return jax.lax.while_loop(lambda x: jnp.any(x >= n), walk, first)
+    return feistel
 
 
 def batch(
@@ -170,7 +195,7 @@ def _uint32(x: ArrayLike) -> Array:
     return jnp.asarray(x).astype(jnp.uint32)
 
 
-def _mix(x: Array) -> Array:
+def _mix(x: Any) -> Any:
     """The 32-bit finalizer of MurmurHash3 (A. Appleby, public domain)."""
     x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
     x = (x ^ (x >> np.uint32(13))) * np.uint32(0xC2B2AE35)

@@ -14,12 +14,10 @@ import json
 import logging
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 
@@ -27,6 +25,7 @@ from umup.config import NUMERICS, RunConfig, canonical_json, digest
 from umup.data import Dataset, nats_to_bits_per_byte
 from umup.errors import DataError, StudyError
 from umup.records import Store, provenance
+from umup.telemetry import Progress as Progress
 
 log = logging.getLogger("umup.sweep")
 
@@ -39,43 +38,6 @@ class OutOfTime(Exception):
 
     def __init__(self) -> None:
         super().__init__("time limit reached; all is on disk, and the same command goes on")
-
-
-@dataclass
-class Progress:
-    """One line a chunk: to a log file, and to the terminal where there is one.
-
-    Never to a notebook's outputs, which must not depend on the machine's speed.
-    """
-
-    log_file: Path | None = None
-    clock: Callable[[], float] = time.monotonic
-    started: float = field(default_factory=time.monotonic)
-
-    def line(self, text: str) -> None:
-        """Write one line, stamped with the seconds since the start."""
-        stamped = f"[{self.clock() - self.started:8.1f} s] {text}"
-        if self.log_file is not None:
-            self.log_file.parent.mkdir(parents=True, exist_ok=True)
-            with self.log_file.open("a", encoding="utf-8") as file:
-                file.write(stamped + "\n")
-        with self._terminal() as terminal:
-            if terminal is not None:
-                print(stamped, file=terminal, flush=True)
-
-    @staticmethod
-    def wanted() -> bool:
-        """Whether standard error is where progress belongs: a terminal, or UMUP_PROGRESS=1."""
-        asked = os.environ.get("UMUP_PROGRESS") == "1"
-        return sys.__stderr__ is not None and (asked or sys.__stderr__.isatty())
-
-    def _terminal(self) -> contextlib.AbstractContextManager[TextIO | None]:
-        if self.wanted():
-            return contextlib.nullcontext(sys.__stderr__)
-        if "ipykernel" in sys.modules:  # a kernel's stderr is an output; its terminal is not
-            with contextlib.suppress(OSError):
-                return open("/dev/tty", "w", encoding="utf-8")
-        return contextlib.nullcontext(None)
 
 
 @dataclass(frozen=True)

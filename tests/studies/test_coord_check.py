@@ -59,7 +59,7 @@ def test_attention_logits_are_products_of_queries_with_keys_not_after_them() -> 
     lane = jax.tree.map(lambda leaf: leaf[0], train.lanes_of([config_run]))
     attention = train.build(config_run, lane).blocks.attn
     x = np.random.default_rng(2).normal(size=(6, 8)).astype(np.float32)
-    w = np.asarray(attention.qkv.w[...])[0]
+    w = np.asarray(attention.qkv.w[...])[0].reshape(8, -1)
     q, k, _ = np.split(x @ w, 3, axis=-1)
     by_hand = [
         math.sqrt(2) / 4 * q[t, 4 * h : 4 * h + 4] @ k[s, 4 * h : 4 * h + 4]  # √base_d_head/d_head

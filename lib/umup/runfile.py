@@ -1,0 +1,218 @@
+"""A run's file and its folder: what may be asked of `umup train`, and whose folder is whose."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from umup import distributed
+from umup.config import (
+    COUNT,
+    NUMERICS,
+    Config,
+    HPs,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    Range,
+    RunConfig,
+    digest,
+)
+from umup.data import Dataset
+from umup.errors import TrainError
+from umup.recovery import RecoveryConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig(Config):
+    """A run's file, whole; ``RunConfig`` is the part that fixes its numbers.
+
+    Args:
+        name: of the run, and of its folder under ``runs``.
+        mesh: devices along each axis.
+        loader: ``device`` keeps the tokens on every device, ``host`` gathers batches ahead.
+        chunk_steps: updates between two looks of the host.
+        eval_every: updates between two evaluations (0: at the end only).
+        checkpoint_every, keep, keep_every: updates between checkpoints, how many of the latest
+            stay, and which stay for good (0: none).
+        recovery: what counts as a spike and what is done then.
+        peak_tflops: of one device, for MFU; 0 measures a matrix product first.
+        tensorboard, wandb: write event files; a project of Weights & Biases ("": none).
+    """
+
+    name: str
+    scheme: str = "umup"
+    model: ModelConfig = ModelConfig()  # noqa: RUF009, frozen
+    optim: OptimConfig = OptimConfig()  # noqa: RUF009, frozen
+    hps: HPs = HPs()  # noqa: RUF009, frozen
+    seed: int = 0
+    corpus: str = "sotu"
+    tokenizer: str = "bytes"
+    max_tokens: int | None = None
+    eval_batches: int = 16
+    mesh: MeshConfig = MeshConfig()  # noqa: RUF009, frozen
+    loader: str = "device"
+    chunk_steps: int = 20
+    eval_every: int = 0
+    checkpoint_every: int = 500
+    keep: int = 3
+    keep_every: int = 0
+    recovery: RecoveryConfig = RecoveryConfig()  # noqa: RUF009, frozen
+    peak_tflops: float = 0.0
+    tensorboard: bool = False
+    wandb: str = ""
+
+    RANGES = {
+        "seed": Range(0, 2**31 - 1), "eval_batches": COUNT, "max_tokens": COUNT,
+        "loader": ("device", "host"), "chunk_steps": COUNT, "eval_every": Range(0),
+        "checkpoint_every": COUNT, "keep": COUNT, "keep_every": Range(0),
+        "peak_tflops": Range(0.0),
+    }  # fmt: skip
+
+    def run(self, dataset: Dataset) -> RunConfig:
+        """What fixes the numbers, with the data's digest."""
+        return RunConfig(
+            self.scheme, self.model, self.optim, self.hps, self.seed, self.corpus,
+            self.tokenizer, dataset.digest, self.eval_batches,
+        )  # fmt: skip
+
+    def key(self, dataset: Dataset) -> str:
+        """Digest of all that decides the trajectory: the run and its recovery."""
+        return digest({"run": self.run(dataset).key(), "recovery": self.recovery.essence()})
+
+
+def read_config(path: Path | str, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
+    """A run's YAML file.
+
+    Args:
+        path: the file; without ``name`` in it, the file's stem is the run's name.
+        overrides: dotted field → value, such as ``{"optim.steps": 100}``.
+
+    Raises:
+        TrainError: the file is not a mapping, or cannot be read.
+        ConfigError: a field is unknown, missing or out of range.
+    """
+    path = Path(path)
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise TrainError(str(path), str(error).splitlines()[0], "a readable YAML file") from None
+    if not isinstance(found, dict):
+        raise TrainError(str(path), type(found).__name__, "a mapping of fields to values")
+    plain: dict[str, Any] = {"name": path.stem} | found
+    for dotted, value in (overrides or {}).items():
+        *groups, field = dotted.split(".")
+        place = plain
+        for group in groups:
+            place = place.setdefault(group, {})
+            if not isinstance(place, dict):
+                raise TrainError(dotted, value, f"a field of {group}, which is no group of fields")
+        place[field] = value
+    return TrainConfig.from_dict(plain)
+
+
+class Fork(NamedTuple):
+    """Where a decay leaves a plateau: the run's folder and key, and the step to start from."""
+
+    folder: Path
+    key: str
+    step: int
+
+
+def fork(
+    config: TrainConfig, folder: Path, step: int, decay_steps: int, dataset: Dataset
+) -> tuple[TrainConfig, Fork]:
+    """The run that leaves ``config``'s plateau after ``step`` updates and decays to its end.
+
+    It is, bit for bit, the run of ``step + decay_steps`` updates that was never forked.
+
+    Raises:
+        TrainError: the run has no plateau, ``step`` is not on it, or has no checkpoint.
+        ConfigError: ``decay_steps`` < 1.
+    """
+    optim = config.optim
+    if not optim.schedule.startswith("wsd"):
+        allowed = "a run with optim.schedule wsd or wsd_sqrt, which has a plateau"
+        raise TrainError("fork", f"schedule {optim.schedule}", allowed)
+    first, last = optim.warmup_steps, optim.steps - optim.decay_steps
+    if not first <= step <= last:
+        raise TrainError("fork", step, f"a step of the plateau, {first} to {last}")
+    saved = [int(p.name) for p in (folder / "checkpoints").glob("[0-9]*") if p.name.isdigit()]
+    if step not in saved:
+        there = ", ".join(str(s) for s in sorted(saved) if first <= s <= last) or "none yet"
+        raise TrainError("fork", step, f"a checkpoint of {folder.name} on its plateau: {there}")
+    decayed = dataclasses.replace(optim, steps=step + decay_steps, decay_steps=decay_steps)
+    name = f"{config.name}-{step}+{decay_steps}"
+    forked = dataclasses.replace(config, name=name, optim=decayed)
+    return forked, Fork(folder, config.key(dataset), step)
+
+
+@contextlib.contextmanager
+def held(config: TrainConfig, folder: Path, dataset: Dataset) -> Iterator[None]:
+    """Hold the folder: it is this run's, and no other process group is at it."""
+    problem: TrainError | None = None
+    with contextlib.ExitStack() as stack:
+        if distributed.is_main():
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context((folder / "lock").open("a+", encoding="utf-8"))
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    lock.seek(0)
+                    holder = lock.read().strip() or "another process"
+                    allowed = "a folder that no other run writes to"
+                    raise TrainError(str(folder), f"in use by {holder}", allowed) from None
+                lock.truncate(0)
+                lock.write(f"process {os.getpid()}")
+                lock.flush()
+                _identify(config, folder, dataset)
+            except TrainError as error:
+                problem = error
+            except OSError as error:
+                problem = TrainError(str(folder), str(error), "a folder that can be written")
+        if distributed.any_of(problem is not None):
+            raise problem or TrainError(str(folder), "refused by the first process", "see its log")
+        yield
+
+
+def _identify(config: TrainConfig, folder: Path, dataset: Dataset) -> None:
+    """Write ``run.json``, or compare with it."""
+    path, mine = folder / "run.json", config.run(dataset).to_dict()
+    mine["recovery"] = config.recovery.to_dict()
+    if path.exists():
+        try:
+            theirs = json.loads(path.read_text(encoding="utf-8"))["run"]
+        except (ValueError, KeyError, TypeError):
+            raise TrainError(str(path), "damaged", "the file that umup wrote, or none") from None
+        one, other = _flat(theirs), _flat(json.loads(json.dumps(mine)))
+        names = sorted(one.keys() | other.keys())
+        differ = [f"{n} {one.get(n)} there, {other.get(n)} here"
+                  for n in names if one.get(n) != other.get(n)]  # fmt: skip
+        if differ:
+            allowed = "the same run, or another folder (--run)"
+            raise TrainError(str(folder), f"another run's folder: {'; '.join(differ)}", allowed)
+        return
+    text = json.dumps(
+        {"key": config.key(dataset), "numerics": NUMERICS, "run": mine, "config": config.to_dict()},
+        indent=1,
+    )  # fmt: skip
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return out

@@ -1,0 +1,289 @@
+"""Tables and quantities of the study ``schedules``: losses, optima, gaps, and what forking saves.
+
+Losses are held out, nats a token, at the end of a run; intervals are 95 %. A *line* is a schedule
+of one scheme at one budget: its losses over η and seeds. A line's own best η is where the parabola
+through the losses near the lowest has its minimum.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from umup import laws, records, tables
+from umup.claims import NotMeasured
+from umup.laws import Interval, Optimum
+from umup.records import Results
+
+WSD = ("wsd", "wsd_sqrt")
+SCHEDULES = ("cosine", "linear", "two_step", *WSD)
+TITLES = {
+    "cosine": "cosine", "linear": "linear", "two_step": "two-step", "wsd": "WSD, linear decay",
+    "wsd_sqrt": "WSD, 1 − √x decay",
+}  # fmt: skip
+SHARE = 0.2  # of a WSD run's steps, unless another is named
+COLUMNS = ["scheme", "schedule", "steps", "share", "log2_lr", "seed", "loss"]
+WINDOW = 1.25  # octaves around the best η that the parabola is fitted to, as in ``laws``
+
+
+class Line(NamedTuple):
+    """One curve of loss against η; ``share`` is 0 for schedules without a decay of their own."""
+
+    scheme: str
+    schedule: str
+    steps: int
+    share: float
+
+    @classmethod
+    def of(cls, schedule: str, steps: int, scheme: str = "umup", share: float = SHARE) -> Line:
+        """The line of a schedule, its share 0 unless it is WSD."""
+        return cls(scheme, schedule, steps, share if schedule in WSD else 0.0)
+
+
+def losses(results: Results) -> pd.DataFrame:
+    """Every run and every fork, one row each: COLUMNS, the loss NaN where it diverged."""
+    frames = [pd.DataFrame(columns=COLUMNS)]
+    if len(results.runs):
+        runs = records.with_spec(results.runs)
+        frames.append(pd.DataFrame({
+            "scheme": runs["scheme"], "schedule": runs["optim.schedule"], "steps": runs["steps"],
+            "share": 0.0, "log2_lr": np.log2(runs["lr"].astype(float)).round(4),
+            "seed": runs["seed"], "loss": runs["val_loss"].where(runs["status"] == "ok"),
+        }))  # fmt: skip
+    rows = [
+        {
+            "scheme": point["scheme"], "schedule": rung["schedule"], "steps": rung["steps"],
+            "share": round(rung["decay_steps"] / rung["steps"], 4), "log2_lr": point["log2_lr"],
+            "seed": seed, "loss": math.nan if loss is None else loss,
+        }
+        for point in ladders(results).to_dict("records")
+        for rung in point["rungs"]
+        for seed, loss in enumerate(rung["loss"])
+    ]  # fmt: skip
+    frames.append(pd.DataFrame(rows, columns=COLUMNS))
+    some = [frame for frame in frames if len(frame)]
+    return pd.concat(some, ignore_index=True) if some else frames[0]
+
+
+def ladders(results: Results) -> pd.DataFrame:
+    """The plateaus on record, as ``Results.table`` opens them."""
+    return results.table("ladder") if len(results.points) else pd.DataFrame()
+
+
+def lines(table: pd.DataFrame) -> list[Line]:
+    """The lines that ``losses`` holds: by scheme, schedule, share and budget."""
+    order = {name: i for i, name in enumerate(("umup", "mup", "sp"))}
+    found = table[list(Line._fields)].drop_duplicates().itertuples(index=False)
+    every = [Line(str(a), str(b), int(c), float(d)) for a, b, c, d in found]
+    return sorted(
+        every, key=lambda at: (order[at.scheme], SCHEDULES.index(at.schedule), at.share, at.steps)
+    )
+
+
+def at(table: pd.DataFrame, line: Line) -> pd.DataFrame:
+    """The rows of a line.
+
+    Raises:
+        NotMeasured: there are none.
+    """
+    rows = table[(table[list(Line._fields)] == list(line)).all(axis=1)]
+    if rows.empty:
+        share = f", decay of {line.share:.0%}" if line.share else ""
+        what = f"{tables.NAMES[line.scheme]}, {TITLES[line.schedule]}{share}"
+        raise NotMeasured(f"{what}: no runs of {line.steps} steps")
+    return rows
+
+
+def optimum(table: pd.DataFrame, line: Line) -> Optimum:
+    """The line's best η, fitted (``laws.fit_optimum``)."""
+    rows, seed = at(table, line), zlib.crc32(repr(tuple(line)).encode())
+    return laws.fit_optimum(
+        rows["log2_lr"], rows["loss"].astype(float), rows["seed"], window=WINDOW, rng_seed=seed
+    )
+
+
+def by_lr(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean loss at every η of a line, with the numbers of runs and of diverged ones."""
+    grouped = rows.assign(loss=rows["loss"].astype(float)).groupby("log2_lr")["loss"]
+    out = grouped.agg(mean="mean", n="count", size="size").reset_index()
+    return out.assign(n_diverged=out["size"] - out["n"]).drop(columns="size")
+
+
+def best(table: pd.DataFrame, line: Line) -> pd.Series:
+    """Loss at the line's own best η, by seed.
+
+    Where the optimum is bracketed: the seed's offset in the fit of ``laws`` plus the parabola's
+    minimum, so that every run near it counts and no lucky one wins. Else the seed's loss at the
+    best η measured. The parabola's own error is left out: it is of second order at a minimum.
+    """
+    rows, o = at(table, line), optimum(table, line)
+    steady = by_lr(rows).query("n_diverged == 0")
+    if steady.empty:
+        raise NotMeasured(f"{TITLES[line.schedule]}: every η diverged at {line.steps} steps")
+    centre = float(steady.loc[steady["mean"].idxmin(), "log2_lr"])
+    if o.edge:
+        return rows[rows["log2_lr"] == centre].set_index("seed")["loss"].astype(float)
+    rows = rows[rows["loss"].notna()]
+    distance = np.sort(np.abs(rows["log2_lr"].unique() - centre))
+    reach = max(WINDOW, distance[laws.MIN_LRS - 1]) + 1e-9
+    near = rows[(rows["log2_lr"] - centre).abs() <= reach]
+    x = near["log2_lr"].to_numpy(float) - o.x
+    rest = pd.Series(near["loss"].to_numpy(float) - o.curvature * x**2, near["seed"].to_numpy())
+    return rest.groupby(level=0).mean()
+
+
+def one_rate(
+    table: pd.DataFrame, schedule: str = "wsd", scheme: str = "umup", share: float = SHARE
+) -> tuple[float, dict[int, pd.Series]]:
+    """The one η that is best over all budgets of a ladder, and the losses there by budget and seed.
+
+    Best is the lowest mean over budgets and seeds among the η at which no run diverged.
+
+    Raises:
+        NotMeasured: there is no ladder of two budgets, or no such η.
+    """
+    wanted = Line.of(schedule, 0, scheme, share)
+    rows = table[(table["scheme"] == scheme) & (table["schedule"] == schedule)]
+    rows = rows[np.isclose(rows["share"].astype(float), wanted.share, atol=1e-3)]
+    if rows["steps"].nunique() < 2:
+        raise NotMeasured(f"no ladder of {TITLES[schedule]} on record")
+    whole = by_lr(rows).query("n_diverged == 0")
+    if whole.empty:
+        raise NotMeasured(f"{TITLES[schedule]}: every η diverged at some budget")
+    log2_lr = float(whole.loc[whole["mean"].idxmin(), "log2_lr"])
+    there = rows[rows["log2_lr"] == log2_lr]
+    found = {
+        int(steps): group.set_index("seed")["loss"].astype(float)
+        for steps, group in there.groupby("steps")
+    }
+    return log2_lr, found
+
+
+# Quantities of claims.
+
+
+def gap(
+    results: Results, schedule: str, against: str, steps: int, scheme: str = "umup",
+    share: float = SHARE, against_share: float = SHARE,
+) -> Interval:  # fmt: skip
+    """Loss of ``schedule`` minus that of ``against``, each at its own best η, paired by seed."""
+    table = losses(results)
+    ours = best(table, Line.of(schedule, steps, scheme, share))
+    theirs = best(table, Line.of(against, steps, scheme, against_share))
+    return tables.paired(ours, theirs)[0]
+
+
+def optimum_gap(
+    results: Results, schedule: str, against: str, steps: int, scheme: str = "umup",
+    share: float = SHARE,
+) -> Interval:  # fmt: skip
+    """Octaves between the best η of two schedules; the errors of the two are independent."""
+    table = losses(results)
+    a, b = (optimum(table, Line.of(s, steps, scheme, share)) for s in (schedule, against))
+    if a.edge or b.edge:
+        return Interval(a.x - b.x, a.x_lo - b.x_hi, a.x_hi - b.x_lo)
+    draws = a.draws - np.random.default_rng(0).permutation(b.draws)
+    lo, hi = np.quantile(np.nan_to_num(draws, posinf=1e3, neginf=-1e3), [0.025, 0.975])
+    return Interval(a.x - b.x, float(lo), float(hi))
+
+
+def horizon_optima(
+    results: Results, schedule: str, scheme: str = "umup", share: float = SHARE
+) -> dict[int, Optimum]:
+    """Budget → the schedule's optimum there."""
+    table = losses(results)
+    wanted = Line.of(schedule, 0, scheme, share)
+    mine = [line for line in lines(table) if line._replace(steps=0) == wanted]
+    return {line.steps: optimum(table, line) for line in mine}
+
+
+def horizon_slope(
+    results: Results, schedule: str, factor: float, scheme: str = "umup", share: float = SHARE
+) -> Interval:
+    """Octaves by which the best η moves per doubling of the budget, over at least ``factor``."""
+    found = {n: o for n, o in horizon_optima(results, schedule, scheme, share).items()
+             if math.isfinite(o.x)}  # fmt: skip
+    if len(found) < 2 or max(found) < factor * min(found):
+        raise NotMeasured(f"{TITLES[schedule]}: the claim needs budgets that span {factor:g}×")
+    return laws.drift(found).slope
+
+
+def short_rate_cost(
+    results: Results, schedule: str, factor: float, scheme: str = "umup", share: float = SHARE
+) -> Interval:
+    """Loss at the longest budget with the η that is best at the shortest, less the best there.
+
+    The η is the measured one nearest to the shortest budget's optimum.
+    """
+    table, found = losses(results), horizon_optima(results, schedule, scheme, share)
+    if len(found) < 2 or max(found) < factor * min(found):
+        raise NotMeasured(f"{TITLES[schedule]}: the claim needs budgets that span {factor:g}×")
+    long = Line.of(schedule, max(found), scheme, share)
+    rows, target = at(table, long), found[min(found)].x
+    nearest = min(rows["log2_lr"].unique(), key=lambda x: (abs(x - target), x))
+    there = rows[rows["log2_lr"] == nearest].set_index("seed")["loss"].astype(float)
+    if there.isna().any():
+        return Interval(math.inf, math.inf, math.inf)
+    return tables.paired(there, best(table, long))[0]
+
+
+def ladder_gaps(
+    results: Results, against: str, schedule: str = "wsd", scheme: str = "umup",
+    share: float = SHARE,
+) -> dict[int, Interval]:  # fmt: skip
+    """Budget → loss of the ladder's rung at its one η minus that of runs from scratch.
+
+    The runs are of ``against``, each budget at its own best η; pairs share their seed.
+    """
+    table = losses(results)
+    _, rungs = one_rate(table, schedule, scheme, share)
+    return {
+        steps: tables.paired(rung, best(table, Line.of(against, steps, scheme, share)))[0]
+        for steps, rung in rungs.items()
+    }
+
+
+def ladder_gap(
+    results: Results, against: str, schedule: str = "wsd", scheme: str = "umup",
+    share: float = SHARE, factor: float = 1,
+) -> Interval:  # fmt: skip
+    """The largest of ``ladder_gaps``; its ends are the largest of the lower and upper ends."""
+    gaps = ladder_gaps(results, against, schedule, scheme, share)
+    if max(gaps) < factor * min(gaps):
+        raise NotMeasured(f"{TITLES[schedule]}: the claim needs budgets that span {factor:g}×")
+    return Interval(*(max(getattr(g, end) for g in gaps.values()) for end in ("value", "lo", "hi")))
+
+
+def saved(
+    results: Results, schedule: str = "wsd", scheme: str = "umup", share: float = SHARE,
+    factor: float = 1,
+) -> Interval:  # fmt: skip
+    """Per cent of the steps that the ladder saves against a run from scratch for each budget."""
+    _, rungs = one_rate(losses(results), schedule, scheme, share)
+    budgets = sorted(rungs)
+    if budgets[-1] < factor * budgets[0]:
+        raise NotMeasured(f"{TITLES[schedule]}: the claim needs budgets that span {factor:g}×")
+    plateau = budgets[-1] * (1.0 - share)
+    value = 100.0 * (1.0 - (plateau + share * sum(budgets)) / sum(budgets))
+    return Interval(value, value, value)
+
+
+def fork_difference(results: Results) -> Interval:
+    """Largest difference of any loss or weight between forked and unforked runs: no interval."""
+    checks = results.table("fork") if len(results.points) else pd.DataFrame()
+    if checks.empty:
+        raise NotMeasured("no fork was compared with its unforked run")
+    worst = float(checks[["losses", "weights"]].to_numpy(float).max())
+    return Interval(worst, worst, worst)
+
+
+QUANTITIES = {
+    f.__name__: f
+    for f in (
+        gap, optimum_gap, horizon_slope, short_rate_cost, ladder_gap, saved, fork_difference,
+    )
+}  # fmt: skip

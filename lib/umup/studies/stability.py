@@ -1,0 +1,212 @@
+"""Study: what each defence against instability does, and what it costs a run that is well.
+
+Three parts. *Arms*: the loss over η, from about the best η to far above it, with one defence at a
+time (z-loss, QK-norm, both, clipping, no warm-up; depth-scaled initialization in a deeper model),
+attention and output logits probed. *Clipped runs* compare clipping by the unscaled norm with
+clipping by the norm of the gradients as held. *Drills* plant a spike and let the loop heal it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from umup.config import (
+    COUNT,
+    FRACTION,
+    POSITIVE,
+    HPs,
+    ModelConfig,
+    OptimConfig,
+    Range,
+    RunConfig,
+)
+from umup.data import Dataset
+from umup.design import Design, Point
+from umup.errors import ConfigError
+from umup.studies.stability_measures import MEASURES
+from umup.studies.stability_tables import DEFENCES, QUANTITIES, SCHEMES
+
+__all__ = ["DESIGN", "MEASURES", "QUANTITIES", "Arm", "Stability"]
+
+TIMED = ("z_loss", "qk_norm", "clip")
+
+
+class Arm(NamedTuple):
+    """One curve: a scheme with a defence; ``cap`` is the multiplier of q·k times d_head."""
+
+    scheme: str
+    defence: str
+    deep: bool = False
+    cap: float | None = None
+
+
+@dataclass(frozen=True)
+class Stability(Design):
+    """The flat parameters of the study, beside those of every ``Design``.
+
+    Args:
+        schemes, defences: of the arms.
+        width, n_layers, d_head, ff_ratio, seq_len, batch_size, steps, warmup_ratio, weight_decay,
+            dtype, unroll, eval_batches: of every training run.
+        base_width: where μP equals SP; base depth is ``n_layers``, base head size ``d_head``.
+        probe_steps: when to look; the step ``steps`` is the end, which tables read.
+        z_loss, clip: strength of these defences.
+        caps: of u-μP's arms with and without QK-norm, beside the defaults: powers of d_head.
+        deep_layers, deep_width: of the arms with depth-scaled initialization (0 layers: none).
+        lr_sp, lr_mup, lr_umup: log2 of the lowest η of each scheme; octaves: of the grid, upwards.
+        seeds: of every point.
+        clip_octaves: above ``clip_sp``, ``clip_mup``, ``clip_umup`` (log2 η), where clipped runs
+            are compared; empty: none.
+        time_repeats, time_chunk: of the timed steps (0 repeats: none).
+    """
+
+    schemes: tuple[str, ...] = SCHEMES
+    defences: tuple[str, ...] = tuple(DEFENCES)
+    width: int = 64
+    n_layers: int = 2
+    d_head: int = 16
+    ff_ratio: float = 2.75
+    seq_len: int = 64
+    batch_size: int = 8
+    steps: int = 256
+    warmup_ratio: float = 0.25
+    weight_decay: float = 2.0**-13
+    dtype: str = "float32"
+    unroll: int = 0
+    eval_batches: int = 4
+    base_width: int = 32
+    probe_steps: tuple[int, ...] = (256,)
+    z_loss: float = 1e-4
+    clip: float = 1.0
+    caps: tuple[float, ...] = (0.0, 0.5, 1.0)
+    deep_layers: int = 8
+    deep_width: int = 32
+    lr_sp: float = -8.0
+    lr_mup: float = -8.0
+    lr_umup: float = -1.0
+    octaves: int = 7
+    seeds: int = 3
+    clip_octaves: tuple[int, ...] = (0, 4)
+    clip_sp: float = -6.0
+    clip_mup: float = -6.0
+    clip_umup: float = 1.0
+    time_repeats: int = 40
+    time_chunk: int = 16
+
+    RANGES = {
+        **Design.RANGES, "schemes": SCHEMES, "defences": tuple(DEFENCES), "width": COUNT,
+        "n_layers": COUNT, "d_head": COUNT, "ff_ratio": POSITIVE, "seq_len": COUNT,
+        "batch_size": COUNT, "steps": COUNT, "warmup_ratio": Range(0.0, 1.0, open_lo=True),
+        "weight_decay": Range(0.0), "eval_batches": COUNT, "base_width": COUNT,
+        "probe_steps": Range(0), "z_loss": POSITIVE, "clip": POSITIVE, "caps": FRACTION,
+        "deep_layers": Range(0), "deep_width": COUNT, "lr_sp": Range(-60, 60),
+        "lr_mup": Range(-60, 60), "lr_umup": Range(-60, 60), "octaves": COUNT, "seeds": COUNT,
+        "clip_octaves": Range(-60, 60), "clip_sp": Range(-60, 60), "clip_mup": Range(-60, 60),
+        "clip_umup": Range(-60, 60), "time_repeats": Range(0), "time_chunk": COUNT,
+    }  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("schemes", "defences"):
+            if not getattr(self, name):
+                raise ConfigError(name, getattr(self, name), "at least one entry")
+        if "none" not in self.defences:
+            raise ConfigError("defences", self.defences, "none among them, to compare with")
+        if 0 < self.deep_layers <= self.n_layers:
+            raise ConfigError("deep_layers", self.deep_layers, f"0 or above {self.n_layers}")
+        if max(self.probe_steps, default=0) > self.steps:
+            raise ConfigError("probe_steps", self.probe_steps, f"at most steps = {self.steps}")
+        for deep in (False, True):
+            self.model(2, deep)  # heads that do not divide the width are an error now
+
+    def arms(self) -> list[Arm]:
+        """Every curve, those that share a program side by side."""
+        arms = [Arm(s, d) for d in self.defences for s in self.schemes]
+        if "umup" in self.schemes:
+            for defence in ("none", "qk_norm"):
+                if defence in self.defences:
+                    arms += [Arm("umup", defence, cap=self.d_head**c) for c in self.caps]
+        if self.deep_layers:
+            arms += [Arm(s, "none", deep=True) for s in self.schemes]
+            arms += [Arm(s, "depth_init", deep=True) for s in self.schemes if s != "umup"]
+        return arms
+
+    def model(self, vocab_size: int, deep: bool = False, defence: str = "none") -> ModelConfig:
+        """The model's shape with a defence."""
+        width = self.deep_width if deep else self.width
+        return ModelConfig(
+            d_model=width, n_layers=self.deep_layers or self.n_layers if deep else self.n_layers,
+            d_head=self.d_head, d_ff=round(width * self.ff_ratio), vocab_size=vocab_size,
+            seq_len=self.seq_len, base_width=self.base_width, base_depth=self.n_layers,
+            base_d_head=self.d_head, dtype=self.dtype, unroll=self.unroll,
+            qk_norm=defence in ("qk_norm", "both"),
+            z_loss=self.z_loss if defence in ("z_loss", "both") else 0.0,
+            depth_scaled_init=defence == "depth_init",
+        )  # fmt: skip
+
+    def optim(self, defence: str = "none") -> OptimConfig:
+        """The optimizer with a defence."""
+        warmup = 0 if defence == "no_warmup" else round(self.steps * self.warmup_ratio)
+        return OptimConfig(
+            steps=self.steps, batch_size=self.batch_size, warmup_steps=warmup,
+            clip=self.clip if defence == "clip" else 0.0,
+        )  # fmt: skip
+
+    def alpha(self, arm: Arm) -> float:
+        """α_attn of an arm. QK-norm takes u-μP's from 1 to √d, with which logits reach ±√d, as
+        they do in SP and, at the base head size, in μP."""
+        if arm.scheme != "umup":
+            return 1.0
+        if arm.cap is not None:
+            return arm.cap
+        return self.d_head**0.5 if arm.defence in ("qk_norm", "both") else 1.0
+
+    def runs(self, dataset: Dataset) -> list[RunConfig]:
+        """Every arm at every η and seed."""
+        runs = []
+        for arm in self.arms():
+            start = getattr(self, f"lr_{arm.scheme}")
+            for seed in range(self.seeds):
+                runs += [self._run(arm, start + i, seed, dataset) for i in range(self.octaves + 1)]
+        return list(dict.fromkeys(runs))
+
+    def _run(self, arm: Arm, log2_lr: float, seed: int, dataset: Dataset) -> RunConfig:
+        return RunConfig(
+            scheme=arm.scheme, model=self.model(dataset.vocab_size, arm.deep, arm.defence),
+            optim=self.optim(arm.defence),
+            hps=HPs(
+                eta=2.0**log2_lr, alpha_attn_softmax=self.alpha(arm),
+                weight_decay=self.weight_decay,
+            ),
+            seed=seed, corpus=self.corpus, tokenizer=self.tokenizer, data_digest=dataset.digest,
+            eval_batches=self.eval_batches, probe_steps=self.probe_steps,
+        )  # fmt: skip
+
+    def points(self) -> list[Point]:
+        """Clipped runs and timed steps."""
+        what: dict[str, Any] = {
+            "corpus": self.corpus, "tokenizer": self.tokenizer, "model": self.model(2).to_dict(),
+            "optimizer": self.optim().to_dict(),
+        }  # fmt: skip
+        points = [
+            Point("clipped", {
+                "scheme": scheme, "norm": norm, "octaves": octaves, "clip": self.clip,
+                "log2_lr": getattr(self, f"clip_{scheme.split('_')[0]}") + octaves, "seed": seed,
+                **what,
+            })
+            for norm in ("unscaled", "held") for octaves in self.clip_octaves
+            for scheme in (*self.schemes, *(["mup_intermediate"] if "mup" in self.schemes else []))
+            for seed in range(self.seeds)
+        ]  # fmt: skip
+        changes = {"z_loss": {"z_loss": self.z_loss}, "qk_norm": {"qk_norm": True}, "clip": {}}
+        for defence in TIMED if self.time_repeats else ():
+            clip = self.clip if defence == "clip" else 0.0
+            points.append(Point("step_time", {
+                "defence": defence, "changes": changes[defence], "clip": clip,
+                "repeats": self.time_repeats, "chunk": self.time_chunk, **what,
+            }))  # fmt: skip
+        return points
+
+
+DESIGN = Stability

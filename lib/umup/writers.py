@@ -1,0 +1,124 @@
+"""Writers besides the log: TensorBoard and Weights & Biases, extras that are checked first."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from umup.errors import TrainError
+
+EXTRA = "pip install 'umup[telemetry]'"
+
+
+def open_writers(
+    folder: Path | str, *, tensorboard: bool = False, wandb: str | None = None, key: str = "",
+    config: Mapping[str, Any] | None = None, main: bool = True,
+) -> list[Any]:  # fmt: skip
+    """The writers asked for, in this process if it is the one that writes.
+
+    Every process checks that the packages are there, so that all refuse alike. Call it before any
+    compute.
+
+    Args:
+        folder: the run's folder; both keep their files in it.
+        tensorboard: write event files to ``folder/tensorboard``.
+        wandb: a project of Weights & Biases; ``WANDB_MODE=offline`` keeps the run here.
+        key: the run's identity there: a resumed run goes on in the same place.
+        config: shown with the run.
+        main: whether this process writes.
+
+    Raises:
+        TrainError: a package is missing, or the project cannot be opened.
+    """  # fmt: skip
+    if tensorboard:
+        _load("tensorboardX", "tensorboard", tensorboard)
+    if wandb is not None:
+        _load("wandb", "wandb", wandb)
+    if not main:
+        return []
+    writers: list[Any] = [TensorBoard(folder)] if tensorboard else []
+    if wandb is not None:
+        writers.append(WandB(folder, wandb, key, config))
+    return writers
+
+
+def _load(package: str, field: str, received: object) -> ModuleType:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        off = "false" if received is True else "null"
+        todo = f"{off}, or the package {package}: {EXTRA}"
+        raise TrainError(field, received, todo) from error
+
+
+class TensorBoard:
+    """Event files in ``folder/tensorboard``; steps that were superseded are hidden."""
+
+    def __init__(self, folder: Path | str):
+        self._folder = str(Path(folder) / "tensorboard")
+        self._open = _load("tensorboardX", "tensorboard", True).SummaryWriter
+        self._writer: Any = None
+        self._files = itertools.count()
+
+    def rewind(self, step: int) -> None:
+        """Begin a file that says that whatever is at or after ``step`` does not count."""
+        self.close()
+        self._begin(step)
+
+    def _begin(self, step: int) -> Any:
+        # Names hold the second: without a suffix two files of one second would be one.
+        suffix = f".{os.getpid()}.{next(self._files)}"
+        self._writer = self._open(self._folder, purge_step=step, filename_suffix=suffix)
+        return self._writer
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Add finite numbers of one update."""
+        writer = self._writer or self._begin(step)
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Write what is held back; a later call opens a new file."""
+        if self._writer is not None:
+            self._writer.close()
+        self._writer = None
+
+
+class WandB:
+    """A run in a project of Weights & Biases.
+
+    Its own step only ever rises, so ours is logged as a number and named as the axis: after a roll
+    back both passes over the same steps are shown.
+    """
+
+    def __init__(
+        self, folder: Path | str, project: str, key: str, config: Mapping[str, Any] | None = None
+    ):
+        wandb = _load("wandb", "wandb", project)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        try:
+            self._run = wandb.init(
+                project=project, dir=str(folder), id=key or None, resume="allow",
+                config=dict(config or {}),
+            )  # fmt: skip
+        except Exception as error:  # wandb.errors.Error, or of the network, or of its settings
+            todo = f"a project that wandb can open, or WANDB_MODE=offline ({error})"
+            raise TrainError("wandb", project, todo) from error
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def rewind(self, step: int) -> None:
+        """Nothing: see the class."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Log finite numbers of one update."""
+        self._run.log({"step": step, **values})
+
+    def close(self) -> None:
+        """Finish the run: wait until all is sent."""
+        self._run.finish()
