@@ -47,7 +47,20 @@ FLOORS = (
 )
 PLACE = {name: (floor, i) for floor, names in enumerate(FLOORS) for i, name in enumerate(names)}
 NO_JAX = {
-    "errors", "config", "flops", "powers", "rules", "recovery", "tables", "laws", "claims", "figures",
+    "errors",
+    "config",
+    "flops",
+    "powers",
+    "rules",
+    "recovery",
+    "tables",
+    "laws",
+    "claims",
+    "figures",
+    "runlog",
+    "writers",
+    "telemetry",
+    "watch",
 }
 IMPORT_NAMES = {"yaml": "pyyaml", "orbax": "orbax-checkpoint", "jaxlib": "jax"}
 

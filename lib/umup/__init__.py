@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 from umup.config import NUMERICS, HPs, ModelConfig, OptimConfig, RunConfig
 from umup.errors import (
     BookError,
+    CheckpointError,
     ClaimError,
     ConfigError,
     DataError,
     RecordError,
     StudyError,
+    TrainError,
     UmupError,
 )
 from umup.rules import SCHEMES, Parametrization
@@ -27,9 +29,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "NUMERICS", "SCHEMES", "BookError", "ClaimError", "ConfigError", "DataError", "HPs",
-    "ModelConfig", "OptimConfig", "Parametrization", "RecordError", "RunConfig", "StudyError",
-    "UmupError", "coord_check", "interop", "unit",
+    "NUMERICS", "SCHEMES", "BookError", "CheckpointError", "ClaimError", "ConfigError",
+    "DataError", "HPs", "ModelConfig", "OptimConfig", "Parametrization", "RecordError",
+    "RunConfig", "StudyError", "TrainError", "UmupError", "coord_check", "interop", "unit",
 ]  # fmt: skip
 
 
