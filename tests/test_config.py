@@ -175,6 +175,30 @@ def test_bad_models(changes, message):
         ModelConfig(**changes)
 
 
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"schedule": "wds"}, r"schedule: received 'wds'; allowed: cosine \| linear \| wsd \| wsd_sq"),
+    ({"decay_steps": 5}, r"decay_steps: received 5; allowed: 0, or schedule wsd \| wsd_sqrt"),
+    ({"schedule": "two_step", "decay_steps": 5}, "decay_steps: received 5; allowed: 0, or sched"),
+    ({"schedule": "wsd"}, "decay_steps: received 0; allowed: 1 to 80, what 100 steps leave after"),
+    ({"schedule": "wsd_sqrt", "decay_steps": 81}, "decay_steps: received 81; allowed: 1 to 80"),
+    ({"schedule": "wsd", "decay_steps": -1}, "decay_steps: received -1; allowed: a finite number"),
+    ({"schedule": "wsd", "decay_steps": 0.2}, "decay_steps: received 0.2; allowed: .* type int"),
+    ({"warmup_steps": 101}, "warmup_steps: received 101; allowed: at most steps = 100"),
+    ({"clip": -1.0}, "clip: received -1.0; allowed: a finite number >= 0"),
+    ({"accumulate": 0}, "accumulate: received 0; allowed: a finite number >= 1"),
+    ({"accumulate": 3}, "accumulate: received 3; allowed: a divisor of batch_size = 8"),
+])  # fmt: skip
+def test_bad_schedules_and_steps(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        OptimConfig(**({"steps": 100, "warmup_steps": 20, "batch_size": 8} | changes))
+
+
+@pytest.mark.parametrize("decay_steps", [1, 80])
+def test_a_decay_fits_from_one_step_to_all_that_the_warm_up_leaves(decay_steps):
+    for schedule in ("wsd", "wsd_sqrt"):
+        OptimConfig(steps=100, warmup_steps=20, schedule=schedule, decay_steps=decay_steps)
+
+
 @pytest.mark.parametrize("seed", [-1, 2**31, 0.5, True])
 def test_bad_seeds(seed):
     with pytest.raises(ConfigError, match="seed: received"):

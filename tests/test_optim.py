@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import jax
@@ -10,8 +11,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from umup import optim
-from umup.config import HPs, ModelConfig, OptimConfig
+from umup import optim, train
+from umup.config import HPs, ModelConfig, OptimConfig, RunConfig
 from umup.errors import ConfigError
 from umup.rules import Parametrization
 
@@ -51,6 +52,86 @@ def test_the_schedule_of_the_papers_table_6():
     assert float(found(1999)) == float(found(2000)) == 1.0
     assert float(found(8191)) == pytest.approx(0.1)
     assert float(found(9999)) == pytest.approx(0.1)  # never beyond
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear"])
+def test_one_step_after_the_warm_up_is_at_the_end_of_the_decay(kind):
+    found = factors(schedule=kind, steps=4, warmup_steps=3, final_lr_ratio=0.25)
+    assert found == pytest.approx([1 / 3, 2 / 3, 1.0, 0.25])
+    assert factors(schedule=kind, steps=2, warmup_steps=1) == pytest.approx([1.0, 0.1])
+
+
+def test_warm_up_then_linear():
+    found = factors(schedule="linear", steps=7, warmup_steps=2, final_lr_ratio=0.2)
+    # ½, 1, then 1 − 0.8·k/4: the first step after the warm-up is still at 1.
+    assert found == pytest.approx([0.5, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2])
+
+
+@pytest.mark.parametrize(("kind", "decay"), [
+    ("wsd", [0.8, 0.6, 0.4, 0.2]),  # 0.2 + 0.8·(1 − x) at x = ¼, ½, ¾, 1
+    ("wsd_sqrt", [0.6, 1.0 - 0.8 * math.sqrt(0.5), 1.0 - 0.8 * math.sqrt(0.75), 0.2]),
+])  # fmt: skip
+def test_warm_up_stable_decay(kind, decay):
+    config = {"schedule": kind, "warmup_steps": 2, "decay_steps": 4, "final_lr_ratio": 0.2}
+    assert factors(steps=9, **config) == pytest.approx([0.5, 1.0, 1.0, 1.0, 1.0, *decay])
+    assert factors(steps=6, **config) == pytest.approx([0.5, 1.0, *decay])  # no plateau
+    found = optim.schedule(OptimConfig(steps=9, **config))
+    assert float(found(99)) == pytest.approx(0.2)  # never beyond
+
+
+def test_a_decay_of_one_step_is_its_end():
+    found = factors(schedule="wsd", steps=3, warmup_steps=0, decay_steps=1, final_lr_ratio=0.0)
+    assert found == [1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("kind", ["wsd", "wsd_sqrt"])
+def test_a_plateau_is_the_same_however_long_its_run(kind):
+    """What forking rests on: up to where the shorter run decays, the factors are equal bits."""
+    short, long = (
+        factors(schedule=kind, steps=n, warmup_steps=7, decay_steps=k)
+        for n, k in ((60, 20), (101, 1))
+    )
+    assert short[:40] == long[:40]
+    assert short[40] < 1.0 == long[40]
+
+
+def test_two_steps_down_at_80_and_90_per_cent():
+    found = factors(schedule="two_step", steps=20, warmup_steps=4)
+    assert found == pytest.approx([0.25, 0.5, 0.75, *[1.0] * 13, *[0.31622777] * 2, 0.1, 0.1])
+    # 80 % and 90 % of 7 steps are 5.6 and 6.3: steps 6 is the first beyond the one, none the other
+    seven = factors(schedule="two_step", steps=7, warmup_steps=0)
+    assert seven == pytest.approx([1.0] * 6 + [0.31622777])
+
+
+def trained(run, tokens, parts):
+    """States and losses of a run whose steps are those of several configurations in turn."""
+    lanes, losses = train.lanes_of([run]), []
+    states = train.programs(run).init(lanes)
+    for optim_config, n in parts:
+        chunk = train.programs(dataclasses.replace(run, optim=optim_config)).chunk
+        states, new = chunk(tokens, lanes, states, n)
+        losses.append(np.asarray(new))
+    return jax.tree.leaves(states), np.concatenate(losses, axis=1)
+
+
+@pytest.mark.parametrize("kind", ["wsd", "wsd_sqrt"])
+def test_a_forked_decay_is_the_unforked_run_bit_for_bit(kind):
+    model = ModelConfig(
+        d_model=16, n_layers=2, d_head=8, d_ff=32, vocab_size=32, seq_len=16, base_width=8,
+        base_depth=2, base_d_head=8,
+    )  # fmt: skip
+    whole = OptimConfig(steps=12, batch_size=4, warmup_steps=3, schedule=kind, decay_steps=5)
+    longer = dataclasses.replace(whole, steps=40, decay_steps=20)
+    run = RunConfig("umup", model, whole, HPs(), seed=1, corpus="x", tokenizer="x", data_digest="x")
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 32, 4096), jnp.uint16)
+    unforked, wanted = trained(run, tokens, [(whole, 12)])
+    forked, losses = trained(run, tokens, [(longer, 7), (whole, 5)])
+    np.testing.assert_array_equal(losses, wanted)
+    for a, b in zip(forked, unforked, strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    _, undecayed = trained(run, tokens, [(longer, 12)])
+    assert (undecayed[:, :8] == wanted[:, :8]).all()  # the first decayed step shows one later
+    assert (undecayed[:, 8:] != wanted[:, 8:]).all()
 
 
 def by_hand(config, w, gradients, factor, eta, decay):

@@ -32,7 +32,7 @@ def schedule(config: OptimConfig) -> optax.Schedule:
     Step t of the warm-up has factor (t+1)/warmup_steps, so that no step is wasted at 0. After it,
     with r = ``final_lr_ratio``:
 
-    - ``cosine``, ``linear``: from 1 down to r at the last step;
+    - ``cosine``, ``linear``: from 1 down to r at the last step (a run of one step has 1);
     - ``wsd``, ``wsd_sqrt``: 1 until ``decay_steps`` are left (MiniCPM, arXiv 2404.06395), then
       r + (1−r)·d with d = 1 − x or 1 − √x (Hägele et al., arXiv 2405.18392), where x is the
       share of the decay that is done, from 1/decay_steps to 1;
@@ -41,13 +41,17 @@ def schedule(config: OptimConfig) -> optax.Schedule:
     """
     warmup, ratio, steps = config.warmup_steps, config.final_lr_ratio, config.steps
     span = max(steps - 1 - warmup, 1)
+    # One step after the warm-up is the last one: the decay has no room but to be at its end.
+    first = warmup - (0 < warmup == steps - 1)
+
+    def progress(step):
+        return jnp.clip((step - first) / span, 0.0, 1.0)
 
     def cosine(step):
-        progress = jnp.clip((step - warmup) / span, 0.0, 1.0)
-        return ratio + (1.0 - ratio) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+        return ratio + (1.0 - ratio) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress(step)))
 
     def linear(step):
-        return ratio + (1.0 - ratio) * (1.0 - jnp.clip((step - warmup) / span, 0.0, 1.0))
+        return ratio + (1.0 - ratio) * (1.0 - progress(step))
 
     def stable(shape):
         def factor(step):

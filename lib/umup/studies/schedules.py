@@ -28,7 +28,7 @@ from umup.config import (
 from umup.data import Dataset
 from umup.design import Design, Point
 from umup.errors import ConfigError
-from umup.studies.schedules_tables import QUANTITIES, WSD
+from umup.studies.schedules_tables import QUANTITIES, SCHEDULES, WSD
 
 __all__ = ["DESIGN", "MEASURES", "QUANTITIES", "Schedules", "fork", "ladder"]
 
@@ -49,6 +49,7 @@ class Schedules(Design):
             eval_batches: of every run; base_width: at which μP equals SP.
         warmup_steps: the same for every budget, as a plateau that is forked needs it.
         final_lr_ratio: where every schedule but two-step (0.1) ends.
+        schedules: which to train; cosine at every budget, WSD as forks, others at ``main``.
         budgets: steps of the runs from scratch and of the ladder, under u-μP.
         main: the budget at which all schedules are compared.
         compare: further schemes, at the main budget only.
@@ -72,6 +73,7 @@ class Schedules(Design):
     dtype: str = "float32"
     unroll: int = 0
     eval_batches: int = 4
+    schedules: tuple[str, ...] = SCHEDULES
     budgets: tuple[int, ...] = (40, 80)
     main: int = 80
     compare: tuple[str, ...] = ()
@@ -88,7 +90,8 @@ class Schedules(Design):
         **Design.RANGES, "width": COUNT, "n_layers": COUNT, "d_head": COUNT, "ff_ratio": POSITIVE,
         "seq_len": COUNT, "batch_size": COUNT, "warmup_steps": Range(0),
         "final_lr_ratio": FRACTION, "weight_decay": Range(0.0), "base_width": COUNT,
-        "eval_batches": COUNT, "budgets": COUNT, "main": COUNT, "compare": ("mup", "sp"),
+        "eval_batches": COUNT, "schedules": SCHEDULES, "budgets": COUNT, "main": COUNT,
+        "compare": ("mup", "sp"),
         "share": Range(0.0, 1.0, open_lo=True), "shares": Range(0.0, 1.0, open_lo=True),
         "share_budgets": COUNT, "lr_umup": Range(-60, 60), "lr_mup": Range(-60, 60),
         "spacing": (0.25, 0.5, 1.0), "seeds": COUNT, "fork_budgets": COUNT,
@@ -96,8 +99,9 @@ class Schedules(Design):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.budgets:
-            raise ConfigError("budgets", self.budgets, "at least one entry")
+        for name in ("schedules", "budgets"):
+            if not getattr(self, name):
+                raise ConfigError(name, getattr(self, name), "at least one entry")
         for steps in (self.main, *self.share_budgets):
             if steps not in self.budgets:
                 field = "main" if steps == self.main else "share_budgets"
@@ -120,11 +124,15 @@ class Schedules(Design):
         lo, hi = self.lr_umup if scheme == "umup" else self.lr_mup
         return [lo + i * self.spacing for i in range(int((hi - lo) / self.spacing + 1e-9) + 1)]
 
+    def kinds(self, forked: bool) -> list[str]:
+        """The schedules that are forked from a plateau, or those that are not."""
+        return [kind for kind in self.schedules if (kind in WSD) == forked]
+
     def rungs(self, scheme: str) -> list[tuple[str, int, int]]:
         """(schedule, steps, decay steps) of every fork of a scheme's plateau."""
         budgets = self.budgets if scheme == "umup" else (self.main,)
-        wanted = [(kind, n, self.share) for kind in WSD for n in budgets]
-        if scheme == "umup":
+        wanted = [(kind, n, self.share) for kind in self.kinds(True) for n in budgets]
+        if scheme == "umup" and "wsd" in self.schedules:
             wanted += [("wsd", n, share) for n in self.share_budgets for share in self.shares]
         return list(dict.fromkeys((kind, n, max(round(n * s), 1)) for kind, n, s in wanted))
 
@@ -134,26 +142,23 @@ class Schedules(Design):
             Point("fork", {"schedule": kind, "steps": steps, "decay_steps": round(steps * share),
                            "seeds": self.seeds, "shape": self.shape})
             for kind, share in zip(WSD, (self.share, self.share / 2), strict=True)
-            for steps in self.fork_budgets
+            for steps in self.fork_budgets if kind in self.schedules
         ]  # fmt: skip
         plateaus = [
             Point("ladder", {"scheme": scheme, "log2_lr": log2_lr, "seeds": self.seeds,
                              "rungs": [list(rung) for rung in self.rungs(scheme)],
                              "shape": self.shape})
             for scheme in ("umup", *self.compare)
-            for log2_lr in self.lrs(scheme)
+            for log2_lr in self.lrs(scheme) if self.rungs(scheme)
         ]  # fmt: skip
         return checks + plateaus
 
     def runs(self, dataset: Dataset) -> list[RunConfig]:
         """Cosine at every budget, linear and two-step at the main one, over η and seeds."""
-        arms = [("umup", "cosine", steps) for steps in sorted(self.budgets, reverse=True)]
-        arms += [("umup", kind, self.main) for kind in ("linear", "two_step")]
-        arms += [
-            (scheme, kind, self.main)
-            for scheme in self.compare
-            for kind in ("cosine", "linear", "two_step")
-        ]
+        kinds = self.kinds(False)
+        arms = [("umup", "cosine", n) for n in sorted(self.budgets, reverse=True)]
+        arms += [(scheme, k, self.main) for scheme in ("umup", *self.compare) for k in kinds]
+        arms = [arm for arm in dict.fromkeys(arms) if arm[1] in kinds]
         return [
             _run(self.shape, scheme, log2_lr, seed, dataset.digest, dataset.vocab_size,
                  schedule=kind, steps=steps)
@@ -200,9 +205,7 @@ class _Plateau:
         shape: as ``Schedules.shape``. end: last step at which a fork begins.
     """
 
-    def __init__(
-        self, shape: Mapping[str, Any], scheme: str, log2_lr: float, seeds: int, end: int
-    ):
+    def __init__(self, shape: Mapping[str, Any], scheme: str, log2_lr: float, seeds: int, end: int):
         import jax.numpy as jnp
 
         from umup import data, sweep, train
@@ -311,13 +314,9 @@ def fork(
     start = steps - decay_steps
     losses = plateau.to(start, math.gcd(start, steps))
     states, falling = plateau.decayed(schedule, steps, decay_steps)
-    whole = dataclasses.replace(
-        plateau.runs[0], optim=_optim(shape, schedule, steps, decay_steps)
-    )
-    programs = train.programs(whole)
-    unforked, wanted = programs.chunk(
-        plateau.tokens, plateau.lanes, programs.init(plateau.lanes), steps
-    )
+    whole = dataclasses.replace(plateau.runs[0], optim=_optim(shape, schedule, steps, decay_steps))
+    fresh = plateau.programs.init(plateau.lanes)
+    unforked, wanted = train.programs(whole).chunk(plateau.tokens, plateau.lanes, fresh, steps)
     pairs = zip(jax.tree.leaves(states.params), jax.tree.leaves(unforked.params), strict=True)
     apart = [float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs]
     got = np.concatenate([losses, falling], axis=1)

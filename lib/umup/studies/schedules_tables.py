@@ -186,8 +186,12 @@ def optimum_gap(
     a, b = (optimum(table, Line.of(s, steps, scheme, share)) for s in (schedule, against))
     if a.edge or b.edge:
         return Interval(a.x - b.x, a.x_lo - b.x_hi, a.x_hi - b.x_lo)
-    draws = a.draws - np.random.default_rng(0).permutation(b.draws)
-    lo, hi = np.quantile(np.nan_to_num(draws, posinf=1e3, neginf=-1e3), [0.025, 0.975])
+    with np.errstate(invalid="ignore"):
+        draws = a.draws - np.random.default_rng(0).permutation(b.draws)
+    draws = draws[~np.isnan(draws)]  # ∞ − ∞: neither has a minimum
+    # Outward to a draw: a draw without a minimum is infinite, and leaves its end open.
+    lo = np.quantile(draws, 0.025, method="lower")
+    hi = np.quantile(draws, 0.975, method="higher")
     return Interval(a.x - b.x, float(lo), float(hi))
 
 

@@ -1,0 +1,141 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Which schedule, and must its length be known?
+#
+# **Question.** Cosine fixes the number of steps at the start. Warm-up-stable-decay (WSD) trains on a plateau and
+# decays when one chooses to stop, so that one plateau serves many budgets. What does that cost at equal
+# tokens, what does it save, how long must the decay be, and does the best $\eta$ move with the schedule
+# or with the budget?
+
+# %% tags=["parameters", "hide-input"]
+# Parameters, as papermill sets them; these are the smoke profile's.
+profile: str = "smoke"  # a file beside this notebook: smoke, cpu or h100
+mode: str = "run"  # "run" makes what the records lack, "load" only reads them
+fresh: bool = True  # make everything anew and keep no records
+digits: int = 1  # decimals that are printed
+corpus: str = "sotu"
+tokenizer: str = "bytes"
+width: int = 16
+n_layers: int = 1
+d_head: int = 8
+ff_ratio: float = 2.75  # d_ff / d_model
+seq_len: int = 16
+batch_size: int = 8
+warmup_steps: int = 10  # of every run, whatever its budget
+final_lr_ratio: float = 0.1  # where every schedule ends
+weight_decay: float = 2.0**-13
+base_width: int = 16  # where μP equals SP
+dtype: str = "float32"
+unroll: int = 0
+eval_batches: int = 4
+schedules: list = ["cosine", "wsd"]
+budgets: list = [40, 80]  # steps
+main: int = 80  # the budget at which all schedules are compared
+compare: list = []  # further schemes, at the main budget
+share: float = 0.2  # of a WSD run's steps that decays
+shares: list = []  # further decay shares, at the budgets
+share_budgets: list = []
+lr_umup: list = [-2, 1]  # log2 of the ends of the grid of η
+lr_mup: list = [-7, -5]
+spacing: float = 1.0  # octaves between its points
+seeds: int = 2
+fork_budgets: list = [40]  # at which forked and unforked runs are compared
+workers: int = 0  # processes, one core each; 0 works in this one
+lanes: int = 8
+lanes_at_once: int = 1
+chunk_steps: int = 80
+time_limit_minutes: float = 0.0
+assumed_tflops: float = 0.03
+point_seconds: float = 2.0
+
+# %% tags=["hide-input", "answer"]
+from IPython.display import Markdown
+
+from umup import claims, report, study
+from umup.studies import schedules_figures as figures
+from umup.studies import schedules_report as words
+
+design = study.settings("schedules", globals())
+results = study.run_or_load("schedules", design)
+Markdown(words.answer(results, design.main, design.digits))
+
+# %% [markdown]
+# ## What was run
+#
+# Cosine, linear decay and DeepSeek's two steps are trained from scratch. All of WSD is forked: for each $\eta$
+# and seed one plateau is trained, and every decay starts from a copy of its state. That this is the run
+# that was never forked, bit for bit, is checked, not assumed. All schedules have the same warm-up in steps and
+# end at a tenth of $\eta$. Losses are held out and taken at the end: the training loss of the last tenth of the
+# steps would favour schedules that have finished their decay by then. A *gap* is between two schedules,
+# each at its own best $\eta$, paired by seed.
+
+# %% tags=["hide-input", "claim:fork-is-unforked"]
+Markdown(words.what_ran(results))
+
+# %% tags=["remove-cell"]
+for name, text in words.texts(results, design.main, design.digits).items():
+    report.glue(name, text)
+
+# %% [markdown]
+# ## At equal tokens
+
+# %% tags=["hide-input", "claim:eta-still-over-schedules", "claim:eta-still-over-schedules-mup"] mystnb={"figure": {"name": "fig-schedules-lr", "caption": "Held-out loss against $\\eta$ at one budget. Above cosine, each at its own best: WSD {glue:text}`gap_wsd`, with $1-\\sqrt x$ {glue:text}`gap_wsd_sqrt`, two-step {glue:text}`gap_two_step`, linear {glue:text}`gap_linear` nats (u-μP). WSD's best $\\eta$ lies {glue:text}`eta_gap` octaves from cosine's under u-μP, {glue:text}`eta_gap_mup` under μP."}, "image": {"alt": "Held-out loss against log2 of the learning rate, a line a schedule and a panel a scheme"}}
+figures.by_lr(results, design.main)
+
+# %% tags=["hide-input", "claim:wsd-close-to-cosine", "claim:wsd-close-to-cosine-mup", "claim:two-step-close-to-cosine", "claim:linear-close-to-cosine", "claim:root-beats-linear-decay"]
+Markdown(words.schedules_table(results, design.main, design.digits))
+
+# %% [markdown]
+# ## One plateau, many budgets
+#
+# A plateau has one $\eta$ for all budgets that fork from it, which is its price where the best $\eta$ moves
+# with the budget. It is the one with the lowest mean loss over all budgets.
+
+# %% tags=["hide-input", "picture", "claim:ladder-close-to-cosine", "claim:ladder-one-rate", "claim:ladder-saves", "claim:wsd-close-to-cosine-long", "claim:root-beats-linear-decay-long"] mystnb={"figure": {"name": "fig-schedules-ladder", "caption": "Left: a plateau, its decays, and cosine from scratch for each budget. Right: the held-out loss above cosine's. With one $\\eta$ for all budgets the ladder ends at most {glue:text}`ladder_wsd` nats above cosine (with $1-\\sqrt x$: {glue:text}`ladder_wsd_sqrt`) and {glue:text}`ladder_own` above WSD at each budget's own best $\\eta$. It saves {glue:text}`saved` % of the steps."}, "image": {"alt": "Training loss of one plateau with forked decays beside cosine runs, and the gaps between them by budget"}}
+figures.ladder(results)
+
+# %% tags=["hide-input"]
+Markdown(words.ladder_table(results, design.digits))
+
+# %% [markdown]
+# ## How long a decay?
+
+# %% tags=["hide-input", "claim:decay-of-20-is-enough", "claim:decay-of-10-is-enough", "claim:decay-of-10-is-enough-long", "claim:decay-of-5-is-short"] mystnb={"figure": {"name": "fig-schedules-share", "caption": "Held-out loss over the share of the steps that decays, less that at 30 %. At the main budget 5 % costs {glue:text}`share_5`, 10 % {glue:text}`share_10` and 20 % {glue:text}`share_20` nats."}, "image": {"alt": "Loss difference against decay share, a line a budget"}}
+figures.shares(results)
+
+# %% [markdown]
+# ## Does the best learning rate move with the budget?
+
+# %% tags=["hide-input", "claim:eta-still-over-budgets-cosine", "claim:eta-still-over-budgets-wsd", "claim:short-rate-serves-cosine", "claim:short-rate-serves-wsd"] mystnb={"figure": {"name": "fig-schedules-horizon", "caption": "The best $\\eta$ of u-μP moves by {glue:text}`slope_cosine` octaves per doubling of the budget under cosine and by {glue:text}`slope_wsd` under WSD. The shortest budget's $\\eta$ costs {glue:text}`short_cosine` nats at the longest under cosine, {glue:text}`short_wsd` under WSD."}, "image": {"alt": "Optimal learning rate against the budget for cosine and warm-up-stable-decay"}}
+figures.horizons(results)
+
+# %% [markdown]
+# ## Verdicts
+#
+# Bounds were written before the runs, in `claims.yaml`. A pilot of WSD at one seed chose the grids of $\eta$, not
+# the bounds.
+
+# %% tags=["hide-input", "verdicts"]
+verdicts = claims.evaluate("schedules", results, design.profile)
+Markdown(claims.format_table(verdicts, design.digits))
+
+# %% [markdown]
+# :::{admonition} What to take from it
+# :class: takeaway
+# Choosing a schedule and choosing $\eta$ are one choice: compare schedules each at its own best $\eta$ and by a
+# held-out loss at the very end. A plateau need not know its length, and a fork of it is exact, so it is the
+# cheaper way to many budgets; what it costs is one $\eta$ for all of them. Where the best $\eta$ falls with the
+# budget, tune at the longest one that can be afforded. These are short runs of small models on one text.
+# :::

@@ -1,0 +1,159 @@
+"""What the study ``schedules`` says in words: sentences and Markdown tables from its records.
+
+``digits`` sets the decimals; losses have one more, and below two, as at smoke, no intervals are
+shown. ``main`` is the budget at which all schedules were compared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pandas as pd
+
+from umup import report
+from umup.claims import NotMeasured, format_number
+from umup.laws import Interval
+from umup.records import Results
+from umup.studies import schedules_tables as tables
+from umup.studies.schedules_tables import SHARE, TITLES, WSD
+
+MISSING = "not measured"
+
+
+def _text(measure: Callable[[], Interval], digits: int) -> str:
+    try:
+        found = measure()
+    except NotMeasured:
+        return MISSING
+    return report.interval(found.value, found.lo, found.hi, digits)
+
+
+def texts(results: Results, main: int, digits: int = 2) -> dict[str, str]:
+    """Name → text, for captions and the answer.
+
+    Nats, at the main budget, each at its own best η: ``gap_SCHEDULE`` above cosine (``_mup`` for
+    μP), ``root`` of 1 − √x above linear decay, ``share_5``, ``share_10``, ``share_20`` of these
+    decay shares above 30 %. The ladder: ``one_rate`` its log₂ η, ``ladder_SCHEDULE`` its largest
+    gap to cosine, ``ladder_own`` to WSD at its own best η, ``saved`` in per cent. Octaves:
+    ``slope_SCHEDULE`` per doubling of the budget, ``eta_gap`` and ``eta_gap_mup`` of WSD above
+    cosine; ``short_SCHEDULE``: nats that the shortest budget's η costs at the longest.
+    ``budgets``: the shortest and the longest.
+    """
+    fine = report.loss_digits(digits)
+    out = {}
+    for kind in ("linear", "two_step", *WSD):
+        for scheme, end in (("umup", ""), ("mup", "_mup")):
+            out[f"gap_{kind}{end}"] = _text(
+                lambda k=kind, s=scheme: tables.gap(results, k, "cosine", main, s), fine
+            )
+    out["root"] = _text(lambda: tables.gap(results, "wsd_sqrt", "wsd", main), fine)
+    for share in (0.05, 0.1, 0.2):
+        out[f"share_{100 * share:g}"] = _text(
+            lambda s=share: tables.gap(results, "wsd", "wsd", main, share=s, against_share=0.3),
+            fine,
+        )
+    for kind in WSD:
+        out[f"ladder_{kind}"] = _text(lambda k=kind: tables.ladder_gap(results, "cosine", k), fine)
+    out["ladder_own"] = _text(lambda: tables.ladder_gap(results, "wsd"), fine)
+    table = tables.losses(results)
+    try:
+        rate, rungs = tables.one_rate(table)
+        out["one_rate"] = format_number(rate, 1)
+        out["budgets"] = f"{min(rungs)} to {max(rungs)}"
+        out["saved"] = format_number(tables.saved(results).value, 0)
+    except NotMeasured:
+        out |= {"one_rate": MISSING, "budgets": MISSING, "saved": MISSING}
+    for kind in ("cosine", *WSD):
+        out[f"slope_{kind}"] = _text(lambda k=kind: tables.horizon_slope(results, k, 2), digits)
+        out[f"short_{kind}"] = _text(lambda k=kind: tables.short_rate_cost(results, k, 2), fine)
+    for scheme, end in (("umup", ""), ("mup", "_mup")):
+        out[f"eta_gap{end}"] = _text(
+            lambda s=scheme: tables.optimum_gap(results, "wsd", "cosine", main, s), digits
+        )
+    return out
+
+
+def answer(results: Results, main: int, digits: int = 2) -> str:
+    """The study's answer in one paragraph."""
+    t = texts(results, main, digits)
+    return (
+        f"At equal tokens ({main} steps, u-μP, each at its own best η) the held-out loss above "
+        f"cosine's is, in nats a token: WSD with linear decay {t['gap_wsd']}, with 1 − √x "
+        f"{t['gap_wsd_sqrt']}, two-step {t['gap_two_step']}, linear {t['gap_linear']}. One plateau "
+        f"with one η, from which budgets of {t['budgets']} steps fork, saves {t['saved']} % of the "
+        f"steps and ends at most {t['ladder_wsd']} above cosine from scratch at its best. The best "
+        f"η moves by {t['slope_cosine']} octaves per doubling of the budget under cosine and by "
+        f"{t['slope_wsd']} under WSD; from cosine to WSD by {t['eta_gap']}."
+    )
+
+
+def what_ran(results: Results) -> str:
+    """How many runs from scratch, plateaus and forks there are, and of what."""
+    ladders, runs = tables.ladders(results), results.runs
+    forks = sum(len(rung["loss"]) for rungs in ladders.get("rungs", []) for rung in rungs)
+    seeds = max((int(n) for n in ladders.get("seeds", [])), default=0)
+    steps = sum(int(row["trained"]) * int(row["seeds"]) for row in ladders.to_dict("records"))
+    text = f"{len(ladders)} plateaus of {seeds} seeds, {forks} decays forked from them"
+    if runs.empty:
+        return f"{text}."
+    first, diverged = runs.iloc[0], int((runs["status"] == "diverged").sum())
+    return (
+        f"{text} ({steps} steps in all); {len(runs)} runs from scratch ({int(runs['steps'].sum())} "
+        f"steps), {diverged} of them diverged. Width {first['d_model']}, {first['n_layers']} "
+        f"layers, {first['batch_size']} sequences of {first['seq_len']} tokens a step."
+    )
+
+
+def schedules_table(results: Results, main: int, digits: int = 2) -> str:
+    """Every schedule at the main budget: best η, the loss there, and how far above cosine."""
+    table, fine = tables.losses(results), report.loss_digits(digits)
+    rows = []
+    for line in tables.lines(table):
+        if line.steps != main or (line.share and not math.isclose(line.share, SHARE)):
+            continue
+        o = tables.optimum(table, line)
+        gap = _text(
+            lambda at=line: tables.gap(results, at.schedule, "cosine", main, at.scheme), fine
+        )
+        rows.append({
+            "scheme": report.TITLES[line.scheme], "schedule": TITLES[line.schedule],
+            "lr": report.interval(o.x, o.x_lo, o.x_hi, digits),
+            "loss": report.interval(o.loss, o.loss_lo, o.loss_hi, fine),
+            "gap": "–" if line.schedule == "cosine" else gap, "note": o.reason,
+        })  # fmt: skip
+    if not rows:
+        return f"No run of {main} steps is on record."
+    columns = {"scheme": "scheme", "schedule": "schedule", "lr": "log₂ η* [95 %]",
+               "loss": "held-out loss, nats [95 %]", "gap": "above cosine [95 %]",
+               "note": "note"}  # fmt: skip
+    return report.markdown(pd.DataFrame(rows), columns)
+
+
+def ladder_table(results: Results, digits: int = 2) -> str:
+    """Every budget: cosine's best η and loss, and how far above it the ladder ends."""
+    table, fine = tables.losses(results), report.loss_digits(digits)
+    try:
+        rate, rungs = tables.one_rate(table)
+    except NotMeasured as missing:
+        return f"{missing}.".capitalize()
+
+    def ladder(kind: str, steps: int) -> str:
+        return _text(lambda: tables.ladder_gaps(results, "cosine", kind)[steps], fine)
+
+    cosine, wsd = (tables.horizon_optima(results, kind) for kind in ("cosine", "wsd"))
+    rows = []
+    for steps in sorted(rungs):
+        w, c = wsd[steps], cosine.get(steps)
+        rows.append({
+            "steps": steps, "wsd_lr": report.interval(w.x, w.x_lo, w.x_hi, digits),
+            "cosine_lr": report.interval(c.x, c.x_lo, c.x_hi, digits) if c else MISSING,
+            "cosine": report.interval(c.loss, c.loss_lo, c.loss_hi, fine) if c else MISSING,
+            "own": _text(lambda n=steps: tables.gap(results, "wsd", "cosine", n), fine),
+            **{kind: ladder(kind, steps) for kind in WSD},
+        })  # fmt: skip
+    columns = {"steps": "steps", "cosine_lr": "log₂ η*, cosine", "wsd_lr": "log₂ η*, WSD",
+               "cosine": "cosine, nats", "own": "WSD at its own η, above it",
+               "wsd": f"ladder at log₂ η = {format_number(rate, 1)}",
+               "wsd_sqrt": "ladder of 1 − √x"}  # fmt: skip
+    return report.markdown(pd.DataFrame(rows), columns)
