@@ -42,7 +42,7 @@ FLOORS = (
     ),
     ("train", "parallel", "slopes", "coord", "checkpoint", "runlog", "writers", "telemetry"),
     ("records", "design", "sweep", "search", "runfile", "loop"),
-    ("tables", "plan", "claims", "bench_records", "bench_torch", "watch"),
+    ("tables", "plan", "claims", "bench_records", "bench_torch", "timing", "watch"),
     ("figures", "report", "study", "bench", "pages", "site", "cli"),
 )
 PLACE = {name: (floor, i) for floor, names in enumerate(FLOORS) for i, name in enumerate(names)}

@@ -204,10 +204,11 @@ def test_interventions_by_hand():
     # 42 … 47 are out, and so is 48 … 54 behind them; step 42 goes on at 55, and 72 at 91.
     assert three.skips == ((42, 13), (72, 6))
     assert [three.batch_at(s) for s in (41, 42, 71, 72)] == [41, 55, 84, 91]
-    assert [three.eta_scale_at(s) for s in (19, 20, 39, 40, 59, 60)] == [1, 0.5, 0.5, 0.25, 0.25,
-                                                                        0.125]  # fmt: skip
-    changes = [three.next_change(s) for s in (0, 20, 40, 42, 60, 71, 72)]
-    assert changes == [20, 40, 42, 60, 72, 72, None]
+    # η is lower from 10 before each onset, 44, 50 and 80, whatever checkpoints there were.
+    scales = [three.eta_scale_at(s) for s in (33, 34, 39, 40, 69, 70)]
+    assert scales == [1, 0.5, 0.5, 0.25, 0.25, 0.125]
+    changes = [three.next_change(s) for s in (0, 34, 40, 42, 70, 71, 72)]
+    assert changes == [34, 40, 42, 70, 72, 72, None]
     assert Interventions(RecoveryConfig(), one.done).next_change(0) == 48  # η stays
     text = canonical_json(three.to_list())
     assert Interventions.from_list(config, json.loads(text)) == three

@@ -1,8 +1,9 @@
-"""The scripts behind make: what a box without network still needs, and how long is left."""
+"""The scripts behind make: what a box without network still needs, how long is left, the soak."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 import zipfile
 from pathlib import Path
@@ -99,3 +100,38 @@ def test_steps_say_what_is_left_remember_and_hand_on_the_status(monkeypatch, tmp
 @pytest.mark.parametrize(("seconds", "text"), [(0.2, "1 s"), (89, "89 s"), (150.1, "3 min")])
 def test_words(seconds: float, text: str) -> None:
     assert script("steps").words(seconds) == text
+
+
+# --- a run that is killed -------------------------------------------------------------------------
+
+
+def test_a_killed_run_is_the_run_never_killed(tmp_path) -> None:
+    found = script("soak").soak(3, 1, tmp_path, warm=True)
+    assert found["differences"] == [] and found["interventions"] == 3
+    assert sum(found["kills"].values()) == 3 and found["starts"] == found["runs"] + 3
+
+
+def test_the_soak_sees_one_wrong_bit(tmp_path) -> None:
+    soak = script("soak")
+
+    def told(name: str, *, loss: float = 2.0, superseded: float = 2.0, total: str = "ab") -> dict:
+        folder = tmp_path / name
+        (folder / "checkpoints/1/meta").mkdir(parents=True)
+        meta = {"leaves": {"w": total}, "host": {"step": 1}}
+        (folder / "checkpoints/1/meta/metadata").write_text(json.dumps(meta))
+        rows = [{"event": "step", "step": 0, "loss": x, "grad_norm": 1.0, "eta": 1.0, "ok": True}
+                for x in (superseded, loss)]  # fmt: skip
+        (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "{")
+        return soak.story(folder)
+
+    reference = told("reference")
+    assert soak.differences(reference, told("same")) == []
+    assert soak.differences(reference, told("sum", total="ac")) == ["leaves"]
+    final, step = soak.differences(reference, told("loss", loss=2.0000002))
+    assert final == "final" and step.startswith("step 0 was also")
+    (step,) = soak.differences(reference, told("before", superseded=2.0000002))
+    assert step.startswith("step 0 was also")
+    assert soak.phase(tmp_path / "same") == "between steps"
+    assert soak.phase(tmp_path / "nowhere") == "starting"
+    (tmp_path / "same/checkpoints/2.orbax-checkpoint-tmp").mkdir()
+    assert soak.phase(tmp_path / "same") == "inside a save"

@@ -10,31 +10,26 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from umup import bench_torch, machine
+from umup import bench_torch, machine, timing
 from umup.bench_records import PARTS, RECORDS, SCHEMA, load_records, page, save, table
 from umup.config import COUNT, NUMERICS, Config, HPs, ModelConfig, OptimConfig, Range, RunConfig
 from umup.errors import ConfigError, UmupError
 from umup.flops import step_flops
+from umup.timing import Ours
 
 __all__ = ["Plan", "load_records", "main", "measure", "page", "save", "step_flops", "table"]
 
 UNROLLS = {"unrolled": 0, "scanned": 1}
 """The two ways to run the layers, by ``ModelConfig.unroll``."""
-GEMM_SECONDS = 0.7
-"""How long each library and size of matrix product is tried for its best time."""
 
 EPILOG = """examples:
   umup bench                            all of it; about ten minutes on two cores
@@ -102,47 +97,6 @@ GPU = {
 }  # fmt: skip
 
 
-class Ours:
-    """Training steps as users run them: chunks of the compiled scan, data gathered inside it."""
-
-    def __init__(self, run: RunConfig, *, runs: int = 1, lanes_at_once: int = 1):
-        import jax.numpy as jnp
-
-        from umup import train
-
-        self.programs = train.programs(run, lanes_at_once)
-        self.lanes = train.lanes_of([dataclasses.replace(run, seed=i) for i in range(runs)])
-        ids = np.random.default_rng(0).integers(0, run.model.vocab_size, 200_000)
-        self.tokens = jnp.asarray(ids.astype(np.uint16))
-        self.states = self.programs.init(self.lanes)
-        self.chunk: Callable = self.programs.chunk
-
-    def compile(self, steps: int) -> tuple[float, float]:
-        """(trace, compile) seconds of the program of ``steps`` steps, with no cache to help."""
-        import jax
-
-        jax.clear_caches()
-        start = time.perf_counter()
-        lowered = self.programs.chunk.lower(self.tokens, self.lanes, self.states, steps)
-        traced = time.perf_counter()
-        program = lowered.compile()
-        self.chunk = lambda tokens, lanes, states, _: program(tokens, lanes, states)
-        return traced - start, time.perf_counter() - traced
-
-    def look(self) -> float:
-        """Wall time of one observation of all lanes."""
-        start = time.perf_counter()
-        np.asarray(self.programs.observe(self.tokens, self.lanes, self.states))
-        return time.perf_counter() - start
-
-    def seconds(self, steps: int) -> float:
-        """Wall time of ``steps`` steps of all lanes."""
-        start = time.perf_counter()
-        self.states, losses = self.chunk(self.tokens, self.lanes, self.states, steps)
-        np.asarray(losses)  # waits for the device
-        return time.perf_counter() - start
-
-
 def measure(plan: Plan = Plan(), say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """Measure what ``plan`` asks for.
 
@@ -174,9 +128,7 @@ def measure(plan: Plan = Plan(), say: Callable[[str], None] = lambda line: None)
     parts = {"step": steps, "lanes": lanes, "compile": compile_times, "memory": memory,
              "probes": probes}  # fmt: skip
     found: list[dict[str, Any]] = []
-    cached = jax.config.jax_enable_compilation_cache  # pyright: ignore
-    jax.config.update("jax_enable_compilation_cache", False)  # compile times are of compiling
-    try:
+    with timing.uncached():
         for part in sorted(plan.parts, key="memory".__ne__):  # memory while there is most of it
             before = machine.cpu_seconds()
             try:
@@ -190,8 +142,6 @@ def measure(plan: Plan = Plan(), say: Callable[[str], None] = lambda line: None)
                 say(notes[-1])
             others = machine.others_share(before, machine.cpu_seconds())
             found.append({"part": part, "kind": "load", "others": others})
-    finally:
-        jax.config.update("jax_enable_compilation_cache", cached)
     return {
         "schema": SCHEMA, "numerics": NUMERICS, "notes": notes,
         "plan": json.loads(json.dumps(plan.to_dict())),  # as it comes back from a file
@@ -210,12 +160,7 @@ def steps(plan: Plan) -> Iterator[dict[str, Any]]:
         }
         if plan.torch:
             sides["pytorch"] = _reference(plan, width)
-        for side in sides.values():
-            side.seconds(plan.steps)  # compiles, and warms up
-        ms: dict[str, list[float]] = {name: [] for name in sides}
-        for _ in range(plan.samples):
-            for name, side in sides.items():
-                ms[name].append(1e3 * side.seconds(plan.steps) / plan.steps)
+        ms = timing.alternate(sides, plan.samples, plan.steps)
         model = plan.model(width)
         yield {
             "part": "step", "kind": "step", "d_model": width, "n_heads": model.n_heads,
@@ -226,34 +171,10 @@ def steps(plan: Plan) -> Iterator[dict[str, Any]]:
 
 def gemm(plan: Plan) -> Iterator[dict[str, Any]]:
     """GFLOP/s of square products in the plan's dtype: best of the samples, by library and size."""
-    import jax
-    import jax.numpy as jnp
-
-    def with_jax(size: int) -> Callable:
-        a, b = (jnp.full((size, size), 0.5, plan.dtype) for _ in range(2))
-        return functools.partial(jax.jit(jnp.dot), a, b)
-
-    def with_numpy(size: int) -> Callable:
-        return functools.partial(np.dot, *np.full((2, size, size), 0.5, np.float32))
-
-    makers = {"jax": with_jax}
-    if plan.profile == "cpu":
-        makers["numpy"] = with_numpy
-    if plan.torch:
-        makers["torch"] = lambda size: bench_torch.matmul(size, machine.cores())
-    for library, maker in makers.items():
-        for size in plan.gemm_sizes:
-            product, calls, best = maker(size), 4, float("inf")
-            jax.block_until_ready(product())
-            until = time.perf_counter() + GEMM_SECONDS
-            while time.perf_counter() < until:
-                start = time.perf_counter()
-                jax.block_until_ready([product() for _ in range(calls)])
-                best = min(best, (time.perf_counter() - start) / calls)
-            yield {
-                "part": "step", "kind": "gemm", "library": library, "dtype": plan.dtype,
-                "size": size, "gflops": 2 * size**3 / best / 1e9,
-            }  # fmt: skip
+    libraries = ["jax", *(["numpy"] if plan.profile == "cpu" else []),
+                 *(["torch"] if plan.torch else [])]  # fmt: skip
+    for found in timing.gemm(libraries, plan.gemm_sizes, plan.dtype):
+        yield {"part": "step", "kind": "gemm", **found}
 
 
 def lanes(plan: Plan) -> Iterator[dict[str, Any]]:

@@ -205,7 +205,7 @@ def run_train(chosen: argparse.Namespace) -> int:
     folder, forked = Path(chosen.run or f"runs/{config.name}"), None
     if chosen.fork is not None:
         config, forked = runfile.fork(config, folder, chosen.fork, chosen.decay, dataset)
-        folder = folder.with_name(f"{folder.name}-{chosen.fork}+{chosen.decay}")
+        folder = forked.into
     loop.check(config, dataset)
     if chosen.check:
         print(f"{config.name}: {config.model.n_params:,} parameters, mesh {config.mesh}, "

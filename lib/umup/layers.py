@@ -127,7 +127,13 @@ class Embedding(Weight):
         self.probe = Probe("value", "gradient", on=probed)
 
     def __call__(self, ids: Array) -> Array:
-        y = ops.embed(ids, self.w[...], self.forward[...], self.weight_grad[...])
+        # Every device looks up the features it holds, for all rows of its replica; the rows are
+        # spread afterwards. The table, larger than a batch's rows, stays where it is, and so does
+        # its gradient.
+        y = ops.embed(
+            mesh.constrain(ids, "replica"), self.w[...], self.forward[...], self.weight_grad[...]
+        )
+        y = mesh.constrain(y, "replica", "embed")
         return self.probe(y, y)
 
 
@@ -227,8 +233,7 @@ class MLP(nnx.Module):
     def __call__(self, x: Array, casts: BlockCasts = PLAIN_BLOCK) -> Array:
         """x (tokens, d_model) → (tokens, d_model)."""
         y = self.gate_up(x, casts.gate_up)
-        gate, up = y[:, 0], y[:, 1]
-        y = ops.gated_silu(up, gate, self.alpha[...], self.act_out[...])
+        y = ops.gated_silu_pair(y, self.alpha[...], self.act_out[...])
         return self.down(y, casts.down)
 
 

@@ -171,7 +171,9 @@ class _Run:
         self._handlers = {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._handlers[number] = signal.signal(number, self._on_signal)
+                # None stands for a handler that is not Python's, such as the distributed runtime's.
+                before = signal.signal(number, self._on_signal)
+                self._handlers[number] = signal.SIG_DFL if before is None else before
         return self
 
     def __exit__(self, kind: type | None, *rest: object) -> None:
@@ -181,7 +183,7 @@ class _Run:
             stack.callback(self.telemetry.close)
             if self.windows is not None:
                 stack.callback(self.windows.close)
-            stack.push(self.checkpoints.__exit__)
+            stack.callback(self.checkpoints.__exit__, kind, *rest)
 
     def _on_signal(self, number: int, frame: Any) -> None:
         self.told_to_stop = signal.Signals(number).name
@@ -203,10 +205,12 @@ class _Run:
             self._take(self.programs.init(), self._fresh())
         origin = {"forked_from": str(forked.folder.name)} if forked is not None else {}
         self.telemetry.start(self.step, mesh=str(self.config.mesh), **origin)
+        if forked is not None and not self.checkpoints.steps():
+            self._save()  # to go on from, and back to, without the plateau's
         # Interventions that a kill undid before their checkpoint are replayed, and logged once.
         path = self.telemetry.log.path
         spikes = events(path, "spike") if path.exists() else []
-        self.logged = {(e["detected"], e["onset"]) for e in spikes}
+        self.logged = {(e["detected"], e["first_batch"]) for e in spikes}
 
     def _fresh(self) -> dict[str, Any]:
         detector = Detector(self.config.recovery).state()
@@ -312,7 +316,7 @@ class _Run:
         else:
             self._take(self.programs.init(), self._fresh())
         self.interventions = after
-        if (plan.detected, plan.onset) not in self.logged:
+        if (plan.detected, plan.first_batch) not in self.logged:
             self.telemetry.event("spike", plan.detected, **plan.to_dict())
         self.telemetry.rewind(self.step)
 

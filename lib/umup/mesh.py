@@ -21,13 +21,15 @@ AXES = ("data", "fsdp", "tensor")
 
 TABLE: dict[str, str | tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
+    "replica": "data",
     "embed": "fsdp",
     "vocab": "tensor",
     "heads": "tensor",
     "mlp": "tensor",
 }
 """Logical axis → mesh axis or axes; what is not here is whole on every device. ``embed`` is
-d_model, as weights have it: activations keep their features whole and split their rows."""
+d_model, as weights have it: activations keep their features whole and split their rows. ``replica``
+is rows whose features are split as the weights' are: what an embedding looks up."""
 
 
 def make(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:

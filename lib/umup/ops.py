@@ -189,21 +189,19 @@ def attention(q: Array, k: Array, v: Array, logit, out, implementation: str = "x
         logit: multiplier of q·k: 1/√d_head (SP), α·√d_base/d_head (μP), α/d_head (u-μP).
         out: multiplier of the output and, on the way back, of the cotangent before it enters.
         implementation: ``xla`` forms all T × T weights; ``blocked`` takes the queries in
-            ``ATTENTION_BLOCKS`` blocks, each with the keys that it may see, and so leaves out
-            three eighths of the products; ``cudnn`` is the fused kernel of an NVIDIA GPU, in
-            bfloat16, for q, k, v of four dimensions.
+            four blocks (two below T = 256), each with the keys that it may see, and so leaves out
+            three eighths of the products (a quarter); ``cudnn`` is the fused kernel of an NVIDIA
+            GPU, in bfloat16, for q, k, v of four dimensions.
 
     Returns:
         (..., T, d_head). The softmax runs in float32.
     """
     if implementation == "cudnn":
         return _cudnn_attention(q, k, v, logit, out)
-    divides = implementation == "blocked" and q.shape[-2] % ATTENTION_BLOCKS == 0
-    return _attention(q, k, v, logit, out, ATTENTION_BLOCKS if divides else 1)
-
-
-ATTENTION_BLOCKS = 4
-"""More blocks leave out little more, up to one half of the products, and make each smaller."""
+    # More blocks leave out little more, up to one half of the products, and make each smaller.
+    blocks = 4 if q.shape[-2] >= 256 else 2
+    divides = implementation == "blocked" and q.shape[-2] % blocks == 0
+    return _attention(q, k, v, logit, out, blocks if divides else 1)
 
 
 def _blocks(x: Array, blocks: int, upto: bool = False) -> list[Array]:
@@ -293,6 +291,29 @@ def _gated_silu_bwd(saved, g):
 
 
 gated_silu.defvjp(_gated_silu_fwd, _gated_silu_bwd)
+
+
+@jax.custom_vjp
+def gated_silu_pair(pair: Array, alpha, out) -> Array:
+    """``gated_silu`` of gate and x side by side, pair (tokens, 2, d_ff) → (tokens, d_ff).
+
+    The same numbers; but the two gradients are made in one pass, where autodiff of the slices
+    would pad each with zeros, add them, and take every sigmoid twice: 5 % of a CPU step.
+    """
+    return gated_silu(pair[:, 1], pair[:, 0], alpha, out)
+
+
+def _gated_silu_pair_fwd(pair, alpha, out):
+    return gated_silu_pair(pair, alpha, out), (pair, alpha, out)
+
+
+def _gated_silu_pair_bwd(saved, g):
+    pair, alpha, out = saved
+    dx, dgate, *_ = _gated_silu_bwd((pair[:, 1], pair[:, 0], alpha, out), g)
+    return jnp.stack([dgate, dx], axis=1), None, None
+
+
+gated_silu_pair.defvjp(_gated_silu_pair_fwd, _gated_silu_pair_bwd)
 
 
 def residual_split(x: Array, split_grad) -> tuple[Array, Array]:

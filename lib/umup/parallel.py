@@ -7,6 +7,7 @@ takes two numbers from the host: how many batches have been skipped so far and a
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from umup import data, mesh, train
-from umup.config import RunConfig
+from umup.config import HPs, RunConfig
 from umup.train import Lane, TrainState
 
 
@@ -93,18 +94,50 @@ def place(array: np.ndarray, devices: Mesh) -> Array:
 
 
 def programs(run: RunConfig, devices: Mesh, chunk_steps: int) -> Programs:
-    """The programs of ``run`` over a mesh; one compiled chunk serves every number of steps."""
+    """The programs of ``run`` over a mesh; one compiled chunk serves every number of steps.
+
+    Runs of one shape share them, whatever scheme, hyperparameters and seed; each scheme has its
+    own ``init``.
+    """
+    shape, lane = dataclasses.replace(run, hps=HPs(), seed=0, probe_steps=()), lane_of(run)
+    init = _init_program(shape, devices)
+    chunk, evaluate = _step_programs(dataclasses.replace(shape, scheme="sp"), devices, chunk_steps)
+
+    def under_mesh(fn: Callable) -> Callable:
+        def called(*args):
+            with jax.set_mesh(devices):
+                return fn(*args)
+
+        return called
+
+    return Programs(
+        under_mesh(lambda: init(lane)),
+        under_mesh(lambda source, state, control: chunk(source, lane, state, _plain(control))),
+        under_mesh(evaluate),
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _init_program(run: RunConfig, devices: Mesh) -> Callable:
     shardings = mesh.shardings(devices, abstract_state(run, devices))
-    lane, whole = lane_of(run), everywhere(devices)
+    return jax.jit(lambda lane: train.init(run, lane), out_shardings=shardings)
+
+
+@functools.lru_cache(maxsize=16)
+def _step_programs(run: RunConfig, devices: Mesh, chunk_steps: int) -> tuple[Callable, Callable]:
+    shardings = mesh.shardings(devices, abstract_state(run, devices))
+    whole = everywhere(devices)
     shared = {"batch_size": run.optim.batch_size, "seq_len": run.model.seq_len}
 
     def step(lane: Lane, state: TrainState, batch: tuple):
         batch = tuple(mesh.constrain(x, "batch", None) for x in batch)
         after, (loss, norm) = train.step(run, lane, state, batch)
         ok = jnp.isfinite(loss) & jnp.isfinite(norm)
-        # A step that is not finite leaves everything as it was but the count of steps.
+        # A step that is not finite leaves everything as it was but the count of steps, that of
+        # the schedule with it: η belongs to a step, however many before it were left out.
         kept = jax.tree.map(lambda new, old: jnp.where(ok, new, old), after, state)
-        return kept._replace(step=after.step), (loss, norm, ok)
+        kept = kept._replace(step=after.step, opt=(*kept.opt[:-1], after.opt[-1]))
+        return kept, (loss, norm, ok)
 
     def chunk(source: Array, lane: Lane, state: TrainState, control: Control):
         lane = lane._replace(hps=lane.hps | {"eta": lane.hps["eta"] * control.eta_scale})
@@ -131,21 +164,7 @@ def programs(run: RunConfig, devices: Mesh, chunk_steps: int) -> Programs:
         return train.evaluate(run, tokens, state)
 
     jitted = jax.jit(chunk, out_shardings=(shardings, whole), donate_argnums=2)
-    init = jax.jit(functools.partial(train.init, run), out_shardings=shardings)
-    measure = jax.jit(evaluate, out_shardings=whole)
-
-    def under_mesh(fn: Callable) -> Callable:
-        def called(*args):
-            with jax.set_mesh(devices):
-                return fn(*args)
-
-        return called
-
-    return Programs(
-        under_mesh(lambda: init(lane)),
-        under_mesh(lambda source, state, control: jitted(source, lane, state, _plain(control))),
-        under_mesh(measure),
-    )
+    return jitted, jax.jit(evaluate, out_shardings=whole)
 
 
 def _plain(control: Control) -> Control:

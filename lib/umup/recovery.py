@@ -319,14 +319,22 @@ class Interventions:
         return step + self.shift_at(step)
 
     def eta_scale_at(self, step: int) -> float:
-        """The factor on η at ``step``: lowered from where each roll back went on."""
-        return self.config.eta_factor ** sum(i.rolled_back_to <= step for i in self.done)
+        """The factor on η at ``step``: lowered from ``margin`` steps before each onset.
+
+        Not from ``rolled_back_to``, which depends on what checkpoints there happened to be.
+        """
+        return self.config.eta_factor ** sum(lowered <= step for lowered in self._lowered)
+
+    @functools.cached_property
+    def _lowered(self) -> tuple[int, ...]:
+        """Steps from which η is lower, one for each intervention."""
+        return tuple(max(i.onset - self.config.margin, 0) for i in self.done)
 
     def next_change(self, step: int) -> int | None:
         """The first update after ``step`` with another shift or factor on η, where a chunk ends."""
         changes = {start for start, _ in self.skips}
         if self.config.eta_factor != 1.0:
-            changes |= {i.rolled_back_to for i in self.done}
+            changes |= set(self._lowered)
         return min((change for change in changes if change > step), default=None)
 
     def to_list(self) -> list[dict[str, Any]]:

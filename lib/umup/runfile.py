@@ -121,11 +121,12 @@ def read_config(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
 
 
 class Fork(NamedTuple):
-    """Where a decay leaves a plateau: the run's folder and key, and the step to start from."""
+    """Where a decay leaves a plateau: the run's folder and key, the step, and its own folder."""
 
     folder: Path
     key: str
     step: int
+    into: Path
 
 
 def fork(
@@ -146,14 +147,19 @@ def fork(
     first, last = optim.warmup_steps, optim.steps - optim.decay_steps
     if not first <= step <= last:
         raise TrainError("fork", step, f"a step of the plateau, {first} to {last}")
-    saved = [int(p.name) for p in (folder / "checkpoints").glob("[0-9]*") if p.name.isdigit()]
-    if step not in saved:
+    into = folder.with_name(f"{folder.name}-{step}+{decay_steps}")
+    saved = _saved(folder)
+    if step not in saved and not _saved(into):  # once begun it needs the plateau no more
         there = ", ".join(str(s) for s in sorted(saved) if first <= s <= last) or "none yet"
         raise TrainError("fork", step, f"a checkpoint of {folder.name} on its plateau: {there}")
     decayed = dataclasses.replace(optim, steps=step + decay_steps, decay_steps=decay_steps)
     name = f"{config.name}-{step}+{decay_steps}"
     forked = dataclasses.replace(config, name=name, optim=decayed)
-    return forked, Fork(folder, config.key(dataset), step)
+    return forked, Fork(folder, config.key(dataset), step, into)
+
+
+def _saved(folder: Path) -> list[int]:
+    return [int(p.name) for p in (folder / "checkpoints").glob("[0-9]*") if p.name.isdigit()]
 
 
 @contextlib.contextmanager

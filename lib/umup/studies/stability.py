@@ -8,7 +8,8 @@ clipping by the norm of the gradients as held. *Drills* plant a spike and let th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from umup.config import (
@@ -24,7 +25,8 @@ from umup.config import (
 from umup.data import Dataset
 from umup.design import Design, Point
 from umup.errors import ConfigError
-from umup.studies.stability_measures import MEASURES
+from umup.studies import stability_drills, stability_measures
+from umup.studies.stability_drills import KINDS
 from umup.studies.stability_tables import DEFENCES, QUANTITIES, SCHEMES
 
 __all__ = ["DESIGN", "MEASURES", "QUANTITIES", "Arm", "Stability"]
@@ -56,9 +58,12 @@ class Stability(Design):
         deep_layers, deep_width: of the arms with depth-scaled initialization (0 layers: none).
         lr_sp, lr_mup, lr_umup: log2 of the lowest η of each scheme; octaves: of the grid, upwards.
         seeds: of every point.
-        clip_octaves: above ``clip_sp``, ``clip_mup``, ``clip_umup`` (log2 η), where clipped runs
-            are compared; empty: none.
+        best_sp, best_mup, best_umup: about the best log2 η; of the drills.
+        clip_octaves: above these, where clipped runs are compared; empty: none.
         time_repeats, time_chunk: of the timed steps (0 repeats: none).
+        drill_schemes, drill_kinds: of the drills; empty: none. drill_steps, drill_width,
+            drill_seeds: of their runs, disturbed half way. drill_length: batches that are
+            disturbed. drill_factor: on η, in a jump.
     """
 
     schemes: tuple[str, ...] = SCHEMES
@@ -83,16 +88,23 @@ class Stability(Design):
     deep_layers: int = 8
     deep_width: int = 32
     lr_sp: float = -8.0
-    lr_mup: float = -8.0
-    lr_umup: float = -1.0
-    octaves: int = 7
+    lr_mup: float = -7.0
+    lr_umup: float = 0.0
+    octaves: int = 6
     seeds: int = 3
     clip_octaves: tuple[int, ...] = (0, 4)
-    clip_sp: float = -6.0
-    clip_mup: float = -6.0
-    clip_umup: float = 1.0
+    best_sp: float = -7.0
+    best_mup: float = -6.0
+    best_umup: float = 1.0
     time_repeats: int = 40
     time_chunk: int = 16
+    drill_schemes: tuple[str, ...] = ("mup", "umup")
+    drill_kinds: tuple[str, ...] = KINDS
+    drill_steps: int = 400
+    drill_width: int = 32
+    drill_seeds: int = 3
+    drill_length: int = 8
+    drill_factor: float = 64.0
 
     RANGES = {
         **Design.RANGES, "schemes": SCHEMES, "defences": tuple(DEFENCES), "width": COUNT,
@@ -102,8 +114,11 @@ class Stability(Design):
         "probe_steps": Range(0), "z_loss": POSITIVE, "clip": POSITIVE, "caps": FRACTION,
         "deep_layers": Range(0), "deep_width": COUNT, "lr_sp": Range(-60, 60),
         "lr_mup": Range(-60, 60), "lr_umup": Range(-60, 60), "octaves": COUNT, "seeds": COUNT,
-        "clip_octaves": Range(-60, 60), "clip_sp": Range(-60, 60), "clip_mup": Range(-60, 60),
-        "clip_umup": Range(-60, 60), "time_repeats": Range(0), "time_chunk": COUNT,
+        "clip_octaves": Range(-60, 60), "best_sp": Range(-60, 60), "best_mup": Range(-60, 60),
+        "best_umup": Range(-60, 60), "time_repeats": Range(0), "time_chunk": COUNT,
+        "drill_schemes": SCHEMES, "drill_kinds": KINDS, "drill_steps": Range(160),
+        "drill_width": COUNT, "drill_seeds": COUNT, "drill_length": COUNT,
+        "drill_factor": POSITIVE,
     }  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -117,8 +132,10 @@ class Stability(Design):
             raise ConfigError("deep_layers", self.deep_layers, f"0 or above {self.n_layers}")
         if max(self.probe_steps, default=0) > self.steps:
             raise ConfigError("probe_steps", self.probe_steps, f"at most steps = {self.steps}")
-        for deep in (False, True):
-            self.model(2, deep)  # heads that do not divide the width are an error now
+        for width in (self.width, self.deep_width, self.drill_width):
+            if width % self.d_head:
+                allowed = f"a divisor of every width, {width} among them"
+                raise ConfigError("d_head", self.d_head, allowed)
 
     def arms(self) -> list[Arm]:
         """Every curve, those that share a program side by side."""
@@ -134,11 +151,18 @@ class Stability(Design):
 
     def model(self, vocab_size: int, deep: bool = False, defence: str = "none") -> ModelConfig:
         """The model's shape with a defence."""
-        width = self.deep_width if deep else self.width
+        return self._model(
+            self.deep_width if deep else self.width,
+            self.deep_layers if deep else self.n_layers, vocab_size, defence,
+        )  # fmt: skip
+
+    def _model(
+        self, width: int, n_layers: int, vocab_size: int, defence: str = "none"
+    ) -> ModelConfig:
         return ModelConfig(
-            d_model=width, n_layers=self.deep_layers or self.n_layers if deep else self.n_layers,
-            d_head=self.d_head, d_ff=round(width * self.ff_ratio), vocab_size=vocab_size,
-            seq_len=self.seq_len, base_width=self.base_width, base_depth=self.n_layers,
+            d_model=width, n_layers=n_layers, d_head=self.d_head,
+            d_ff=round(width * self.ff_ratio), vocab_size=vocab_size, seq_len=self.seq_len,
+            base_width=self.base_width, base_depth=self.n_layers,
             base_d_head=self.d_head, dtype=self.dtype, unroll=self.unroll,
             qk_norm=defence in ("qk_norm", "both"),
             z_loss=self.z_loss if defence in ("z_loss", "both") else 0.0,
@@ -184,15 +208,16 @@ class Stability(Design):
         )  # fmt: skip
 
     def points(self) -> list[Point]:
-        """Clipped runs and timed steps."""
+        """Drills, clipped runs and timed steps."""
         what: dict[str, Any] = {
             "corpus": self.corpus, "tokenizer": self.tokenizer, "model": self.model(2).to_dict(),
             "optimizer": self.optim().to_dict(),
         }  # fmt: skip
-        points = [
+        points = self._drills(what)
+        points += [
             Point("clipped", {
                 "scheme": scheme, "norm": norm, "octaves": octaves, "clip": self.clip,
-                "log2_lr": getattr(self, f"clip_{scheme.split('_')[0]}") + octaves, "seed": seed,
+                "log2_lr": getattr(self, f"best_{scheme.split('_')[0]}") + octaves, "seed": seed,
                 **what,
             })
             for norm in ("unscaled", "held") for octaves in self.clip_octaves
@@ -208,5 +233,26 @@ class Stability(Design):
             }))  # fmt: skip
         return points
 
+    def _drills(self, what: dict[str, Any]) -> list[Point]:
+        steps = self.drill_steps
+        warmup = round(steps * self.warmup_ratio)
+        drilled = {
+            "model": self._model(self.drill_width, self.n_layers, 2).to_dict(),
+            "optimizer": replace(self.optim(), steps=steps, warmup_steps=warmup).to_dict(),
+            "recovery": {"window": 64, "warmup": max(warmup, 40), "margin": steps // 20},
+            "every": steps // 8, "chunk": steps // 16, "at": steps // 2,
+            "length": self.drill_length, "factor": self.drill_factor,
+        }  # fmt: skip
+        return [
+            Point("drill", {
+                **what, **drilled, "kind": kind, "recover": recover, "scheme": scheme,
+                "log2_lr": getattr(self, f"best_{scheme}"), "seed": seed,
+            })
+            for kind in self.drill_kinds for recover in (True, False)
+            if kind != "clean" or recover
+            for scheme in self.drill_schemes for seed in range(self.drill_seeds)
+        ]  # fmt: skip
 
+
+MEASURES: Mapping = {**stability_measures.MEASURES, "drill": stability_drills.drill}
 DESIGN = Stability

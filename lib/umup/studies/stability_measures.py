@@ -36,7 +36,7 @@ def _clipped_program(run: RunConfig, norm: str):
                 batch_size=run.optim.batch_size, seq_len=run.model.seq_len,
             )  # fmt: skip
             loss, grads, amax = train.gradients(run, state, batch)
-            norms = train.grad_norm(run, state.numbers, grads), optax.global_norm(grads)
+            norms = train.grad_norm(run, state.numbers, grads), optax.tree.norm(grads)
             factor = jnp.minimum(1.0, run.optim.clip / norms[norm == "held"])
             grads = jax.tree.map(lambda grad: grad * factor, grads)
             updates, opt = optimizer.update(grads, state.opt, state.params)

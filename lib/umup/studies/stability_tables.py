@@ -7,6 +7,8 @@ of their mean; a run that diverged counts as the loss of a uniform guess. Interv
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pandas as pd
 
@@ -25,6 +27,7 @@ DEFENCES = {
 MARGIN = 0.2
 """Nats above a curve's lowest point up to which an η counts as stable."""
 ALPHA = "hps.alpha_attn_softmax"
+_CURVES: dict[int, tuple[weakref.ref, pd.DataFrame]] = {}  # of the last runs: read off many times
 _POINT = ["scheme", "part", "defence", "cap", "x", "seed"]
 
 
@@ -39,6 +42,9 @@ def curves(runs: pd.DataFrame) -> pd.DataFrame:
     columns = [*_POINT, "loss", "ok", "logit_max", "out_rms"]
     if runs.empty:
         return pd.DataFrame(columns=columns)
+    known = _CURVES.get(id(runs))
+    if known is not None and known[0]() is runs:
+        return known[1]
     table = records.with_spec(runs)
     depth = table["n_layers"]
     uniform = np.log(table["vocab_size"].astype(float))
@@ -52,7 +58,10 @@ def curves(runs: pd.DataFrame) -> pd.DataFrame:
         "ok": table["status"] == "ok",
     })  # fmt: skip
     out = out.merge(_end(runs), on="key", how="left")
-    return out[columns].sort_values(_POINT, ignore_index=True)
+    out = out[columns].sort_values(_POINT, ignore_index=True)
+    _CURVES.clear()
+    _CURVES[id(runs)] = weakref.ref(runs), out
+    return out
 
 
 def defence_of(spec: dict) -> str:
@@ -302,6 +311,42 @@ def step_time(results: Results, defence: str) -> Interval:
     return Interval(row["ratio"], row["ratio_lo"], row["ratio_hi"])
 
 
+def drills(results: Results) -> pd.DataFrame:
+    """One row a drill, its fields and ``cost``: held-out loss above the clean run's, nats a token.
+
+    Of the same scheme and seed; a loss that is not finite counts as that of a uniform guess, and
+    the cost of a clean run is 0.
+    """
+    table = results.table("drill") if len(results.points) else pd.DataFrame()
+    if table.empty or "clean" not in set(table["kind"]):
+        raise NotMeasured("no drills, or no clean runs beside them")
+    uniform = float(np.log(results.runs["vocab_size"].iloc[0])) if len(results.runs) else np.inf
+    loss = table["val_loss"].astype(float).fillna(uniform)
+    table = table.assign(val_loss=loss)
+    clean = table[table["kind"] == "clean"].set_index(["scheme", "seed"])["val_loss"]
+    at = pd.MultiIndex.from_frame(table[["scheme", "seed"]])
+    return table.assign(cost=loss.to_numpy() - clean.reindex(at).to_numpy())
+
+
+def drilled(results: Results, kind: str, recover: bool, scheme: str | None = None) -> Interval:
+    """Mean ``cost`` of drills of a kind, over schemes and seeds, paired; nats a token."""
+    table = drills(results)
+    table = table[(table["kind"] == kind) & (table["recover"] == recover)]
+    if scheme is not None:
+        table = table[table["scheme"] == scheme]
+    if table.empty:
+        raise NotMeasured(f"no drills of the kind {kind}")
+    return laws.mean_interval(table["cost"])
+
+
+def false_alarms(results: Results) -> Interval:
+    """Most interventions in any run without a disturbance."""
+    table = drills(results)
+    table = table[table["kind"] == "clean"]
+    worst = float(table["interventions"].max())
+    return Interval(worst, worst, worst)
+
+
 def largest(results: Results, scheme: str, defence: str, part: str = "main") -> Interval:
     """log₂ of the largest stable η minus log₂ of the best, octaves: how far it may be overdone."""
     table = arm(results, scheme, defence, part)
@@ -311,5 +356,6 @@ def largest(results: Results, scheme: str, defence: str, part: str = "main") -> 
 QUANTITIES = {
     f.__name__: f
     for f in (stable_gain, sensitivity, sensitivity_gain, price, at_large_lr, growth, held_back,
-              logit_bound, compared, active, norm_ratio, twins, step_time, largest)
+              logit_bound, compared, active, norm_ratio, twins, step_time, largest, drilled,
+              false_alarms)
 }  # fmt: skip

@@ -1,0 +1,188 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # What does each defence against instability give, and what does it cost?
+#
+# **Question.** Long runs carry a kit of defences: z-loss, QK-norm, clipping, warm-up, depth-scaled
+# initialization, and a loop that goes back when a spike comes. Which of them lets $\eta$ be larger, under SP,
+# μP and u-μP? What does each cost a run that would have been well without it? And does a run that the loop
+# has healed end where a clean one does?
+
+# %% tags=["parameters", "hide-input"]
+# Parameters, as papermill sets them; these are the smoke profile's.
+profile: str = "smoke"  # a file beside this notebook: smoke, cpu or h100
+mode: str = "run"  # "run" makes what the records lack, "load" only reads them
+fresh: bool = True  # make everything anew and keep no records
+digits: int = 1  # decimals that are printed
+corpus: str = "sotu"
+tokenizer: str = "bytes"
+schemes: list = ["umup"]
+defences: list = ["none", "qk_norm"]
+width: int = 32  # d_model of every run but the deep ones and the drills
+n_layers: int = 1
+d_head: int = 16
+ff_ratio: float = 2.75  # d_ff / d_model
+seq_len: int = 16
+batch_size: int = 8
+steps: int = 32
+warmup_ratio: float = 0.25
+weight_decay: float = 2.0**-13
+dtype: str = "float32"
+unroll: int = 0
+eval_batches: int = 2
+base_width: int = 32  # where μP equals SP
+probe_steps: list = [32]
+z_loss: float = 1e-4  # weight of the z-loss
+clip: float = 1.0  # bound of the global norm
+caps: list = []  # of u-μP's α_attn, powers of d_head
+deep_layers: int = 0  # of the deeper model; 0: none
+deep_width: int = 32
+lr_sp: float = -8.0  # log2 of the lowest η
+lr_mup: float = -7.0
+lr_umup: float = 1.0
+octaves: int = 3  # of the grid
+seeds: int = 1
+best_sp: float = -7.0  # log2 of about the best η; of drills and clipped runs
+best_mup: float = -6.0
+best_umup: float = 1.0
+clip_octaves: list = [0]  # above these, clipped runs
+time_repeats: int = 0  # of the timed steps
+time_chunk: int = 16
+drill_schemes: list = ["umup"]
+drill_kinds: list = ["clean", "jump"]
+drill_steps: int = 160
+drill_width: int = 16
+drill_seeds: int = 1
+drill_length: int = 8  # batches that are disturbed
+drill_factor: float = 64.0  # on η, in a jump
+workers: int = 0  # processes, one core each; 0 works in this one
+lanes: int = 4
+lanes_at_once: int = 1
+chunk_steps: int = 32
+time_limit_minutes: float = 0.0
+assumed_tflops: float = 0.1
+point_seconds: float = 2.0
+
+# %% tags=["hide-input", "answer"]
+from IPython.display import Markdown
+
+from umup import claims, report, study
+from umup.studies import stability_figures as figures
+from umup.studies import stability_report as texts
+
+design = study.settings("stability", globals())
+results = study.run_or_load("stability", design)
+Markdown(texts.answer(results, design.digits))
+
+# %% [markdown]
+# ## What was run
+#
+# Every scheme with one defence at a time, over $\eta$ from below its best to far above it, all seeds at every
+# $\eta$. A run counts as stable while its loss is near the lowest of its seed's curve; a run that diverged
+# counts as a uniform guess. *Clipped runs* train with the clip looking at either of two norms. *Drills* plant
+# a spike half way through a run of the loop that `umup train` is.
+
+# %% tags=["hide-input"]
+Markdown(texts.what_ran(results))
+
+# %% tags=["remove-cell"]
+for name, text in texts.numbers(results, design.digits).items():
+    report.glue(name, text)
+
+# %% [markdown]
+# ## Loss over the learning rate
+#
+# QK-norm has no gain here. In SP, and in μP at the base head size, it bounds logits by $\sqrt d$; u-μP's
+# $\alpha_\text{attn}$ is set to $\sqrt d$ along with it, so that its bound is the same.
+
+# %% tags=["hide-input", "picture", "claim:schemes-sensitivity", "claim:no-warmup-umup", "claim:no-warmup-mup", "claim:no-warmup-sp"] mystnb={"figure": {"name": "fig-stability-curves", "caption": "Final training loss against $\\eta$ with each defence. QK-norm raises the largest stable $\\eta$ by {glue:text}`gain_qk_norm_sp` octaves under SP, {glue:text}`gain_qk_norm_mup` under μP and {glue:text}`gain_qk_norm_umup` under u-μP; leaving out the warm-up changes it by {glue:text}`gain_no_warmup_sp`, {glue:text}`gain_no_warmup_mup` and {glue:text}`gain_no_warmup_umup`."}, "image": {"alt": "Loss against log2 of the learning rate, a panel a scheme and a line a defence"}}
+figures.curves(results)
+
+# %% tags=["hide-input"]
+Markdown(texts.defences_table(results, design.digits))
+
+# %% [markdown]
+# ## Logits
+#
+# Too large an $\eta$ lets attention logits grow until the softmax is one-hot, and output logits drift, as
+# nothing in the cross-entropy holds their common level. QK-norm bounds the first by construction, the z-loss
+# pulls at the second.
+
+# %% tags=["hide-input", "claim:qk-bounds-logits", "claim:logits-grow-umup", "claim:logits-grow-mup", "claim:z-holds-logits"] mystnb={"figure": {"name": "fig-stability-logits", "caption": "Largest attention logit (left) and RMS of the output logits (right) at the end of training. Over four octaves above the best $\\eta$ the attention logits grow by {glue:text}`growth_umup` octaves under u-μP and by {glue:text}`growth_mup` under μP; with QK-norm they reach at most {glue:text}`bound` of the bound. At the upper end the z-loss changes u-μP's output logits by {glue:text}`held_umup` octaves."}, "image": {"alt": "Attention and output logits against learning rate, with and without defences"}}
+figures.logits(results)
+
+# %% [markdown]
+# ## What a defence gives, and what it costs
+
+# %% tags=["hide-input", "claim:qk-widens-umup", "claim:qk-widens-mup", "claim:qk-widens-sp", "claim:z-widens-umup", "claim:qk-price-umup", "claim:qk-price-mup", "claim:z-price-umup", "claim:z-price-mup", "claim:clip-price-umup"] mystnb={"figure": {"name": "fig-stability-gains", "caption": "Left: octaves by which the largest stable $\\eta$ rises. Right: the change of the loss at the best $\\eta$; for u-μP QK-norm {glue:text}`price_qk_norm_umup`, z-loss {glue:text}`price_z_loss_umup`, clipping {glue:text}`price_clip_umup` nats a token."}, "image": {"alt": "Gain in stable learning rate and change of loss, a row a defence"}}
+figures.gains(results)
+
+# %% tags=["hide-input"]
+Markdown(texts.times_table(results, design.digits))
+
+# %% [markdown]
+# Under u-μP the logit is $\alpha_\text{attn}\,q\cdot k/d$: with QK-norm, $\alpha_\text{attn}$ is the largest logit
+# there can be, and at 1 no position gets more than $e^2$ times the weight of another. A comparison of QK-norm
+# with none is fair only beside a comparison of $\alpha_\text{attn}$.
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-stability-caps", "caption": "u-μP at several $\\alpha_\\text{attn}$, without and with QK-norm."}, "image": {"alt": "Loss against learning rate at several alpha_attn, without and with QK-norm"}}
+figures.caps(results)
+
+# %% [markdown]
+# ## Depth-scaled initialization
+
+# %% tags=["hide-input", "claim:depth-init-sp", "claim:depth-init-price-sp"] mystnb={"figure": {"name": "fig-stability-depth", "caption": "The deeper model with and without depth-scaled initialization: the largest stable $\\eta$ changes by {glue:text}`depth_sp` octaves under SP and {glue:text}`depth_mup` under μP. u-μP has no such knob: its residual multipliers do that work."}, "image": {"alt": "Loss against learning rate of a deeper model with and without depth-scaled initialization"}}
+figures.deep(results)
+
+# %% [markdown]
+# ## Clipping, and which norm it looks at
+#
+# Unit scaling gives every tensor's gradient a scale of its own (the cut-edge rule), so that the global norm of
+# the gradients as held means something else under every scheme, and something else for two forms of one
+# scheme. The loop clips by the norm of the unscaled gradient, that of the weights which the function is made of.
+
+# %% tags=["hide-input", "claim:clip-twins-unscaled", "claim:clip-twins-held", "claim:clip-rare-umup", "claim:clip-held-always"] mystnb={"figure": {"name": "fig-stability-clips", "caption": "Left: the difference in loss of two forms of one scheme under a clip (dotted: the bound of the claims). Right: how often a clip is active, at the best $\\eta$ (filled) and far above it (open). By the unscaled norm u-μP's is active in a share of {glue:text}`active_unscaled`, by the norm as held, {glue:text}`norm_ratio` octaves larger, in {glue:text}`active_held`."}, "image": {"alt": "Difference in loss of equivalent schemes and share of clipped steps, by norm"}}
+figures.clips(results)
+
+# %% [markdown]
+# ## Drills
+#
+# Three disturbances: batches of random tokens, a jump of $\eta$, and one update that is not a number. Left
+# alone, the run goes on as it can. Healed, the loop finds the spike in loss and gradient norm, goes back to
+# a checkpoint before it and leaves out the batches. The clean run shows what the spike cost.
+
+# %% tags=["hide-input", "claim:drill-poison", "claim:drill-jump", "claim:drill-nan", "claim:drill-jump-matters", "claim:drill-poison-matters", "claim:drill-false-alarms"] mystnb={"figure": {"name": "fig-stability-drills", "caption": "A planted spike, left alone and healed (u-μP, one seed). Held-out loss above the clean run's over all seeds and schemes: η jump {glue:text}`drill_jump_alone` alone and {glue:text}`drill_jump_healed` healed, poisoned batches {glue:text}`drill_poison_alone` and {glue:text}`drill_poison_healed` nats a token."}, "image": {"alt": "Loss along runs with a planted spike, left alone, healed and clean"}}
+figures.drills(results)
+
+# %% tags=["hide-input"]
+Markdown(texts.drills_table(results, design.digits))
+
+# %% [markdown]
+# ## Verdicts
+#
+# Bounds were written before the runs, in `claims.yaml`, with one trial seed of the plain curves, of QK-norm and
+# of each drill in sight.
+
+# %% tags=["hide-input", "verdicts"]
+verdicts = claims.evaluate("stability", results, design.profile)
+Markdown(claims.format_table(verdicts, design.digits))
+
+# %% [markdown]
+# :::{admonition} What to take from it
+# :class: takeaway
+# A defence is worth its price where the run would otherwise leave the range of stable $\eta$: read both
+# columns of the table, not one. Clip by the unscaled norm, or the clip depends on how the weights are written
+# down. Keep checkpoints closer together than a spike costs, and let the loop skip what broke it. These are
+# short runs of small models; instabilities that build up over long runs do not show here.
+# :::

@@ -1,0 +1,149 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # How fast is a training step, and where does its time go?
+#
+# **Question.** A library of rules is used when it is not slower than what one has. How does a step compare with
+# `unit_scaling`'s in PyTorch, run eagerly and through `torch.compile`? How near is it to what the machine's matrix
+# products allow? And of what could make it faster, what does?
+
+# %% tags=["parameters", "hide-input"]
+# Parameters, as papermill sets them; these are the smoke profile's.
+profile: str = "smoke"  # a file beside this notebook: smoke, cpu or h100
+mode: str = "run"  # "run" measures what the records lack, "load" only reads them
+fresh: bool = True  # measure everything anew and keep no records
+digits: int = 1  # decimals that are printed; with fewer than two no times are
+n_layers: int = 1
+d_head: int = 32  # at least two heads
+ff_ratio: int = 4  # d_ff over width
+vocab_size: int = 64
+seq_len: int = 32
+batch_size: int = 4
+dtype: str = "float32"
+widths: list = [16]  # of the steps beside PyTorch
+big_width: int = 0  # one more step, of its own depth
+big_layers: int = 0
+settings: list = []  # our own steps beside the plain one
+references: list = []  # PyTorch: eager, compiled
+compiled_widths: list = []  # where torch.compile runs, a minute each
+samples: int = 2  # timed, the sides in turn
+steps: int = 1  # a sample
+tried: list = ["remat_full"]  # changes to our step
+tried_widths: list = [16]
+parts_widths: list = [16]  # where pieces of a step are timed
+gemm_sizes: list = [64]  # square products, for the peak
+depths: list = [1]  # for compile times
+lanes: int = 2
+lanes_at_once: int = 1
+lane_width: int = 16
+lane_steps: int = 0  # 0: no sweep of lanes
+memory_width: int = 0  # 0: no resident memory
+workers: int = 0  # 0 measures in this process, on all cores
+time_limit_minutes: float = 0.0
+point_seconds: float = 8.0  # assumed, for the estimate
+
+# %% tags=["hide-input", "answer"]
+from IPython.display import Markdown
+
+from umup import claims, report, study
+from umup.studies import throughput_figures as pictures
+from umup.studies import throughput_report as words
+
+design = study.settings("throughput", globals())
+results = study.run_or_load("throughput", design)
+Markdown(words.answer(results, digits))
+
+# %% [markdown]
+# ## What was measured
+#
+# Steps are timed as users run them: ours as a compiled chunk that draws its batches inside, layers unrolled;
+# PyTorch's as zero the gradients, forward, backward, `unit_scaling.optim.AdamW`. Both decoders have equal width,
+# depth, heads, vocabulary, length and batch, and both use all cores; PyTorch's has no rotary embedding. **All that is
+# compared takes turns sample by sample in one process**, so that a machine whose speed drifts slows both. A ratio is
+# the median over neighbouring samples; its 95 % interval is that of order statistics.
+
+# %% tags=["hide-input"]
+Markdown(words.what_ran(results, digits))
+
+# %% tags=["remove-cell"]
+for name, text in words.texts(results, digits).items():
+    report.glue(name, text)
+
+# %% [markdown]
+# ## Beside PyTorch
+
+# %% tags=["hide-input", "picture", "claim:cpu-32", "claim:cpu-64", "claim:cpu-128", "claim:cpu-256", "claim:cpu-compiled"] mystnb={"figure": {"name": "fig-throughput-beside", "caption": "Time of a step against width, and its ratio to PyTorch's. With attention in blocks it is {glue:text}`ratio_32`, {glue:text}`ratio_64`, {glue:text}`ratio_128` and {glue:text}`ratio_256` of the eager time at widths 32, 64, 128 and 256; black bars are the bounds. Beside torch.compile at width 64: {glue:text}`compiled`."}, "image": {"alt": "Milliseconds a training step against width for umup and PyTorch, and their ratios with bounds"}}
+pictures.beside(results)
+
+# %% [markdown]
+# Tokens a second, the share of the machine's peak (floating-point operations by {func}`umup.flops.step_flops`, over
+# the best matrix product of the same run) and the memory that the compiled program takes:
+
+# %% tags=["hide-input", "claim:cpu-peak", "claim:h100-peak", "claim:h100-fp8"]
+Markdown(words.step_table(results, digits))
+
+# %% [markdown]
+# ## Where the time goes
+#
+# Each piece of the step is timed as a program of its own, forward and backward at its size in the model, times how
+# often it occurs. Apart, a piece cannot be fused with its neighbours: the sum is near the step, not it.
+
+# %% tags=["hide-input", "claim:cpu-products"] mystnb={"figure": {"name": "fig-throughput-where", "caption": "Shares of a step: {glue:text}`pieces_small`; {glue:text}`pieces_large`. Pieces beyond 100 % (black line) are what fusing saves."}, "image": {"alt": "Stacked bars of the shares of a training step's time by piece, one bar a width"}}
+pictures.where(results)
+
+# %% [markdown]
+# The optimizer's share bounds what fusing its many small updates into one could give; the data's what a
+# faster draw could. Two finds of such a profile are in every step above: gate and up projection share one
+# backward pass ({func}`umup.ops.gated_silu_pair`), where autodiff had padded each gradient with zeros and taken every
+# sigmoid twice; and attention in causal blocks, an option because it rounds otherwise. Leaving softmax's
+# normalisation to the output and taking its backward sum from the output, as fused GPU kernels do, gave nothing on a
+# CPU, and no axis order of the scores spares the one product that the library has no kernel for.
+#
+# ## What was tried
+#
+# Every change is timed beside the plain step, in turn. What it was expected to do was put down first; trial runs had
+# been seen for blocks and the compiler's options. Fast math is not for use: it drops the handling of infinities and
+# NaN by which a diverged run is known.
+
+# %% tags=["hide-input", "claim:blocks-pay", "claim:remat-time"] mystnb={"figure": {"name": "fig-throughput-tried", "caption": "Time of a step with each change over that without, with 95 % intervals, and as predicted. Best: {glue:text}`best`. Foreseen to a tenth: {glue:text}`foreseen`."}, "image": {"alt": "Measured and predicted ratio of a step's time with each change, one row a change"}}
+pictures.changes(results)
+
+# %% tags=["hide-input", "claim:remat-memory"]
+Markdown(words.tried_table(results, digits))
+
+# %% [markdown]
+# ## Beyond the step
+#
+# A study is many short runs. There compiling counts, and so does whether runs share a program.
+
+# %% tags=["hide-input", "claim:compile-depth", "claim:lanes-together", "claim:h100-lanes", "claim:memory"] mystnb={"figure": {"name": "fig-throughput-beyond", "caption": "Left: compiling the deepest model takes {glue:text}`growth` times as long as the shallowest. Right: as lanes of one program, a sweep comes to {glue:text}`lanes` times the runs a minute, {glue:text}`lanes_running` times without compiling. A process that trains at width 256 takes {glue:text}`memory` of PyTorch's memory."}, "image": {"alt": "Compile time against depth, and seconds of a sweep as separate runs and as lanes"}}
+pictures.beyond(results)
+
+# %% [markdown]
+# ## Verdicts
+#
+# Bounds were written before the run, in `claims.yaml`. What was measured once, such as compile times, has no interval.
+
+# %% tags=["hide-input", "verdicts"]
+verdicts = claims.evaluate("throughput", results, profile)
+Markdown(claims.format_table(verdicts, digits))
+
+# %% [markdown]
+# :::{admonition} What to take from it
+# :class: takeaway
+# On a CPU, unroll the layers (`unroll: 0`) and cut attention into causal blocks (`attention: blocked`); keep float32.
+# Run sweeps as lanes of one program. Recompute activations only where memory asks for it. On narrow models the rest of
+# the time lies in elementwise work around small products and on wide ones in the products themselves, where the
+# library's kernels set the limit.
+# :::

@@ -1,0 +1,158 @@
+"""What the study ``stability`` says in words: sentences and Markdown tables."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from umup.claims import NotMeasured, format_number
+from umup.records import Results
+from umup.report import interval, loss_digits, markdown
+from umup.studies import stability_tables as tables
+from umup.studies.stability_tables import DEFENCES, MARGIN, NAMES, SCHEMES
+
+ABSENT = "not measured"
+KINDS = {"clean": "none", "poison": "poisoned batches", "jump": "η jump",
+         "nan": "update not a number"}  # fmt: skip
+
+
+def _said(digits: int, quantity, *args, **named) -> str:
+    try:
+        got = quantity(*args, **named)
+    except NotMeasured:
+        return ABSENT
+    return interval(got.value, got.lo, got.hi, digits)
+
+
+def numbers(results: Results, digits: int = 2) -> dict[str, str]:
+    """The numbers that captions name: name → text.
+
+    ``gain_DEFENCE_SCHEME`` (octaves), ``price_DEFENCE_SCHEME`` (nats), ``growth_SCHEME`` (octaves
+    of the largest attention logit over four octaves in η), ``held_umup`` (the same of output
+    logits, by z-loss), ``twins_NORM`` (log₁₀ nats), ``active_NORM`` (share, u-μP), ``norm_ratio``
+    (octaves), ``drill_KIND_healed``, ``drill_KIND_alone`` (nats), ``time_DEFENCE`` (ratio),
+    ``depth_SCHEME`` (octaves), ``bound`` (share).
+    """
+    nats, out = loss_digits(digits), {}
+    for scheme in SCHEMES:
+        for defence in [d for d in DEFENCES if d != "none"]:
+            name = f"{defence}_{scheme}"
+            out[f"gain_{name}"] = _said(digits, tables.stable_gain, results, scheme, defence)
+            out[f"price_{name}"] = _said(nats, tables.price, results, scheme, defence)
+        out[f"growth_{scheme}"] = _said(digits, tables.growth, results, scheme, "logit_max")
+        out[f"depth_{scheme}"] = _said(
+            digits, tables.stable_gain, results, scheme, "depth_init", "deep"
+        )
+    out["held_umup"] = _said(digits, tables.held_back, results, "umup", "out_rms", "z_loss", 4)
+    for norm in ("unscaled", "held"):
+        out[f"twins_{norm}"] = _said(digits, tables.twins, results, norm)
+        out[f"active_{norm}"] = _said(digits, tables.active, results, "umup", norm)
+    out["norm_ratio"] = _said(digits, tables.norm_ratio, results, "umup")
+    for kind in [k for k in KINDS if k != "clean"]:
+        for recover, word in ((True, "healed"), (False, "alone")):
+            out[f"drill_{kind}_{word}"] = _said(nats, tables.drilled, results, kind, recover)
+    for defence in ("z_loss", "qk_norm", "clip"):
+        out[f"time_{defence}"] = _said(digits, tables.step_time, results, defence)
+    out["bound"] = _said(digits, tables.logit_bound, results)
+    return out
+
+
+def answer(results: Results, digits: int = 2) -> str:
+    """The study's answer in one paragraph."""
+    said = numbers(results, digits)
+    return (
+        f"QK-norm raises the largest stable η (at most {MARGIN} nats above the lowest loss) of "
+        f"u-μP by {said['gain_qk_norm_umup']} octaves and of μP by {said['gain_qk_norm_mup']}, and "
+        f"changes the loss at the best η by {said['price_qk_norm_umup']} and "
+        f"{said['price_qk_norm_mup']} nats a token; the z-loss gives u-μP "
+        f"{said['gain_z_loss_umup']} octaves for {said['price_z_loss_umup']} nats. A clip at norm "
+        f"1 of the unscaled gradient is active in a share of {said['active_unscaled']} of u-μP's "
+        f"steps, by the norm as held in {said['active_held']}. A planted η jump costs "
+        f"{said['drill_jump_alone']} nats when left alone and {said['drill_jump_healed']} when the "
+        f"loop goes back and skips the batches."
+    )
+
+
+def what_ran(results: Results) -> str:
+    """One sentence: how many runs, of what, on what."""
+    runs = results.runs
+    first, table = runs.iloc[0], tables.curves(runs)
+    shapes = sorted(set(zip(runs["d_model"], runs["n_layers"], strict=True)))
+    widths = ", ".join(f"width {width} and {depth} layers" for width, depth in shapes)
+    kinds = results.points["what"].value_counts() if len(results.points) else {}
+    return (
+        f"{len(runs)} runs, {int((~table['ok']).sum())} of them diverged: {widths}; "
+        f"{first['batch_size']} sequences of {first['seq_len']} tokens a step, {first['steps']} "
+        f"steps; {runs['seed'].nunique()} seeds. Beside them {kinds.get('clipped', 0)} clipped "
+        f"runs and {kinds.get('drill', 0)} drills."
+    )
+
+
+def defences_table(results: Results, digits: int = 2) -> str:
+    """One row a scheme and defence: best η, largest stable η, sensitivity, price."""
+    rows = []
+    for scheme in SCHEMES:
+        for defence, title in DEFENCES.items():
+            try:
+                table = tables.arm(results, scheme, defence)
+            except NotMeasured:
+                continue
+            changes = {"gain": "", "price": ""}
+            if defence != "none":
+                changes = {
+                    "gain": _said(digits, tables.stable_gain, results, scheme, defence),
+                    "price": _said(loss_digits(digits), tables.price, results, scheme, defence),
+                }
+            rows.append({
+                "scheme": NAMES[scheme], "defence": title,
+                "best": format_number(tables.best(table), 0),
+                "sensitivity": _said(digits, tables.sensitivity, results, scheme, defence),
+                **changes,
+            })  # fmt: skip
+    return markdown(
+        pd.DataFrame(rows, columns=["scheme", "defence", "best", "gain", "price", "sensitivity"]),
+        {"scheme": "scheme", "defence": "defence", "best": "best log₂ η",
+         "gain": "largest stable η, octaves gained", "price": "loss at the best η, nats gained",
+         "sensitivity": "sensitivity to η, nats"},
+    )  # fmt: skip
+
+
+def times_table(results: Results, digits: int = 2) -> str:
+    """One row a defence: the time of a step relative to one without."""
+    rows = [
+        {"defence": DEFENCES[d], "time": text}
+        for d in ("z_loss", "qk_norm", "clip")
+        if (text := _said(digits, tables.step_time, results, d)) != ABSENT
+    ]
+    return markdown(
+        pd.DataFrame(rows, columns=["defence", "time"]),
+        {"defence": "defence", "time": "time of a step, ratio [95 %]"},
+    )  # fmt: skip
+
+
+def drills_table(results: Results, digits: int = 2) -> str:
+    """One row a scheme and kind of drill: its cost healed and left alone, and what healing took."""
+    try:
+        table = tables.drills(results)
+    except NotMeasured as missing:
+        return str(missing)
+    rows, nats = [], loss_digits(digits)
+    for scheme in [s for s in SCHEMES if s in set(table["scheme"])]:
+        for kind, title in KINDS.items():
+            at = table[(table["scheme"] == scheme) & (table["kind"] == kind)]
+            at = at[at["recover"].astype(bool)]
+            if at.empty:
+                continue
+            cost = {word: "" if kind == "clean" else
+                    _said(nats, tables.drilled, results, kind, recover, scheme)
+                    for word, recover in (("healed", True), ("alone", False))}  # fmt: skip
+            rows.append({
+                "scheme": NAMES[scheme], "kind": title, **cost,
+                "interventions": format_number(at["interventions"].mean(), digits),
+                "lost": format_number(at["steps_lost"].mean(), 0),
+            })  # fmt: skip
+    return markdown(
+        pd.DataFrame(rows, columns=["scheme", "kind", "alone", "healed", "interventions", "lost"]),
+        {"scheme": "scheme", "kind": "disturbance", "alone": "cost left alone, nats",
+         "healed": "cost healed, nats", "interventions": "interventions",
+         "lost": "steps thrown away"},
+    )  # fmt: skip

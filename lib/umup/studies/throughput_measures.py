@@ -1,0 +1,170 @@
+"""What the study ``throughput`` times: whole steps beside PyTorch's, changes to ours, pieces.
+
+Lanes, compile times, matrix products and resident memory are parts of `umup.bench`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from umup import bench, bench_torch, machine
+from umup.bench import Plan
+from umup.config import RunConfig
+from umup.errors import StudyError
+from umup.flops import step_flops
+from umup.timing import Ours, alternate, uncached
+
+TORCH = ("eager", "compiled")
+"""The two ways to run the reference."""
+
+
+class Change(NamedTuple):
+    """One change to the step, and what it was expected to do to its time.
+
+    Attributes:
+        title: in words. predicted: time over that without it, put down before the recorded run.
+        model, optim: fields of the configuration. options: XLA's, by name.
+    """
+
+    title: str
+    predicted: float
+    model: Mapping[str, Any] = {}
+    optim: Mapping[str, Any] = {}
+    options: Mapping[str, Any] = {}
+
+
+def _library(kind: str) -> dict[str, str]:
+    return {"xla_cpu_experimental_ynn_fusion_type": f"LIBRARY_FUSION_TYPE_{kind}"}
+
+
+CHANGES = {
+    "blocked": Change("attention in causal blocks", 0.9, {"attention": "blocked"}),
+    "cudnn": Change("attention by cuDNN", 0.8, {"attention": "cudnn"}),
+    "no_rope": Change("no rotary embedding", 0.95, {"rope": False}),
+    "scanned": Change("layers scanned, not unrolled", 1.2, {"unroll": 1}),
+    "remat_dots": Change("recompute all but products", 1.1, {"remat": "dots"}),
+    "remat_full": Change("recompute whole blocks", 1.3, {"remat": "full"}),
+    "accumulate": Change("batch in four parts", 1.05, optim={"accumulate": 4}),
+    "bfloat16": Change("activations in bfloat16", 0.8, {"dtype": "bfloat16"}),
+    "float32": Change("activations in float32", 2.0, {"dtype": "float32"}),
+    "fp8": Change("linears in FP8", 0.8, {"recipe": "fp8_seed"}),
+    "wide_vectors": Change(
+        "vectors of 512 bits", 0.97, options={"xla_cpu_prefer_vector_width": 512}
+    ),
+    "fast_math": Change("fast math", 0.95, options={"xla_cpu_enable_fast_math": True}),
+    "no_library": Change("no library kernels", 1.2, options=_library("INVALID")),
+    "library_dots": Change("library kernels for products alone", 1.0, options=_library("DOT")),
+    "old_emitters": Change(
+        "older loop emitters", 1.05, options={"xla_cpu_use_fusion_emitters": False}
+    ),
+}  # fmt: skip
+
+
+def _run(plan: Plan, width: int, n_layers: int, change: Change) -> RunConfig:
+    """Layers unrolled, for speed, where the change does not say otherwise."""
+    run = plan.run(plan.model(width, n_layers=n_layers, unroll=0))
+    return replace(
+        run, model=replace(run.model, **change.model), optim=replace(run.optim, **change.optim)
+    )
+
+
+def _plan(shape: Mapping[str, Any]) -> Plan:
+    return Plan.from_dict({**shape, "torch": False})
+
+
+def _loaded(measure: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """The measure, with the share of the CPU that other processes took meanwhile."""
+
+    @functools.wraps(measure)
+    def measured(**spec: Any) -> dict[str, Any]:
+        before = machine.cpu_seconds()
+        with uncached():
+            found = measure(**spec)
+        return found | {"others": machine.others_share(before, machine.cpu_seconds())}
+
+    return measured
+
+
+def _torch(plan: Plan, width: int, n_layers: int, side: str) -> bench_torch.Step:
+    if reason := bench_torch.missing():
+        raise StudyError("references", reason, "both packages, or references: [] to do without")
+    return bench_torch.Step(
+        width=width, layers=n_layers, heads=plan.model(width).n_heads, dtype=plan.dtype,
+        vocab_size=plan.vocab_size, batch_size=plan.batch_size, seq_len=plan.seq_len,
+        threads=machine.cores(), compiled=side == "compiled",
+    )  # fmt: skip
+
+
+@_loaded
+def step(
+    *, shape: Mapping[str, Any], width: int, n_layers: int, sides: list[str], samples: int,
+    steps: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Training steps of equal shape, sample by sample in turn.
+
+    Args:
+        shape: fields of `bench.Plan`.
+        width, n_layers: d_model and depth.
+        sides: ``umup``, a name in `CHANGES`, or one in `TORCH`.
+        samples, steps: timed samples, each of so many steps.
+
+    Returns:
+        ms by side (lists); mib and compile_s by side of ours; n_params, tokens and flops of a step.
+    """
+    plan = _plan(shape)
+    timed: dict[str, Any] = {}
+    mib, compile_s = {}, {}
+    for side in sides:
+        if side in TORCH:
+            timed[side] = _torch(plan, width, n_layers, side)
+            continue
+        change = CHANGES.get(side, Change("", 1.0))
+        ours = timed[side] = Ours(_run(plan, width, n_layers, change))
+        compile_s[side] = sum(ours.compile(steps, change.options))
+        mib[side] = ours.mib()
+    model = plan.model(width, n_layers=n_layers)
+    return {
+        "ms": alternate(timed, samples, steps), "mib": mib, "compile_s": compile_s,
+        "n_params": model.n_params, "tokens": plan.batch_size * plan.seq_len,
+        "flops": step_flops(model, plan.batch_size),
+    }  # fmt: skip
+
+
+@_loaded
+def parts(
+    *, shape: Mapping[str, Any], width: int, n_layers: int, samples: int, steps: int
+) -> dict[str, Any]:
+    """The step and its pieces, each a program of its own, in turn.
+
+    A piece is timed forward and backward at its size in the model, times how often it occurs there.
+    Apart, pieces cannot be fused with their neighbours, so that their sum is near the step, not it.
+
+    Returns:
+        ms by piece (lists), of the whole step under ``step``.
+    """
+    from umup.studies.throughput_pieces import pieces
+
+    plan = _plan(shape)
+    run = _run(plan, width, n_layers, Change("", 1.0))
+    found = pieces(run)
+    ms = alternate({"step": Ours(run), **{n: p for n, (p, _) in found.items()}}, samples, steps)
+    counts = {name: count for name, (_, count) in found.items()}
+    return {"ms": {n: [counts.get(n, 1) * x for x in v] for n, v in ms.items()}}
+
+
+@_loaded
+def benched(*, part: str, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What a part of `umup.bench` measures: gemm, lanes, compile_times or memory.
+
+    Returns:
+        found: its measurements, flat dictionaries.
+    """
+    measure = {"gemm": bench.gemm, "lanes": bench.lanes, "compile_times": bench.compile_times,
+               "memory": bench.memory}[part]  # fmt: skip
+    given = Plan.from_dict(plan)
+    if given.torch and (reason := bench_torch.missing()):
+        raise StudyError("references", reason, "both packages, or references: [] to do without")
+    return {"found": list(measure(given))}

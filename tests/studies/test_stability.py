@@ -1,0 +1,238 @@
+"""stability: losses, logits and drills planted in synthetic records, and the design's plan."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from matplotlib.figure import Figure
+
+from umup import claims
+from umup.claims import NotMeasured
+from umup.config import NUMERICS, PROBE_STATS, RunConfig
+from umup.data import Dataset
+from umup.errors import ConfigError
+from umup.records import Results
+from umup.studies import stability as study
+from umup.studies import stability_drills as drills
+from umup.studies import stability_figures as figures
+from umup.studies import stability_report as report
+from umup.studies import stability_tables as tables
+
+HERE = Path(__file__).parents[2] / "experiments" / "stability"
+TEXT = cast(Dataset, SimpleNamespace(digest="d", vocab_size=256))
+DESIGN = study.Stability(steps=64, probe_steps=(64,))
+BEST = {"sp": -7, "mup": -6, "umup": 1}
+PRICE = {"none": 0.0, "z_loss": 0.005, "qk_norm": 0.04, "clip": 0.0}
+
+
+def defence(run: RunConfig) -> str:
+    if run.model.depth_scaled_init:
+        return "depth_init"
+    if run.model.qk_norm:
+        return "both" if run.model.z_loss else "qk_norm"
+    if run.optim.clip or not run.optim.warmup_steps:
+        return "clip" if run.optim.clip else "no_warmup"
+    return "z_loss" if run.model.z_loss else "none"
+
+
+def planted_loss(run: RunConfig) -> float:
+    """0.1 nats an octave above the best η, half of that with QK-norm; twice as much below it."""
+    x = math.log2(run.hps.eta) - BEST[run.scheme]
+    slope = 0.05 if run.model.qk_norm else 0.1
+    return 2.0 + 0.01 * run.seed + PRICE.get(defence(run), 0.0) + max(slope * x, -2 * slope * x)
+
+
+def logit(run: RunConfig) -> float:
+    return 3.9 if run.model.qk_norm else 10.0 * 4.0 ** (math.log2(run.hps.eta) - BEST[run.scheme])
+
+
+def rows_of(runs: list[RunConfig]) -> pd.DataFrame:
+    names = ["blocks.0.attn.scores/qk", "blocks.1.attn.scores/qk", "logits/value"]
+    rest = [0.0] * (len(PROBE_STATS) - 3)
+    return pd.DataFrame([
+        {
+            "key": run.key(), "scheme": run.scheme, "d_model": run.model.d_model,
+            "n_layers": run.model.n_layers, "d_head": run.model.d_head,
+            "seq_len": run.model.seq_len, "batch_size": run.optim.batch_size,
+            "steps": run.optim.steps, "lr": run.hps.eta, "seed": run.seed, "status": "ok",
+            "vocab_size": 256, "final_loss": planted_loss(run), "numerics": NUMERICS,
+            "spec": json.dumps(run.to_dict()), "probe_steps": [64], "probe_tensors": names,
+            "probe_values": np.ravel([
+                [1.0, 0.0, 0.5 * logit(run), *rest], [1.0, 0.0, logit(run), *rest],
+                [2.0 if run.model.z_loss else 4.0, 0.0, 9.0, *rest],
+            ]).tolist(),
+        }
+        for run in runs
+    ])  # fmt: skip
+
+
+def planted_point(what: str, spec: dict) -> dict:
+    if what == "step_time":
+        return {"ratio": 1.05, "ratio_lo": 1.0, "ratio_hi": 1.1}
+    if what == "clipped":
+        held = spec["norm"] == "held"
+        gap = (0.1 if held else 1e-4) * (spec["scheme"] == "mup_intermediate")
+        return {"share": 1.0 if held else 0.05, "unscaled": 0.5, "held": 512.0,
+                "losses": [2.0 + gap] * 8}  # fmt: skip
+    lost = {"clean": 0.0, "poison": 0.1, "jump": 1.0, "nan": math.nan}[spec["kind"]]
+    healed = spec["recover"]
+    return {"verdict": "done", "val_loss": 2.0 + 0.1 * spec["seed"] + (0.001 if healed and
+            spec["kind"] != "clean" else 0.0 if healed else lost), "loss": 2.0,
+            "interventions": int(healed and spec["kind"] != "clean"), "nonfinite": 0,
+            "steps_lost": 50, "onset": 200, "detected": 203, "curve": [3.0, 2.5, 2.0]}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def results() -> Results:
+    points = [
+        {"what": p.what, "spec": json.dumps(dict(p.spec)), "numerics": NUMERICS,
+         "result": json.dumps(planted_point(p.what, dict(p.spec)))}
+        for p in DESIGN.points()
+    ]  # fmt: skip
+    return Results(rows_of(DESIGN.runs(TEXT)), pd.DataFrame(points))
+
+
+EMPTY = Results(rows_of([]), pd.DataFrame())
+
+
+def test_the_design_asks_for_every_arm_at_every_point_once() -> None:
+    runs = DESIGN.runs(TEXT)
+    # 6 defences of 3 schemes; α of 4 and 16, 1 and 16 beside the defaults; 3 + 2 deep arms
+    assert len(runs) == len({run.key() for run in runs}) == (18 + 4 + 5) * 7 * 3
+    assert {run.hps.alpha_attn_softmax for run in runs if run.model.qk_norm} == {1.0, 4.0, 16.0}
+    assert not [r for r in runs if r.scheme == "umup" and r.model.depth_scaled_init]
+    assert {r.model.n_layers for r in runs} == {2, 8}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"defences": ("clip",)}, "defences"), ({"schemes": ()}, "schemes"),
+        ({"deep_layers": 2}, "deep_layers"), ({"probe_steps": (65,)}, "probe_steps"),
+        ({"drill_width": 24}, "d_head"), ({"drill_steps": 100}, "drill_steps"),
+        ({"caps": (1.5,)}, "caps"),
+    ],
+)  # fmt: skip
+def test_bad_parameters_are_errors_that_name_the_field(changes: dict, field: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        replace(DESIGN, **changes)
+    assert error.value.field == field
+
+
+def test_defences_and_bounds_are_read_off_the_specification(results: Results) -> None:
+    runs = DESIGN.runs(TEXT)
+    table = tables.curves(results.runs)
+    assert len(table) == len(runs)
+    assert sorted(table["defence"]) == sorted(map(defence, runs))
+    at = table[(table["defence"] == "qk_norm") & (table["scheme"] == "umup")]
+    assert set(at["cap"]) == {1.0, 4.0, 16.0}
+    assert set(table[table["scheme"] != "umup"]["cap"]) == {4.0}  # √16
+    assert set(tables.arm(results, "umup", "qk_norm")["cap"]) == {4.0}
+    assert set(tables.arm(results, "umup", "none")["cap"]) == {1.0}
+
+
+def test_the_largest_stable_lr_is_where_the_curve_crosses(results: Results) -> None:
+    # 0.2 nats at 0.1 an octave: 2 octaves above the best; at 0.05, 4
+    np.testing.assert_allclose(tables.stable_lr(tables.arm(results, "umup", "none")), 3.0)
+    assert tables.stable_gain(results, "mup", "qk_norm").value == pytest.approx(2.0)
+    assert tables.largest(results, "sp", "none").value == pytest.approx(2.0)
+
+
+def test_a_diverged_run_counts_as_a_uniform_guess(results: Results) -> None:
+    high = (results.runs["lr"] >= 8.0) & (results.runs["scheme"] == "umup")
+    runs = results.runs.assign(
+        status=results.runs["status"].mask(high, "diverged"),
+        final_loss=results.runs["final_loss"].mask(high),
+    )
+    table = tables.arm(Results(runs, results.points), "umup", "none")
+    assert table["loss"].max() == pytest.approx(math.log(256))
+    # 0.1 of the margin is left at x = 2, and the next point is ln 256
+    wanted = 2.0 + 0.1 / (math.log(256) - 2.1 - 0.01 * np.arange(3))
+    np.testing.assert_allclose(tables.stable_lr(table), wanted, rtol=1e-6)
+
+
+def test_prices_and_sensitivities_are_the_planted_ones(results: Results) -> None:
+    price = tables.price(results, "umup", "qk_norm")
+    assert (price.value, price.hi - price.lo) == pytest.approx((0.04, 0.0), abs=1e-9)
+    # from the best up: 0 to 5 octaves at 0.1 each
+    assert tables.sensitivity(results, "umup").value == pytest.approx(0.25)
+    assert tables.sensitivity_gain(results, "umup", "qk_norm").value == pytest.approx(-0.125)
+    assert tables.at_large_lr(results, "mup", "qk_norm", 4).value == pytest.approx(0.04 - 0.2)
+
+
+def test_logits_grow_by_the_planted_factor(results: Results) -> None:
+    assert tables.growth(results, "mup", "logit_max").value == pytest.approx(8.0)
+    assert tables.logit_bound(results).value == pytest.approx(3.9)  # u-μP at α = 1
+    assert tables.held_back(results, "umup", "out_rms", "z_loss", 4).value == pytest.approx(-1.0)
+
+
+def test_points_are_read_as_planted(results: Results) -> None:
+    assert tables.twins(results, "unscaled").value == pytest.approx(-4.0, abs=1e-3)
+    assert tables.twins(results, "held").value == pytest.approx(-1.0, abs=1e-3)
+    assert tables.norm_ratio(results, "umup").value == pytest.approx(10.0)
+    assert tables.active(results, "umup", "held").value == 1.0
+    assert tables.step_time(results, "clip").value == 1.05
+    assert tables.drilled(results, "jump", False).value == pytest.approx(1.0)
+    assert tables.drilled(results, "poison", True).value == pytest.approx(0.001)
+    uniform = math.log(256) - 2.1  # the mean clean run
+    assert tables.drilled(results, "nan", False).value == pytest.approx(uniform)
+    assert tables.false_alarms(results).value == 0.0
+
+
+def test_an_unfinished_sweep_is_not_measured(results: Results) -> None:
+    with pytest.raises(NotMeasured, match="not finished"):
+        tables.arm(Results(results.runs.iloc[1:], results.points), "sp", "none")
+
+
+def test_every_claim_is_judged_from_full_records_and_none_from_empty(results: Results) -> None:
+    verdicts = claims.evaluate(HERE, results, "cpu")
+    assert not [v.id for v in verdicts if v.verdict == "not measured"]
+    said = {v.id: v.verdict for v in verdicts}
+    assert said["qk-widens-umup"] == said["drill-jump"] == "holds"
+    assert said["qk-price-umup"] == said["no-warmup-sp"] == "fails"
+    assert {v.verdict for v in claims.evaluate(HERE, EMPTY, "cpu")} == {"not measured"}
+
+
+def test_profiles_are_designs() -> None:
+    for profile in ("smoke", "cpu", "h100"):
+        values = yaml.safe_load((HERE / f"{profile}.yaml").read_text(encoding="utf-8"))
+        assert study.Stability.from_dict(values).points()
+
+
+def test_texts_say_the_planted_numbers(results: Results) -> None:
+    assert report.numbers(results)["gain_qk_norm_mup"] == "2.00 [2.00, 2.00]"
+    assert "of μP by 2.0," in report.answer(results, 1)
+    assert report.defences_table(results).count("\n") == 1 + 18
+    assert report.drills_table(results).count("\n") == 1 + 8
+    assert "no drills" in report.drills_table(EMPTY)
+
+
+@pytest.mark.parametrize("name", ["curves", "logits", "gains", "caps", "deep", "clips", "drills"])
+def test_figures_draw_with_labels_and_say_when_there_is_nothing(
+    results: Results, name: str
+) -> None:
+    figure = getattr(figures, name)(results)
+    assert isinstance(figure, Figure)
+    figure.draw_without_rendering()
+    assert all(ax.get_xlabel() for ax in figure.axes)
+    assert not getattr(figures, name)(EMPTY).axes[0].get_xlabel()
+
+
+def test_poison_is_in_the_windows_of_its_batches_alone() -> None:
+    tokens = np.zeros(4 * 50 + 1, np.uint16)
+    clean = Dataset("c", "t", 256, tokens, tokens, 1.0, "d", "e")
+    bad = drills.poisoned(clean, 3, range(2, 4), batch_size=3, seq_len=4).train
+    touched = {i // 4 for i in np.flatnonzero(bad[:-1])}
+    hit = sum(np.any(bad[4 * w + 1 : 4 * w + 4]) for w in range(50))
+    assert hit == 6  # two batches of three windows
+    assert len(touched) <= 12
+    assert not tokens.any()

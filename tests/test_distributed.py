@@ -1,0 +1,118 @@
+"""Several processes as one run of `umup train`: one trajectory, one log, one end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from bigrun import PLAIN, on_the_first_devices, trajectory
+from umup import cli, distributed, runlog
+from umup.errors import TrainError
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    (("host:1", 0, -1), "coordinator: received .*HOST:PORT with --processes and --process"),
+    (("", 2, 0), "coordinator: received .*HOST:PORT with --processes and --process"),
+    (("", 0, 1), "coordinator: received .*HOST:PORT with --processes and --process"),
+    (("host:1", 2, 2), "process: received 2; allowed: 0 to 1"),
+    (("host:1", 2, -1), "process: received -1; allowed: 0 to 1"),
+])  # fmt: skip
+def test_arguments_that_do_not_fit(monkeypatch, given, said):
+    monkeypatch.setattr("jax.distributed.initialize", lambda *_: pytest.fail("started"))
+    with pytest.raises(TrainError, match=said):
+        distributed.start(*given)
+
+
+@pytest.mark.parametrize("name", ["SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"])
+def test_a_launcher_says_all_that_is_needed(monkeypatch, name):
+    calls = []
+    monkeypatch.setattr("jax.distributed.initialize", lambda *args: calls.append(args))
+    distributed.start()
+    monkeypatch.setenv(name, "1")
+    distributed.start()
+    assert calls == []
+    monkeypatch.setenv(name, "2")
+    distributed.start()
+    distributed.start("host:1", 2, 1)
+    assert calls == [(), ("host:1", 2, 1)]
+
+
+def test_alone_it_agrees_with_itself():
+    assert distributed.is_main()
+    assert distributed.any_of(True) is True and distributed.any_of(False) is False
+
+
+class Pair:
+    """Two processes of two devices each, started as a user would."""
+
+    def __init__(self, file: Path, folder: Path, *argv: str):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        command = [sys.executable, "-m", "umup.cli", "train", str(file), "--run", str(folder)]
+        command += [*argv, "--coordinator", address, "--processes", "2", "--process"]
+        env = os.environ | {
+            "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        }  # fmt: skip
+        self.both = [
+            subprocess.Popen([*command, str(i)], env=env, text=True, stderr=subprocess.PIPE)
+            for i in range(2)
+        ]
+
+    def end(self) -> tuple[list[int], list[str]]:
+        """Exit statuses, and what each said."""
+        try:
+            said = [process.communicate(timeout=240)[1] for process in self.both]
+        finally:
+            for process in self.both:
+                process.kill()
+        return [process.returncode for process in self.both], said
+
+
+def test_two_processes_are_one_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("UMUP_CACHE", str(tmp_path / "cache"))
+    on_the_first_devices(monkeypatch)
+    text = "\n".join(f"{n} bottles of beer on the wall, {n % 7} more" for n in range(400))
+    (tmp_path / "beer.txt").write_text(text, encoding="utf-8")
+    plain = PLAIN | {"corpus": f"file:{tmp_path / 'beer.txt'}", "loader": "host"}
+    plain["model"] = PLAIN["model"] | {"vocab_size": 256}
+    file = tmp_path / "r.yaml"
+    file.write_text(yaml.safe_dump(plain), encoding="utf-8")
+    assert cli.main(["train", str(file), "--run", str(tmp_path / "one")]) == 0
+
+    mesh = ["-p", "mesh", "{data: 2, fsdp: 2}"]
+    pair, log = Pair(file, tmp_path / "two", *mesh), tmp_path / "two" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:
+        assert [process.poll() for process in pair.both] == [None, None], pair.end()
+        time.sleep(0.02)
+    pair.both[1].send_signal(signal.SIGTERM)  # while both compile: they end after the first chunk
+    status, said = pair.end()
+    assert status == [75, 75], said
+    (end,) = runlog.events(log, "end")
+    assert (end["verdict"], end["reason"]) == ("stopped", "another process was told to")
+    assert (tmp_path / "two" / "checkpoints" / str(end["step"])).is_dir() and end["step"] < 80
+
+    status, said = Pair(file, tmp_path / "two", *mesh).end()
+    assert status == [0, 0], said
+    assert "step 80/80" in said[0] and "step 80/80" not in said[1]  # one tells of it
+    one, two = trajectory(tmp_path / "one"), trajectory(log)
+    np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-5)
+    np.testing.assert_allclose(two["grad_norm"], one["grad_norm"], rtol=1e-4)
+    assert [e["event"] for e in runlog.events(log)].count("start") == 1
+    assert [p.name for p in tmp_path.rglob("log.jsonl")] == ["log.jsonl", "log.jsonl"]
+
+    # What the first process refuses ends both.
+    status, said = Pair(file, tmp_path / "two", *mesh, "-p", "seed", "1").end()
+    assert status == [1, 1], said
+    assert "another run's folder: seed 0 there, 1 here" in said[0]
+    assert "refused by the first process" in said[1]
