@@ -145,16 +145,16 @@ def soak(kills: int, seed: int, folder: Path, *, warm: bool = False) -> dict[str
         kills: how many, over as many runs as it takes.
         seed: of the moments.
         folder: where the runs are.
-        warm: keep compiled programs between starts, which leaves less time in compilation.
+        warm: keep compiled programs from the reference on, and kill over the first half of its CPU
+            time, which is about what a start that need not compile takes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     cache, log, rng = folder / "cache" if warm else None, folder / "output.txt", random.Random(seed)
-    if warm and start(folder / "cold", cache, log).wait() != 0:
-        raise SystemExit(f"the first run failed; see {log}")
     before = sum(os.times()[2:4])  # of children that have ended
     if start(folder / "reference", cache, log).wait() != 0:
         raise SystemExit(f"the reference failed; see {log}")
     whole = sum(os.times()[2:4]) - before
+    reach = whole / 2 if warm else whole
     reference = story(folder / "reference")
     phases, runs, starts, wrong = collections.Counter(), 0, 0, []
     while sum(phases.values()) < kills:
@@ -162,7 +162,7 @@ def soak(kills: int, seed: int, folder: Path, *, warm: bool = False) -> dict[str
         run = folder / f"run{runs}"
         while True:
             process, starts = start(run, cache, log), starts + 1
-            if sum(phases.values()) < kills and killed(process, rng.uniform(0.0, whole)):
+            if sum(phases.values()) < kills and killed(process, rng.uniform(0.0, reach)):
                 phases[phase(run)] += 1
                 continue
             status = process.wait()

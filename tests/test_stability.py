@@ -120,7 +120,8 @@ def initial(run):
 
 def merged(run, state):
     parts = train.abstract(run)
-    return nnx.merge(parts.graph, state.params, parts.amax, parts.taps, state.numbers.scales)
+    params = jax.tree.map(jnp.asarray, state.params)  # new variables: models may be changed
+    return nnx.merge(parts.graph, params, parts.amax, parts.taps, state.numbers.scales)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -249,11 +249,12 @@ class _Run:
                 self._heal(plan)
                 saved = -1
                 continue
+            # Before the checkpoint: a run that is killed in between evaluates again.
+            if evals and self.step % evals == 0 and self.step < steps:
+                self._evaluate()
             if self.step % every == 0 or self.step == steps:
                 self._save()
                 saved = self.step
-            if evals and self.step % evals == 0 and self.step < steps:
-                self._evaluate()
             late = "out of time" if time.monotonic() > deadline else ""
             stop = self.told_to_stop or late
             if distributed.any_of(bool(stop)) and self.step < steps:
