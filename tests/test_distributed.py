@@ -78,6 +78,7 @@ class Pair:
         return [process.returncode for process in self.both], said
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_run(tmp_path, monkeypatch):
     monkeypatch.setenv("UMUP_CACHE", str(tmp_path / "cache"))
     on_the_first_devices(monkeypatch)

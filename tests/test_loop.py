@@ -147,6 +147,24 @@ def test_it_goes_on_from_a_chosen_checkpoint(clean, tmp_path):
     assert [e["step"] for e in runlog.events(tmp_path, "resume")] == [32]
 
 
+def test_a_kill_between_checkpoint_and_evaluation_costs_neither(tmp_path, monkeypatch):
+    often = {"checkpoint_every": 40, "eval_every": 40}
+    event = loop.Telemetry.event
+
+    def killed(self, name: str, step: int, **fields: object) -> None:
+        event(self, name, step, **fields)
+        if name == "checkpoint":
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Telemetry, "event", killed)
+        with pytest.raises(Killed):
+            train(tmp_path, **often)
+    assert train(tmp_path, **often).verdict == "done"
+    assert [e["step"] for e in runlog.events(tmp_path, "resume")] == [40]
+    assert [e["step"] for e in runlog.events(tmp_path, "eval")] == [40, STEPS]
+
+
 def test_it_goes_on_on_another_mesh(clean, tmp_path):
     for mesh in ({"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 8}, {}):
         assert train(tmp_path, mesh=mesh, seconds=0.0).verdict == "stopped"

@@ -105,6 +105,7 @@ def test_words(seconds: float, text: str) -> None:
 # --- a run that is killed -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_the_run_never_killed(tmp_path) -> None:
     found = script("soak").soak(3, 1, tmp_path, warm=True)
     assert found["differences"] == [] and found["interventions"] == 3

@@ -124,8 +124,8 @@ figures.horizons(results)
 # %% [markdown]
 # ## Verdicts
 #
-# Bounds were written before the runs, in `claims.yaml`. A pilot of WSD at one seed chose the grids of $\eta$, not
-# the bounds.
+# Bounds were written before the runs, in `claims.yaml`. A pilot of WSD at one seed chose the grids of $\eta$,
+# widened where the first results were not bracketed, but not the bounds.
 
 # %% tags=["hide-input", "verdicts"]
 verdicts = claims.evaluate("schedules", results, design.profile)

@@ -79,10 +79,11 @@ class Weight(nnx.Module):
         )
         draw = jax.random.normal(rngs.params(), (fan_in, fan_out), jnp.float32)
         w = draw * jnp.asarray(numbers.init_std, jnp.float32)
+        names: tuple[str, ...] = axes
         if parts > 1:
-            w, axes = w.reshape(fan_in, parts, fan_out // parts), (axes[0], "parts", axes[1])
+            w, names = w.reshape(fan_in, parts, fan_out // parts), (axes[0], "parts", axes[1])
         self.w = nnx.Param(
-            w.astype(numbers_of.model.params_dtype), axes=axes,
+            w.astype(numbers_of.model.params_dtype), axes=names,
             role=role, fan_in=fan_in, fan_out=fan_out, residual=residual,
         )  # fmt: skip
         self.forward = scale(numbers.forward)

@@ -78,8 +78,9 @@ class Decoder(nnx.Module):
                 y = nnx.merge(graph, block_state)(x, seq_len, casts)
                 return mesh.constrain(y, "batch", None), None
 
-            layer = _rematerialized(layer, self.config.remat)
-            x, _ = jax.lax.scan(layer, x, part, unroll=self.config.unroll or last - first)
+            unroll = min(self.config.unroll or last - first, last - first)
+            layer = _rematerialized(layer, self.config.remat, inlined=unroll == last - first)
+            x, _ = jax.lax.scan(layer, x, part, unroll=unroll)
         z = self.readout(ops.rms_norm(x), linear_casts(self.config, "readout"))
         return self.logits(z, z).reshape(batch, seq_len, -1)
 
@@ -135,14 +136,18 @@ def _passed(linear: Linear) -> Array:
     return linear.backward[...] / linear.forward[...]
 
 
-def _rematerialized(layer, remat: str):
-    """The layer with what the policy says computed again on the way back."""
+def _rematerialized(layer, remat: str, *, inlined: bool):
+    """The layer with what the policy says computed again on the way back.
+
+    Where the scan is unrolled whole, forward and backward are one program, and XLA would find the
+    second computation equal to the first and keep its results: only a barrier prevents it. (XLA's
+    CPU backend drops barriers before it looks: there, a whole unroll undoes rematerialization.)
+    """
     if remat == "none":
         return layer
     policies = jax.checkpoint_policies
     policy = {"dots": policies.dots_with_no_batch_dims_saveable, "full": None}[remat]
-    # A scan's body is not inlined, so that no barrier against sharing work is needed.
-    return jax.checkpoint(layer, policy=policy, prevent_cse=False)
+    return jax.checkpoint(layer, policy=policy, prevent_cse=inlined)
 
 
 def _stack(numbers: list[ResidualNumbers]) -> tuple[Array, ...]:

@@ -32,9 +32,9 @@ class Control(NamedTuple):
         n_steps: steps to take, at most the chunk's length.
     """
 
-    shift: int = 0
-    eta_scale: float = 1.0
-    n_steps: int = 1
+    shift: int | np.int32 = 0
+    eta_scale: float | np.float32 = 1.0
+    n_steps: int | np.int32 = 1
 
 
 class Signals(NamedTuple):

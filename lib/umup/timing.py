@@ -22,6 +22,9 @@ GEMM_SECONDS = 0.7
 """How long each library and size of matrix product is tried for its best time."""
 SEED = 0
 """Of the made-up text."""
+REST = 0.3
+"""Seconds between samples. Threads of one library wait busily for their next work for a while, and
+would take a core from the next side's."""
 
 
 @contextlib.contextmanager
@@ -118,6 +121,7 @@ def alternate(sides: Mapping[str, Timed], samples: int, steps: int) -> dict[str,
     ms: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(samples):
         for name, side in sides.items():
+            time.sleep(REST)
             ms[name].append(1e3 * side.seconds(steps) / steps)
     return ms
 

@@ -40,6 +40,8 @@ class Throughput(Design):
         references: ways to run PyTorch, of `TORCH`; none does without it.
         compiled_widths: where `torch.compile` is among them: it takes a minute a shape.
         samples, steps: timed samples, each of so many steps.
+        close_widths, close_samples: widths beside PyTorch that take more samples, being close to
+            a claim's bound, and how many.
         tried: changes of `CHANGES`, each at ``tried_widths``, one after another.
         parts_widths: where the pieces of a step are timed.
         gemm_sizes: square products tried for the peak.
@@ -63,6 +65,8 @@ class Throughput(Design):
     compiled_widths: tuple[int, ...] = ()
     samples: int = 2
     steps: int = 1
+    close_widths: tuple[int, ...] = ()
+    close_samples: int = 41
     tried: tuple[str, ...] = ("remat_full",)
     tried_widths: tuple[int, ...] = (16,)
     parts_widths: tuple[int, ...] = (16,)
@@ -79,7 +83,8 @@ class Throughput(Design):
         "vocab_size": Range(2), "seq_len": COUNT, "batch_size": COUNT,
         "dtype": ("float32", "bfloat16"), "widths": Range(4), "big_width": Range(0),
         "big_layers": Range(0), "settings": tuple(CHANGES), "references": TORCH,
-        "compiled_widths": Range(4), "samples": COUNT, "steps": COUNT, "tried": tuple(CHANGES),
+        "compiled_widths": Range(4), "samples": COUNT, "steps": COUNT,
+        "close_widths": Range(4), "close_samples": COUNT, "tried": tuple(CHANGES),
         "tried_widths": Range(4), "parts_widths": Range(4), "gemm_sizes": COUNT, "depths": COUNT,
         "lane_width": Range(4), "lane_steps": Range(0), "memory_width": Range(0),
     }  # fmt: skip
@@ -118,11 +123,13 @@ class Throughput(Design):
                 if side != "compiled" or width in self.compiled_widths
             ]  # fmt: skip
             sides = ["umup", *self.settings, *references]
-            at = {"width": width, "n_layers": n_layers}
-            out.append(Point("step", {**timed, **at, "sides": sides}))
+            at = {"width": width, "n_layers": n_layers, "sides": sides}
+            more = {"samples": self.close_samples} if width in self.close_widths else {}
+            out.append(Point("step", {**timed, **at, **more}))
         for width in self.tried_widths:
             for name in self.tried:
-                at = {"width": width, "n_layers": self.n_layers, "sides": ["umup", name]}
+                sides = [CHANGES[name].base, name]
+                at = {"width": width, "n_layers": self.n_layers, "sides": sides}
                 out.append(Point("tried", {**timed, **at}))
         for width in self.parts_widths:
             out.append(Point("parts", {**timed, "width": width, "n_layers": self.n_layers}))
