@@ -246,3 +246,11 @@ def test_errors_are_values_with_parts():
     assert isinstance(error, ValueError)
     assert str(error) == "steps: received -3; allowed: a finite number >= 1"
     assert umup.ConfigError is ConfigError
+
+
+@pytest.mark.parametrize(("text", "value"), [
+    ("1e-4", 1e-4), ("-2E+3", -2000.0), ("1.5e-4", 1.5e-4), ("12", 12), ("e4", "e4"), ("1e", "1e"),
+])  # fmt: skip
+def test_yaml_numbers_need_no_point(text, value):
+    found = config.read_yaml(f"a: {text}")["a"]
+    assert (found, type(found)) == (value, type(value))

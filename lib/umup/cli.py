@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from umup.config import read_yaml
 from umup.errors import UmupError
 
 EPILOG = """examples:
@@ -194,7 +193,7 @@ def run_train(chosen: argparse.Namespace) -> int:
     from umup import data, distributed, loop, runfile
     from umup.errors import TrainError
 
-    overrides = {name: yaml.safe_load(value) for name, value in chosen.parameter}
+    overrides = {name: read_yaml(value) for name, value in chosen.parameter}
     config = runfile.read_config(chosen.config, overrides)
     if (chosen.fork is None) != (chosen.decay is None):
         raise TrainError("--fork", chosen.fork, "a step, together with --decay STEPS")
@@ -254,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if chosen.command == "studies":
             show_studies()
         elif chosen.command == "run":
-            overrides = {k: yaml.safe_load(v) for k, v in chosen.parameter}
+            overrides = {k: read_yaml(v) for k, v in chosen.parameter}
             return run_study(chosen.study, chosen.profile, overrides, chosen.dry_run)
         elif chosen.command == "status":
             show_status(chosen.study, chosen.repair)

@@ -6,11 +6,14 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
+
+import yaml
 
 from umup.errors import ConfigError
 
@@ -134,6 +137,24 @@ class Config:
             if value != field.default:
                 out[field.name] = value.essence() if isinstance(value, Config) else value
         return out
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML 1.1 as PyYAML reads it, but 1e-4 is a number, not a word."""
+
+
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), [*"-+0123456789"]
+)
+
+
+def read_yaml(text: str) -> Any:
+    """Plain data from YAML.
+
+    Raises:
+        yaml.YAMLError: it is none.
+    """
+    return yaml.load(text, _Yaml)
 
 
 def canonical_json(value: Any) -> str:

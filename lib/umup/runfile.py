@@ -26,6 +26,7 @@ from umup.config import (
     Range,
     RunConfig,
     digest,
+    read_yaml,
 )
 from umup.data import Dataset
 from umup.errors import TrainError
@@ -103,7 +104,7 @@ def read_config(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
     """
     path = Path(path)
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        found = read_yaml(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise TrainError(str(path), str(error).splitlines()[0], "a readable YAML file") from None
     if not isinstance(found, dict):

@@ -27,7 +27,7 @@ import pandas as pd
 import yaml
 
 from umup import data, studies
-from umup.config import NUMERICS, RunConfig, canonical_json
+from umup.config import NUMERICS, RunConfig, canonical_json, read_yaml
 from umup.design import Design, Point
 from umup.errors import StudyError
 from umup.records import Results, Store, current, provenance, read_results, stale
@@ -85,7 +85,7 @@ def parameters(study: str | Path, profile: str) -> dict[str, Any]:
     if profile == "claims" or not path.exists():
         raise StudyError("profile", profile, _choices(profile, profiles(study)))
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        found = read_yaml(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise StudyError(str(path), str(error), "valid YAML") from None
     if not isinstance(found, dict):

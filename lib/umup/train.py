@@ -139,7 +139,9 @@ def init(run: RunConfig, lane: Lane) -> TrainState:
     return TrainState(numbers, params, opt, jnp.zeros([], jnp.int32), parts.amax)
 
 
-def gradients(run: RunConfig, state: TrainState, batch: tuple) -> tuple[Array, nnx.State, nnx.State]:
+def gradients(
+    run: RunConfig, state: TrainState, batch: tuple
+) -> tuple[Array, nnx.State, nnx.State]:
     """Loss, gradients and the next memory of delayed scaling, from one batch.
 
     With ``accumulate`` A > 1 its rows are taken in A parts, every A-th row in one, so that rows
@@ -185,9 +187,7 @@ def grad_norm(run: RunConfig, numbers: Numbers, grads: nnx.State) -> Array:
     return jnp.sqrt(sum(jax.tree.leaves(of_each)))
 
 
-def step(
-    run: RunConfig, lane: Lane, state: TrainState, batch: tuple
-) -> tuple[TrainState, Signals]:
+def step(run: RunConfig, lane: Lane, state: TrainState, batch: tuple) -> tuple[TrainState, Signals]:
     """The pure step.
 
     Where ``run.optim.clip`` is set, gradients are multiplied by min(1, clip/norm), with the norm of

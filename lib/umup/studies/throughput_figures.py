@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from umup.claims import NotMeasured
 from umup.figures import OTHER, empty, style, subplots
@@ -65,6 +66,9 @@ def beside(results: Results) -> Figure:
             if side != "eager":
                 _ratios(right, results, str(side), line)
         left.set_yscale("log")
+        left.yaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
+        left.yaxis.set_major_formatter("{x:g}")
+        left.yaxis.set_minor_locator(NullLocator())
         left.set_ylabel("time of a step (ms)")
         right.axhline(1.0, color=OTHER, ls=":", lw=1.2)
         if set(table["dtype"]) == {"float32"} and "eager" in set(table["side"]):

@@ -48,13 +48,13 @@ CHANGES = {
     "no_rope": Change("no rotary embedding", 0.95, {"rope": False}),
     "scanned": Change("layers scanned, not unrolled", 1.2, {"unroll": 1}),
     "remat_dots": Change(
-        "recompute all but products", 1.1, {"remat": "dots", "unroll": 1}, base="scanned"
+        "scanned, recomputing all but products", 1.1, {"remat": "dots", "unroll": 1}, base="scanned"
     ),
     "remat_full": Change(
-        "recompute whole blocks", 1.3, {"remat": "full", "unroll": 1}, base="scanned"
+        "scanned, recomputing blocks", 1.3, {"remat": "full", "unroll": 1}, base="scanned"
     ),
     # XLA's CPU backend finds the second computation equal to the first where both are in line.
-    "remat_unrolled": Change("recompute blocks, unrolled", 1.3, {"remat": "full"}),
+    "remat_unrolled": Change("unrolled, recomputing blocks", 1.3, {"remat": "full"}),
     "accumulate": Change("batch in four parts", 1.05, optim={"accumulate": 4}),
     "bfloat16": Change("activations in bfloat16", 0.8, {"dtype": "bfloat16"}),
     "float32": Change("activations in float32", 2.0, {"dtype": "float32"}),

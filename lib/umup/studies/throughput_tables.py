@@ -85,7 +85,8 @@ def steps(results: Results, what: str = "step") -> pd.DataFrame:
                 "mib": point["mib"].get(side, math.nan),
                 "compile_s": point["compile_s"].get(side, math.nan),
             })  # fmt: skip
-    return pd.DataFrame(rows)
+    order = ["width", "n_layers", "median"]
+    return pd.DataFrame(rows).sort_values(order, ignore_index=True)
 
 
 def _pick(
