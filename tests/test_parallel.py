@@ -463,10 +463,11 @@ def test_two_processes_train_as_one(tmp_path):
         for i in range(2)
     ]  # fmt: skip
     try:
-        said = [process.communicate(timeout=240)[0] for process in started]
+        said = [process.communicate(timeout=120)[0] for process in started]
     finally:
         for process in started:
             process.kill()
+            process.wait()
     assert [process.returncode for process in started] == [0, 0], "\n".join(said)
     assert "Involuntary" not in "".join(said)  # see test_only_weights_are_gathered
     one, other = (dict(np.load(tmp_path / f"{i}.npz")) for i in range(2))
