@@ -86,6 +86,7 @@ class Checkpoints:
             raise CheckpointError(str(self.folder), "a file", "a folder, or a name not in use")
         if read_only and not self.folder.is_dir():
             raise self._nothing()
+        _ignore_orphans()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, keep_period=keep_every or None, read_only=read_only,
             create=not read_only, cleanup_tmp_directories=not read_only,
@@ -239,7 +240,6 @@ class Checkpoints:
     def _read(self, step: int, **item: Any) -> Any:
         """One item of a checkpoint; whatever is wrong with its files is an `_Unreadable`."""
         ((name, args),) = item.items()
-        _ignore_orphans()
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**{name: args}))[name]
         except Exception as error:
@@ -280,7 +280,7 @@ class _Unreadable(CheckpointError):
 
 @functools.cache
 def _ignore_orphans() -> None:
-    """From now on, keep silent on reads that a failed one left behind.
+    """From now on, keep silent on reads and writes that a failed one left behind.
 
     Orbax closes its event loop on them, and each complains, unraisably, when it ends or is
     collected: at any later time, so that there is no moment to take this back.
