@@ -298,7 +298,7 @@ def gated_silu_pair(pair: Array, alpha, out) -> Array:
     """``gated_silu`` of gate and x side by side, pair (tokens, 2, d_ff) → (tokens, d_ff).
 
     The same numbers; but the two gradients are made in one pass, where autodiff of the slices
-    would pad each with zeros, add them, and take every sigmoid twice: 5 % of a CPU step.
+    would pad each with zeros, add them, and take every sigmoid twice.
     """
     return gated_silu(pair[:, 1], pair[:, 0], alpha, out)
 
