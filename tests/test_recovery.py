@@ -207,9 +207,6 @@ def test_interventions_by_hand():
     # η is lower from 10 before each onset, 44, 50 and 80, whatever checkpoints there were.
     scales = [three.eta_scale_at(s) for s in (33, 34, 39, 40, 69, 70)]
     assert scales == [1, 0.5, 0.5, 0.25, 0.25, 0.125]
-    changes = [three.next_change(s) for s in (0, 34, 40, 42, 70, 71, 72)]
-    assert changes == [34, 40, 42, 70, 72, 72, None]
-    assert Interventions(RecoveryConfig(), one.done).next_change(0) == 48  # η stays
     text = canonical_json(three.to_list())
     assert Interventions.from_list(config, json.loads(text)) == three
 
@@ -259,13 +256,6 @@ def test_no_batch_that_was_left_out_comes_back(spikes, lead: int, trail: int, ma
         # Nothing else is lost: what lies between is trained on, up to the batches after trail.
         lost = set(range(indices[-1])) - set(indices)
         assert lost == {b for i in state.done for b in range(i.first_batch, i.last_batch + 1)}
-    # The host learns of every change, and between changes nothing changes.
-    step, pair = 0, (state.shift_at(0), state.eta_scale_at(0))
-    for change in range(1, 200):
-        now = state.shift_at(change), state.eta_scale_at(change)
-        if state.next_change(step) == change:
-            step, pair = change, now
-        assert now == pair
 
 
 # --------------------------------------------------------------------------------- the whole thing

@@ -330,13 +330,6 @@ class Interventions:
         """Steps from which η is lower, one for each intervention."""
         return tuple(max(i.onset - self.config.margin, 0) for i in self.done)
 
-    def next_change(self, step: int) -> int | None:
-        """The first update after ``step`` with another shift or factor on η, where a chunk ends."""
-        changes = {start for start, _ in self.skips}
-        if self.config.eta_factor != 1.0:
-            changes |= set(self._lowered)
-        return min((change for change in changes if change > step), default=None)
-
     def to_list(self) -> list[dict[str, Any]]:
         """The interventions as plain JSON."""
         return [i.to_dict() for i in self.done]
