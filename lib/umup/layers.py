@@ -109,15 +109,12 @@ class Linear(Weight):
 
     def __call__(self, x: Array, casts: Casts = fp8.PLAIN) -> Array:
         w = self.w[...]
-        shape = w.shape
         history = self.amax[...] if self.delayed and casts.scaling == "delayed" else None
-        if w.ndim == 3 and not mesh.splits_columns():
-            w = w.reshape(w.shape[0], -1)  # one product of all parts is faster on one device
         y = ops.linear(
-            x, w, self.forward[...], self.backward[...], self.weight_grad[...], casts, history
-        )
-        y = self.probe(y, x, w)
-        return y.reshape(y.shape[0], *shape[1:])
+            x, w, self.forward[...], self.backward[...], self.weight_grad[...], casts, history,
+            fused=not mesh.splits_columns(),
+        )  # fmt: skip
+        return self.probe(y, x, w)
 
 
 class Embedding(Weight):

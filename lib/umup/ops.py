@@ -22,9 +22,9 @@ from umup.fp8 import Casts
 from umup.scale import scale_bwd, scale_fwd
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
-def _linear(x, w, forward, backward, weight_grad, history, casts: Casts):
-    return _linear_fwd(x, w, forward, backward, weight_grad, history, casts)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+def _linear(x, w, forward, backward, weight_grad, history, casts: Casts, fused: bool):
+    return _linear_fwd(x, w, forward, backward, weight_grad, history, casts, fused)[0]
 
 
 def _amax(casts: Casts, remembered: Array | None, i: int, operand: Array) -> Array | None:
@@ -32,6 +32,12 @@ def _amax(casts: Casts, remembered: Array | None, i: int, operand: Array) -> Arr
     if casts.scaling == "none" or casts[i] is None:
         return None
     return fp8.amax(operand) if remembered is None else remembered[i]
+
+
+def _cast_weight(w: Array, dtype, casts: Casts, last: Array | None, fused: bool) -> fp8.Operand:
+    if fused:
+        w = w.reshape(w.shape[0], -1)
+    return fp8.cast(w if casts.w else w.astype(dtype), casts.w, _amax(casts, last, 1, w))
 
 
 def _parts(operand: fp8.Operand) -> list[fp8.Operand]:
@@ -46,28 +52,31 @@ def _stack(products: list[Array]) -> Array:
     return products[0] if len(products) == 1 else jnp.stack(products, axis=1)
 
 
-def _linear_fwd(x, w, forward, backward, weight_grad, history, casts):
+def _linear_fwd(x, w, forward, backward, weight_grad, history, casts, fused):
     last = None if history is None else fp8.remembered(history)
     now = None if history is None else (fp8.amax(x), fp8.amax(w))
     x8 = fp8.cast(x, casts.x, _amax(casts, last, 0, x))
-    w8 = fp8.cast(w if casts.w else w.astype(x.dtype), casts.w, _amax(casts, last, 1, w))
+    w8 = _cast_weight(w, x.dtype, casts, last, fused)
     y = _stack([fp8.dot(x8, part, (1, 0), x.dtype, casts.precise) for part in _parts(w8)])
     y = y * jnp.asarray(forward, x.dtype)
-    # The dtypes of x and w, as empty arrays: a residual must be an array.
-    dtypes = jnp.zeros(0, x.dtype), jnp.zeros(0, w.dtype)
-    return y, (x8, w8, dtypes, backward, weight_grad, history, now, last)
+    # The dtype of x as an empty array: a residual must be an array. W stays as it came and is cast
+    # again on the way back: kept cast, a scan over layers would hold all weights a second time.
+    dtype = jnp.zeros(0, x.dtype)
+    y = y.reshape(x.shape[0], *w.shape[1:])
+    return y, (x8, w, dtype, backward, weight_grad, history, now, last)
 
 
-def _linear_bwd(casts, saved, g):
-    x8, w8, (of_x, of_w), backward, weight_grad, history, now, last = saved
-    g8 = fp8.cast(g, casts.g, _amax(casts, last, 2, g))
+def _linear_bwd(casts, fused, saved, g):
+    x8, w, of_x, backward, weight_grad, history, now, last = saved
+    w8 = _cast_weight(w, of_x.dtype, casts, last, fused)
+    g8 = fp8.cast(g.reshape(g.shape[0], -1) if fused else g, casts.g, _amax(casts, last, 2, g))
     products = [
         fp8.dot(g_part, w_part, (1, 1), of_x.dtype, casts.precise)
         for g_part, w_part in zip(_parts(g8), _parts(w8), strict=True)
     ]
     dx = functools.reduce(jnp.add, products) * jnp.asarray(backward, of_x.dtype)
     dw = _stack([fp8.dot(x8, part, (0, 0), of_x.dtype, casts.precise) for part in _parts(g8)])
-    dw = dw.astype(of_w.dtype) * jnp.asarray(weight_grad, of_w.dtype)
+    dw = dw.reshape(w.shape).astype(w.dtype) * jnp.asarray(weight_grad, w.dtype)
     rolled = None if history is None else fp8.roll(history, jnp.stack([*now, fp8.amax(g)]))
     return dx, dw, None, None, None, rolled
 
@@ -77,7 +86,7 @@ _linear.defvjp(_linear_fwd, _linear_bwd)
 
 def linear(
     x: Array, w: Array, forward, backward, weight_grad, casts: Casts = fp8.PLAIN,
-    history: Array | None = None,
+    history: Array | None = None, *, fused: bool = False,
 ) -> Array:  # fmt: skip
     """y = forward · x W, with dx = backward · g Wᵀ and dW = weight_grad · xᵀ g.
 
@@ -90,11 +99,12 @@ def linear(
         casts: formats of x, W and g in the three products.
         history: (3, ``fp8.HISTORY``) largest magnitudes of x, W and g, for delayed scaling alone;
             its "gradient" is the history after this step.
+        fused: multiply matrices that lie side by side as one, which is faster on one device.
 
     Returns:
         (tokens, fan_out) or (tokens, parts, fan_out), in x's dtype.
     """
-    return _linear(x, w, forward, backward, weight_grad, history, casts)
+    return _linear(x, w, forward, backward, weight_grad, history, casts, fused and w.ndim == 3)
 
 
 def embed(ids: Array, w: Array, forward, weight_grad) -> Array:
@@ -110,8 +120,12 @@ def embed(ids: Array, w: Array, forward, weight_grad) -> Array:
     return scale_fwd(scale_bwd(w, weight_grad)[ids], forward)
 
 
+@functools.partial(jax.checkpoint, prevent_cse=False)
 def rms_norm(x: Array, eps: float = 1e-5) -> Array:
-    """x / √(mean x² + ε) over the last axis, statistics in float32, no gain (arXiv 1910.07467)."""
+    """x / √(mean x² + ε) over the last axis, statistics in float32, no gain (arXiv 1910.07467).
+
+    Only x is kept for the way back; autodiff alone would keep two float32 copies of it.
+    """
     x32 = x.astype(jnp.float32)
     inverse = lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
     return (x32 * inverse).astype(x.dtype)
