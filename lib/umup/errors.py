@@ -50,3 +50,7 @@ class CheckpointError(UmupError):
 
 class TrainError(UmupError):
     """A training run cannot start, go on, or be forked as asked."""
+
+
+class PlanError(UmupError):
+    """A plan that cannot be: it does not fit, or there is nothing to plan."""

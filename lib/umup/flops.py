@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from umup import formulas
 from umup.config import ModelConfig
 
 
@@ -13,6 +14,8 @@ def step_flops(model: ModelConfig, batch_size: int) -> int:
     backward pass, counted over the full T × T square as PaLM does (arXiv 2204.02311, Appendix B).
     Norms, softmax, loss, optimizer and what is computed again to save memory are not counted.
     """
-    tokens = batch_size * model.seq_len
-    weights = model.n_params - model.vocab_size * model.d_model
-    return tokens * (6 * weights + 12 * model.n_layers * model.seq_len * model.d_model)
+    names = ("d_model", "n_layers", "d_ff", "vocab_size", "seq_len")
+    case = {name: getattr(model, name) for name in names}
+    return formulas.flops({**case, "batch_size": batch_size, "attention": "xla", "remat": "none"})[
+        "model"
+    ]

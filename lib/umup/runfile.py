@@ -91,25 +91,19 @@ class TrainConfig(Config):
         return digest({"run": self.run(dataset).key(), "recovery": self.recovery.essence()})
 
 
-def read_config(path: Path | str, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
+def read_config(path: Path | str | None, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
     """A run's YAML file.
 
     Args:
-        path: the file; without ``name`` in it, the file's stem is the run's name.
+        path: the file; without ``name`` in it, the file's stem is the run's name. None is a file
+            of defaults, named "run".
         overrides: dotted field → value, such as ``{"optim.steps": 100}``.
 
     Raises:
         TrainError: the file is not a mapping, or cannot be read.
         ConfigError: a field is unknown, missing or out of range.
     """
-    path = Path(path)
-    try:
-        found = read_yaml(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise TrainError(str(path), str(error).splitlines()[0], "a readable YAML file") from None
-    if not isinstance(found, dict):
-        raise TrainError(str(path), type(found).__name__, "a mapping of fields to values")
-    plain: dict[str, Any] = {"name": path.stem} | found
+    plain = {"name": "run"} if path is None else _read(Path(path))
     for dotted, value in (overrides or {}).items():
         *groups, field = dotted.split(".")
         place = plain
@@ -119,6 +113,16 @@ def read_config(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
                 raise TrainError(dotted, value, f"a field of {group}, which is no group of fields")
         place[field] = value
     return TrainConfig.from_dict(plain)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = read_yaml(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise TrainError(str(path), str(error).splitlines()[0], "a readable YAML file") from None
+    if not isinstance(found, dict):
+        raise TrainError(str(path), type(found).__name__, "a mapping of fields to values")
+    return {"name": path.stem} | found
 
 
 class Fork(NamedTuple):

@@ -1,0 +1,254 @@
+"""``umup plan``: its options, and its answers as text."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from umup import formulas, hardware, plan
+from umup.config import MeshConfig, read_yaml
+from umup.errors import PlanError
+from umup.hardware import Hardware
+from umup.plan import Case, Prediction
+
+if TYPE_CHECKING:
+    from umup.aot import Report
+    from umup.hlo import Traffic
+    from umup.runfile import TrainConfig
+
+GIB = 2**30
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``umup plan``."""
+    parser.add_argument("config", nargs="?", help="a run's file, as for umup train")
+    parser.add_argument(
+        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+        help="override one field, such as model.d_model; the value is read as YAML",
+    )  # fmt: skip
+    parser.add_argument("--hardware", default="h100", metavar="NAME", help="(default: h100)")
+    parser.add_argument("--machines", metavar="FILE", help="TOML file of machines of your own")
+    parser.add_argument(
+        "--devices", type=int, metavar="N", help="choose the layout (default: the file's mesh)"
+    )
+    parser.add_argument("--layouts", action="store_true", help="rank all layouts that fit")
+    parser.add_argument(
+        "--hours", type=float, metavar="H", help="the largest decoder of these proportions"
+    )
+    parser.add_argument(
+        "--tokens-per-parameter", type=float, default=plan.TOKENS_PER_PARAMETER, metavar="R"
+    )
+    parser.add_argument(
+        "--inference-tokens", type=float, default=0.0, metavar="T", help="over the model's life"
+    )
+    parser.add_argument(
+        "--compile", action="store_true",
+        help="compile the step for as many virtual devices and compare",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="numbers instead of text")
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Answer what was asked; returns the exit status."""
+    from umup import runfile  # needs JAX, which the other commands' options do not
+
+    overrides = {name: read_yaml(value) for name, value in chosen.parameter}
+    config = runfile.read_config(chosen.config, overrides)
+    machine = hardware.get(chosen.hardware, chosen.machines)
+    if chosen.devices is not None and chosen.devices < 1:
+        raise PlanError("--devices", chosen.devices, "an integer >= 1")
+    if chosen.hours is not None:
+        found, text = _budget(config, machine, chosen)
+    elif chosen.layouts:
+        found, text = _layouts(config, machine, chosen.devices or config.mesh.devices)
+    else:
+        config = _laid_out(config, machine, chosen.devices)
+        found, text = _one(config, machine)
+        if chosen.compile:
+            found, text = _compared(config, machine, found, text)
+        else:
+            plan.check(config.model, config.optim, config.mesh, machine)
+    print(json.dumps(found, indent=1) if chosen.json else text)
+    return 0
+
+
+def _case(config: TrainConfig, machine: Hardware) -> Case:
+    return plan.case(config.model, config.optim, config.mesh, machine)
+
+
+def _laid_out(config: TrainConfig, machine: Hardware, devices: int | None) -> TrainConfig:
+    """The run in its own layout, or in the fastest over another number of devices."""
+    if devices is None or devices == config.mesh.devices:
+        return config
+    best = plan.layouts(_case(config, machine), devices)[0]
+    return dataclasses.replace(
+        config, mesh=MeshConfig(best["data"], best["fsdp"], best["tensor"]),
+        model=dataclasses.replace(config.model, remat=best["remat"]),
+        optim=dataclasses.replace(config.optim, accumulate=best["accumulate"]),
+    )  # fmt: skip
+
+
+def _one(config: TrainConfig, machine: Hardware) -> tuple[dict[str, Any], str]:
+    c = _case(config, machine)
+    prediction = plan.predict(c, config.optim.steps)
+    head = (
+        f"{config.name}: {config.optim.steps:,} steps of {config.optim.batch_size:,} × "
+        f"{config.model.seq_len:,} tokens on {config.mesh.devices} × {machine.name}, "
+        f"{layout(c)}, {config.model.dtype}, recipe {config.model.recipe}"
+    )
+    return prediction._asdict(), f"{head}\n\n{describe(c, prediction)}"
+
+
+def layout(c: Case) -> str:
+    """A case's layout in words."""
+    parts = f", {c['accumulate']} parts a batch" if c["accumulate"] > 1 else ""
+    return f"mesh {c['data']}×{c['fsdp']}×{c['tensor']}, remat {c['remat']}{parts}"
+
+
+def describe(c: Case, prediction: Prediction) -> str:
+    """A prediction as aligned text."""
+    p, m, s = prediction.parameters, prediction.memory, prediction.step
+    f, comm = prediction.flops, prediction.communication
+    ms = 1e3
+    room = c["memory"] * c["usable"]
+    verdict = "fits" if m["total"] <= room else f"{(m['total'] - room) / GIB:.1f} GiB too much"
+    model = [(name, f"{count(p[name])}") for name in ("embedding", "attention", "mlp", "readout")]
+    memory = [(name, f"{m[name] / GIB:.2f}") for name in
+              ("state", "gradients", "copies", "kept", "workspace", "total")]  # fmt: skip
+    arithmetic = [
+        ("6ND", count(f["six_nd"])), ("model", count(f["model"])),
+        ("attention in it", f"{1 - (f['compiled'] - f['attention']) / f['compiled']:.1%}"),
+        ("computed again", f"{f['recomputed'] / f['compiled']:.1%}"),
+    ]  # fmt: skip
+    received = [(name, f"{comm[key] / GIB:.2f}") for name, key in
+                (("fsdp gathers", "gathered"), ("fsdp sums", "scattered"),
+                 ("lookups", "lookup"), ("data sums", "replicas"),
+                 ("tensor sums", "sums"))]  # fmt: skip
+    time = [(name, f"{ms * s[name]:.2f}") for name in
+            ("products", "attention", "elementwise", "overhead", "hidden", "exposed")]  # fmt: skip
+    return "\n".join([
+        block(f"parameters: {count(p['total'])}", model),
+        block(f"GiB a device: {verdict} in {room / GIB:.1f}", memory),
+        block("FLOPs a step, all devices", arithmetic),
+        block("GiB a device receives a step", received),
+        block(f"ms a step: {ms * s['seconds']:.2f}, limited by {s['limit']}", time),
+        f"{s['tokens_per_s']:,.0f} tokens/s, MFU {s['mfu']:.1%}; "
+        f"{prediction.hours:.2f} hours, ${prediction.dollars:,.0f}",
+    ])  # fmt: skip
+
+
+def block(title: str, rows: Sequence[tuple[str, str]]) -> str:
+    """A title with its rows, names left and values right."""
+    width = max(len(name) for name, _ in rows)
+    right = max(len(value) for _, value in rows)
+    return "\n".join([title, *(f"  {n.ljust(width)}  {v.rjust(right)}" for n, v in rows), ""])
+
+
+def count(number: float) -> str:
+    """A count with a unit of thousands: 6.74 G."""
+    for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.3g}"
+
+
+def _layouts(config: TrainConfig, machine: Hardware, devices: int) -> tuple[list, str]:
+    ranked = plan.layouts(_case(config, machine), devices)
+    rows = [("mesh", "remat", "parts", "ms a step", "MFU", "GiB a device", "limited by")]
+    found = []
+    for c in ranked:
+        step, memory = formulas.step_time(c), formulas.memory(c)["total"]
+        mesh = f"{c['data']}×{c['fsdp']}×{c['tensor']}"
+        rows.append((mesh, c["remat"], str(c["accumulate"]), f"{1e3 * step['seconds']:.2f}",
+                     f"{step['mfu']:.1%}", f"{memory / GIB:.1f}", step["limit"]))  # fmt: skip
+        found.append({"mesh": mesh, "remat": c["remat"], "accumulate": c["accumulate"],
+                      "memory": memory, **step})  # fmt: skip
+    return found, table(rows)
+
+
+def table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Rows as aligned text."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _budget(
+    config: TrainConfig, machine: Hardware, chosen: argparse.Namespace
+) -> tuple[dict[str, Any], str]:
+    devices = chosen.devices or config.mesh.devices
+    model = config.model
+    family = _case(config, machine) | {
+        "aspect": model.d_model / model.n_layers, "ff_ratio": model.d_ff / model.d_model,
+    }  # fmt: skip
+    bought = plan.budget(
+        family, devices, chosen.hours, tokens_per_parameter=chosen.tokens_per_parameter,
+        inference_tokens=chosen.inference_tokens,
+    )  # fmt: skip
+    c = bought.case
+    steps = round(bought.tokens / (c["batch_size"] * c["seq_len"]))
+    prediction = plan.predict(c, steps)
+    rows = [("allocation of these FLOPs", "parameters", "tokens", "tokens each", "loss*")]
+    for name, one in bought.allocations.items():
+        rows.append((name, count(one["parameters"]), count(one["tokens"]),
+                     f"{one['tokens'] / one['parameters']:.3g}", f"{one['loss']:.3f}"))  # fmt: skip
+    text = "\n".join([
+        f"{chosen.hours:g} hours on {devices} × {machine.name}: {c['n_layers']} layers of "
+        f"d_model {c['d_model']}, d_ff {c['d_ff']}; {count(bought.tokens)} tokens in "
+        f"{steps:,} steps, {layout(c)}", "",
+        describe(c, prediction), "",
+        table(rows), "* of Besiroglu et al.'s fit: for their text; only differences carry over",
+    ])  # fmt: skip
+    found = {"shape": {k: c[k] for k in ("n_layers", "d_model", "d_ff", "data", "fsdp", "tensor",
+                                         "remat", "accumulate")},
+             "tokens": bought.tokens, "flops": bought.flops, "steps": steps,
+             "allocations": bought.allocations, **prediction._asdict()}  # fmt: skip
+    return found, text
+
+
+def _compared(
+    config: TrainConfig, machine: Hardware, found: dict[str, Any], text: str
+) -> tuple[dict[str, Any], str]:
+    """The compiled step beside what the planner says of XLA's CPU backend, which compiles it."""
+    from umup import aot
+
+    model, note = config.model, ""
+    if model.attention == "cudnn":  # a kernel of NVIDIA GPUs alone
+        model, note = dataclasses.replace(model, attention="xla"), ", attention xla for cudnn"
+    report = aot.compiled(aot.Job(config.scheme, model, config.optim, config.mesh))
+    c = plan.case(model, config.optim, config.mesh, hardware.get("cpu"))
+    rows = [("of a device", "planned", "compiled", "ratio")]
+    for name, ours, theirs, unit in compared(c, report):
+        ratio = f"{ours / theirs:.3f}"
+        rows.append((name, f"{ours / unit:,.2f}", f"{theirs / unit:,.2f}", ratio))
+    text += (
+        f"\n\ncompiled for {config.mesh.devices} virtual devices by XLA's CPU backend in "
+        f"{report.lower_s + report.compile_s:.0f} s{note}, beside the plan for that backend\n"
+        f"{table(rows)}\n\n{collectives(report.collectives)}"
+    )
+    return {"plan": found, "compiled": json.loads(report.to_json())}, text
+
+
+def compared(c: Case, report: Report) -> list[tuple[str, float, float, float]]:
+    """(name, planned, compiled, unit) of what a compiled step can be asked, of one device."""
+    memory, n = formulas.memory(c), formulas.devices(c)
+    return [
+        ("parameters, all", formulas.parameters(c)["total"], report.n_params, 1),
+        ("state, GiB", memory["state"], report.argument_bytes, GIB),
+        ("all memory, GiB", memory["total"], report.total_bytes, GIB),
+        ("TFLOP", formulas.flops(c)["compiled"] / n, report.flops, 1e12),
+    ]
+
+
+def collectives(rows: Sequence[Traffic]) -> str:
+    """What a device receives in the compiled step's collectives, by kind and axis."""
+    out = [("collective", "over", "type", "times", "GiB")]
+    for row in rows:
+        out.append(
+            (row.kind, "×".join(row.axes) or "?", row.dtype, f"{row.count:g}",
+             f"{row.bytes / GIB:.3f}")
+        )  # fmt: skip
+    return table(out) if len(out) > 1 else "no collectives"
