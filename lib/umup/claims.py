@@ -28,6 +28,7 @@ import pandas as pd
 import yaml
 
 from umup import records, studies, tables
+from umup.config import read_yaml
 from umup.errors import ClaimError
 from umup.laws import Interval
 from umup.records import Results, Store
@@ -203,7 +204,7 @@ def load(path: str | Path) -> list[Claim]:
     """
     path = Path(path)
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+        entries = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ClaimError(str(path), str(error), "a readable YAML list of claims") from error
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):

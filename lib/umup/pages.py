@@ -12,7 +12,6 @@ import json
 import math
 import platform
 import re
-import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,10 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
-from umup import config, records, rules, schemas
-from umup.errors import BookError
+from umup import config, hardware, records, rules, schemas
+from umup.config import read_yaml
 
 PROFILES = ("h100", "cpu", "smoke")
 """Profiles, the one that says most first."""
@@ -256,20 +254,10 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def prices(path: Path) -> dict[str, float]:
-    """US dollars an hour by device name, from `book/prices.toml`.
-
-    Raises:
-        BookError: the file is malformed or a price is not a number at or above 0.
-    """
-    try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))["usd_per_hour"]
-    except (OSError, tomllib.TOMLDecodeError, KeyError) as error:
-        raise BookError(str(path), str(error), "a table [usd_per_hour] of name = price") from error
-    for name, price in found.items():
-        if isinstance(price, bool) or not isinstance(price, (int, float)) or not price >= 0:
-            raise BookError(f"usd_per_hour.{name}", price, "a number of US dollars, at least 0")
-    return {name.lower(): float(price) for name, price in found.items()}
+def prices() -> dict[str, float]:
+    """US dollars an hour by machine, of those that `umup.hardware` has a price for."""
+    known = hardware.catalogue()
+    return {name: machine.usd_per_hour for name, machine in known.items() if machine.usd_per_hour}
 
 
 def costs(runs: pd.DataFrame, per_hour: Mapping[str, float]) -> str:
@@ -298,7 +286,7 @@ def profiles(experiments: Path) -> str:
     parts = []
     for folder in sorted(p.parent for p in experiments.glob("*/study.ipynb")):
         names = [n for n in reversed(PROFILES) if (folder / f"{n}.yaml").exists()]
-        values = {n: yaml.safe_load((folder / f"{n}.yaml").read_text("utf-8")) or {} for n in names}
+        values = {n: read_yaml((folder / f"{n}.yaml").read_text("utf-8")) or {} for n in names}
         keys = dict.fromkeys(key for v in values.values() for key in v)
         rows = [[f"`{k}`", *(_plain(values[n].get(k)) for n in names)] for k in keys]
         grid = table(["parameter", *names], rows, "wrap") if rows else "No profile files.\n"
@@ -402,7 +390,7 @@ def generate(root: Path, staging: Path, studies: Sequence[Study]) -> None:
         "rules": rules_tables(),
         "data": data_sheet(runs),
         "profiles": profiles(root / "experiments"),
-        "costs": costs(runs, prices(root / "book" / "prices.toml")),
+        "costs": costs(runs, prices()),
         "status": status(runs),
         "bench": bench_records.page(root / bench_records.RECORDS),
         "modules": api(Path(__file__).parent, staging / "api"),

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import pandas as pd
 import pytest
 
-from umup import config, pages, rules
-from umup.errors import BookError
+from umup import config, hardware, pages, rules
 
 NAN = math.nan
 
@@ -130,18 +129,8 @@ def test_costs_are_hours_times_devices_times_price():
     assert pages.costs(runs().iloc[:0], {}) == "No records are committed yet.\n"
 
 
-@pytest.mark.parametrize("text", ["", "[usd_per_hour]\nh100 = -1\n", "x = [", None])
-def test_bad_prices_are_refused(tmp_path, text):
-    path = tmp_path / "prices.toml"
-    if text is not None:
-        path.write_text(text, encoding="utf-8")
-    with pytest.raises(BookError, match="usd_per_hour"):
-        pages.prices(path)
-
-
-def test_prices_are_read(tmp_path):
-    (tmp_path / "p.toml").write_text("[usd_per_hour]\nH100 = 2\n", encoding="utf-8")
-    assert pages.prices(tmp_path / "p.toml") == {"h100": 2.0}
+def test_prices_are_those_of_the_known_machines():
+    assert pages.prices()["h100"] == hardware.get("h100").usd_per_hour > 0
 
 
 def test_status_counts_stale_records_and_names_commits():
