@@ -262,7 +262,7 @@ def test_records_of_other_data_or_settings_do_not_count():
 
 
 def test_runs_are_what_the_settings_say():
-    plan = sweep(widths=(96,), d_head=48, ff_ratio=2.75, n_layers=3, base_width=48,
+    plan = sweep(widths=(96,), full_grid_width=96, d_head=48, ff_ratio=2.75, n_layers=3, base_width=48,
                  weight_decay=0.5, warmup_ratio=0.2, seq_len=16, batch_size=4,
                  eval_batches=7)  # fmt: skip
     run = plan.run(Arm("umup", 96, 100), -1.5, 4, dataset())
@@ -322,3 +322,10 @@ def test_a_grid_off_the_octaves_is_recognised_or_refused(lo):
     runs = plan.pending(table([], drifting), dataset())
     again = plan.pending(table(runs, drifting), dataset())
     assert not {r.key() for r in runs} & {r.key() for r in again}, "a finished run is asked for"
+
+
+def test_a_horizon_without_a_full_grid_is_refused():
+    with pytest.raises(ConfigError, match="full_grid_width: received 16; allowed: at least 32"):
+        LRSweep(widths=(32, 64), full_grid_width=16)
+    with pytest.raises(ConfigError, match="narrowest width of 50 steps"):
+        LRSweep(widths=(32, 64), full_grid_width=32, short_steps=50, short_widths=(64,))

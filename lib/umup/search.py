@@ -221,6 +221,19 @@ class LRSweep(Design):
                 ) from None
         for width in (*self.widths, *self.short_widths, *self.long_widths):
             self.model(width, vocab_size=2)  # heads that do not divide are an error now
+        # An optimum is predicted from narrower widths of the same horizon: without one with a
+        # full grid, the rest of the horizon would wait for ever.
+        for steps, widths in self._horizons():
+            if steps and widths and min(widths) > self.full_grid_width:
+                allowed = f"at least {min(widths)}, the narrowest width of {steps} steps"
+                raise ConfigError("full_grid_width", self.full_grid_width, allowed)
+
+    def _horizons(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
+        return (
+            (self.steps, self.widths),
+            (self.short_steps, self.short_widths),
+            (self.long_steps, self.long_widths),
+        )
 
     def search(self, scheme: str) -> LRSearch:
         """The full line search of a scheme."""
@@ -229,14 +242,9 @@ class LRSweep(Design):
 
     def arms(self) -> list[Arm]:
         """All arms: the main horizon's first, and the cheap before the dear."""
-        horizons = (
-            (self.steps, self.widths),
-            (self.short_steps, self.short_widths),
-            (self.long_steps, self.long_widths),
-        )
         arms = [
             Arm(scheme, width, steps)
-            for steps, widths in horizons if steps
+            for steps, widths in self._horizons() if steps
             for width in widths
             for scheme in self.schemes
         ]  # fmt: skip
