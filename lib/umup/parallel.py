@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from umup import data, mesh, train
 from umup.config import HPs, RunConfig
+from umup.tokenizing import token_dtype
 from umup.train import Lane, TrainState
 
 
@@ -99,9 +100,9 @@ def programs(run: RunConfig, devices: Mesh, chunk_steps: int) -> Programs:
     Runs of one shape share them, whatever scheme, hyperparameters and seed; each scheme has its
     own ``init``.
     """
-    shape, lane = dataclasses.replace(run, hps=HPs(), seed=0, probe_steps=()), lane_of(run)
-    init = _init_program(shape, devices)
-    chunk, evaluate = _step_programs(dataclasses.replace(shape, scheme="sp"), devices, chunk_steps)
+    lane = lane_of(run)
+    init = _init_program(_shape_of(run), devices)
+    chunk, evaluate = _step_programs(_shape_of(run, "sp"), devices, chunk_steps)
 
     def under_mesh(fn: Callable) -> Callable:
         def called(*args):
@@ -117,6 +118,35 @@ def programs(run: RunConfig, devices: Mesh, chunk_steps: int) -> Programs:
     )
 
 
+def lower(
+    run: RunConfig, devices: Mesh, *, chunk_steps: int = 1, stream_tokens: int = 0
+) -> jax.stages.Lowered:
+    """The chunk that ``programs`` compiles, lowered for abstract arguments: no array is made.
+
+    Args:
+        run, devices, chunk_steps: as for ``programs``.
+        stream_tokens: length of the token stream, on every device whole; 0: windows (chunk, B,
+            T+1) that the host reads.
+    """
+    if stream_tokens:
+        shape, sharding = (stream_tokens,), everywhere(devices)
+    else:
+        shape = (chunk_steps, run.optim.batch_size, run.model.seq_len + 1)
+        sharding = windows_sharding(devices)
+    dtype = token_dtype(run.model.vocab_size)
+    source = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+    chunk, _ = _step_programs(_shape_of(run, "sp"), devices, chunk_steps)
+    with jax.set_mesh(devices):
+        return chunk.lower(source, lane_of(run), abstract_state(run, devices), _plain(Control()))
+
+
+def _shape_of(run: RunConfig, scheme: str = "") -> RunConfig:
+    """What one program serves of a run; a step's also serves every scheme."""
+    return dataclasses.replace(
+        run, scheme=scheme or run.scheme, hps=HPs(), seed=0, probe_steps=()
+    )  # fmt: skip
+
+
 @functools.lru_cache(maxsize=16)
 def _init_program(run: RunConfig, devices: Mesh) -> Callable:
     shardings = mesh.shardings(devices, abstract_state(run, devices))
@@ -124,7 +154,9 @@ def _init_program(run: RunConfig, devices: Mesh) -> Callable:
 
 
 @functools.lru_cache(maxsize=16)
-def _step_programs(run: RunConfig, devices: Mesh, chunk_steps: int) -> tuple[Callable, Callable]:
+def _step_programs(
+    run: RunConfig, devices: Mesh, chunk_steps: int
+) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
     shardings = mesh.shardings(devices, abstract_state(run, devices))
     whole = everywhere(devices)
     shared = {"batch_size": run.optim.batch_size, "seq_len": run.model.seq_len}

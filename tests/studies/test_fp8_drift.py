@@ -26,6 +26,7 @@ from umup.claims import NotMeasured
 from umup.config import NUMERICS, PROBE_STATS, HPs, ModelConfig, OptimConfig, RunConfig
 from umup.data import Dataset
 from umup.errors import ConfigError
+from umup.hlo import Program
 from umup.records import Results
 from umup.studies import fp8_drift, fp8_drift_figures, fp8_drift_gemm_figures
 from umup.studies import fp8_drift_gemm as gemm
@@ -35,7 +36,6 @@ from umup.studies import fp8_drift_report as report
 from umup.studies import fp8_drift_settings_figures as effects
 from umup.studies import fp8_drift_tables as tables
 from umup.studies.fp8_drift import Fp8Drift
-from umup.studies.fp8_drift_hlo import Program
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "experiments" / "fp8_drift"

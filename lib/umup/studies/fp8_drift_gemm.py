@@ -19,8 +19,8 @@ from umup import fp8, ops, train
 from umup.config import BLOCK_LINEARS, HPs, ModelConfig, OptimConfig, RunConfig
 from umup.errors import ConfigError
 from umup.fp8 import Casts
+from umup.hlo import Program
 from umup.layers import block_casts, linear_casts
-from umup.studies.fp8_drift_hlo import Program
 
 PRODUCTS = ("y", "dx", "dw")
 KINDS = ("bf16", "fp8", "fp8_cast", "fp8_current")
