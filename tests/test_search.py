@@ -262,8 +262,8 @@ def test_records_of_other_data_or_settings_do_not_count():
 
 
 def test_runs_are_what_the_settings_say():
-    plan = sweep(widths=(96,), full_grid_width=96, d_head=48, ff_ratio=2.75, n_layers=3, base_width=48,
-                 weight_decay=0.5, warmup_ratio=0.2, seq_len=16, batch_size=4,
+    plan = sweep(widths=(96,), full_grid_width=96, d_head=48, ff_ratio=2.75, n_layers=3,
+                 base_width=48, weight_decay=0.5, warmup_ratio=0.2, seq_len=16, batch_size=4,
                  eval_batches=7)  # fmt: skip
     run = plan.run(Arm("umup", 96, 100), -1.5, 4, dataset())
     assert (run.scheme, run.seed, run.eval_batches, run.data_digest) == ("umup", 4, 7, "d0")
