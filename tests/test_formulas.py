@@ -98,14 +98,14 @@ def test_rings_by_hand():
     mesh = {**CASE, "data": 1, "fsdp": 4, "tensor": 1}
     found = formulas.communication(mesh)
     blocks, table = 2 * (4 * 64**2 + 3 * 64 * 256), 128 * 64
-    assert found["gathered"] == 2 * (2 * blocks + table)
+    assert found["gathered"] == 2 * (2 * blocks + 2 * table)
     assert found["scattered"] == 2 * (blocks + table)
     received = 0.75 * (found["gathered"] + found["scattered"] + found["lookup"])
     assert found["fsdp_s"] == pytest.approx(received / 100e9)
     slow = formulas.communication({**mesh, "node_devices": 2})  # the ring leaves the node
     assert slow["fsdp_s"] == pytest.approx(10 * found["fsdp_s"])
     split = formulas.communication({**CASE, "tensor": 2})
-    assert split["sums"] == 2 * 256 * 64 * (2 * 4 + 2)
+    assert split["sums"] == 256 * 64 * (2 * (2 * 4 + 1) + 4)
     assert split["tensor_s"] == pytest.approx(split["sums"] / 100e9)  # 2·(n−1)/n = 1
 
 

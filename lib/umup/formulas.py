@@ -20,6 +20,45 @@ from __future__ import annotations
 import math
 
 
+def assemble(run, precision, machine):
+    """The case of a run on a machine.
+
+    ``run`` has the shape, the step and the layout but for bytes, under the names of a case;
+    ``precision`` (`umup.plan.precision`) those bytes, the machine's field with the peak of the
+    products, and of each linear the share of the blocks in which it is in float8; ``machine`` the
+    fields of `umup.hardware.Hardware`.
+    """
+    d = run["d_model"]
+    ff = run["d_ff"]
+    float8 = precision["float8"]
+    attention = 3 * d * d * float8["qkv"] + d * d * float8["out"]
+    mlp = 2 * d * ff * float8["gate_up"] + d * ff * float8["down"]
+    readout = run["vocab_size"] * d
+    every = run["n_layers"] * (4 * d * d + 3 * d * ff) + readout
+    peak = machine[precision["products"]]
+    narrow = machine["tflops_float8"] if machine["tflops_float8"] > 0 else peak
+    return {
+        **run,
+        **precision["bytes"],
+        "fp8_share": (run["n_layers"] * (attention + mlp) + readout * float8["readout"]) / every,
+        "memory": machine["memory_gb"] * 1e9,
+        "usable": machine["usable"],
+        "bandwidth": machine["memory_gb_s"] * 1e9,
+        "link_bandwidth": machine["link_gb_s"] * 1e9,
+        "network_bandwidth": machine["network_gb_s"] * 1e9,
+        "node_devices": machine["node_devices"],
+        "gemm_efficiency": machine["gemm_efficiency"],
+        "attention_efficiency": machine["attention_efficiency"],
+        "overhead": machine["overhead_us"] * 1e-6,
+        "usd_per_hour": machine["usd_per_hour"],
+        "copied_moments": machine["copied_moments"],
+        "work_bytes": 4 if machine["widens"] else 0,
+        "unfused_sums": 1 if machine["split_sums"] else 0,
+        "peak_flops": peak * 1e12,
+        "peak_fp8_flops": narrow * 1e12,
+    }
+
+
 def devices(c):
     """Devices of the mesh."""
     return c["data"] * c["fsdp"] * c["tensor"]
@@ -207,7 +246,8 @@ def communication(c):
     lookup = 0.0
     if fsdp > 1:
         times = 3 if c["remat"] == "full" else 2
-        gathered = parts * (narrow * (times * firsts + 2 * table) + wide * (times * outs + 2 * downs))
+        gathered = parts * narrow * (times * firsts + 2 * table)
+        gathered = gathered + parts * wide * (times * outs + 2 * downs)
         scattered = parts * act * (blocks + table)
         lookup = parts * t * c["d_model"] * (c["param_bytes"] + act)
     replicas = 0.0
@@ -346,6 +386,43 @@ def fastest(c):
     return best
 
 
+def leanest(c, total):
+    """The layout over ``total`` devices that takes the least memory, of those that divide evenly.
+
+    ``bytes`` is 0 where none does.
+    """
+    best = {**c, "bytes": 0.0}
+    tensor = 1
+    while tensor <= min(total, c["node_devices"]):
+        for fsdp in range(1, total // tensor + 1):
+            if total % (tensor * fsdp) == 0:
+                data = total // (tensor * fsdp)
+                parts = 1
+                while parts <= c["batch_size"] / (data * fsdp):
+                    mesh = {**c, "data": data, "fsdp": fsdp, "tensor": tensor}
+                    trial = {**mesh, "remat": "full", "accumulate": parts}
+                    need = memory(trial)["total"]
+                    if splits(trial) and (best["bytes"] == 0 or need < best["bytes"]):
+                        best = {**trial, "bytes": need}
+                    parts = parts * 2
+        tensor = tensor * 2
+    return best
+
+
+def enough(c, total):
+    """The fastest layout over ``total`` devices, or over as few doublings of them as fit.
+
+    Beside more devices a larger batch keeps the rows of each. ``seconds`` is 0 where 2¹⁶ do not do.
+    """
+    more = total
+    while more <= 65536:
+        best = quickest(layouts({**c, "batch_size": max(c["batch_size"], more)}, more))
+        if best["seconds"] > 0:
+            return best
+        more = more * 2
+    return {**c, "seconds": 0.0}
+
+
 def shape(c, n_layers):
     """The case with a decoder of that depth in the family's proportions.
 
@@ -383,6 +460,27 @@ def quickest(found):
         if best["seconds"] == 0 or found[i]["seconds"] < best["seconds"]:
             best = found[i]
     return best
+
+
+def spent(c, seconds):
+    """What a case does in so many seconds: steps, tokens, dollars; tokens of each parameter."""
+    tokens = step_time(c)["tokens_per_s"] * seconds
+    return {
+        "steps": tokens / (c["batch_size"] * c["seq_len"]),
+        "tokens": tokens,
+        "tokens_per_parameter": tokens / parameters(c)["total"],
+        "dollars": seconds / 3600 * devices(c) * c["usd_per_hour"],
+    }
+
+
+def allocations(budget, tokens_per_parameter, inference_tokens):
+    """How ``budget`` FLOPs are spent by a fixed ratio, by two laws, and for a model much used."""
+    return {
+        "rule of thumb": rule_of_thumb(budget, tokens_per_parameter),
+        "Chinchilla": chinchilla(budget),
+        "Kaplan": kaplan(budget),
+        "over-trained": overtrained(budget, inference_tokens),
+    }
 
 
 def kaplan(budget):

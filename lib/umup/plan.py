@@ -10,13 +10,16 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from umup import formulas
-from umup.config import MeshConfig, ModelConfig, OptimConfig
+from umup.config import BLOCK_LINEARS, MeshConfig, ModelConfig, OptimConfig
 from umup.errors import ConfigError, PlanError
 from umup.hardware import Hardware
 
 Case = dict[str, Any]
 GIB = 2**30
 TOKENS_PER_PARAMETER = 20.0
+SHAPE = (
+    "d_model", "n_layers", "d_head", "d_ff", "vocab_size", "seq_len", "remat", "attention",
+)  # fmt: skip
 BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -28,63 +31,47 @@ def case(
     Raises:
         ConfigError: the machine has no products of the model's type.
     """
+    kinds = precision(model)
+    fields = machine.to_dict()
+    if not fields[kinds["products"]]:
+        products = kinds["products"].removeprefix("tflops_")
+        allowed = f"a machine with {products} products, or another dtype"
+        raise ConfigError("hardware", machine.name, allowed)
+    shape = {name: getattr(model, name) for name in SHAPE}
+    step = {"batch_size": optim.batch_size, "accumulate": optim.accumulate}
+    return formulas.assemble(shape | step | layout.to_dict(), kinds, fields)
+
+
+def precision(model: ModelConfig) -> dict[str, Any]:
+    """What a model's types and recipe mean to the formulas, see ``formulas.assemble``."""
     from umup.fp8 import casts  # needs JAX, which the formulas do not
 
     act = BYTES[model.dtype]
     narrow = casts(model.recipe, "blocks.0.attn.qkv")
     wide = casts(model.recipe, "blocks.0.mlp.down")
-    products = model.dtype if narrow.x is None else "bfloat16"
-    peak = getattr(machine, f"tflops_{products}")
-    if not peak:
-        allowed = f"a machine with {products} products, or another dtype"
-        raise ConfigError("hardware", machine.name, allowed)
+
+    def float8(linear: str) -> bool:
+        return _bytes(casts(model.recipe, linear, model.keep_bf16).x, 4) == 1
+
+    blocks = range(model.n_layers)
     return {
-        **{name: getattr(model, name) for name in (
-            "d_model", "n_layers", "d_head", "d_ff", "vocab_size", "seq_len", "remat", "attention",
-        )},
-        "batch_size": optim.batch_size, "accumulate": optim.accumulate,
-        "data": layout.data, "fsdp": layout.fsdp, "tensor": layout.tensor,
-        "act_bytes": act, "param_bytes": BYTES[model.params_dtype],
-        "in_bytes": _bytes(narrow.x, act), "wide_bytes": _bytes(wide.x, act),
-        "weight_bytes": _bytes(narrow.w, act), "fp8_share": _fp8_share(model),
-        **_machine(machine), "peak_flops": peak * 1e12,
-        "peak_fp8_flops": (machine.tflops_float8 or peak) * 1e12,
+        "bytes": {
+            "act_bytes": act, "param_bytes": BYTES[model.params_dtype],
+            "in_bytes": _bytes(narrow.x, act), "wide_bytes": _bytes(wide.x, act),
+            "weight_bytes": _bytes(narrow.w, act),
+        },
+        "products": f"tflops_{model.dtype if narrow.x is None else 'bfloat16'}",
+        "float8": {
+            **{name.split(".")[1]: sum(float8(f"blocks.{i}.{name}") for i in blocks) / len(blocks)
+               for name in BLOCK_LINEARS},
+            "readout": float(float8("readout")),
+        },
     }  # fmt: skip
 
 
 def _bytes(fmt: Any, act: int) -> int:
     """Bytes of an operand in a format of `umup.fp8` (None: as the activations)."""
     return act if fmt is None else fmt.dtype.itemsize
-
-
-def _fp8_share(model: ModelConfig) -> float:
-    """Share of the linears' arithmetic whose three products are in float8."""
-    from umup.fp8 import casts
-
-    d, ff = model.d_model, model.d_ff
-    sizes = {"attn.qkv": 3 * d * d, "attn.out": d * d, "mlp.gate_up": 2 * d * ff,
-             "mlp.down": d * ff}  # fmt: skip
-    parts = {f"blocks.{i}.{name}": size
-             for i in range(model.n_layers) for name, size in sizes.items()}  # fmt: skip
-    parts["readout"] = model.vocab_size * d
-    narrow = sum(
-        size for name, size in parts.items()
-        if _bytes(casts(model.recipe, name, model.keep_bf16).x, 4) == 1
-    )  # fmt: skip
-    return narrow / sum(parts.values())
-
-
-def _machine(machine: Hardware) -> Case:
-    return {
-        "memory": machine.memory_gb * 1e9, "usable": machine.usable,
-        "bandwidth": machine.memory_gb_s * 1e9, "link_bandwidth": machine.link_gb_s * 1e9,
-        "network_bandwidth": machine.network_gb_s * 1e9, "node_devices": machine.node_devices,
-        "gemm_efficiency": machine.gemm_efficiency,
-        "attention_efficiency": machine.attention_efficiency,
-        "overhead": machine.overhead_us * 1e-6, "usd_per_hour": machine.usd_per_hour,
-        "copied_moments": machine.copied_moments, "work_bytes": 4 if machine.widens else 0,
-        "unfused_sums": int(machine.split_sums),
-    }  # fmt: skip
 
 
 class Prediction(NamedTuple):
@@ -157,24 +144,15 @@ def nearest(c: Case) -> str:
     parts = c["accumulate"]
     while (parts := 2 * parts) <= rows:
         offer({**c, "accumulate": parts}, f"optim.accumulate {parts} fits")
+    if changes:
+        return min(changes)[1]
     total = formulas.devices(c)
-    if not changes:
-        changes = [
-            (found["seconds"],
-             f"{_words(found)} fits")
-            for found in formulas.layouts(c, total)
-        ]  # fmt: skip
-    more = total
-    while not changes and more < 2**16:
-        more *= 2
-        # Beside more devices a larger batch keeps the rows of each.
-        wider = {**c, "batch_size": max(c["batch_size"], more)}
-        changes = [
-            (found["seconds"],
-             f"{more} devices would do, as {_words(found)}")
-            for found in formulas.layouts(wider, more)
-        ]  # fmt: skip
-    return min(changes)[1] if changes else "nothing near fits: take a smaller model"
+    found = formulas.enough(c, total)
+    if not found["seconds"]:
+        return "nothing near fits: take a smaller model"
+    if formulas.devices(found) == total:
+        return f"{_words(found)} fits"
+    return f"{formulas.devices(found)} devices would do, as {_words(found)}"
 
 
 def _words(c: Case) -> str:
@@ -244,12 +222,7 @@ def budget(
             "hours", hours, f"more: {_too_small(family, devices, hours, tokens_per_parameter)}"
         )
     flops = 6 * formulas.parameters(found)["total"] * found["tokens"]
-    allocations = {
-        "rule of thumb": formulas.rule_of_thumb(flops, tokens_per_parameter),
-        "Chinchilla": formulas.chinchilla(flops),
-        "Kaplan": formulas.kaplan(flops),
-        "over-trained": formulas.overtrained(flops, inference_tokens),
-    }
+    allocations = formulas.allocations(flops, tokens_per_parameter, inference_tokens)
     return Budget(found, found["tokens"], flops, allocations)
 
 
