@@ -193,7 +193,8 @@ def memory(c):
     both = max(attention, mlp) + min(attention, mlp) / 2
     block = max(forward, both) + stream + weights
     workspace = max(block, head)
-    if c["accumulate"] > 1:
+    # The sum over parts of a batch: a second set, where the freed originals of moments have no room.
+    if c["accumulate"] > 1 and c["copied_moments"] < 2:
         workspace = workspace + gradients
     freed = 2 * c["copied_moments"] * 4 * c["n_layers"] * c["d_model"] * c["d_ff"] / ways
     workspace = max(workspace - freed, 0.0)

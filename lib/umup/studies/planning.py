@@ -1,0 +1,127 @@
+"""The study ``planning``: is the planner right?
+
+Points only: the train step of a list of configurations, compiled ahead of time for meshes that are
+not there. Records hold what the compiler said; what `umup.formulas` predicts is computed when they
+are tabulated, so that a change of the planner shows. Step times are those on record in the study
+``throughput``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from umup import aot, mesh
+from umup.aot import Job
+from umup.config import COUNT, RECIPES
+from umup.design import Design, Point
+from umup.errors import ConfigError, StudyError
+from umup.studies.planning_tables import QUANTITIES
+
+__all__ = ["DESIGN", "MEASURES", "QUANTITIES", "Planning"]
+
+PARTS = ("model", "optim", "mesh")
+
+
+def job(model: Mapping[str, Any], optim: Mapping[str, Any], mesh: Mapping[str, Any]) -> Job:
+    """The u-μP step to compile, from the fields that a point's specification has."""
+    return Job.from_dict({"scheme": "umup", "model": model, "optim": optim, "mesh": mesh})
+
+
+def compiled(
+    *, name: str, model: Mapping[str, Any], optim: Mapping[str, Any], mesh: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What XLA says of a step compiled for virtual CPU devices, see `aot.Report`.
+
+    Args:
+        name: of the configuration; no part of what is compiled.
+        model, optim, mesh: fields of their configurations.
+
+    Raises:
+        TrainError: the compiling process failed.
+    """
+    return json.loads(aot.compiled(job(model, optim, mesh)).to_json())
+
+
+def native(
+    *, name: str, model: Mapping[str, Any], optim: Mapping[str, Any], mesh: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The same by the compiler of the accelerator that is there, with all its passes.
+
+    Raises:
+        StudyError: there is none.
+    """
+    if (found := jax.default_backend()) == "cpu":
+        raise StudyError("native", found, "a machine with an accelerator that this JAX can use")
+    return json.loads(aot.compiled(job(model, optim, mesh), native=True).to_json())
+
+
+MEASURES: Mapping = {"compiled": compiled, "native": native}
+
+
+@dataclass(frozen=True)
+class Planning(Design):
+    """Parameters of the study.
+
+    Args:
+        configurations: ``name``, and ``model``, ``optim``, ``mesh``: fields that differ from the
+            defaults.
+        sizes: ``name`` and ``model``; each is compiled in every layout with every recipe.
+        layouts: meshes.
+        recipes: of the linears.
+        sequences: of the batch, a device along ``data`` and ``fsdp``.
+        native: compile for the devices of this machine, not for virtual ones.
+    """
+
+    configurations: tuple[dict, ...] = ()
+    sizes: tuple[dict, ...] = ()
+    layouts: tuple[dict, ...] = ()
+    recipes: tuple[str, ...] = ("plain",)
+    sequences: int = 1
+    native: bool = False
+    point_seconds: float = 12.0
+
+    RANGES = {**Design.RANGES, "recipes": RECIPES, "sequences": COUNT}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for given, allowed in (("configurations", ("name", *PARTS)), ("sizes", ("name", "model"))):
+            for entry in getattr(self, given):
+                if "name" not in entry or not set(entry) <= set(allowed):
+                    raise ConfigError(given, entry, f"a name, and of {', '.join(allowed)}")
+        for point in self.points():
+            self._check(point)
+
+    def _check(self, point: Point) -> None:
+        """What cannot be compiled is an error now, not after an hour."""
+        spec = dict(point.spec)
+        name = spec.pop("name")
+        try:
+            wanted = job(**spec)
+            mesh.check(wanted.mesh, wanted.model, wanted.optim)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error.field}", error.received, error.allowed) from None
+        if wanted.mesh.devices > aot.LIMIT:
+            allowed = f"up to {aot.LIMIT} virtual devices"
+            raise ConfigError(f"{name}: mesh", str(wanted.mesh), allowed)
+
+    def points(self) -> list[Point]:
+        """The listed configurations, then every size in every layout with every recipe."""
+        plain: dict[str, Any] = {part: {} for part in PARTS}
+        specs = [plain | entry for entry in self.configurations]
+        for size, layout in itertools.product(self.sizes, self.layouts):
+            rows = self.sequences * layout.get("data", 1) * layout.get("fsdp", 1)
+            specs += [
+                {"name": size["name"], "model": size["model"] | {"recipe": recipe},
+                 "optim": {"batch_size": rows}, "mesh": layout}
+                for recipe in self.recipes
+            ]  # fmt: skip
+        return [Point("native" if self.native else "compiled", spec) for spec in specs]
+
+
+DESIGN = Planning

@@ -1,0 +1,207 @@
+"""What the study ``planning`` says in words: sentences and Markdown tables.
+
+With fewer than two digits, as at smoke, numbers are left out: of so small a program they say
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+
+from umup.claims import NotMeasured, format_number
+from umup.laws import Interval
+from umup.mesh import AXES
+from umup.records import Results
+from umup.report import markdown
+from umup.studies import planning_tables as tables
+from umup.studies.planning_figures import BOUNDS, LARGE
+
+ABSENT = "not measured"
+UNSAID = "…"
+
+
+def _number(value: float, digits: int, decimals: int = 1) -> str:
+    return format_number(value, decimals) if digits >= 2 else UNSAID
+
+
+def _ask(digits: int, quantity: Callable[..., Interval], *args: object, **named: object) -> str:
+    try:
+        return _number(quantity(*args, **named).value, digits)
+    except NotMeasured:
+        return ABSENT
+
+
+def _kind(results: Results) -> str:
+    return "native" if "native" in set(results.points["what"]) else "compiled"
+
+
+def answer(results: Results, digits: int = 2) -> str:
+    """The study's answer in one paragraph."""
+    found = tables.table(results, _kind(results))
+    wrong = tables.errors(found, "memory").abs()
+    inside = int((wrong <= BOUNDS["memory"]).sum())
+    counted = tables.errors(found, "parameters").abs().max()
+    said = [
+        f"Of {len(found)} training steps, compiled but never run, the planner foretells the number "
+        f"of parameters {'exactly' if not counted else f'to {_number(counted, digits)} %'}, the "
+        f"matrix products to {_number(tables.errors(found, 'flops').abs().max(), digits)} %, the "
+        f"memory of {inside if digits >= 2 else UNSAID} within {BOUNDS['memory']} % (worst: "
+        f"{_number(wrong.max(), digits)} %)"
+    ]
+    axes = [axis for axis in AXES if (found[axis] > 0).any()]
+    if axes:
+        worst = max(tables.errors(found, axis).abs().max() for axis in axes)
+        said.append(f"what each device receives along each mesh axis to {_number(worst, digits)} %")
+    try:
+        timed = tables.timed(results)
+        fresh = timed[~timed["calibrated"]]["error"].abs()
+        near = int((fresh <= BOUNDS["time"]).sum())
+        said.append(
+            f"and, of {len(fresh)} measured step times that its constants were not taken from, "
+            f"{near} within {BOUNDS['time']} %"
+        )
+    except NotMeasured:
+        pass
+    return ", ".join(said) + "."
+
+
+def what_ran(results: Results) -> str:
+    """One sentence: what was compiled, for what."""
+    found = tables.table(results, _kind(results))
+    recipes, remat = (", ".join(sorted(found[name].unique())) for name in ("recipe", "remat"))
+    return (
+        f"{len(found)} steps in {found['mesh'].nunique()} layouts of {found['devices'].min()} to "
+        f"{found['devices'].max()} devices; linears {recipes}; remat {remat}."
+    )
+
+
+def memory_table(results: Results, digits: int = 2) -> str:
+    """Every configuration: compiled memory and temporaries a device, and the errors, %."""
+    found = tables.table(results, _kind(results))
+    columns = {
+        "name": "step", "mesh": "mesh", "recipe": "linears", "remat": "remat", "memory": "GiB",
+        "memory_error": "error, %", "temporaries_error": "of temporaries, %",
+        "flops_error": "of products, %", "seconds": "compiling, s",
+    }  # fmt: skip
+    wrong = {of: tables.errors(found, of) for of in ("memory", "temporaries", "flops")}
+    rows = [
+        {
+            **row, "memory": _number(row["memory"] / tables.GIB, digits, 2),
+            **{f"{of}_error": _signed(error[i], digits) for of, error in wrong.items()},
+            "seconds": _number(row["seconds"], digits, 0),
+        }
+        for i, row in enumerate(found.to_dict("records"))
+    ]  # fmt: skip
+    return markdown(pd.DataFrame(rows), columns)
+
+
+def _signed(value: float, digits: int) -> str:
+    text = _number(value, digits)
+    return f"+{text}" if digits >= 2 and round(value, 1) > 0 else text
+
+
+def collectives_table(results: Results, digits: int = 2) -> str:
+    """Bytes that one device receives in a step, by mesh axis, and the prediction's error."""
+    try:
+        found = tables.table(results)
+    except NotMeasured as missing:
+        return str(missing)
+    rows: list[dict[str, str]] = []
+    blank = {"data": "", "fsdp": "", "tensor": ""}
+    for row in found[found["devices"] > 1].to_dict("records"):
+        cells = {"name": row["name"], "mesh": row["mesh"], "recipe": row["recipe"]}
+        for axis in AXES:
+            if row[axis] or row[f"{axis}_predicted"]:
+                error = 100 * (row[f"{axis}_predicted"] / row[axis] - 1)
+                size = _number(row[axis] / tables.GIB, digits, 3)
+                cells[axis] = f"{size} ({_signed(error, digits)} %)"
+        rows.append(blank | cells)
+    if not rows:
+        return "One device receives nothing."
+    names = {"name": "step", "mesh": "mesh", "recipe": "linears"}
+    heads = {axis: f"{axis}, GiB (error)" for axis in AXES}
+    return markdown(pd.DataFrame(rows), names | heads)
+
+
+def large_table(results: Results, digits: int = 2) -> str:
+    """7B and 70B: seconds to compile, memory of the compiler, bytes a device, and on an H100."""
+    try:
+        found = tables.table(results, only=LARGE)
+    except NotMeasured as missing:
+        return str(missing)
+    rows = [
+        {
+            "name": row["name"], "recipe": row["recipe"], "mesh": row["mesh"],
+            "devices": row["devices"], "seconds": _number(row["seconds"], digits, 0),
+            "rss": _number(row["rss"] / tables.GIB, digits, 2),
+            **{part: _number(row[part] / tables.GIB, digits, 2)
+               for part in ("state", "memory", "memory_predicted", "on_h100")},
+        }
+        for row in found.to_dict("records")
+    ]  # fmt: skip
+    return markdown(
+        pd.DataFrame(rows),
+        {"name": "model", "recipe": "linears", "mesh": "mesh", "devices": "devices",
+         "seconds": "compiling, s", "rss": "compiler, GiB", "state": "state, GiB a device",
+         "memory": "all, GiB a device", "memory_predicted": "predicted",
+         "on_h100": "predicted for H100"},
+    )  # fmt: skip
+
+
+def time_table(results: Results, digits: int = 2) -> str:
+    """Measured and predicted times of a step."""
+    try:
+        found = tables.timed(results)
+    except NotMeasured as missing:
+        return str(missing)
+    rows = [
+        {
+            "width": row["width"], "title": row["title"],
+            "measured": _number(1e3 * row["seconds"], digits),
+            "predicted": _number(1e3 * row["predicted"], digits),
+            "error": f"{_signed(row['error'], digits)} "
+                     f"[{_signed(row['error_lo'], digits)}, {_signed(row['error_hi'], digits)}]",
+            "note": "calibrated there" if row["calibrated"] else "",
+        }
+        for row in found.to_dict("records")
+    ]  # fmt: skip
+    return markdown(
+        pd.DataFrame(rows),
+        {"width": "width", "title": "step", "measured": "measured, ms",
+         "predicted": "predicted, ms", "error": "error, % [95 %]", "note": ""},
+    )  # fmt: skip
+
+
+def texts(results: Results, digits: int = 2) -> dict[str, str]:
+    """Name → text, for captions."""
+    kind = _kind(results)
+    found = tables.table(results, kind)
+    out = {
+        of: _ask(digits, tables.worst, results, of, what=kind)
+        for of in ("parameters", "flops", "memory", "temporaries")
+    }
+    signed = tables.errors(found, "memory")
+    wrong = signed.abs()
+    out["within"] = f"{int((wrong <= BOUNDS['memory']).sum())}" if digits >= 2 else UNSAID
+    out["of"] = str(len(found))
+    out["worst_at"] = str(found["name"][wrong.idxmax()]) if digits >= 2 else UNSAID
+    out["under"] = _number(max(0.0, -signed.min()), digits)
+    beyond = "; ".join(sorted(found["name"][wrong > BOUNDS["memory"]].unique())) or "none"
+    out["beyond"] = beyond if digits >= 2 else UNSAID
+    for axis in AXES:
+        out[axis] = _ask(digits, tables.worst, results, axis, only=_meshed(found, axis))
+    out["other"] = _ask(digits, tables.unforeseen, results)
+    out["large"] = _ask(digits, tables.worst, results, "memory", only=LARGE)
+    out["state"] = _ask(digits, tables.worst, results, "state", only=LARGE)
+    out["minutes"] = _ask(digits, tables.compile_minutes, results, LARGE[-1], 512)
+    out["rss"] = _ask(digits, tables.compile_memory, results, LARGE[-1], 512)
+    for name, width, side in (("64", 64, "umup"), ("128", 128, "umup"), ("dots", 64, "remat_dots"),
+                              ("full", 64, "remat_full")):  # fmt: skip
+        out[f"time_{name}"] = _ask(digits, tables.step_time, results, width, side)
+    return out
+
+
+def _meshed(found: pd.DataFrame, axis: str) -> list[str]:
+    return found[found[axis] > 0]["name"].tolist() or ["none"]

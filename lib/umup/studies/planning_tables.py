@@ -1,0 +1,261 @@
+"""Points of the study ``planning`` beside what the planner says of them; its claims' quantities.
+
+What is compiled is exact and the same every time, so that its numbers have no interval; those of
+step times are percentile bootstraps of the median over the timed samples.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from umup import formulas, hardware, plan, study
+from umup.bench import Plan
+from umup.claims import NotMeasured
+from umup.config import MeshConfig, ModelConfig, OptimConfig
+from umup.laws import LEVEL, Interval
+from umup.mesh import AXES
+from umup.records import Results, read_results
+
+GIB = 2**30
+MACHINE = functools.cache(hardware.get)
+"""A machine of the planner, read once."""
+
+MACHINES = {"cpu": "cpu", "gpu": "h100"}
+"""The planner's machine for a compiler's platform."""
+
+CHECKED = ("parameters", "flops", "memory", "temporaries", "state", *AXES)
+"""What is predicted and compiled: columns ``X`` and ``X_predicted`` of `table`."""
+
+TIMED: dict[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
+    "umup": ("plain", {}, {}),
+    "blocked": ("attention in blocks", {"attention": "blocked"}, {}),
+    "scanned": ("layers scanned", {"unroll": 1}, {}),
+    "remat_dots": ("scanned, remat dots", {"unroll": 1, "remat": "dots"}, {}),
+    "remat_full": ("scanned, remat full", {"unroll": 1, "remat": "full"}, {}),
+    "accumulate": ("batch in four parts", {}, {"accumulate": 4}),
+    "cudnn": ("cuDNN attention", {"attention": "cudnn"}, {}),
+    "fp8": ("FP8", {"recipe": "fp8_seed"}, {}),
+}  # fmt: skip
+"""Steps of the study ``throughput``: title, and the fields of model and optimizer behind it."""
+
+CALIBRATED = (32, 256)
+"""Widths of the plain steps from which the efficiencies of the ``cpu`` machine were taken."""
+
+
+def case(point: Mapping[str, Any], machine: str) -> plan.Case:
+    """What the formulas ask of a point's configuration on a machine."""
+    return plan.case(
+        ModelConfig.from_dict(point["model"]), OptimConfig.from_dict(point["optim"]),
+        MeshConfig.from_dict(point["mesh"]), MACHINE(machine),
+    )  # fmt: skip
+
+
+def _bytes(point: Mapping[str, Any]) -> dict[str, float]:
+    """Bytes of a point's collectives by mesh axis; ``other`` are those of several axes or none."""
+    names: list[str] = [*AXES, "other"]
+    out = dict.fromkeys(names, 0.0)
+    for row in point["collectives"]:
+        name = row["axes"][0] if len(row["axes"]) == 1 else "other"
+        out[name] += row["bytes"]
+    return out
+
+
+def _predicted(c: plan.Case, memory: Mapping[str, float]) -> dict[str, float]:
+    sent = formulas.communication(c)
+    return {
+        "parameters": formulas.parameters(c)["total"],
+        "flops": formulas.flops(c)["compiled"] / formulas.devices(c),
+        "memory": memory["total"],
+        "temporaries": memory["total"] - memory["state"],
+        "state": memory["state"],
+        "fsdp": sent["gathered"] + sent["scattered"] + sent["lookup"],
+        "data": sent["replicas"],
+        "tensor": sent["sums"],
+    }
+
+
+@functools.cache
+def _row(text: str) -> Mapping[str, Any]:
+    """The row of a point, given as JSON: quantities and figures ask for the same many times."""
+    point = json.loads(text)
+    c = case(point, MACHINES[point["platform"]])
+    memory = formulas.memory(c)
+    held = point["argument_bytes"] + point["output_bytes"] - point["alias_bytes"]
+    sent = _bytes(point)
+    measured = {
+        "parameters": point["n_params"], "flops": point["flops"],
+        "memory": held + point["temp_bytes"], "temporaries": point["temp_bytes"],
+        "state": point["argument_bytes"], **{axis: sent[axis] for axis in AXES},
+    }  # fmt: skip
+    model = ModelConfig.from_dict(point["model"])
+    return {
+        "name": point["name"], "dtype": model.dtype, "recipe": model.recipe, "remat": model.remat,
+        "attention": model.attention, "mesh": str(MeshConfig.from_dict(point["mesh"])),
+        "devices": point["devices"], "seconds": point["lower_s"] + point["compile_s"],
+        "rss": point["peak_rss_mib"] * 2**20, "other": sent["other"], **measured,
+        **{f"{name}_predicted": value for name, value in _predicted(c, memory).items()},
+        **{f"{name}_of": memory[name]
+           for name in ("state", "gradients", "copies", "kept", "workspace")},
+        "on_h100": formulas.memory(case(point, "h100"))["total"],
+    }  # fmt: skip
+
+
+def table(
+    results: Results, what: str = "compiled", only: Sequence[str] = (), but: Sequence[str] = ()
+) -> pd.DataFrame:
+    """One row a configuration: what was compiled, and what the planner predicts of it.
+
+    Args:
+        what: ``compiled`` (for virtual devices) or ``native``.
+        only, but: names of configurations to take (empty: all), and to leave out.
+
+    Returns:
+        name, dtype, recipe, remat, attention, mesh, devices, seconds (to lower and compile), rss
+        (bytes); each of ``CHECKED`` (bytes, floating-point operations or parameters) and the same
+        with ``_predicted``; ``other`` bytes of collectives over several axes or none; the parts
+        ``state_of`` to ``workspace_of`` of predicted memory; ``on_h100``, the memory predicted for
+        H100s. In the order of the records' names, then of devices.
+
+    Raises:
+        NotMeasured: there is no such point.
+    """
+    points = results.table(what) if len(results.points) else pd.DataFrame()
+    rows = [
+        _row(json.dumps(point))
+        for point in points.to_dict("records")
+        if (not only or point["name"] in only) and point["name"] not in but
+    ]
+    if not rows:
+        raise NotMeasured(f"no {what} step" + (f" of {', '.join(only)}" if only else ""))
+    order = ["devices", "parameters", "name", "mesh", "recipe"]
+    return pd.DataFrame(rows).sort_values(order, ignore_index=True)
+
+
+def errors(found: pd.DataFrame, of: str) -> pd.Series:
+    """Predicted over compiled, less 1, in %; of an axis only where the mesh has it."""
+    at = found[(found[of] > 0) | (found[f"{of}_predicted"] > 0)]
+    return 100 * (at[f"{of}_predicted"] / at[of] - 1)
+
+
+def _exact(value: float) -> Interval:
+    return Interval(*[float(value)] * 3)
+
+
+def worst(
+    results: Results, of: str, least: int = 1, what: str = "compiled", only: Sequence[str] = (),
+    but: Sequence[str] = (),
+) -> Interval:  # fmt: skip
+    """The largest error of a prediction over all configurations, without its sign, %.
+
+    Args:
+        of: one of ``CHECKED``.
+        least: configurations that there must be.
+        what, only, but: as for `table`.
+
+    Raises:
+        NotMeasured: there are fewer.
+    """
+    found = errors(table(results, what, only, but), of)
+    if len(found) < least:
+        raise NotMeasured(f"{of}: {len(found)} configurations, the claim needs {least}")
+    return _exact(found.abs().max())
+
+
+def unforeseen(results: Results, least: int = 1) -> Interval:
+    """The largest share of collectives' bytes that lies on no single axis of the mesh, %."""
+    found = table(results)
+    found = found[found["devices"] > 1]
+    if len(found) < least:
+        raise NotMeasured(f"{len(found)} configurations on several devices, needed {least}")
+    return _exact((100 * found["other"] / (found[list(AXES)].sum(axis=1) + found["other"])).max())
+
+
+def compile_minutes(results: Results, name: str, devices: int) -> Interval:
+    """The longest time to lower and compile a size for so many devices; one measurement each."""
+    return _exact(_largest(results, name, devices, "seconds") / 60)
+
+
+def compile_memory(results: Results, name: str, devices: int) -> Interval:
+    """The largest peak memory of the processes that did so, GiB."""
+    return _exact(_largest(results, name, devices, "rss") / GIB)
+
+
+def _largest(results: Results, name: str, devices: int, column: str) -> float:
+    found = table(results, only=[name])
+    found = found[found["devices"] == devices]
+    if found.empty:
+        raise NotMeasured(f"no step of {name} on {devices} devices")
+    return float(found[column].max())
+
+
+def timed(results: Results) -> pd.DataFrame:
+    """Steps of the study ``throughput`` in the same profile, beside their predicted time.
+
+    Returns:
+        width, side (a name in ``TIMED``), title, calibrated (whether the machine's efficiencies
+        were taken from it), seconds (median), predicted, error, error_lo and error_hi (predicted
+        over measured, less 1, %).
+
+    Raises:
+        NotMeasured: the profile has no step times on record.
+    """
+    profile = str(results.points["profile"].iloc[0]) if len(results.points) else "smoke"
+    found = read_results(study.store("throughput", profile)) if profile != "smoke" else None
+    if found is None or found.points.empty:
+        raise NotMeasured(f"no step times of the profile {profile}")
+    rows: dict[tuple[int, int, str], Mapping[str, Any]] = {}
+    for what in ("step", "tried"):
+        for point in found.table(what).to_dict("records"):
+            for side in [side for side in point["sides"] if side in TIMED]:
+                # What a change is timed beside is no new step.
+                key = (point["width"], point["n_layers"], side)
+                rows.setdefault(key, _timed(json.dumps(point), side, profile))
+    return pd.DataFrame(rows.values()).sort_values(["width", "side"], ignore_index=True)
+
+
+@functools.cache
+def _timed(text: str, side: str, machine: str) -> Mapping[str, Any]:
+    """The row of one side of a point, given as JSON."""
+    point = json.loads(text)
+    title, model, optim = TIMED[side]
+    shape = Plan.from_dict({**point["shape"], "torch": False})
+    plain = shape.model(point["width"], n_layers=point["n_layers"], unroll=0)
+    c = case(
+        {"model": plain.to_dict() | dict(model), "mesh": {},
+         "optim": {"batch_size": shape.batch_size} | dict(optim)}, machine,
+    )  # fmt: skip
+    predicted = formulas.step_time(c)["seconds"]
+    seconds = np.asarray(point["ms"][side]) * 1e-3
+    resampled = stats.bootstrap(
+        (seconds,), np.median, method="percentile", confidence_level=LEVEL, rng=0
+    ).confidence_interval
+    middle, low, high = (float(x) for x in (np.median(seconds), *resampled))
+    return {
+        "width": point["width"], "side": side, "title": title,
+        "calibrated": side == "umup" and point["width"] in CALIBRATED,
+        "seconds": middle, "seconds_lo": low, "seconds_hi": high, "predicted": predicted,
+        **{name: 100 * (predicted / s - 1)
+           for name, s in (("error", middle), ("error_lo", high), ("error_hi", low))},
+    }  # fmt: skip
+
+
+def step_time(results: Results, width: int, side: str = "umup") -> Interval:
+    """The predicted time of a step over the measured one, less 1, %."""
+    found = timed(results)
+    at = found[(found["width"] == width) & (found["side"] == side)]
+    if at.empty:
+        raise NotMeasured(f"no step of {side} at width {width}")
+    row = at.iloc[0]
+    return Interval(row["error"], row["error_lo"], row["error_hi"])
+
+
+QUANTITIES = {
+    f.__name__: f for f in (worst, unforeseen, compile_minutes, compile_memory, step_time)
+}
