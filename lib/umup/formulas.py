@@ -193,7 +193,7 @@ def memory(c):
     both = max(attention, mlp) + min(attention, mlp) / 2
     block = max(forward, both) + stream + weights
     workspace = max(block, head)
-    # The sum over parts of a batch: a second set, where the freed originals of moments have no room.
+    # The sum over parts of a batch: a second set, unless the originals of moments leave room.
     if c["accumulate"] > 1 and c["copied_moments"] < 2:
         workspace = workspace + gradients
     freed = 2 * c["copied_moments"] * 4 * c["n_layers"] * c["d_model"] * c["d_ff"] / ways

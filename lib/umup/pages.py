@@ -22,7 +22,7 @@ from typing import Any
 
 import pandas as pd
 
-from umup import config, hardware, records, rules, schemas
+from umup import config, hardware, planner_page, records, rules, schemas
 from umup.config import read_yaml
 
 PROFILES = ("h100", "cpu", "smoke")
@@ -397,3 +397,4 @@ def generate(root: Path, staging: Path, studies: Sequence[Study]) -> None:
     }
     for name, text in fragments.items():
         (folder / f"{name}.md").write_text(text, encoding="utf-8")
+    planner_page.generate(staging)
