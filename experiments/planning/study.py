@@ -25,10 +25,24 @@ mode: str = "run"  # "run" compiles what the records lack, "load" only reads the
 fresh: bool = True  # compile everything anew and keep no records
 digits: int = 1  # decimals that are printed; with fewer than two no errors are
 configurations: list = [  # steps to compile: name, and what differs from the defaults
-    {"name": "tiny", "model": {"d_model": 64, "n_layers": 2, "d_head": 32, "d_ff": 128, "seq_len": 32, "remat": "full"},
-     "optim": {"batch_size": 4}},
-    {"name": "tiny, split", "model": {"d_model": 64, "n_layers": 2, "d_head": 32, "d_ff": 128, "seq_len": 32},
-     "optim": {"batch_size": 8}, "mesh": {"data": 2, "fsdp": 2, "tensor": 2}},
+    {
+        "name": "tiny",
+        "model": {
+            "d_model": 64,
+            "n_layers": 2,
+            "d_head": 32,
+            "d_ff": 128,
+            "seq_len": 32,
+            "remat": "full",
+        },
+        "optim": {"batch_size": 4},
+    },
+    {
+        "name": "tiny, split",
+        "model": {"d_model": 64, "n_layers": 2, "d_head": 32, "d_ff": 128, "seq_len": 32},
+        "optim": {"batch_size": 8},
+        "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
+    },
 ]
 sizes: list = []  # models to compile in every layout with every recipe
 layouts: list = []  # meshes for them

@@ -103,7 +103,7 @@ def read_config(path: Path | str | None, overrides: Mapping[str, Any] | None = N
         TrainError: the file is not a mapping, or cannot be read.
         ConfigError: a field is unknown, missing or out of range.
     """
-    plain = {"name": "run"} if path is None else _read(Path(path))
+    plain: dict[str, Any] = {"name": "run"} if path is None else _read(Path(path))
     for dotted, value in (overrides or {}).items():
         *groups, field = dotted.split(".")
         place = plain
