@@ -77,6 +77,36 @@ def schedule(config: OptimConfig) -> optax.Schedule:
     return factor
 
 
+def mark(part: nnx.Module | nnx.Param, role: str, *, residual: bool = False) -> None:
+    """Give the parameters of any Flax NNX module what ``lr_factors`` reads.
+
+    Matrices (fan_in, fan_out) get ``role``; earlier axes, as of convolutions, count as fan-in.
+    Vectors are ``input`` in any layer: a bias is the weight of a constant 1 and a gain that of one
+    feature, so that their fan-in is 1 and does not grow (Tensor Programs V, arXiv 2203.03466,
+    Appendix B). Only a vector that is given alone keeps the role that it is given.
+
+    Args:
+        part: a layer, a whole module, or one parameter.
+        role: ``input`` (fan_in fixed, fan_out grows), ``hidden`` (both grow) or ``output``.
+        residual: whether it lies on a residual branch.
+
+    Raises:
+        ConfigError: unknown role, or nothing to mark.
+    """
+    if role not in ROLES:
+        raise ConfigError("role", role, " | ".join(ROLES))
+    alone = isinstance(part, nnx.Param)
+    params = [part] if alone else [p for _, p in nnx.iter_graph(part) if isinstance(p, nnx.Param)]
+    if not params:
+        raise ConfigError("part", type(part).__name__, "a module with parameters")
+    for param in params:
+        fan_out = param.shape[-1] if param.ndim else 1
+        param.set_metadata(
+            role=role if alone or param.ndim > 1 else "input",
+            fan_in=param.size // fan_out, fan_out=fan_out, residual=residual,
+        )  # fmt: skip
+
+
 def lr_factors(
     params: nnx.State, numbers_of: Parametrization, *, optimizer: str = "adam"
 ) -> nnx.State:

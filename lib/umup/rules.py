@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from umup.config import ModelConfig
+from umup.config import HPs, ModelConfig
 from umup.errors import ConfigError
 from umup.powers import HP_SYMBOLS, Number, Power, evaluate, render, times
 from umup.schemes import ROLES, get
@@ -110,6 +110,38 @@ class Parametrization:
     model: ModelConfig
     hps: Mapping[str, Number]
     tokens: int
+
+    @classmethod
+    def of_width(
+        cls, scheme: str, width: int, base_width: int, *, depth: int = 1, base_depth: int = 1,
+        base_d_head: int = 64, hps: Mapping[str, float] | None = None, tokens: int = 1,
+    ) -> Parametrization:  # fmt: skip
+        """The same for a model that is not our decoder: of its shape the rules ask only this.
+
+        Args:
+            scheme: name of the scheme.
+            width, base_width: the size to which all growing fans are proportional, and the one at
+                which μP equals SP.
+            depth, base_depth: blocks of two residual branches, where branches are scaled.
+            base_d_head: head size at which μP's attention logits are SP's.
+            hps: hyperparameters that are not at their default.
+            tokens: rows that a weight sees in one pass; unit-scaled schemes alone ask.
+
+        Raises:
+            ConfigError: a size below 1, an unknown scheme, or a hyperparameter it does not have.
+        """
+        given = HPs.from_dict(hps or {}).to_dict()
+        check_hps(scheme, {name: given[name] for name in hps or {}})
+        try:
+            model = ModelConfig(
+                d_model=width, base_width=base_width, n_layers=depth, base_depth=base_depth,
+                base_d_head=base_d_head, d_head=width, rope=False,
+            )  # fmt: skip
+        except ConfigError as error:
+            ours = {"d_model": "width", "d_head": "width", "n_layers": "depth"}
+            name = ours.get(error.field, error.field)
+            raise ConfigError(name, error.received, error.allowed) from None
+        return cls(scheme, model, given, tokens)
 
     def _symbols(self, **shape: float) -> dict[str, Number]:
         per_layer = 2 if self.model.depth_convention == "branches" else 1

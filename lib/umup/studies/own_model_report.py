@@ -1,0 +1,135 @@
+"""What the study ``own_model`` says in words: sentences and Markdown tables."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from umup.claims import NotMeasured, format_number
+from umup.records import Results
+from umup.report import interval, loss_digits, markdown
+from umup.studies import own_model_tables as tables
+from umup.studies.own_model_tables import NAMES, SCHEMES, title
+
+ABSENT = "not measured"
+
+
+def _said(digits: int, quantity, *args, **named) -> str:
+    try:
+        got = quantity(*args, **named)
+    except NotMeasured:
+        return ABSENT
+    return interval(got.value, got.lo, got.hi, digits)
+
+
+def numbers(results: Results, digits: int = 2) -> dict[str, str]:
+    """The numbers that captions and the chapter name: name → text.
+
+    ``shift_MODEL_SCHEME`` (octaves over 8× in width), ``price_MODEL_SCHEME`` and
+    ``widening_MODEL_SCHEME`` (nats), ``broken_MODEL_SCHEME`` (of how many rules), ``wrong_bias``,
+    ``wrong_gain`` and ``wrong_readout`` (exponents of width), ``wrong_shift`` (octaves) and
+    ``wrong_cost`` (nats) of the readout.
+    """
+    nats, out = loss_digits(digits), {}
+    counted = broken_counts(results)
+    for model in NAMES:
+        for scheme in SCHEMES:
+            arm = f"{model}_{scheme}"
+            out[f"shift_{arm}"] = _said(digits, tables.eta_shift, results, model, scheme)
+            out[f"price_{arm}"] = _said(nats, tables.price, results, model, scheme)
+            out[f"widening_{arm}"] = _said(nats, tables.widening, results, model, scheme)
+            out[f"broken_{arm}"] = counted.get((model, scheme, ""), ABSENT)
+    for name, model, wrong in (
+        ("bias", "mlp", "hidden.bias"), ("gain", "vit", "norm.scale"),
+        ("readout", "mlp", "readout.kernel"),
+    ):  # fmt: skip
+        out[f"wrong_{name}"] = _said(
+            digits, tables.update_slope, results, model, "mup", wrong, wrong
+        )
+    out["wrong_shift"] = _said(
+        digits, tables.eta_shift, results, "mlp", "mup", wrong="readout.kernel"
+    )
+    out["wrong_cost"] = _said(nats, tables.wrong_role, results, "mlp", "readout.kernel")
+    return out
+
+
+def broken_counts(results: Results) -> dict[tuple[str, str, str], str]:
+    """(model, scheme, wrong) → ``3 of 17`` rules broken."""
+    found = tables.checks(results, tables.TOLERANCE)
+    return {arm: f"{len(c.broken)} of {len(c.findings)}" for arm, c in found.items()}
+
+
+def answer(results: Results, digits: int = 2) -> str:
+    """The study's answer in one paragraph."""
+    said = numbers(results, digits)
+    return (
+        f"Over 8× in width the best η moves by {said['shift_mlp_mup']} octaves for the MLP and "
+        f"{said['shift_vit_mup']} for the vision transformer under μP, by {said['shift_mlp_sp']} "
+        f"and {said['shift_vit_sp']} under SP. Taking the η tuned at the base to the largest width "
+        f"costs {said['price_mlp_mup']} and {said['price_vit_mup']} nats under μP, "
+        f"{said['price_mlp_sp']} and {said['price_vit_sp']} under SP. Rules that the coordinate "
+        f"check finds broken: {said['broken_mlp_mup']} and {said['broken_vit_mup']} under μP, "
+        f"{said['broken_mlp_sp']} and {said['broken_vit_sp']} under SP."
+    )
+
+
+def what_ran(results: Results) -> str:
+    """One sentence: how many models, of what widths, on how much."""
+    table = tables.curves(results)
+    parts = []
+    for model, at in table.groupby("model"):
+        widths = ", ".join(str(w) for w in sorted(at["width"].unique()))
+        parts.append(f"{NAMES[str(model)]}s of width {widths} (batch {at['batch_size'].iloc[0]})")
+    return (
+        f"{len(table)} models, {int(table['loss'].isna().sum())} of them diverged: "
+        f"{' and '.join(parts)}; {table['steps'].iloc[0]} steps of Adam, "
+        f"{table['seed'].nunique()} seeds."
+    )
+
+
+def widths_table(results: Results, digits: int = 2) -> str:
+    """One row a model, scheme and width: the optimum, its loss and accuracy, and the base's η."""
+    table, rows, nats = tables.curves(results), [], loss_digits(digits)
+    arms = table[["model", "scheme", "wrong"]].drop_duplicates().itertuples(index=False)
+    for arm in sorted(arms, key=tables.place):
+        own = tables.arm(results, *arm)
+        for width, fit in tables.optima(own).items():
+            at = own[own["width"] == width]
+            seeds = at[at["seed"] == 0]
+            best = seeds.loc[seeds["loss"].idxmin()]
+            there = tables.at_base_eta(own, width).mean()
+            rows.append({
+                "arm": title(*arm), "width": width,
+                "x": ABSENT if fit.edge else interval(fit.x, fit.x_lo, fit.x_hi, digits),
+                "loss": format_number(fit.loss, nats),
+                "accuracy": format_number(float(best["accuracy"]), digits),
+                "base": format_number(there, nats) if math.isfinite(there) else "diverges",
+            })  # fmt: skip
+    return markdown(
+        pd.DataFrame(rows, columns=["arm", "width", "x", "loss", "accuracy", "base"]),
+        {"arm": "model", "width": "width", "x": "best log₂ η", "loss": "loss there, nats",
+         "accuracy": "accuracy", "base": "loss at the base's η"},
+    )  # fmt: skip
+
+
+def checks_table(results: Results, digits: int = 2) -> str:
+    """One row a coordinate check: rules broken, and the parameters whose update breaks one."""
+    rows = []
+    found = tables.checks(results, tables.TOLERANCE)
+    for arm in sorted(found, key=tables.place):
+        check = found[arm]
+        updates = [
+            f"{f.tensor} {format_number(f.slope.value, digits)}"
+            for f in check.broken if f.kind == "weight" and f.quantity == "update"
+        ]  # fmt: skip
+        shown = ", ".join(updates[:4]) + f" and {len(updates) - 4} more" * (len(updates) > 4)
+        rows.append({
+            "arm": title(*arm), "n": f"{len(check.broken)} of {len(check.findings)}",
+            "undecided": str(len(check.undecided)), "updates": shown or "none",
+        })  # fmt: skip
+    return markdown(
+        pd.DataFrame(rows, columns=["arm", "n", "undecided", "updates"]),
+        {"arm": "model", "n": "rules broken", "undecided": "undecided",
+         "updates": "updates that break one, exponent of width"},
+    )  # fmt: skip

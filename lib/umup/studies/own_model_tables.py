@@ -1,0 +1,214 @@
+"""Records of the study ``own_model`` as tables, optima and the quantities that claims name."""
+
+from __future__ import annotations
+
+import functools
+import math
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+
+from umup import laws, tables
+from umup.claims import NotMeasured
+from umup.laws import Interval, Optimum
+from umup.records import Results
+from umup.slopes import COLUMNS, CoordCheck
+
+NAMES = {"mlp": "MLP", "vit": "ViT"}
+SCHEMES = {"sp": "SP", "mup": "μP"}
+TOLERANCE = 0.2  # the slope that counts as none
+CURVES = ["model", "scheme", "wrong", "width", "log2_eta", "seed", "train", "loss", "accuracy"]
+
+
+def title(model: str, scheme: str, wrong: str = "") -> str:
+    """What an arm is called, ``ViT, μP``."""
+    name = f"{NAMES[model]}, {SCHEMES[scheme]}"
+    return f"{name}, {wrong} as hidden" if wrong else name
+
+
+def place(arm: tuple[str, str, str]) -> tuple[int, int, str]:
+    """Where an arm (model, scheme, wrong) stands in tables."""
+    return list(NAMES).index(arm[0]), list(SCHEMES).index(arm[1]), arm[2]
+
+
+def curves(results: Results) -> pd.DataFrame:
+    """One row a trained model: ``CURVES``, losses NaN where it diverged; ``base_eta``, the log2 η
+    that is measured at every width of an arm, and batch_size."""
+    points = results.table("curve")
+    if points.empty:
+        return pd.DataFrame(columns=[*CURVES, "base_eta", "batch_size"])
+    grid = points.groupby(["model", "scheme", "wrong"])["near"]
+    shared = grid.transform(lambda near: _shared(near, points.loc[near.index, "width"]))
+    listed = ["log2_eta", "seed", "train", "loss", "accuracy"]
+    table = points.assign(base_eta=shared).explode(listed, ignore_index=True)
+    table[["log2_eta", "train", "loss", "accuracy"]] = table[
+        ["log2_eta", "train", "loss", "accuracy"]
+    ].astype(float)
+    return table[[*CURVES, "base_eta", "batch_size", "steps", "base_width"]]
+
+
+def _shared(near: pd.Series, widths: pd.Series) -> float:
+    """The middle of the grid at the smallest width: measured at every width with all seeds."""
+    grid = sorted(near.loc[widths.idxmin()])
+    return grid[len(grid) // 2]
+
+
+def arm(results: Results, model: str, scheme: str, wrong: str = "") -> pd.DataFrame:
+    """The rows of ``curves`` of one model and scheme.
+
+    Raises:
+        NotMeasured: there are none.
+    """
+    table = curves(results)
+    at = table["model"].eq(model) & table["scheme"].eq(scheme) & table["wrong"].eq(wrong)
+    if not at.any():
+        raise NotMeasured(f"no runs of {title(model, scheme, wrong)}")
+    return table[at]
+
+
+def optima(table: pd.DataFrame) -> dict[int, Optimum]:
+    """Width → the fitted optimum of the rows of one ``arm``."""
+    return {
+        int(width): _fit(tuple(at["log2_eta"]), tuple(at["loss"]), tuple(at["seed"]))
+        for width, at in table.groupby("width")  # pyright: ignore[reportArgumentType]
+    }
+
+
+@functools.lru_cache(maxsize=1000)  # claims, figures and texts ask for the same ones
+def _fit(x: tuple[float, ...], loss: tuple[float, ...], seed: tuple[int, ...]) -> Optimum:
+    return laws.fit_optimum(x, loss, seed)
+
+
+def _spans(table: pd.DataFrame, factor: float, what: str) -> tuple[int, int]:
+    """The smallest and the largest width, at least ``factor`` apart."""
+    low, high = int(table["width"].min()), int(table["width"].max())
+    if high < factor * low:
+        raise NotMeasured(f"{what}: widths span {high / low:g}×, the claim needs {factor:g}×")
+    return low, high
+
+
+def eta_shift(
+    results: Results, model: str, scheme: str, factor: float = 8, wrong: str = ""
+) -> Interval:
+    """How far log2 of the best η moves over ``factor`` in width, by the line through all widths."""
+    table = arm(results, model, scheme, wrong)
+    _spans(table, factor, title(model, scheme, wrong))
+    return laws.drift(optima(table)).slope.scaled(math.log2(factor))
+
+
+def shift_difference(results: Results, model: str, factor: float = 8) -> Interval:
+    """``eta_shift`` under SP minus that under μP; the intervals' half-widths add in squares."""
+    sp, mup = (eta_shift(results, model, scheme, factor) for scheme in ("sp", "mup"))
+    half = math.hypot((sp.hi - sp.lo) / 2, (mup.hi - mup.lo) / 2)
+    value = sp.value - mup.value
+    return Interval(value, value - half, value + half)
+
+
+def at_base_eta(table: pd.DataFrame, width: int) -> pd.Series:
+    """Losses by seed at the η tuned at the base width; a diverged one is infinite."""
+    at = table[(table["width"] == width) & (table["log2_eta"] == table["base_eta"])]
+    return at.set_index("seed")["loss"].fillna(math.inf)
+
+
+def widening(
+    results: Results, model: str, scheme: str, factor: float = 8, wrong: str = ""
+) -> Interval:
+    """The worst change of the loss from a width to the next at the η tuned at the base, nats."""
+    table = arm(results, model, scheme, wrong)
+    _spans(table, factor, title(model, scheme, wrong))
+    widths = sorted(table["width"].unique())
+    steps = [_difference(at_base_eta(table, b), at_base_eta(table, a))
+             for a, b in pairwise(widths)]  # fmt: skip
+    return Interval(*(max(getattr(s, end) for s in steps) for end in ("value", "lo", "hi")))
+
+
+def price(
+    results: Results, model: str, scheme: str, factor: float = 8, wrong: str = ""
+) -> Interval:
+    """Loss at the largest width with the η tuned at the base, minus that with its own best, nats.
+
+    The best is that of the grid of all seeds. A price of 0: the tuned η is itself the best.
+    """
+    table = arm(results, model, scheme, wrong)
+    _, width = _spans(table, factor, title(model, scheme, wrong))
+    best = _best(table, width)
+    mine = table[(table["width"] == width) & (table["log2_eta"] == best)]
+    return _difference(at_base_eta(table, width), mine.set_index("seed")["loss"])
+
+
+def _best(table: pd.DataFrame, width: int) -> float:
+    """The log2 η of lowest mean loss among those that have all seeds and none that diverged."""
+    at = table[table["width"] == width]
+    by = at.groupby("log2_eta")["loss"]
+    full = by.mean()[by.count() == at["seed"].nunique()]
+    if full.empty:
+        raise NotMeasured(f"no learning rate at width {width} that all seeds bear")
+    return float(full.idxmin())
+
+
+def _difference(minuend: pd.Series, subtrahend: pd.Series) -> Interval:
+    """Paired by seed; where a seed diverged, without bound."""
+    if not np.isfinite(minuend).all():
+        return Interval(math.inf, math.inf, math.inf)
+    return tables.paired(minuend, subtrahend)[0]
+
+
+def wrong_role(results: Results, model: str, wrong: str, factor: float = 8) -> Interval:
+    """Best loss at the largest width with a wrong role minus that with the right one, nats."""
+    losses = []
+    for spoilt in (wrong, ""):
+        table = arm(results, model, "mup", spoilt)
+        _, width = _spans(table, factor, title(model, "mup", spoilt))
+        at = table[(table["width"] == width) & (table["log2_eta"] == _best(table, width))]
+        losses.append(at.set_index("seed")["loss"])
+    return _difference(*losses)
+
+
+def checks(results: Results, tolerance: float) -> dict[tuple[str, str, str], CoordCheck]:
+    """(model, scheme, wrong) → its coordinate check."""
+    points = results.table("coord")
+    found = {}
+    for row in points.to_dict("records"):
+        table = pd.DataFrame({name: row[name] for name in COLUMNS})
+        table["value"] = table["value"].astype(float)  # None, not finite, becomes NaN
+        table["shape"] = table["shape"].map(tuple)
+        key = str(row["model"]), str(row["scheme"]), str(row["wrong"])
+        found[key] = CoordCheck.of(table, tolerance)
+    return found
+
+
+def _check(results: Results, model: str, scheme: str, wrong: str, factor: float) -> CoordCheck:
+    found = checks(results, TOLERANCE).get((model, scheme, wrong))
+    if found is None:
+        raise NotMeasured(f"no coordinate check of {title(model, scheme, wrong)}")
+    _spans(found.table, factor, title(model, scheme, wrong))
+    return found
+
+
+def broken(
+    results: Results, model: str, scheme: str, wrong: str = "", factor: float = 8
+) -> Interval:
+    """Rules of width that the coordinate check says are broken, at a tolerance of 0.2."""
+    count = float(len(_check(results, model, scheme, wrong, factor).broken))
+    return Interval(count, count, count)
+
+
+def update_slope(
+    results: Results, model: str, scheme: str, tensor: str, wrong: str = "", step: int = 1,
+    factor: float = 8,
+) -> Interval:  # fmt: skip
+    """Exponent over width of a parameter's update after ``step`` steps at the large η."""
+    slopes = _check(results, model, scheme, wrong, factor).slopes
+    at = slopes[(slopes["tensor"] == tensor) & (slopes["quantity"] == "update")]
+    at = at[(at["step"] == step) & (at["eta"] == slopes["eta"].max())]
+    if at.empty:
+        raise NotMeasured(f"{title(model, scheme, wrong)}: no update of {tensor} at step {step}")
+    row = at.iloc[0]
+    return Interval(float(row["slope"]), float(row["lo"]), float(row["hi"]))
+
+
+QUANTITIES = {
+    f.__name__: f
+    for f in (eta_shift, shift_difference, widening, price, wrong_role, broken, update_slope)
+}
