@@ -18,8 +18,12 @@ EPILOG = """examples:
   umup run lr_transfer --profile smoke          about a minute
   umup run lr_transfer --profile h100 -p time_limit_minutes 9
                                                 stops cleanly; the same command goes on
+  umup run lr_transfer --profile h100 --executor slurm --tasks 16 --at-once 8 --gpus 1
+                                                one Slurm array; its tasks share the work
   umup status                                   what is done, running, missing, stale
+  umup new-study batch_size                     a study of your own, from a template
   umup train big.yaml                           one run, sharded; the same command resumes it
+  umup plan big.yaml --devices 64               memory, time and cost before paying
   umup watch runs/big                           plot its log in the terminal
   umup data prepare sotu --tokenizer bpe4096
   umup bench                                    step times beside PyTorch's unit_scaling
@@ -54,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
         help="override one parameter; the value is read as YAML",
     )  # fmt: skip
     run.add_argument("--dry-run", action="store_true", help="only say what would run, how long")
+    add_executor(run.add_argument_group("beyond this process"))
 
     status = add(
         "status", "Say for every study and profile what is done, running, missing or stale.",
@@ -63,6 +68,13 @@ def parser() -> argparse.ArgumentParser:
     status.add_argument(
         "--repair", action="store_true", help="move unreadable shards aside, to be run again"
     )
+
+    new = add(
+        "new-study", "Make a study of your own that passes all checks, and list its page.",
+        "umup new-study batch_size --title 'Does the best learning rate follow the batch?'",
+    )  # fmt: skip
+    new.add_argument("name", help="a to z, 0 to 9 and _; of its folder and module")
+    new.add_argument("--title", help="first heading of its page (default: the name in words)")
 
     train = add(
         "train", "Train one run from its file, or go on with what its folder holds.",
@@ -93,6 +105,16 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--processes", type=int, default=0)
     train.add_argument("--process", type=int, default=-1, help="number of this one, from 0")
 
+    from umup import plan_cli
+
+    plan_cli.add_arguments(add(
+        "plan", "Say what a run takes: memory, time, cost; what fits; what a budget buys.",
+        "umup plan big.yaml --hardware h100 --devices 64\n"
+        "  umup plan big.yaml --devices 64 --layouts\n"
+        "  umup plan --devices 8 --hours 2 --inference-tokens 1e12\n"
+        "  umup plan big.yaml -p mesh.fsdp 512 --compile",
+    ))  # fmt: skip
+
     watch = add("watch", "Plot a run's log in the terminal while it trains.", "umup watch runs/big")
     watch.add_argument("folder", metavar="RUN")
     watch.add_argument("--once", action="store_true", help="draw one picture and end")
@@ -115,6 +137,48 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def add_executor(group: Any) -> None:
+    """The options of ``umup run`` that are those of ``executor.Options``, and ``--wait``."""
+    group.add_argument("--executor", metavar="slurm|local", help="one Slurm array, or processes")
+    group.add_argument("--wait", action="store_true", help="follow it, then execute the notebook")
+    group.add_argument("--tasks", type=int, metavar="N", help="workers (default: as work needs)")
+    group.add_argument("--minutes", type=float, help="time limit of a task (default on Slurm: 60)")
+    group.add_argument("--gpus", type=int, metavar="0|1", help="GPUs of a task (default: 0)")
+    group.add_argument(
+        "--at-once", type=int, metavar="N", help="Slurm: most tasks that run at once"
+    )
+    group.add_argument("--cpus", type=int, metavar="N", help="Slurm: CPU cores of a task")
+    group.add_argument("--partition", metavar="NAME", help="Slurm")
+    group.add_argument("--account", metavar="NAME", help="Slurm")
+    group.add_argument(
+        "--slurm", nargs=2, action="append", metavar=("NAME", "VALUE"),
+        help="another sbatch option, such as qos high, or exclusive true",
+    )  # fmt: skip
+
+
+def executor_options(chosen: argparse.Namespace) -> Any:
+    """The ``executor.Options`` that were given, or None to work in this process.
+
+    Raises:
+        StudyError: one of them without ``--executor``.
+        ConfigError: a value that is out of range, or not for this executor.
+    """
+    from umup.errors import StudyError
+
+    names = ("tasks", "minutes", "gpus", "at_once", "cpus", "partition", "account", "slurm")
+    given = {name: value for name in names if (value := getattr(chosen, name)) is not None}
+    if chosen.executor is None:
+        for name, value in [*given.items(), *([("wait", True)] if chosen.wait else [])]:
+            allowed = "together with --executor slurm or --executor local"
+            raise StudyError(f"--{name.replace('_', '-')}", value, allowed)
+        return None
+    from umup.executor import Options
+
+    if "slurm" in given:
+        given["slurm"] = tuple(map(tuple, given["slurm"]))
+    return Options(chosen.executor, **given)
+
+
 def show_studies() -> None:
     """Print the studies and their profiles."""
     from umup import study
@@ -123,8 +187,14 @@ def show_studies() -> None:
         print(f"{name:20} {', '.join(study.profiles(name))}")
 
 
-def run_study(name: str, profile: str, overrides: dict[str, Any], dry_run: bool) -> int:
-    """Train what is missing, then execute the notebook; returns the exit status."""
+def run_study(
+    name: str, profile: str, overrides: dict[str, Any], dry_run: bool, options: Any = None,
+    wait: bool = False,
+) -> int:  # fmt: skip
+    """Train what is missing, then execute the notebook; returns the exit status.
+
+    With the ``executor.Options`` the work is submitted, and ``wait`` says whether to follow it.
+    """
     from umup import site, study
     from umup.sweep import OutOfTime
 
@@ -135,7 +205,14 @@ def run_study(name: str, profile: str, overrides: dict[str, Any], dry_run: bool)
         state = study.status(name, profile, overrides)
         print(format_status([state]))
         return 0
-    if not design.fresh and design.mode == "run":
+    if options is not None:
+        from umup import executor
+
+        ended = executor.fan_out(name, design, place, options, wait=wait)
+        if ended is not None or not wait:
+            return ended or 0
+        given = given | {"mode": "load"}
+    elif not design.fresh and design.mode == "run":
         os.environ.setdefault("UMUP_PROGRESS", "1")
         try:
             study.run_or_load(name, design)
@@ -155,15 +232,16 @@ def run_study(name: str, profile: str, overrides: dict[str, Any], dry_run: bool)
 
 def show_status(only: str | None, repair: bool) -> None:
     """Print one line a study and profile."""
-    from umup import study
+    from umup import jobs, study
 
-    states = []
+    states, places = [], []
     for name in [only] if only else study.names():
         for profile in study.profiles(name):
             if study.parameters(name, profile).get("fresh"):
                 continue  # keeps no records
+            place = study.store(name, profile)
+            places.append((f"{name} {profile}", place))
             if repair:
-                place = study.store(name, profile)
                 for shard in [*place.repair(), *place.points.repair()]:
                     print(f"moved aside: {shard}")
             try:
@@ -172,6 +250,8 @@ def show_status(only: str | None, repair: bool) -> None:
                 print(f"{name} {profile}: {error}", file=sys.stderr)
     if states:
         print(format_status(states))
+    for line in jobs.at_work(places):
+        print(line)
 
 
 def format_status(states: Sequence[dict[str, Any]]) -> str:
@@ -254,11 +334,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             show_studies()
         elif chosen.command == "run":
             overrides = {k: read_yaml(v) for k, v in chosen.parameter}
-            return run_study(chosen.study, chosen.profile, overrides, chosen.dry_run)
+            options = executor_options(chosen)
+            return run_study(
+                chosen.study, chosen.profile, overrides, chosen.dry_run, options, chosen.wait
+            )
         elif chosen.command == "status":
             show_status(chosen.study, chosen.repair)
+        elif chosen.command == "new-study":
+            from umup import new_study
+
+            made = new_study.create(new_study.checkout(), chosen.name, chosen.title)
+            print(new_study.next_steps(chosen.name, made))
         elif chosen.command == "train":
             return run_train(chosen)
+        elif chosen.command == "plan":
+            from umup import plan_cli
+
+            return plan_cli.run(chosen)
         elif chosen.command == "watch":
             from umup import watch
 

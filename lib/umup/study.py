@@ -165,7 +165,7 @@ def run_or_load(study: str | Path, design: Design) -> Results:
     return results
 
 
-def _dataset(design: Design) -> data.Dataset | None:
+def dataset_of(design: Design) -> data.Dataset | None:
     """The text of the design's training runs, if it has any."""
     if not design.trains:
         return None
@@ -175,7 +175,7 @@ def _dataset(design: Design) -> data.Dataset | None:
 
 def _make(study: str | Path, design: Design, place: Store) -> None:
     progress = Progress(place.folder / ".progress.log")
-    todo = outlook(design, place, _dataset(design))
+    todo = outlook(design, place, dataset_of(design))
     if todo["missing"] == 0:
         return
     progress.line(
@@ -190,16 +190,31 @@ def _make(study: str | Path, design: Design, place: Store) -> None:
     place.points.compact()
 
 
-def work(study: str | Path, design: Design, place: Store, progress: Progress) -> None:
-    """Work in this process until nothing is missing or the time limit passes."""
+def work(
+    study: str | Path, design: Design, place: Store, progress: Progress, *, wait: bool = True
+) -> None:
+    """Work in this process until nothing is missing or the time limit passes.
+
+    Args:
+        wait: stay while other processes have all that is missing in flight; else end then.
+
+    Raises:
+        OutOfTime: the time limit passed; run the same command again to go on.
+    """
     provenance()  # the commit that this process runs, before anyone edits the checkout
     deadline = time.monotonic() + (design.time_limit_minutes * 60 or math.inf)
     measure(study, design, place.points, progress, deadline)
-    if (dataset := _dataset(design)) is None:
+    if (dataset := dataset_of(design)) is None:
         return
     how = Settings(design.lanes, design.lanes_at_once, design.chunk_steps, deadline)
+
+    def pending() -> list[RunConfig]:
+        runs = design.pending(current(place.read()), dataset)
+        elsewhere = set() if wait else place.running()
+        return [run for run in runs if run.key() not in elsewhere]
+
     run_pending(
-        lambda: design.pending(current(place.read()), dataset), dataset, place,
+        pending, dataset, place,
         study=_name(study), profile=design.profile, settings=how, progress=progress,
     )  # fmt: skip
 
@@ -343,7 +358,7 @@ def status(study: str, profile: str, overrides: Mapping[str, Any] | None = None)
     given = design_of(study).from_dict(parameters(study, profile) | dict(overrides or {}))
     place = store(study, given.profile)
     return {
-        "study": _name(study), "profile": profile, **outlook(given, place, _dataset(given)),
+        "study": _name(study), "profile": profile, **outlook(given, place, dataset_of(given)),
         "running": len(place.running() | place.points.running()),
     }  # fmt: skip
 
