@@ -444,6 +444,7 @@ def test_figures_draw_with_labels_and_say_when_there_is_nothing(
     assert not getattr(figures, name)(EMPTY).axes[0].get_title()
 
 
+@pytest.mark.slow
 def test_the_chapters_code_runs_and_its_model_passes_the_check(capsys) -> None:
     text = (ROOT / "book" / "own-model.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.S | re.M)

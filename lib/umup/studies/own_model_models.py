@@ -14,7 +14,7 @@ PATCH, HEADS, BLOCKS = 4, 4, 2
 
 
 class MLP(nnx.Module):
-    """Two hidden layers, with biases: images (batch, SIDE, SIDE) → logits (batch, CLASSES)."""
+    """Two hidden layers and a norm: images (batch, SIDE, SIDE) → logits (batch, CLASSES)."""
 
     def __init__(self, width: int, numbers: Parametrization, *, rngs: nnx.Rngs):
         self.first = nnx.Linear(SIDE**2, width, rngs=rngs)

@@ -84,7 +84,7 @@ def what_ran(results: Results) -> str:
     return (
         f"{len(table)} models, {int(table['loss'].isna().sum())} of them diverged: "
         f"{' and '.join(parts)}; {table['steps'].iloc[0]} steps of Adam, "
-        f"{table['seed'].nunique()} seeds."
+        f"at most {table['seed'].nunique()} seeds."
     )
 
 
