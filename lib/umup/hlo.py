@@ -126,7 +126,7 @@ class Program:
     """The instructions of a compiled module, of one device's program where it runs on several.
 
     Args:
-        text: what ``jitted.lower(...).compile().as_text()`` gives.
+        text: what ``as_text()`` of a compiled function gives.
         trips: how often a loop runs whose trip count the text does not have.
     """
 
