@@ -184,11 +184,13 @@ def test_the_compiled_step_beside_the_plan(tmp_path, capsys, monkeypatch):
     assert cli.main(["plan", str(path), "--compile"]) == 0
     text = capsys.readouterr().out
     assert "attention xla for cudnn" in text and "all-gather" in text
-    rows = dict(re.findall(r"^(parameters, all|state, GiB|TFLOP|all memory, GiB) .* ([\d.]+)$",
-                           text, re.M))  # fmt: skip
+    rows = dict(
+        re.findall(r"^(parameters, all|\w+, GiB|\w+ \w+, GiB|TFLOP) .* ([\d.]+)$", text, re.M)
+    )
     assert float(rows["parameters, all"]) == 1.0
     assert float(rows["TFLOP"]) == pytest.approx(1.0, abs=0.03)
     assert float(rows["all memory, GiB"]) == pytest.approx(1.0, abs=0.15)
+    assert float(rows["over fsdp, GiB"]) == pytest.approx(1.0, abs=0.15)
     ratio = formulas.parameters(
         plan.case(ModelConfig.from_dict({"d_model": 256, "n_layers": 4, "d_ff": 704,
                                          "vocab_size": 1024}), STEP, MeshConfig(), H100)

@@ -105,6 +105,16 @@ def predict(c: Case, steps: int) -> Prediction:
     )  # fmt: skip
 
 
+def sent(c: Case) -> dict[str, float]:
+    """Bytes that a device receives in a step's collectives, by mesh axis."""
+    found = formulas.communication(c)
+    return {
+        "fsdp": found["gathered"] + found["scattered"] + found["lookup"],
+        "data": found["replicas"],
+        "tensor": found["sums"],
+    }
+
+
 def check(model: ModelConfig, optim: OptimConfig, layout: MeshConfig, machine: Hardware) -> None:
     """Refuse a run that divides unevenly or does not fit, with the nearest change that would do.
 

@@ -222,8 +222,9 @@ def _compared(
     c = plan.case(model, config.optim, config.mesh, hardware.get("cpu"))
     rows = [("of a device", "planned", "compiled", "ratio")]
     for name, ours, theirs, unit in compared(c, report):
-        ratio = f"{ours / theirs:.3f}"
-        rows.append((name, f"{ours / unit:,.2f}", f"{theirs / unit:,.2f}", ratio))
+        ratio = f"{ours / theirs:.3f}" if theirs else "-"
+        digits = 0 if unit == 1 else 2
+        rows.append((name, *(f"{n / unit:,.{digits}f}" for n in (ours, theirs)), ratio))
     text += (
         f"\n\ncompiled for {config.mesh.devices} virtual devices by XLA's CPU backend in "
         f"{report.lower_s + report.compile_s:.0f} s{note}, beside the plan for that backend\n"
@@ -240,7 +241,16 @@ def compared(c: Case, report: Report) -> list[tuple[str, float, float, float]]:
         ("state, GiB", memory["state"], report.argument_bytes, GIB),
         ("all memory, GiB", memory["total"], report.total_bytes, GIB),
         ("TFLOP", formulas.flops(c)["compiled"] / n, report.flops, 1e12),
-    ]
+        *(
+            (f"over {axis}, GiB", planned, _over(report, axis), GIB)
+            for axis, planned in plan.sent(c).items() if planned
+        ),
+    ]  # fmt: skip
+
+
+def _over(report: Report, axis: str) -> float:
+    """Bytes of the compiled step's collectives over one mesh axis."""
+    return sum(row.bytes for row in report.collectives if row.axes == (axis,))
 
 
 def collectives(rows: Sequence[Traffic]) -> str:

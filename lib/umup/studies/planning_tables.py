@@ -68,16 +68,13 @@ def _bytes(point: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _predicted(c: plan.Case, memory: Mapping[str, float]) -> dict[str, float]:
-    sent = formulas.communication(c)
     return {
         "parameters": formulas.parameters(c)["total"],
         "flops": formulas.flops(c)["compiled"] / formulas.devices(c),
         "memory": memory["total"],
         "temporaries": memory["total"] - memory["state"],
         "state": memory["state"],
-        "fsdp": sent["gathered"] + sent["scattered"] + sent["lookup"],
-        "data": sent["replicas"],
-        "tensor": sent["sums"],
+        **plan.sent(c),
     }
 
 
