@@ -223,8 +223,8 @@ def _compared(
     rows = [("of a device", "planned", "compiled", "ratio")]
     for name, ours, theirs, unit in compared(c, report):
         ratio = f"{ours / theirs:.3f}" if theirs else "-"
-        digits = 0 if unit == 1 else 2
-        rows.append((name, *(f"{n / unit:,.{digits}f}" for n in (ours, theirs)), ratio))
+        d = 0 if unit == 1 else 2
+        rows.append((name, f"{ours / unit:,.{d}f}", f"{theirs / unit:,.{d}f}", ratio))
     text += (
         f"\n\ncompiled for {config.mesh.devices} virtual devices by XLA's CPU backend in "
         f"{report.lower_s + report.compile_s:.0f} s{note}, beside the plan for that backend\n"
