@@ -34,10 +34,10 @@ def _amax(casts: Casts, remembered: Array | None, i: int, operand: Array) -> Arr
     return fp8.amax(operand) if remembered is None else remembered[i]
 
 
-def _cast_weight(w: Array, dtype, casts: Casts, last: Array | None, fused: bool) -> fp8.Operand:
+def _cast_weight(w: Array, dtype, casts: Casts, largest: Array | None, fused: bool) -> fp8.Operand:
     if fused:
         w = w.reshape(w.shape[0], -1)
-    return fp8.cast(w if casts.w else w.astype(dtype), casts.w, _amax(casts, last, 1, w))
+    return fp8.cast(w if casts.w else w.astype(dtype), casts.w, largest)
 
 
 def _parts(operand: fp8.Operand) -> list[fp8.Operand]:
@@ -56,19 +56,20 @@ def _linear_fwd(x, w, forward, backward, weight_grad, history, casts, fused):
     last = None if history is None else fp8.remembered(history)
     now = None if history is None else (fp8.amax(x), fp8.amax(w))
     x8 = fp8.cast(x, casts.x, _amax(casts, last, 0, x))
-    w8 = _cast_weight(w, x.dtype, casts, last, fused)
+    w_amax = _amax(casts, last, 1, w)
+    w8 = _cast_weight(w, x.dtype, casts, w_amax, fused)
     y = _stack([fp8.dot(x8, part, (1, 0), x.dtype, casts.precise) for part in _parts(w8)])
     y = y * jnp.asarray(forward, x.dtype)
     # The dtype of x as an empty array: a residual must be an array. W stays as it came and is cast
     # again on the way back: kept cast, a scan over layers would hold all weights a second time.
     dtype = jnp.zeros(0, x.dtype)
     y = y.reshape(x.shape[0], *w.shape[1:])
-    return y, (x8, w, dtype, backward, weight_grad, history, now, last)
+    return y, (x8, w, w_amax, dtype, backward, weight_grad, history, now, last)
 
 
 def _linear_bwd(casts, fused, saved, g):
-    x8, w, of_x, backward, weight_grad, history, now, last = saved
-    w8 = _cast_weight(w, of_x.dtype, casts, last, fused)
+    x8, w, w_amax, of_x, backward, weight_grad, history, now, last = saved
+    w8 = _cast_weight(w, of_x.dtype, casts, w_amax, fused)
     g8 = fp8.cast(g.reshape(g.shape[0], -1) if fused else g, casts.g, _amax(casts, last, 2, g))
     products = [
         fp8.dot(g_part, w_part, (1, 1), of_x.dtype, casts.precise)
