@@ -7,12 +7,16 @@ what a notebook stores is robust to the last bits of another CPU.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 
 from umup import rules, tables
-from umup.claims import format_number
+from umup.claims import NotMeasured, format_number
+from umup.laws import Interval
+
+ABSENT = "not measured"
+"""What stands for a number that the records do not have."""
 
 TITLES = {name: scheme.title for name, scheme in rules.SCHEMES.items()}
 
@@ -26,6 +30,15 @@ def interval(value: float, lo: float, hi: float, digits: int = 2) -> str:
     if digits < 2 or not (math.isfinite(lo) and math.isfinite(hi)):
         return text
     return f"{text} [{format_number(lo, digits)}, {format_number(hi, digits)}]"
+
+
+def said(digits: int, quantity: Callable[..., Interval], *args, **named) -> str:
+    """A claim's quantity of these arguments as `interval`, or ``ABSENT``."""
+    try:
+        got = quantity(*args, **named)
+    except NotMeasured:
+        return ABSENT
+    return interval(got.value, got.lo, got.hi, digits)
 
 
 def loss_digits(digits: int) -> int:

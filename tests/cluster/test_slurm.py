@@ -127,8 +127,10 @@ def test_preempted(slurm: Slurm, workplace: Path):
     # Off the nodes, which the job above had whole, and not ended. While Slurm puts a job back into
     # its queue, there is a moment in which squeue lists it nowhere.
     ours = {job for submission in jobs.submissions(place()) for job in submission.ids}
-    queued = lambda: {task.split("_")[0] for task in tasks()}  # noqa: E731
-    until(lambda: ours <= queued(), seconds=20, what=f"{ours} in the queue again")
+    until(
+        lambda: ours <= {task.split("_")[0] for task in tasks()},
+        seconds=20, what=f"{ours} in the queue again",
+    )  # fmt: skip
     until(lambda: not tasks(), what="the end of both arrays")
     asked = ["Requeued job" in task_log(submission) for submission in jobs.submissions(place())]
     assert asked == [False, True], [

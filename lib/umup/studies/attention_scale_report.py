@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import pandas as pd
 
-from umup.claims import NotMeasured, format_number
+from umup.claims import format_number
 from umup.laws import Interval
 from umup.records import Results
-from umup.report import interval, loss_digits, markdown
+from umup.report import ABSENT, interval, loss_digits, markdown, said
 from umup.studies import attention_scale_tables as tables
 from umup.studies.attention_scale_tables import PER_D, PER_ROOT, TITLES
-
-ABSENT = "not measured"
 
 
 def _text(measured: Interval, digits: int) -> str:
     return interval(measured.value, measured.lo, measured.hi, digits)
-
-
-def _said(digits: int, quantity, *args, **named) -> str:
-    try:
-        return _text(quantity(*args, **named), digits)
-    except NotMeasured:
-        return ABSENT
 
 
 def _peak(results: Results) -> tuple[Interval, int] | None:
@@ -47,7 +38,7 @@ def numbers(results: Results, digits: int = 2) -> dict[str, str]:
     out = {}
     for scheme in TITLES:
         for end in ("start", "end"):
-            out[f"{end}_{scheme}"] = _said(digits, tables.exponent, results, scheme, end)
+            out[f"{end}_{scheme}"] = said(digits, tables.exponent, results, scheme, end)
     peak = _peak(results)
     out["peak"], out["peak_step"] = (
         (_text(peak[0], digits), str(peak[1])) if peak else (ABSENT,) * 2
@@ -57,12 +48,12 @@ def numbers(results: Results, digits: int = 2) -> dict[str, str]:
             moved = tables.drift(results.runs, hp, scheme)
             out[f"shift_{hp}_{name}"] = _text(moved.shift, digits) if moved else ABSENT
     for name, scheme in (("d", PER_D), ("root", PER_ROOT)):
-        out[f"entropy_{name}"] = _said(digits, tables.entropy_slope, results, scheme)
-    out["cosine"] = _said(digits, tables.final, results, PER_D, "cosine")
-    out["mean_cosine"] = _said(digits, tables.final, results, PER_D, "cosine_mean")
-    out["independent"] = _said(digits, tables.layer_exponent, results, 0.0, "earlier")
-    out["aligned"] = _said(digits, tables.layer_exponent, results, 1.0, "self")
-    difference = _said(loss_digits(digits), tables.rule_difference, results)
+        out[f"entropy_{name}"] = said(digits, tables.entropy_slope, results, scheme)
+    out["cosine"] = said(digits, tables.final, results, PER_D, "cosine")
+    out["mean_cosine"] = said(digits, tables.final, results, PER_D, "cosine_mean")
+    out["independent"] = said(digits, tables.layer_exponent, results, 0.0, "earlier")
+    out["aligned"] = said(digits, tables.layer_exponent, results, 1.0, "self")
+    difference = said(loss_digits(digits), tables.rule_difference, results)
     out["difference"] = f"{difference} nats a token" if difference != ABSENT else ABSENT
     return out
 
@@ -103,7 +94,7 @@ def growth_table(results: Results, digits: int = 2) -> str:
         row = {"scheme": TITLES[scheme]}
         for name in ("qk", "cosine"):
             for end in ("start", "end"):
-                row[f"{name}_{end}"] = _said(digits, tables.exponent, results, scheme, end, name)
+                row[f"{name}_{end}"] = said(digits, tables.exponent, results, scheme, end, name)
         if set(row.values()) != {TITLES[scheme], ABSENT}:
             rows.append(row)
     return markdown(

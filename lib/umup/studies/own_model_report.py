@@ -6,21 +6,11 @@ import math
 
 import pandas as pd
 
-from umup.claims import NotMeasured, format_number
+from umup.claims import format_number
 from umup.records import Results
-from umup.report import interval, loss_digits, markdown
+from umup.report import ABSENT, interval, loss_digits, markdown, said
 from umup.studies import own_model_tables as tables
 from umup.studies.own_model_tables import NAMES, SCHEMES, title
-
-ABSENT = "not measured"
-
-
-def _said(digits: int, quantity, *args, **named) -> str:
-    try:
-        got = quantity(*args, **named)
-    except NotMeasured:
-        return ABSENT
-    return interval(got.value, got.lo, got.hi, digits)
 
 
 def numbers(results: Results, digits: int = 2) -> dict[str, str]:
@@ -36,21 +26,21 @@ def numbers(results: Results, digits: int = 2) -> dict[str, str]:
     for model in NAMES:
         for scheme in SCHEMES:
             arm = f"{model}_{scheme}"
-            out[f"shift_{arm}"] = _said(digits, tables.eta_shift, results, model, scheme)
-            out[f"price_{arm}"] = _said(nats, tables.price, results, model, scheme)
-            out[f"widening_{arm}"] = _said(nats, tables.widening, results, model, scheme)
+            out[f"shift_{arm}"] = said(digits, tables.eta_shift, results, model, scheme)
+            out[f"price_{arm}"] = said(nats, tables.price, results, model, scheme)
+            out[f"widening_{arm}"] = said(nats, tables.widening, results, model, scheme)
             out[f"broken_{arm}"] = counted.get((model, scheme, ""), ABSENT)
     for name, model, wrong in (
         ("bias", "mlp", "hidden.bias"), ("gain", "vit", "norm.scale"),
         ("readout", "mlp", "readout.kernel"),
     ):  # fmt: skip
-        out[f"wrong_{name}"] = _said(
+        out[f"wrong_{name}"] = said(
             digits, tables.update_slope, results, model, "mup", wrong, wrong
         )
-    out["wrong_shift"] = _said(
+    out["wrong_shift"] = said(
         digits, tables.eta_shift, results, "mlp", "mup", wrong="readout.kernel"
     )
-    out["wrong_cost"] = _said(nats, tables.wrong_role, results, "mlp", "readout.kernel")
+    out["wrong_cost"] = said(nats, tables.wrong_role, results, "mlp", "readout.kernel")
     return out
 
 

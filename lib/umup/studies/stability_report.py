@@ -6,21 +6,12 @@ import pandas as pd
 
 from umup.claims import NotMeasured, format_number
 from umup.records import Results
-from umup.report import interval, loss_digits, markdown
+from umup.report import ABSENT, loss_digits, markdown, said
 from umup.studies import stability_tables as tables
 from umup.studies.stability_tables import DEFENCES, MARGIN, NAMES, SCHEMES
 
-ABSENT = "not measured"
 KINDS = {"clean": "none", "poison": "poisoned batches", "jump": "η jump",
          "nan": "update not a number"}  # fmt: skip
-
-
-def _said(digits: int, quantity, *args, **named) -> str:
-    try:
-        got = quantity(*args, **named)
-    except NotMeasured:
-        return ABSENT
-    return interval(got.value, got.lo, got.hi, digits)
 
 
 def numbers(results: Results, digits: int = 2) -> dict[str, str]:
@@ -36,23 +27,23 @@ def numbers(results: Results, digits: int = 2) -> dict[str, str]:
     for scheme in SCHEMES:
         for defence in [d for d in DEFENCES if d != "none"]:
             name = f"{defence}_{scheme}"
-            out[f"gain_{name}"] = _said(digits, tables.stable_gain, results, scheme, defence)
-            out[f"price_{name}"] = _said(nats, tables.price, results, scheme, defence)
-        out[f"growth_{scheme}"] = _said(digits, tables.growth, results, scheme, "logit_max")
-        out[f"depth_{scheme}"] = _said(
+            out[f"gain_{name}"] = said(digits, tables.stable_gain, results, scheme, defence)
+            out[f"price_{name}"] = said(nats, tables.price, results, scheme, defence)
+        out[f"growth_{scheme}"] = said(digits, tables.growth, results, scheme, "logit_max")
+        out[f"depth_{scheme}"] = said(
             digits, tables.stable_gain, results, scheme, "depth_init", "deep"
         )
-    out["held_umup"] = _said(digits, tables.held_back, results, "umup", "out_rms", "z_loss", 4)
+    out["held_umup"] = said(digits, tables.held_back, results, "umup", "out_rms", "z_loss", 4)
     for norm in ("unscaled", "held"):
-        out[f"twins_{norm}"] = _said(digits, tables.twins, results, norm)
-        out[f"active_{norm}"] = _said(digits, tables.active, results, "umup", norm)
-    out["norm_ratio"] = _said(digits, tables.norm_ratio, results, "umup")
+        out[f"twins_{norm}"] = said(digits, tables.twins, results, norm)
+        out[f"active_{norm}"] = said(digits, tables.active, results, "umup", norm)
+    out["norm_ratio"] = said(digits, tables.norm_ratio, results, "umup")
     for kind in [k for k in KINDS if k != "clean"]:
         for recover, word in ((True, "healed"), (False, "alone")):
-            out[f"drill_{kind}_{word}"] = _said(nats, tables.drilled, results, kind, recover)
+            out[f"drill_{kind}_{word}"] = said(nats, tables.drilled, results, kind, recover)
     for defence in ("z_loss", "qk_norm", "clip"):
-        out[f"time_{defence}"] = _said(digits, tables.step_time, results, defence)
-    out["bound"] = _said(digits, tables.logit_bound, results)
+        out[f"time_{defence}"] = said(digits, tables.step_time, results, defence)
+    out["bound"] = said(digits, tables.logit_bound, results)
     return out
 
 
@@ -99,13 +90,13 @@ def defences_table(results: Results, digits: int = 2) -> str:
             changes = {"gain": "", "price": ""}
             if defence != "none":
                 changes = {
-                    "gain": _said(digits, tables.stable_gain, results, scheme, defence),
-                    "price": _said(loss_digits(digits), tables.price, results, scheme, defence),
+                    "gain": said(digits, tables.stable_gain, results, scheme, defence),
+                    "price": said(loss_digits(digits), tables.price, results, scheme, defence),
                 }
             rows.append({
                 "scheme": NAMES[scheme], "defence": title,
                 "best": format_number(tables.best(table), 0),
-                "sensitivity": _said(digits, tables.sensitivity, results, scheme, defence),
+                "sensitivity": said(digits, tables.sensitivity, results, scheme, defence),
                 **changes,
             })  # fmt: skip
     return markdown(
@@ -121,7 +112,7 @@ def times_table(results: Results, digits: int = 2) -> str:
     rows = [
         {"defence": DEFENCES[d], "time": text}
         for d in ("z_loss", "qk_norm", "clip")
-        if (text := _said(digits, tables.step_time, results, d)) != ABSENT
+        if (text := said(digits, tables.step_time, results, d)) != ABSENT
     ]
     return markdown(
         pd.DataFrame(rows, columns=["defence", "time"]),
@@ -143,7 +134,7 @@ def drills_table(results: Results, digits: int = 2) -> str:
             if at.empty:
                 continue
             cost = {word: "" if kind == "clean" else
-                    _said(nats, tables.drilled, results, kind, recover, scheme)
+                    said(nats, tables.drilled, results, kind, recover, scheme)
                     for word, recover in (("healed", True), ("alone", False))}  # fmt: skip
             rows.append({
                 "scheme": NAMES[scheme], "kind": title, **cost,
