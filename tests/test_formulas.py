@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from umup import formulas
+from umup import budgets, formulas
 from umup.config import ModelConfig
 
 MACHINE = {
@@ -129,16 +129,16 @@ def test_fp8_products_take_half_the_time():
 
 def test_layouts_divide_fit_and_leave_none_out():
     case = {**CASE, "batch_size": 12, "memory": 4e6}
-    found = formulas.layouts(case, 4)
+    found = budgets.layouts(case, 4)
     meshes = {(c["data"], c["fsdp"], c["tensor"]) for c in found}
-    assert all(formulas.splits(c) and formulas.fits(c) >= 0 for c in found)
+    assert all(budgets.splits(c) and budgets.fits(c) >= 0 for c in found)
     every = {
         (data, fsdp, tensor)
         for data in (1, 2, 4) for fsdp in (1, 2, 4) for tensor in (1, 2, 4)
         if data * fsdp * tensor == 4
     }  # fmt: skip
     roomy = {
-        (c["data"], c["fsdp"], c["tensor"]) for c in formulas.layouts({**case, "memory": 1e12}, 4)
+        (c["data"], c["fsdp"], c["tensor"]) for c in budgets.layouts({**case, "memory": 1e12}, 4)
     }
     assert roomy == every
     assert meshes < every  # some do not fit, such as a replica each
@@ -147,19 +147,19 @@ def test_layouts_divide_fit_and_leave_none_out():
 
 def test_the_largest_is_the_largest():
     family = {**CASE, "aspect": 64.0, "ff_ratio": 4.0, "seq_len": 256, "batch_size": 64}
-    found = formulas.largest(family, 4, 60.0, 20.0)
+    found = budgets.largest(family, 4, 60.0, 20.0)
     n = found["n_layers"]
     assert n >= 2 and found["tokens"] >= 20 * formulas.parameters(found)["total"]
-    above = formulas.shape(family, n + 1)
-    quickest = formulas.quickest(formulas.layouts(above, 4))
+    above = budgets.shape(family, n + 1)
+    quickest = budgets.quickest(budgets.layouts(above, 4))
     tokens = 60.0 / quickest["seconds"] * 64 * 256
     assert tokens < 20 * formulas.parameters(above)["total"]
-    assert formulas.largest(family, 4, 1e-6, 20.0)["n_layers"] == 0
+    assert budgets.largest(family, 4, 1e-6, 20.0)["n_layers"] == 0
 
 
 @pytest.mark.parametrize("budget", [1e18, 1e21, 1e24])
 def test_chinchilla_is_the_least_loss_of_its_fit(budget):
-    best = formulas.chinchilla(budget)
+    best = budgets.chinchilla(budget)
     n = best["parameters"] * np.exp(np.linspace(-3, 3, 20001))
     losses = 1.8172 + 482.01 / n**0.3478 + 2085.43 / (budget / 6 / n) ** 0.3658
     assert n[np.argmin(losses)] == pytest.approx(best["parameters"], rel=1e-3)
@@ -168,8 +168,8 @@ def test_chinchilla_is_the_least_loss_of_its_fit(budget):
 
 @pytest.mark.parametrize("inference", [0.0, 1e11, 1e13])
 def test_overtrained_is_the_cheapest_of_its_loss(inference):
-    found = formulas.overtrained(1e22, inference)
-    loss = formulas.chinchilla_loss(found["parameters"], found["tokens"])
+    found = budgets.overtrained(1e22, inference)
+    loss = budgets.chinchilla_loss(found["parameters"], found["tokens"])
     # Other sizes that reach this loss, with the tokens that they need for it.
     n = found["parameters"] * np.exp(np.linspace(-0.5, 0.5, 4001))
     d = (2085.43 / (loss - 1.8172 - 482.01 / n**0.3478)) ** (1 / 0.3658)
@@ -179,18 +179,18 @@ def test_overtrained_is_the_cheapest_of_its_loss(inference):
 
 
 def test_without_inference_the_overtrained_is_chinchilla():
-    a, b = formulas.overtrained(1e21, 0.0), formulas.chinchilla(1e21)
+    a, b = budgets.overtrained(1e21, 0.0), budgets.chinchilla(1e21)
     assert a["parameters"] == pytest.approx(b["parameters"], rel=1e-6)
 
 
 def test_kaplan_at_a_petaflop_day():
-    found = formulas.kaplan(8.64e19)
+    found = budgets.kaplan(8.64e19)
     assert found["parameters"] == pytest.approx(1.3e9)
     assert found["tokens"] == pytest.approx(8.64e19 / 6 / 1.3e9)
-    ten = formulas.kaplan(8.64e20)
+    ten = budgets.kaplan(8.64e20)
     assert math.log10(ten["parameters"] / found["parameters"]) == pytest.approx(0.73)
 
 
 def test_rule_of_thumb():
-    found = formulas.rule_of_thumb(6 * 20 * 1e18, 20)
+    found = budgets.rule_of_thumb(6 * 20 * 1e18, 20)
     assert found["parameters"] == pytest.approx(1e9) and found["tokens"] == pytest.approx(20e9)

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from umup import formulas, javascript
+from umup import budgets, formulas, javascript
 from umup.errors import BookError
 
 CASES = 200
-SOURCE = Path(formulas.__file__).read_text(encoding="utf-8")
-PUBLIC = {name: f for name, f in vars(formulas).items() if inspect.isfunction(f)}
+MODULES = (formulas, budgets)
+SOURCE = "\n".join(Path(str(m.__file__)).read_text(encoding="utf-8") for m in MODULES)
+PUBLIC = {n: f for m in MODULES for n, f in vars(m).items() if inspect.isfunction(f)}
 
 SMALL = """
 '''A module.'''

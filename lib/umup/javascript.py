@@ -33,6 +33,8 @@ RESERVED = re.findall(
 def translate(source: str, name: str) -> str:
     """A plain script that defines the object ``name`` with the functions of a Python module.
 
+    Or of several, one text after another, of which the later may import from the earlier.
+
     Raises:
         BookError: a construct outside of the shared part; the field is ``NAME.py, line N``.
     """
@@ -67,12 +69,16 @@ class _Module:
         ])  # fmt: skip
 
     def head(self, node: ast.stmt) -> str:
-        """What stands beside functions: docstrings, ``import math``, ``__future__``."""
+        """What stands beside functions: docstrings, and imports of what is here anyway."""
         match node:
             case ast.Import([ast.alias("math", None)]) | ast.ImportFrom("__future__"):
                 return ""
             case ast.Expr(ast.Constant(str())):
                 return ""
+            case ast.ImportFrom(names=names) if all(
+                one.name in self.functions and one.asname is None for one in names
+            ):
+                return ""  # of modules that are translated together
         raise self.refuse(node)
 
     def function(self, node: ast.FunctionDef) -> str:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from umup import formulas
+from umup import budgets, formulas
 from umup.config import BLOCK_LINEARS, MeshConfig, ModelConfig, OptimConfig
 from umup.errors import ConfigError, PlanError
 from umup.hardware import Hardware
@@ -126,7 +126,7 @@ def check(model: ModelConfig, optim: OptimConfig, layout: MeshConfig, machine: H
 
     mesh.check(layout, model, optim)
     c = case(model, optim, layout, machine)
-    missing = -formulas.fits(c)
+    missing = -budgets.fits(c)
     if missing > 0:
         raise PlanError(
             "memory", f"{formulas.memory(c)['total'] / GIB:.1f} GiB a device",
@@ -144,7 +144,7 @@ def nearest(c: Case) -> str:
     changes: list[tuple[float, str]] = []
 
     def offer(trial: Case, words: str) -> None:
-        if formulas.splits(trial) and formulas.fits(trial) >= 0:
+        if budgets.splits(trial) and budgets.fits(trial) >= 0:
             changes.append((formulas.step_time(trial)["seconds"], words))
 
     levels = ("none", "dots", "full")
@@ -157,7 +157,7 @@ def nearest(c: Case) -> str:
     if changes:
         return min(changes)[1]
     total = formulas.devices(c)
-    found = formulas.enough(c, total)
+    found = budgets.enough(c, total)
     if not found["seconds"]:
         return "nothing near fits: take a smaller model"
     if formulas.devices(found) == total:
@@ -176,10 +176,10 @@ def layouts(c: Case, devices: int) -> list[Case]:
     Raises:
         PlanError: none does.
     """
-    found = sorted(formulas.layouts(c, devices), key=lambda one: one["seconds"])
+    found = sorted(budgets.layouts(c, devices), key=lambda one: one["seconds"])
     if not found:
         lone = {**c, "data": 1, "fsdp": devices, "tensor": 1, "remat": "full"}
-        if formulas.splits(lone):
+        if budgets.splits(lone):
             raise PlanError("devices", devices, f"more: {nearest(lone)}")
         allowed = "a number that divides batch_size with d_model, heads, d_ff and vocabulary"
         raise PlanError("devices", devices, allowed)
@@ -210,7 +210,7 @@ def budget(
 
     Args:
         family: a case; its vocabulary, context, batch and types are kept, its depth and widths
-            replaced in the proportions of ``aspect`` and ``ff_ratio`` (`formulas.shape`).
+            replaced in the proportions of ``aspect`` and ``ff_ratio`` (`budgets.shape`).
         devices: how many.
         hours: for how long.
         tokens_per_parameter: 20 is Chinchilla's rule of thumb.
@@ -226,19 +226,19 @@ def budget(
         raise PlanError("inference_tokens", inference_tokens, "a finite number >= 0")
     if devices < 1:
         raise PlanError("devices", devices, "an integer >= 1")
-    found = formulas.largest(family, devices, hours * 3600, tokens_per_parameter)
+    found = budgets.largest(family, devices, hours * 3600, tokens_per_parameter)
     if not found["n_layers"]:
         raise PlanError(
             "hours", hours, f"more: {_too_small(family, devices, hours, tokens_per_parameter)}"
         )
     flops = 6 * formulas.parameters(found)["total"] * found["tokens"]
-    allocations = formulas.allocations(flops, tokens_per_parameter, inference_tokens)
+    allocations = budgets.allocations(flops, tokens_per_parameter, inference_tokens)
     return Budget(found, found["tokens"], flops, allocations)
 
 
 def _too_small(family: Case, devices: int, hours: float, ratio: float) -> str:
-    smallest = formulas.shape(family, 2)
-    fastest = formulas.quickest(formulas.layouts(smallest, devices))
+    smallest = budgets.shape(family, 2)
+    fastest = budgets.quickest(budgets.layouts(smallest, devices))
     if not fastest["seconds"]:
         return f"the smallest decoder of the family has no layout on {devices} devices"
     tokens = ratio * formulas.parameters(smallest)["total"]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from umup import formulas, hardware, javascript, plan, plan_cli
+from umup import budgets, formulas, hardware, javascript, plan, plan_cli
 from umup.config import MeshConfig, ModelConfig, OptimConfig
 from umup.errors import BookError
 from umup.hardware import Hardware
@@ -78,7 +78,8 @@ def page(folder: Path) -> str:
     html, css, script = (
         (folder / f"planner.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")
     )
-    source = Path(formulas.__file__).read_text(encoding="utf-8")
+    modules = (Path(str(module.__file__)) for module in (formulas, budgets))
+    source = "\n".join(module.read_text(encoding="utf-8") for module in modules)
     known = f"const planning = {json.dumps(data(), ensure_ascii=False)};"
     scripts = "\n".join([javascript.translate(source, "formulas"), known, script])
     # The text of a script ends at the first closing tag, even of a string.
@@ -202,8 +203,8 @@ def widest(c: Case, devices: int, seconds: float, ratio: float) -> Case:
     best: Case = {}
     for steps in range(1, 129):
         wide = {"d_model": 128 * steps, "d_ff": 128 * steps * c["d_ff"] // c["d_model"]}
-        found = formulas.quickest(formulas.layouts(c | wide, devices))
-        tokens = formulas.spent(found, seconds)["tokens"] if found["seconds"] else 0.0
+        found = budgets.quickest(budgets.layouts(c | wide, devices))
+        tokens = budgets.spent(found, seconds)["tokens"] if found["seconds"] else 0.0
         if tokens < ratio * formulas.parameters(c | wide)["total"]:
             break
         best = {**found, "tokens": tokens}
@@ -230,7 +231,7 @@ def _largest() -> dict[str, str]:
         ])  # fmt: skip
     (_, slow), (fused, quick) = found[0], found[2]
     budget = 6 * formulas.parameters(fused)["total"] * fused["tokens"]
-    shares = formulas.allocations(budget, RATIO, INFERENCE)
+    shares = budgets.allocations(budget, RATIO, INFERENCE)
     peak = DEVICES * machine.tflops_bfloat16 * 1e12 * HOURS * 3600
     return {
         "budget_hours": f"{HOURS:g}", "budget_devices": f"{DEVICES}", "ratio": f"{RATIO:g}",
@@ -241,7 +242,7 @@ def _largest() -> dict[str, str]:
         "fused_times": f"{fused['d_model'] / PRESETS[BASE]['d_model']:g}",
         "fused_parameters": plan_cli.count(formulas.parameters(fused)["total"]),
         "fused_layout": plan_cli.layout(fused),
-        "fused_cost": f"${formulas.spent(fused, HOURS * 3600)['dollars']:.0f}",
+        "fused_cost": f"${budgets.spent(fused, HOURS * 3600)['dollars']:.0f}",
         "slow_mfu": _percent(slow["mfu"]), "fused_mfu": _percent(quick["mfu"]),
         "slow_rule": plan_cli.count((slow["mfu"] * peak / 6 / RATIO) ** 0.5),
         "fused_rule": plan_cli.count((quick["mfu"] * peak / 6 / RATIO) ** 0.5),

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlencode
 import pytest
 
 from book.test_browser import WIDTHS, browser, problems, reading, serving  # noqa: F401
-from umup import formulas, hardware, plan, planner_page
+from umup import budgets, formulas, hardware, plan, planner_page
 from umup.config import MeshConfig
 from umup.errors import BookError, ConfigError
 
@@ -39,33 +39,33 @@ def meshes(c, total):
         if data * fsdp * tensor == total and math.log2(tensor) % 1 == 0:
             for accumulate in (1, 2, 4, 8, 16):
                 trial = c | {"data": data, "fsdp": fsdp, "tensor": tensor, "accumulate": accumulate}
-                if formulas.splits(trial):
+                if budgets.splits(trial):
                     yield trial
 
 
 def test_the_leanest_layout_by_brute_force():
     c = case("55M", attention="xla")
     needs = [formulas.memory(one | {"remat": "full"})["total"] for one in meshes(c, 8)]
-    found = formulas.leanest(c, 8)
+    found = budgets.leanest(c, 8)
     assert found["bytes"] == min(needs) == formulas.memory(found)["total"]
-    assert formulas.leanest(c, 7)["bytes"] == 0
+    assert budgets.leanest(c, 7)["bytes"] == 0
 
 
 def test_enough_devices_are_the_first_doubling_that_fits():
     c = case("7B")
-    assert not formulas.layouts(c, 1) and formulas.layouts(c, 2)
-    found = formulas.enough(c, 1)
+    assert not budgets.layouts(c, 1) and budgets.layouts(c, 2)
+    found = budgets.enough(c, 1)
     assert formulas.devices(found) == 2
-    assert found["seconds"] == min(one["seconds"] for one in formulas.layouts(c, 2))
-    assert formulas.enough({**c, "memory": 1.0}, 1)["seconds"] == 0
-    few = formulas.enough({**c, "batch_size": 1}, 1)
+    assert found["seconds"] == min(one["seconds"] for one in budgets.layouts(c, 2))
+    assert budgets.enough({**c, "memory": 1.0}, 1)["seconds"] == 0
+    few = budgets.enough({**c, "batch_size": 1}, 1)
     assert few["batch_size"] == formulas.devices(few) == 2
 
 
 def test_what_a_time_buys():
     c = {**case("55M"), "data": 2, "usd_per_hour": 3.0}
     seconds = formulas.step_time(c)["seconds"]
-    bought = formulas.spent(c, 1000 * seconds)
+    bought = budgets.spent(c, 1000 * seconds)
     assert bought["steps"] == pytest.approx(1000)
     assert bought["tokens"] == pytest.approx(1000 * 16 * 1024)
     assert bought["tokens_per_parameter"] == pytest.approx(1000 * 16 * 1024 / 54_525_952)
@@ -115,7 +115,7 @@ def test_the_widest_model_sees_enough_and_the_next_does_not():
     seen = []
     for width in (found["d_model"], found["d_model"] + 128):
         wide = c | {"d_model": width, "d_ff": 4 * width}
-        best = min(formulas.layouts(wide, 8), key=lambda one: one["seconds"])
+        best = min(budgets.layouts(wide, 8), key=lambda one: one["seconds"])
         tokens = 7200 / best["seconds"] * 128 * 1024
         seen.append(tokens >= 20 * formulas.parameters(wide)["total"])
     assert seen == [True, False]
@@ -223,8 +223,8 @@ def test_what_does_not_fit_says_by_how_much_and_what_would(page):
     page.select_option("[name=preset]", "70B")
     page.fill("[name=devices]", "8")
     c = case("70B")
-    excess = formulas.leanest(c, 8)["bytes"] - 80e9 * 0.92
-    enough = formulas.enough(c, 8)
+    excess = budgets.leanest(c, 8)["bytes"] - 80e9 * 0.92
+    enough = budgets.enough(c, 8)
     assert excess > 0 and enough["seconds"] > 0
     said = verdict(page)
     assert said.startswith("Does not fit") and f"{excess / GIB:.3g}\u00a0GiB more" in said
