@@ -16,11 +16,11 @@ DEVICES = 8
 
 def _start_jax() -> None:
     """Start JAX on the CPU as `DEVICES` devices, leaving the environment as it was."""
+    flags = os.environ.get("XLA_FLAGS", "")
     ours = {
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_X64": "0",
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
-        f"--xla_force_host_platform_device_count={DEVICES}",
+        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={DEVICES}",
     }
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)

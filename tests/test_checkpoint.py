@@ -326,7 +326,7 @@ def child(code: str, *args: object, **options) -> subprocess.Popen:
     """A process that runs `code` after the imports that all of these need."""
     head = "import os, signal, sys\nfrom pathlib import Path\nimport jax, jax.numpy as jnp\n"
     head += "from umup.checkpoint import Checkpoints\n"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""} | options.pop("env", {})
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"} | options.pop("env", {})
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", head + code, *map(str, args)],
         env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
@@ -434,7 +434,8 @@ def test_two_processes(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    outer = os.environ.get("XLA_FLAGS", "")
+    flags = {"XLA_FLAGS": f"{outer} --xla_force_host_platform_device_count=2"}
     pair = [child(TWO, address, i, tmp_path, KEY, env=flags) for i in range(2)]
     try:
         ends = [process.communicate(timeout=60) for process in pair]

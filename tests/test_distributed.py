@@ -60,9 +60,8 @@ class Pair:
             address = f"127.0.0.1:{probe.getsockname()[1]}"
         command = [sys.executable, "-m", "umup.cli", "train", str(file), "--run", str(folder)]
         command += [*argv, "--coordinator", address, "--processes", "2", "--process"]
-        env = os.environ | {
-            "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        }  # fmt: skip
+        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+        env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
         self.both = [
             subprocess.Popen([*command, str(i)], env=env, text=True, stderr=subprocess.PIPE)
             for i in range(2)

@@ -265,7 +265,7 @@ def copy(tmp_path) -> Path:
 def test_the_chapter_can_be_followed_word_for_word(copy):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     # Most of the time is XLA's: these programs are run too little to be worth its care.
-    flags = "--xla_backend_optimization_level=0"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(copy / "lib"), "XLA_FLAGS": flags}
 
     def run(*command: str, given: str | None = None) -> str:

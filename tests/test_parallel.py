@@ -451,10 +451,12 @@ def test_two_processes_train_as_one(tmp_path):
         free.bind(("localhost", 0))
         coordinator = f"localhost:{free.getsockname()[1]}"
     script = Path(__file__).with_name("multihost.py")
+    outer = os.environ.get("XLA_FLAGS", "")
     flags = {
-        "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-    }  # fmt: skip
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "XLA_FLAGS": f"{outer} --xla_force_host_platform_device_count=4",
+    }
     started = [
         subprocess.Popen(
             [sys.executable, script, coordinator, "2", str(i), tmp_path / f"{i}.npz"],

@@ -178,7 +178,8 @@ def test_a_big_run_over_two_nodes(slurm: Slurm, text: Path, tmp_path: Path, monk
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(text.parent / "programs"))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    monkeypatch.setenv("XLA_FLAGS", flags)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     shape = ("--nodes=2", "--ntasks-per-node=1", "--requeue", "--open-mode=append", "--output=log")
     job, big = output("sbatch", "--parsable", *shape, "job.sh"), Path("runs/r/log.jsonl")
