@@ -7,8 +7,10 @@ PYTHON_VERSION ?= 3.12
 WITH    ?=
 TESTS   ?=
 OFFLINE ?=
+ONLY    ?=
+MATRIX_TESTS ?=
 
-VENV := .venv$(if $(OFFLINE),-offline)
+VENV := $(if $(OFFLINE),.venv-offline,.venv)
 BIN  := $(VENV)/bin
 PY   := $(BIN)/python
 PIP  := $(PY) -m pip install -qq --disable-pip-version-check
@@ -21,7 +23,7 @@ SITE := book/_build/html/index.html
 export MPLBACKEND = Agg
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 
-.PHONY: help setup book test study notebook lint format wheelhouse bench constraints clean
+.PHONY: help setup book test matrix study notebook lint format wheelhouse bench constraints clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -40,7 +42,11 @@ test: $(READY) ## every test, and the notebooks re-executed and compared
 	@$(if $(wildcard $(SITE)),,echo "The browser tests need the built book: make book runs them.")
 	@$(STEP) test 1 -- $(PY) -m pytest -n $(JOBS) --dist loadfile --nbval --nbval-current-env \
 		--nbval-sanitize-with experiments/nbval.cfg \
-		$(if $(wildcard $(SITE)),,-m "not browser") $(TESTS) tests $(wildcard experiments/*/study.ipynb)
+		$(if $(wildcard $(SITE)),,-m "not browser") $(TESTS) \
+		$(if $(filter tests/% experiments/%,$(TESTS)),,tests $(wildcard experiments/*/study.ipynb))
+
+matrix: ## make test on other instruction sets, threads, Pythons: ONLY="avx2 3.12" MATRIX_TESTS="-k x"
+	@$(PYTHON) scripts/matrix.py $(if $(ONLY),--only $(ONLY)) -- $(MATRIX_TESTS)
 
 study: $(READY) ## one study: STUDY=lr_transfer PROFILE=smoke|cpu|h100
 	@$(PY) -m umup.cli run $(STUDY) --profile $(PROFILE)
@@ -68,16 +74,18 @@ clean: ## remove what was built; records stay
 	rm -rf .venv .venv-offline .cache build book/_build wheelhouse lib/*.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.venv/.ready-$(KEY):
-	@$(STEP) setup 1 -- $(MAKE) --no-print-directory .venv-install
-	@rm -f .venv/.ready-* && touch $@
+ifeq ($(OFFLINE),)
+$(READY):
+	@$(STEP) setup 1 -- $(MAKE) --no-print-directory install
+	@rm -f $(VENV)/.ready-* && touch $@
+endif
 
-.PHONY: .venv-install
-.venv-install:
+.PHONY: install
+install:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "umup needs Python >= 3.11, \
 	this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
-	@test -x .venv/bin/python || $(PYTHON) -m venv .venv || \
-		{ rm -rf .venv; echo "No venv: on Debian, apt-get install python3-venv"; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || \
+		{ rm -rf $(VENV); echo "No venv: on Debian, apt-get install python3-venv"; exit 1; }
 	@$(PIP) -c constraints.txt -e '.[book,dev,slurm]'
 
 # The box's own packages stay as they are: only what is missing comes from the wheelhouse. A box

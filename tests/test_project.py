@@ -15,6 +15,7 @@ import nbformat
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -179,9 +180,8 @@ def test_importing_needs_no_jax(name: str) -> None:
 
 
 def test_every_third_party_import_is_declared() -> None:
-    extras = [line for lines in PROJECT["optional-dependencies"].values() for line in lines]
     core = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
-    every = core | {canonicalize_name(Requirement(line).name) for line in extras}
+    every = {canonicalize_name(r.name) for r in ranges()}
     bad = []
     for path in MODULES:
         tree = parse(path)
@@ -218,25 +218,48 @@ def test_everything_public_has_a_docstring(path: Path) -> None:
     assert undocumented(tree) == []
 
 
-def test_every_requirement_is_pinned_within_its_range() -> None:
+def ranges() -> list[Requirement]:
+    extras = PROJECT["optional-dependencies"].values()
+    lines = [*PROJECT["dependencies"], *(line for extra in extras for line in extra)]
+    return list(map(Requirement, lines))
+
+
+def pythons() -> list[str]:
+    """The versions of Python, say 3.11, among the classifiers."""
+    found = [c.rpartition(" ")[2] for c in PROJECT["classifiers"] if ":: Python :: " in c]
+    assert found, "pyproject.toml names the Pythons that it is tested with"
+    return found
+
+
+@pytest.mark.parametrize("python", pythons())
+def test_every_requirement_is_pinned_within_its_range(python: str) -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    found = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    every = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    here = {"python_version": python, "python_full_version": f"{python}.0"}
+    found = [r for r in every if r.marker is None or r.marker.evaluate(here)]
     pins = {canonicalize_name(r.name): r for r in found}
     assert len(pins) == len(found), "a name is pinned twice"
-    for requirement in found:
+    for requirement in every:
         assert [s.operator for s in requirement.specifier] == ["=="], str(requirement)
-    extras = PROJECT["optional-dependencies"].values()
-    ranges = [*PROJECT["dependencies"], *(line for lines in extras for line in lines)]
-    for wanted in map(Requirement, ranges):
+    for wanted in ranges():
         pin = pins[canonicalize_name(wanted.name)]
         version = next(iter(pin.specifier)).version
         assert wanted.specifier.contains(version), f"{wanted} is pinned to {version}"
 
 
+def test_the_workflow_tests_every_python_that_is_named() -> None:
+    text = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    jobs = yaml.safe_load(text)["jobs"]
+    assert jobs["test"]["strategy"]["matrix"]["python"] == pythons()
+    setups = [step["with"] for step in jobs["matrix"]["steps"] if "setup-python" in str(step)]
+    assert sorted(setups[0]["python-version"].split()) == pythons()
+    assert SpecifierSet(PROJECT["requires-python"]).contains(pythons()[0])
+
+
 def test_jax_range_admits_the_versions_we_run_on() -> None:
-    jax = next(r for r in map(Requirement, PROJECT["dependencies"]) if r.name == "jax")
-    admitted = [v for v in ("0.10.1", "0.10.2", "0.11.0", "0.11.2", "0.12.0") if v in jax.specifier]
-    assert admitted == ["0.10.2", "0.11.0", "0.11.2"]
+    jax = next(r for r in ranges() if r.name == "jax")
+    tried = ("0.10.1", "0.10.2", "0.11.0", "0.11.2", "0.12.0.1", "0.13.0")
+    assert [v for v in tried if v in jax.specifier] == ["0.10.2", "0.11.0", "0.11.2", "0.12.0.1"]
 
 
 def test_environment_yml_is_the_twin_of_pyproject() -> None:
@@ -351,6 +374,33 @@ def test_claims_are_written_down(study: Path) -> None:
     claims = yaml.safe_load((study / "claims.yaml").read_text(encoding="utf-8"))
     assert claims
     assert all(set(claim["bound"]) & {"min", "max"} for claim in claims)
+
+
+def test_tests_add_to_the_flags_that_they_are_run_with() -> None:
+    """Else a suite under, say, --xla_cpu_max_isa tests another machine than it says."""
+    tests = (
+        p for p in ROOT.glob("tests/**/*.py") if p.stem not in ("test_project", "test_scripts")
+    )
+    outright = re.compile("[\"']--xla_")  # in what is added to others, a blank comes first
+    assert [p.name for p in tests if outright.search(p.read_text(encoding="utf-8"))] == []
+
+
+@pytest.mark.parametrize("outer", ["--xla_cpu_max_isa=SSE4_2", None])
+def test_jax_starts_with_the_outer_flags_and_leaves_them(tmp_path: Path, outer: str | None) -> None:
+    (tmp_path / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text("utf-8"))
+    (tmp_path / "jax.py").write_text(  # what JAX would see
+        "import os\nseen = []\ndef devices(): seen.append(os.environ['XLA_FLAGS'])\n"
+    )
+    (tmp_path / "test_it.py").write_text(
+        "import jax, os\ndef test_it():\n"
+        f"    assert jax.seen == ['{outer or ''} --xla_force_host_platform_device_count=8']\n"
+        f"    assert os.environ.get('XLA_FLAGS') == {outer!r}\n"
+    )
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(tmp_path)}
+    env |= {"XLA_FLAGS": outer} if outer else {}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert "1 passed" in done.stdout, done.stdout
 
 
 @pytest.mark.parametrize(("required", "outcome"), [("0", "1 skipped"), ("1", "1 error")])
