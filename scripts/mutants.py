@@ -12,8 +12,8 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-RENDERING = {"table", "variants_table", "_lines", "_cell", "_check_style"}
-"""Functions of `rules` that print tables: no numbers of the parametrization."""
+RENDERING = {"table", "variants_table", "_lines", "_cell", "_check_style", "render", "_factors"}
+"""Functions of `rules` and `powers` that print: no numbers of the parametrization."""
 
 SYMBOLS = {
     "fan_in", "fan_out", "base_fan_in", "base_fan_out", "depth", "base_depth", "d_head",
@@ -211,9 +211,9 @@ def _walk(
             yield from _walk(child, here, name, names, tables)
 
 
-def _replaced(tree: ast.Module, path: tuple, new: ast.expr) -> str:
-    """The module's source with the node at ``path`` replaced."""
-    changed = copy.deepcopy(tree)
+def _replaced(statement: ast.stmt, path: tuple, new: ast.expr) -> str:
+    """The source of a statement with the node at ``path`` below it replaced."""
+    changed = copy.deepcopy(statement)
     node: ast.AST = changed
     for field, i in path[:-1]:
         node = getattr(node, field) if i is None else getattr(node, field)[i]
@@ -249,9 +249,12 @@ def mutations(source: str, module: str) -> list[Mutation]:
         if isinstance(n, ast.Assign) and _is_power(n.value)
     }  # fmt: skip
     found: dict[str, Mutation] = {}
-    unchanged = ast.unparse(tree)
-    for path, function, kind, (parent, old), new in _walk(tree, (), "", scope, tables):
-        changed = _replaced(tree, path, new)
+    # Of a mutated module only one statement is another, and only that one is written anew.
+    statements = [ast.unparse(statement) for statement in tree.body]
+    unchanged = "\n".join(statements)
+    for ((_, i), *path), function, kind, (parent, old), new in _walk(tree, (), "", scope, tables):
+        one = _replaced(tree.body[i], tuple(path), new)
+        changed = "\n".join([*statements[:i], one, *statements[i + 1 :]])
         text = f"{_short(old)} → {_short(new)}"
         if isinstance(old, (ast.Name, ast.Constant)) and not isinstance(parent, ast.stmt):
             text += f" in {_short(parent, 80)}"  # a name alone says little

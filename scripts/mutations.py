@@ -23,7 +23,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _RULES = ("test_rules.py", "test_contract.py")
 _OPS = ("test_contract.py", "test_ops.py")
 TESTS = {
+    "powers.py": _RULES,
     "schemes.py": _RULES,
     "rules.py": _RULES,
     "scale.py": _OPS,
@@ -53,7 +54,7 @@ RENDERED = ("tables_in_three_styles", "table_of_variants", "table_says", "test_r
 """Tests of printed tables: left out, so that what kills a mutation of a rule is a number."""
 
 _FORWARD_ONLY = "the value alone is kept, the backward scale is not read"
-_OF_LINEAR = "_linear_fwd(x, w, forward, backward, weight_grad, history, casts)"
+_OF_LINEAR = "_linear_fwd(x, w, forward, backward, weight_grad, history, casts, fused)"
 EQUIVALENT = {
     ("schemes.py", "_rung", "scale.weights[role].forward → scale.weights[role].backward"):
         "SP and μP have true gradients: their scales of the two directions are one",
@@ -61,8 +62,9 @@ EQUIVALENT = {
     ("ops.py", "_linear", f"weight_grad → backward in {_OF_LINEAR}"): _FORWARD_ONLY,
     ("ops.py", "_residual_add_fwd",
      "add_grad → add in residual_add(branch, skip, add, keep, add_grad)"): _FORWARD_ONLY,
-    ("ops.py", "cross_entropy",
-     "grad_scale → alpha in _cross_entropy_fwd(logits, targets, alpha, grad_scale)"): _FORWARD_ONLY,
+    ("ops.py", "_cross_entropy",
+     "grad_scale → alpha in _cross_entropy_fwd(logits, targets, alpha, grad_scale, z_loss)"):
+        _FORWARD_ONLY,
     ("ops.py", "_norm2",
      "jnp.sum(jnp.square(x.astype(jnp… + 1e-30 → jnp.sum(jnp.square(x.astype(jnp… + 2e-30"):
         "any number far below a square keeps a zero vector from 0/0",
@@ -187,7 +189,7 @@ def _pool(
 
     ``limits``: seconds by module after which a mutation counts as noticed, since a hang is.
     """
-    cores = sorted(os.sched_getaffinity(0))
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     free = [cores[i] if i < len(cores) else None for i in range(jobs)]
     running: dict[int, tuple[int, float, Path, int | None]] = {}
     waiting = list(enumerate(mutants))
@@ -287,6 +289,12 @@ def report(mutants: Sequence[Mutation], outcomes: Sequence[Outcome]) -> str:
     return "\n".join([*rows, "", f"{len(mutants)} mutations: {total}."])
 
 
+def every(modules: Iterable[str] = TESTS) -> list[Mutation]:
+    """All mutations of these modules as they are in the checkout."""
+    sources = {name: (ROOT / "lib" / "umup" / name).read_text("utf-8") for name in modules}
+    return [mutant for name, source in sources.items() for mutant in mutations(source, name)]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -296,12 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--match", default="", help="only mutations whose text contains this")
     parser.add_argument("--list", action="store_true", help="name the mutations and run nothing")
     options = parser.parse_args(arguments)
-    mutants = []
-    for module in options.only or TESTS:
-        path = ROOT / "lib" / "umup" / module
-        if path.exists():
-            mutants += mutations(path.read_text(encoding="utf-8"), module)
-    mutants = [m for m in mutants if options.match in m.text]
+    mutants = [m for m in every(options.only or TESTS) if options.match in m.text]
     if options.limit and options.limit < len(mutants):
         step = len(mutants) / options.limit
         mutants = [mutants[int(i * step)] for i in range(options.limit)]

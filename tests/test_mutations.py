@@ -74,6 +74,12 @@ def test_the_report_tells_noticed_equivalent_and_surviving(scripts, monkeypatch)
     assert text.endswith("3 mutations: 1 noticed, 1 equivalent, 1 SURVIVES.")
 
 
+def test_every_equivalent_mutation_is_one_that_is_made(scripts):
+    _, mutations = scripts
+    made = {(m.module, m.function, m.text) for m in mutations.every()}
+    assert [key for key in mutations.EQUIVALENT if key not in made] == []
+
+
 @pytest.mark.slow
 def test_a_change_is_noticed_and_a_harmless_one_survives(scripts):
     """In a process of its own, as it forks before JAX starts."""
