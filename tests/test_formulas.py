@@ -145,6 +145,58 @@ def test_layouts_divide_fit_and_leave_none_out():
     assert (4, 1, 1) not in meshes and (1, 4, 1) in meshes
 
 
+@pytest.mark.parametrize("n", [1, 2, 12, 36, 97, 720, 9409, 9999])
+def test_divisors(n):
+    assert budgets.divisors(n) == [i for i in range(1, n + 1) if n % i == 0]
+
+
+def test_a_prime_number_of_devices_has_a_layout_only_where_it_divides_the_batch():
+    prime = 999_999_937
+    assert budgets.layouts({**CASE, "batch_size": 64}, prime) == []
+    (found,) = budgets.layouts({**CASE, "batch_size": prime}, prime)
+    assert (found["data"], found["fsdp"], found["tensor"]) == (prime, 1, 1)
+
+
+def test_the_fastest_is_so_among_every_number_of_parts():
+    levels, case = ("none", "dots", "full"), {**CASE, "batch_size": 64, "overhead": 1e-6}
+    every = [{**case, "remat": level, "accumulate": 2**i} for level in levels for i in range(7)]
+    sizes = sorted(formulas.memory(one)["total"] for one in every)
+    for size in sizes[::4]:
+        fit = [one for one in every if formulas.memory(one)["total"] <= size]
+        best = min(formulas.step_time(one)["seconds"] for one in fit)
+        room = {"memory": size * (1 + 1e-12), "usable": 1.0}
+        assert budgets.fastest({**case, **room})["seconds"] == best
+
+
+@pytest.mark.parametrize("attention", ["xla", "blocked", "cudnn"])
+@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("share", [0.0, 0.9, 1.0])
+def test_mfu_is_a_share_on_the_best_of_machines(attention, remat, share):
+    perfect = {
+        "gemm_efficiency": 1.0, "attention_efficiency": 1.0, "overhead": 0.0, "bandwidth": 1e21,
+    }  # fmt: skip
+    case = {**CASE, **perfect, "attention": attention, "remat": remat, "fp8_share": share}
+    found = formulas.step_time({**case, "seq_len": 2**17, "batch_size": 1})
+    again = formulas.flops(case)["recomputed"] / formulas.flops(case)["compiled"]
+    assert found["mfu"] <= 1
+    assert found["mfu"] > 0.999 if remat == "none" else 0.6 < found["mfu"] < 1 - again / 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "hours", "bound"),
+    [({}, 1e-2, "time"), ({"memory": 3e8}, 1e3, "memory"), ({"memory": 1e13}, 1e9, "depth")],
+)
+def test_what_bounds_the_largest(changes, hours, bound):
+    family = {**CASE, "aspect": 64.0, "ff_ratio": 4.0, "seq_len": 256, "batch_size": 64}
+    found = budgets.largest({**family, **changes}, 4, hours * 3600, 20.0)
+    asked = 20 * formulas.parameters(found)["total"]
+    assert found["bound"] == bound and found["tokens"] >= asked
+    if bound == "memory":
+        deeper = range(found["n_layers"] + 1, 161)
+        shapes = (budgets.shape({**family, **changes}, n) for n in deeper)
+        assert not any(budgets.layouts(one, 4) for one in shapes)
+
+
 def test_the_largest_is_the_largest():
     family = {**CASE, "aspect": 64.0, "ff_ratio": 4.0, "seq_len": 256, "batch_size": 64}
     found = budgets.largest(family, 4, 60.0, 20.0)

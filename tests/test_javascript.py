@@ -152,7 +152,8 @@ def arguments(name: str, r: random.Random) -> list[Any]:
         "largest": [proportions, total, 10 ** r.uniform(2, 5), 20],
         "quickest": [[{"seconds": r.choice([0.5, 1.0, 2.0]), "i": i} for i in range(total)]],
         "reach": [c, total], "spent": [c, r.uniform(1, 1e6)],
-        "layouts": [c, total], "leanest": [c, total], "enough": [c, total],
+        "divisors": [r.choice([r.randint(1, 99), r.randint(1, 10**6), r.randint(1, 999) ** 2])],
+        "meshes": [c, total], "layouts": [c, total], "leanest": [c, total], "enough": [c, total],
         "chinchilla_loss": [10 ** r.uniform(6, 12), 10 ** r.uniform(8, 14)],
     }  # fmt: skip
     if name in special:
@@ -203,7 +204,7 @@ def asked(table: list[tuple[str, list[Any], Any]]) -> str:
 
 def test_the_cases_reach_both_outcomes(table):
     outcomes = {
-        "largest": lambda v: v["n_layers"] > 0, "layouts": bool, "splits": bool,
+        "largest": lambda v: v["n_layers"] > 0, "layouts": bool, "meshes": bool, "splits": bool,
         "fits": lambda v: v >= 0, "leanest": lambda v: v["bytes"] > 0,
         "enough": lambda v: v["seconds"] > 0, "fastest": lambda v: v["seconds"] > 0,
     }  # fmt: skip

@@ -8,6 +8,11 @@ const planner = (() => {
   const NUMBERS = [...WHOLE, "hours", "price", "ratio", "inference"];
   const NAMES = ["precision", "attention", "machine"];
   const ZERO_WILL_DO = ["price", "inference"];
+  const BOUNDS = {
+    time: "A deeper one would see too few tokens.",
+    memory: "Memory limits it, not time: no deeper one has a layout that divides evenly and fits.",
+    depth: "It is the deepest that is tried.",
+  };
 
   // ---------------------------------------------------------------- numbers for a reader
   const digits = (x, n = 3) => Number(x.toPrecision(n)).toLocaleString("en", {maximumFractionDigits: 12});
@@ -195,7 +200,7 @@ const planner = (() => {
     const head = `<h3>The other way round: the largest model for ${time(3600 * s.hours)}</h3>`;
     const c = a.largest;
     if (!c.n_layers)
-      return `${head}<p>Not even two layers of these proportions see ${digits(s.ratio)} tokens a parameter in the `
+      return `${head}<p>Not even two layers of these proportions see ${digits(s.ratio)} tokens per parameter in the `
         + "time, or none has a layout: widths go in steps of 128, which the head size must divide.</p>";
     const p = formulas.parameters(c).total;
     const rows = Object.entries(a.allocations).map(([name, one]) => row([
@@ -203,7 +208,7 @@ const planner = (() => {
     return `${head}<p><strong>${count(p)} parameters</strong> in the proportions above: ${c.n_layers} layers of width `
       + `${c.d_model.toLocaleString("en")}, d_ff ${c.d_ff.toLocaleString("en")}, on ${count(c.tokens)} tokens; `
       + `${layout(c)}, ${time(c.seconds)} a step, MFU ${percent(formulas.step_time(c).mfu)}. `
-      + "Its training FLOPs, spent by other rules:</p>"
+      + `${BOUNDS[c.bound]} Its training FLOPs, spent by other rules:</p>`
       + table(["allocation", "parameters", "tokens", "tokens each", "loss"], rows)
       + `<p><small>Rule of thumb: ${digits(s.ratio)} tokens a parameter. Over-trained: least FLOPs of training and `
       + `${count(s.inference * 1e9)} tokens of inference. Loss in nats a token, of one published fit: only differences `

@@ -25,42 +25,73 @@ def splits(c):
     return even and whole and c["vocab_size"] % c["tensor"] == 0
 
 
-def layouts(c, total):
-    """Every layout over ``total`` devices that divides evenly and fits, with its step time.
+def divisors(n):
+    """Every divisor of a positive integer, in ascending order."""
+    out = []
+    for i in range(1, math.floor(math.sqrt(n)) + 1):
+        if n % i == 0:
+            out.append(i)
+    count = len(out)
+    for i in range(count):
+        small = out[count - 1 - i]
+        if small * small < n:
+            out.append(n // small)
+    return out
 
-    Tensor ways are powers of two within a node, parts of a batch powers of two; of the number of
-    parts and the rematerialization, for each mesh the fastest that fits.
+
+def meshes(c, total):
+    """The case on every mesh of ``total`` devices that divides evenly, the batch in one part.
+
+    Tensor ways are powers of two within a node.
     """
     out = []
     tensor = 1
     while tensor <= min(total, c["node_devices"]):
-        for fsdp in range(1, total // tensor + 1):
-            if total % (tensor * fsdp) == 0:
-                data = total // (tensor * fsdp)
-                mesh = {**c, "data": data, "fsdp": fsdp, "tensor": tensor}
-                best = fastest(mesh)
-                if best["seconds"] > 0:
-                    out.append(best)
+        rows = total // tensor
+        # Every row of devices takes its own sequences, which few numbers of devices allow.
+        if total % tensor == 0 and c["batch_size"] % rows == 0:
+            ways = divisors(rows)
+            for i in range(len(ways)):
+                axes = {"data": rows // ways[i], "fsdp": ways[i], "tensor": tensor}
+                mesh = {**c, **axes, "accumulate": 1}
+                if splits(mesh):
+                    out.append(mesh)
         tensor = tensor * 2
+    return out
+
+
+def layouts(c, total):
+    """Every mesh over ``total`` devices on which the step fits, with its step time.
+
+    Each in the fastest rematerialization and number of parts of a batch that fit.
+    """
+    out = []
+    found = meshes(c, total)
+    for i in range(len(found)):
+        best = fastest(found[i])
+        if best["seconds"] > 0:
+            out.append(best)
     return out
 
 
 def fastest(c):
     """For the mesh of ``c``, the fastest rematerialization and accumulation that fit.
 
+    Parts of a batch are powers of two.
+
     ``seconds`` is 0 where none does.
     """
     best = {**c, "seconds": 0.0}
     for level in range(3):
         remat = "none" if level == 0 else ("dots" if level == 1 else "full")
-        parts = 1
-        while parts <= c["batch_size"] / (c["data"] * c["fsdp"]):
-            trial = {**c, "remat": remat, "accumulate": parts}
-            if splits(trial) and fits(trial) >= 0:
-                seconds = step_time(trial)["seconds"]
-                if best["seconds"] == 0 or seconds < best["seconds"]:
-                    best = {**trial, "seconds": seconds}
-            parts = parts * 2
+        trial = {**c, "remat": remat, "accumulate": 1}
+        # More parts save memory and never time: the first number that fits is the fastest.
+        while splits(trial) and fits(trial) < 0:
+            trial = {**trial, "accumulate": trial["accumulate"] * 2}
+        if splits(trial):
+            seconds = step_time(trial)["seconds"]
+            if best["seconds"] == 0 or seconds < best["seconds"]:
+                best = {**trial, "seconds": seconds}
     return best
 
 
@@ -70,20 +101,14 @@ def leanest(c, total):
     ``bytes`` is 0 where none does.
     """
     best = {**c, "bytes": 0.0}
-    tensor = 1
-    while tensor <= min(total, c["node_devices"]):
-        for fsdp in range(1, total // tensor + 1):
-            if total % (tensor * fsdp) == 0:
-                data = total // (tensor * fsdp)
-                parts = 1
-                while parts <= c["batch_size"] / (data * fsdp):
-                    mesh = {**c, "data": data, "fsdp": fsdp, "tensor": tensor}
-                    trial = {**mesh, "remat": "full", "accumulate": parts}
-                    need = memory(trial)["total"]
-                    if splits(trial) and (best["bytes"] == 0 or need < best["bytes"]):
-                        best = {**trial, "bytes": need}
-                    parts = parts * 2
-        tensor = tensor * 2
+    found = meshes(c, total)
+    for i in range(len(found)):
+        trial = {**found[i], "remat": "full"}
+        while splits(trial):
+            need = memory(trial)["total"]
+            if best["bytes"] == 0 or need < best["bytes"]:
+                best = {**trial, "bytes": need}
+            trial = {**trial, "accumulate": trial["accumulate"] * 2}
     return best
 
 
@@ -116,18 +141,24 @@ def largest(c, total, seconds, tokens_per_parameter):
     """The largest decoder of the family that sees enough tokens in the time.
 
     ``tokens_per_parameter`` counts all parameters; 20 is Chinchilla's rule of thumb (arXiv
-    2203.15556). Depth is 0 where not even two layers do.
+    2203.15556). Depth is 0 where not even two layers do. ``bound`` is what keeps a deeper one out:
+    ``time``, ``memory`` (none has a layout that divides evenly and fits) or ``depth`` (160 layers,
+    the deepest that is tried).
     """
-    best = {**c, "n_layers": 0, "seconds": 0.0, "tokens": 0.0}
+    best = {**c, "n_layers": 0, "seconds": 0.0, "tokens": 0.0, "bound": "memory"}
     for n_layers in range(2, 161):
         trial = shape(c, n_layers)
+        size = parameters(trial)["total"]
+        # What no layout can hold, no deeper model's can.
+        if size * (c["param_bytes"] + 8) / total > c["memory"] * c["usable"]:
+            return best
         found = quickest(layouts(trial, total))
         if found["seconds"] > 0:
             tokens = seconds / found["seconds"] * c["batch_size"] * c["seq_len"]
-            if tokens >= tokens_per_parameter * parameters(trial)["total"]:
-                best = {**found, "tokens": tokens}
-            else:
-                return best
+            if tokens < tokens_per_parameter * size:
+                return {**best, "bound": "time"}
+            bound = "depth" if n_layers == 160 else "memory"
+            best = {**found, "tokens": tokens, "bound": bound}
     return best
 
 

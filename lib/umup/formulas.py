@@ -90,8 +90,9 @@ def flops(c):
     """Floating-point operations of one step of the whole model, matrix products only.
 
     ``model`` counts what PaLM counts (arXiv 2204.02311, Appendix B): 6 a weight and token, and
-    attention's products over the full square; MFU is made of it. ``compiled`` counts what the
-    program does: the attended share alone, and what is computed again on the way back.
+    attention's products over the full square. ``compiled`` counts what the program does: the
+    attended share of the square alone (``attended``), and what the backward pass computes again
+    (``recomputed``).
     """
     p = parameters(c)
     tokens = c["batch_size"] * c["seq_len"]
@@ -112,6 +113,7 @@ def flops(c):
         "blocks": blocks + again_blocks,
         "readout": readout,
         "attention": attention + again_attention,
+        "attended": attention,
         "recomputed": again_blocks + again_attention,
         "model": blocks + readout + square,
         "six_nd": 6 * tokens * p["total"],
@@ -278,6 +280,9 @@ def communication(c):
 def step_time(c):
     """Seconds of one step, its parts, and MFU.
 
+    ``mfu`` is the share of the step that its products would take at the machine's peak: those in
+    float8 at that of float8, attention's where it is computed, nothing twice. It is at most 1.
+
     Products run at ``gemm_efficiency`` of the machine's peak, what is between them at its memory
     bandwidth, one after the other, and every block costs ``overhead``. Gathers and sums over
     ``fsdp`` and ``data`` hide behind all that where they fit; sums over ``tensor`` do not.
@@ -287,9 +292,11 @@ def step_time(c):
     n = devices(c)
     wide = c["peak_flops"]
     narrow = c["peak_fp8_flops"]
-    slow = (1 - c["fp8_share"]) / wide + c["fp8_share"] / narrow
-    products = (f["blocks"] + f["readout"]) / n * slow / c["gemm_efficiency"]
+    per_flop = (1 - c["fp8_share"]) / wide + c["fp8_share"] / narrow
+    products = (f["blocks"] + f["readout"]) / n * per_flop / c["gemm_efficiency"]
     attention = f["attention"] / n / wide / c["attention_efficiency"]
+    linears = f["compiled"] - f["recomputed"] - f["attended"]
+    ideal = (linears * per_flop + f["attended"] / wide) / n
     t = local_tokens(c)
     parts = c["accumulate"]
     heads = c["d_model"] / c["d_head"] / c["tensor"]
@@ -327,6 +334,6 @@ def step_time(c):
         "hidden": hidden,
         "exposed": seconds - busy,
         "limit": limit,
-        "mfu": f["model"] / n / seconds / wide,
+        "mfu": ideal / seconds,
         "tokens_per_s": c["batch_size"] * c["seq_len"] / seconds,
     }

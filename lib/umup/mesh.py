@@ -14,6 +14,7 @@ import jax
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from umup import budgets
 from umup.config import MeshConfig, ModelConfig, OptimConfig
 from umup.errors import ConfigError
 
@@ -71,7 +72,7 @@ def check(config: MeshConfig, model: ModelConfig, optim: OptimConfig) -> None:
 
 def _fits(wanted: int, whole: int) -> int:
     """The largest divisor of ``whole`` up to ``wanted``."""
-    return next(n for n in range(min(wanted, whole), 0, -1) if whole % n == 0)
+    return max(n for n in budgets.divisors(whole) if n <= wanted)
 
 
 def spec(*axes: str | None) -> PartitionSpec:
