@@ -248,9 +248,36 @@ def test_errors_are_values_with_parts():
     assert umup.ConfigError is ConfigError
 
 
-@pytest.mark.parametrize(("text", "value"), [
-    ("1e-4", 1e-4), ("-2E+3", -2000.0), ("1.5e-4", 1.5e-4), ("12", 12), ("e4", "e4"), ("1e", "1e"),
+def test_a_field_of_a_group_is_named_with_it():
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.from_dict(SHORT | {"optim": {"steps": 0}})
+    assert caught.value.field == "optim.steps"
+    with pytest.raises(
+        ConfigError, match=r"^model\.d_mdel: received 2; allowed: one of the fields"
+    ):
+        RunConfig.from_dict(SHORT | {"model": {"d_mdel": 2}})
+
+
+def test_a_letter_that_looks_like_another_is_shown():
+    cyrillic = "\u0435ta"
+    with pytest.raises(ConfigError, match=r"HPs: eta, .*in these letters \('\\u0435ta' in ASCII\)"):
+        HPs.from_dict({cyrillic: 1.0})
+
+
+@pytest.mark.parametrize(("make", "field"), [
+    (lambda: OptimConfig(steps=2**63), "steps"),
+    (lambda: OptimConfig(steps=10**400), "steps"),
+    (lambda: HPs(eta=10**400), "eta"),
+    (lambda: changed(seed=-(2**63) - 1), "seed"),
+    (lambda: changed(probe_steps=(10**30,)), "probe_steps"),
 ])  # fmt: skip
-def test_yaml_numbers_need_no_point(text, value):
-    found = config.read_yaml(f"a: {text}")["a"]
-    assert (found, type(found)) == (value, type(value))
+def test_integers_beyond_64_bits_are_refused(make, field):
+    with pytest.raises(ConfigError, match=f"^{field}: received"):
+        make()
+
+
+def test_a_run_on_own_text_is_known_by_its_text():
+    here, there = (changed(corpus=f"file:{path}") for path in ("a.txt", "/b/c.txt"))
+    assert here.key() == there.key() != changed().key()
+    assert here.key() != changed(corpus="file:a.txt", data_digest="e").key()
+    assert RunConfig.from_dict(here.to_dict()).corpus == "file:a.txt"

@@ -28,6 +28,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 FLOORS = (
     (
         "errors",
+        "yaml_reader",
         "config",
         "formulas",
         "budgets",
@@ -50,6 +51,7 @@ FLOORS = (
         "optim",
         "interop",
         "tokenizing",
+        "textfiles",
         "corpora",
         "sampling",
         "loader",
@@ -86,6 +88,7 @@ FLOORS = (
 PLACE = {name: (floor, i) for floor, names in enumerate(FLOORS) for i, name in enumerate(names)}
 NO_JAX = {
     "errors",
+    "yaml_reader",
     "config",
     "formulas",
     "budgets",

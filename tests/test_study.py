@@ -107,11 +107,11 @@ def test_unknown_study_and_profile(workplace):
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("- 1\n- 2\n", "a mapping of parameter names"), ("a: [1\n", "valid YAML"), ("text", "mapping"),
+    ("- 1\n- 2\n", "a mapping of parameter names"), ("a: [1\n", "readable YAML"), ("text", "mapping"),
 ])  # fmt: skip
 def test_malformed_profiles(workplace, text, message):
     (workplace / "experiments/toy/bad.yaml").write_text(text)
-    with pytest.raises(StudyError, match=f"bad.yaml: received .*{message}"):
+    with pytest.raises(StudyError, match=f"bad.yaml.*: received .*{message}"):
         study.parameters("toy", "bad")
 
 

@@ -25,13 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from umup import records, studies, tables
-from umup.config import read_yaml
 from umup.errors import ClaimError
 from umup.laws import Interval
 from umup.records import Results, Store
+from umup.yaml_reader import read_yaml_file
 
 PROFILES = ("h100", "cpu")  # best first; a smoke run proves nothing but that the study runs
 VERDICTS = ("holds", "fails", "inconclusive", "not measured")
@@ -203,10 +202,7 @@ def load(path: str | Path) -> list[Claim]:
         ClaimError: names the entry and the field that is missing, unknown or malformed.
     """
     path = Path(path)
-    try:
-        entries = read_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ClaimError(str(path), str(error), "a readable YAML list of claims") from error
+    entries = read_yaml_file(path, ClaimError)
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
         raise ClaimError(str(path), type(entries).__name__, "a YAML list of mappings")
     known = quantities(path.parent.name)

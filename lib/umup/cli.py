@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from umup.config import read_yaml
 from umup.errors import UmupError
+from umup.yaml_reader import read_overrides
 
 EPILOG = """examples:
   umup studies                                  what there is to run
@@ -273,7 +273,7 @@ def run_train(chosen: argparse.Namespace) -> int:
     from umup import data, distributed, loop, runfile
     from umup.errors import TrainError
 
-    overrides = {name: read_yaml(value) for name, value in chosen.parameter}
+    overrides = read_overrides(chosen.parameter)
     config = runfile.read_config(chosen.config, overrides)
     if (chosen.fork is None) != (chosen.decay is None):
         raise TrainError("--fork", chosen.fork, "a step, together with --decay STEPS")
@@ -333,7 +333,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if chosen.command == "studies":
             show_studies()
         elif chosen.command == "run":
-            overrides = {k: read_yaml(v) for k, v in chosen.parameter}
+            overrides = read_overrides(chosen.parameter)
             options = executor_options(chosen)
             return run_study(
                 chosen.study, chosen.profile, overrides, chosen.dry_run, options, chosen.wait

@@ -6,14 +6,11 @@ import dataclasses
 import hashlib
 import json
 import math
-import re
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
-
-import yaml
 
 from umup.errors import ConfigError
 
@@ -21,6 +18,9 @@ NUMERICS = 1
 """Version of the numbers umup computes. A golden-trajectory test guards it: change the numbers
 on purpose and bump it; records of an older version are then shown as stale, never as current."""
 
+
+FILE_PREFIX = "file:"
+"""Begins the name of a user's own text, ``file:PATH``. Which text it is, its digest says."""
 
 PROBE_STATS = (
     "rms", "mean", "max", "e4m3_clipped", "e4m3_flushed", "e5m2_clipped", "e5m2_flushed",
@@ -43,7 +43,7 @@ class Range:
 
     def __contains__(self, value: float) -> bool:
         above = value > self.lo if self.open_lo else value >= self.lo
-        return math.isfinite(value) and above and value <= self.hi
+        return above and value <= self.hi and abs(value) < math.inf
 
 
 POSITIVE = Range(0.0, open_lo=True)
@@ -84,15 +84,18 @@ class Config:
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value, annotation = getattr(self, field.name), hints[field.name]
+            if not _fits(value, annotation):
+                raise ConfigError(field.name, value, f"a value of type {_type_name(annotation)}")
+            items = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(item, int) and not -(2**63) <= item < 2**63 for item in items):
+                raise ConfigError(field.name, value, "an integer that 64 bits can hold")
             if annotation is float and type(value) is int:
                 value = float(value)  # YAML's 2 and 2.0 are one value and one digest
                 object.__setattr__(self, field.name, value)
-            if not _fits(value, annotation):
-                raise ConfigError(field.name, value, f"a value of type {_type_name(annotation)}")
             allowed = self.RANGES.get(field.name)
             if allowed is None or value is None:
                 continue
-            for item in value if isinstance(value, tuple) else (value,):
+            for item in items:
                 if item not in allowed:
                     one_of = isinstance(allowed, tuple)
                     options = " | ".join(map(str, allowed)) if one_of else str(allowed)
@@ -103,18 +106,25 @@ class Config:
         """Build from plain data (YAML, JSON, papermill parameters).
 
         Raises:
-            ConfigError: a key is unknown, or a value has a wrong type or is out of range.
+            ConfigError: a key is unknown, or a value has a wrong type or is out of range. A field
+                of a group is named with it, such as ``optim.steps``.
         """
         hints = typing.get_type_hints(cls)
         names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
         plain = {}
         for key, value in values.items():
             if key not in names:
-                fields = ", ".join(names)
-                raise ConfigError(key, value, f"one of the fields of {cls.__name__}: {fields}")
+                allowed = f"one of the fields of {cls.__name__}: {', '.join(names)}"
+                if not str(key).isascii():  # a Greek or Cyrillic letter may look like a Latin one
+                    allowed += f", in these letters ({key!a} in ASCII)"
+                raise ConfigError(key, value, allowed)
             kind = hints[key]
             if isinstance(kind, type) and issubclass(kind, Config) and isinstance(value, Mapping):
-                value = kind.from_dict(value)
+                try:
+                    value = kind.from_dict(value)
+                except ConfigError as error:
+                    field = f"{key}.{error.field}"
+                    raise ConfigError(field, error.received, error.allowed) from None
             plain[key] = tuple(value) if isinstance(value, list) else value
         for field in dataclasses.fields(cls):  # type: ignore[arg-type]
             if field.default is dataclasses.MISSING and field.name not in plain:
@@ -139,24 +149,6 @@ class Config:
         return out
 
 
-class _Yaml(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, but 1e-4 is a number, not a word."""
-
-
-_Yaml.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), [*"-+0123456789"]
-)
-
-
-def read_yaml(text: str) -> Any:
-    """Plain data from YAML.
-
-    Raises:
-        yaml.YAMLError: it is none.
-    """
-    return yaml.load(text, _Yaml)
-
-
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal data give equal text."""
     plain = value.to_dict() if isinstance(value, Config) else value
@@ -166,6 +158,11 @@ def canonical_json(value: Any) -> str:
 def digest(value: Any) -> str:
     """A stable 16-digit hexadecimal digest of a configuration or of plain data."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+
+
+def corpus_identity(name: str) -> str:
+    """What of a corpus' name is part of a run's identity: all but the path of one's own text."""
+    return FILE_PREFIX if name.startswith(FILE_PREFIX) else name
 
 
 RECIPES = ("plain", "bf16", "fp8_seed", "fp8_e5m2_grad", "fp8_current", "fp8_delayed")
@@ -396,6 +393,10 @@ class RunConfig(Config):
         if list(steps) != sorted(set(steps)) or (steps and steps[-1] > self.optim.steps):
             allowed = f"rising steps, 0 to {self.optim.steps}"
             raise ConfigError("probe_steps", steps, allowed)
+
+    def essence(self) -> dict[str, Any]:
+        """As of every configuration; of one's own text without its path, which may change."""
+        return super().essence() | {"corpus": corpus_identity(self.corpus)}
 
     def key(self) -> str:
         """Digest of the specification and of the numerics version."""

@@ -23,7 +23,8 @@ from typing import Any
 import pandas as pd
 
 from umup import config, hardware, planner_page, records, rules, schemas
-from umup.config import read_yaml
+from umup.errors import BookError
+from umup.yaml_reader import read_yaml_file
 
 PROFILES = ("h100", "cpu", "smoke")
 """Profiles, the one that says most first."""
@@ -286,7 +287,7 @@ def profiles(experiments: Path) -> str:
     parts = []
     for folder in sorted(p.parent for p in experiments.glob("*/study.ipynb")):
         names = [n for n in reversed(PROFILES) if (folder / f"{n}.yaml").exists()]
-        values = {n: read_yaml((folder / f"{n}.yaml").read_text("utf-8")) or {} for n in names}
+        values = {n: read_yaml_file(folder / f"{n}.yaml", BookError) or {} for n in names}
         keys = dict.fromkeys(key for v in values.values() for key in v)
         rows = [[f"`{k}`", *(_plain(values[n].get(k)) for n in names)] for k in keys]
         grid = table(["parameter", *names], rows, "wrap") if rows else "No profile files.\n"

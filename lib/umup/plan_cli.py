@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from umup import formulas, hardware, plan
-from umup.config import MeshConfig, read_yaml
+from umup.config import MeshConfig
 from umup.errors import PlanError
 from umup.hardware import Hardware
 from umup.plan import Case, Prediction
+from umup.yaml_reader import read_overrides
 
 if TYPE_CHECKING:
     from umup.aot import Report
@@ -55,7 +56,7 @@ def run(chosen: argparse.Namespace) -> int:
     """Answer what was asked; returns the exit status."""
     from umup import runfile  # needs JAX, which the other commands' options do not
 
-    overrides = {name: read_yaml(value) for name, value in chosen.parameter}
+    overrides = read_overrides(chosen.parameter)
     config = runfile.read_config(chosen.config, overrides)
     machine = hardware.get(chosen.hardware, chosen.machines)
     if chosen.devices is not None and chosen.devices < 1:

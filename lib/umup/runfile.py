@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from umup import distributed
 from umup.config import (
     COUNT,
@@ -25,12 +23,13 @@ from umup.config import (
     OptimConfig,
     Range,
     RunConfig,
+    corpus_identity,
     digest,
-    read_yaml,
 )
 from umup.data import Dataset
-from umup.errors import TrainError
+from umup.errors import ConfigError, TrainError
 from umup.recovery import RecoveryConfig
+from umup.yaml_reader import line_of, read_text, read_yaml
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class TrainConfig(Config):
             stay, and which stay for good (0: none).
         recovery: what counts as a spike and what is done then.
         peak_tflops: of one device, for MFU; 0 measures a matrix product first.
-        tensorboard, wandb: write event files; a project of Weights & Biases ("": none).
+        tensorboard, wandb: write event files; a project of Weights & Biases (null or "": none).
     """
 
     name: str
@@ -70,7 +69,7 @@ class TrainConfig(Config):
     recovery: RecoveryConfig = RecoveryConfig()  # noqa: RUF009, frozen
     peak_tflops: float = 0.0
     tensorboard: bool = False
-    wandb: str = ""
+    wandb: str | None = ""
 
     RANGES = {
         "seed": Range(0, 2**31 - 1), "eval_batches": COUNT, "max_tokens": COUNT,
@@ -78,6 +77,11 @@ class TrainConfig(Config):
         "checkpoint_every": COUNT, "keep": COUNT, "keep_every": Range(0),
         "peak_tflops": Range(0.0),
     }  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.name in ("", ".", "..") or set(self.name) & set("/\\\0"):
+            raise ConfigError("name", self.name, "a name that a folder can have")
 
     def run(self, dataset: Dataset) -> RunConfig:
         """What fixes the numbers, with the data's digest."""
@@ -100,29 +104,38 @@ def read_config(path: Path | str | None, overrides: Mapping[str, Any] | None = N
         overrides: dotted field → value, such as ``{"optim.steps": 100}``.
 
     Raises:
-        TrainError: the file is not a mapping, or cannot be read.
-        ConfigError: a field is unknown, missing or out of range.
+        TrainError: the file is not a mapping, cannot be read, or could be read in two ways; or an
+            override names no field.
+        ConfigError: a field is unknown, missing or out of range. The message names its line.
     """
-    plain: dict[str, Any] = {"name": "run"} if path is None else _read(Path(path))
-    for dotted, value in (overrides or {}).items():
-        *groups, field = dotted.split(".")
-        place = plain
-        for group in groups:
-            place = place.setdefault(group, {})
-            if not isinstance(place, dict):
-                raise TrainError(dotted, value, f"a field of {group}, which is no group of fields")
-        place[field] = value
-    return TrainConfig.from_dict(plain)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = read_yaml(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise TrainError(str(path), str(error).splitlines()[0], "a readable YAML file") from None
-    if not isinstance(found, dict):
+    text = "" if path is None else read_text(path, TrainError)
+    found = read_yaml(text, str(path), TrainError)
+    if not isinstance(found, dict | None):
         raise TrainError(str(path), type(found).__name__, "a mapping of fields to values")
-    return {"name": path.stem} | found
+    plain = {"name": "run" if path is None else Path(path).stem} | (found or {})
+    for dotted, value in (overrides or {}).items():
+        _override(plain, dotted, value)
+    try:
+        return TrainConfig.from_dict(plain)
+    except ConfigError as error:
+        line = None if error.field in (overrides or {}) else line_of(text, str(error.field))
+        if line is None:
+            raise
+        place = f"{path}, line {line}: {error.field}"
+        raise ConfigError(place, error.received, error.allowed) from None
+
+
+def _override(plain: dict[str, Any], dotted: str, value: Any) -> None:
+    *groups, field = dotted.split(".")
+    place = plain
+    for group in groups:
+        place = place.setdefault(group, {})
+        if not isinstance(place, dict):
+            raise TrainError(dotted, value, f"a field of {group}, which is no group of fields")
+    if isinstance(value, dict):  # it would undo the group's other fields
+        example = f"{dotted}.{next(iter(value), 'field')}"
+        raise TrainError(dotted, value, f"one field at a time, such as {example}")
+    place[field] = value
 
 
 class Fork(NamedTuple):
@@ -202,10 +215,12 @@ def _identify(config: TrainConfig, folder: Path, dataset: Dataset) -> None:
     mine["recovery"] = config.recovery.to_dict()
     if path.exists():
         try:
-            theirs = json.loads(path.read_text(encoding="utf-8"))["run"]
-        except (ValueError, KeyError, TypeError):
+            one = _flat(json.loads(path.read_text(encoding="utf-8"))["run"])
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise TrainError(str(path), "damaged", "the file that umup wrote, or none") from None
-        one, other = _flat(theirs), _flat(json.loads(json.dumps(mine)))
+        other = _flat(json.loads(json.dumps(mine)))
+        for values in (one, other):  # of one's own text only the digest counts, not the path
+            values["corpus"] = corpus_identity(str(values.get("corpus")))
         names = sorted(one.keys() | other.keys())
         differ = [f"{n} {one.get(n)} there, {other.get(n)} here"
                   for n in names if one.get(n) != other.get(n)]  # fmt: skip

@@ -24,15 +24,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from umup import data, studies
-from umup.config import NUMERICS, RunConfig, canonical_json, read_yaml
+from umup.config import NUMERICS, RunConfig, canonical_json
 from umup.design import Design, Point
 from umup.errors import StudyError
 from umup.records import Results, Store, current, provenance, read_results, stale
 from umup.search import LRSweep
 from umup.sweep import OutOfTime, Progress, Settings, run_pending
+from umup.yaml_reader import read_yaml_file
 
 PLAIN = (int, float, str, bool, list, tuple, dict, type(None))
 KERNEL_NAMES = {"In", "Out", "exit", "quit"}
@@ -84,13 +84,10 @@ def parameters(study: str | Path, profile: str) -> dict[str, Any]:
     path = folder(study) / f"{profile}.yaml"
     if profile == "claims" or not path.exists():
         raise StudyError("profile", profile, _choices(profile, profiles(study)))
-    try:
-        found = read_yaml(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise StudyError(str(path), str(error), "valid YAML") from None
-    if not isinstance(found, dict):
+    found = read_yaml_file(path, StudyError)
+    if not isinstance(found, dict | None):
         raise StudyError(str(path), found, "a mapping of parameter names to values")
-    return found
+    return found or {}
 
 
 def _choices(received: object, options: list[str]) -> str:
