@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import bz2
 import dataclasses
 import errno
 import functools
+import gzip
 import hashlib
 import http.server
 import itertools
 import json
+import lzma
 import math
 import os
 import subprocess
@@ -20,6 +23,7 @@ import types
 import urllib.error
 import urllib.request
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -130,7 +134,9 @@ def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_union_reads_its_parts_in_order(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(corpora._READERS, "package", lambda corpus, root: iter([corpus.name]))
+    monkeypatch.setitem(
+        corpora._READERS, "package", lambda corpus, root, left_out: iter([corpus.name])
+    )
     assert list(corpora.documents(corpora.get("sotu+wiki"))) == ["sotu", "wiki"]
 
 
@@ -177,10 +183,18 @@ def test_a_folder_holds_one_document_a_file(tmp_path: Path):
         ("t.txt", b"fine\nzero \x00 here\n", r"t\.txt, line 2: received .*zero character"),
         ("t.jsonl", b'{"text": "fine"}\n{"txt": "x"}\n', r"line 2: .*string \"text\""),
         ("t.jsonl", b"plain\n", r"line 1: .*JSON object"),
+        ("t.jsonl", b'{"text": null}\n', r"line 1: .*non-empty string"),
+        ("t.jsonl", b'{"text": ["a"]}\n', r"line 1: .*non-empty string"),
+        ("t.jsonl", b'{"text": " "}\n', r"line 1: .*non-empty string"),
+        ("t.jsonl", b"[" * 100_000 + b"\n", r"line 1: .*RecursionError.*JSON object"),
+        ("t.jsonl", b'{"n": ' + b"9" * 5000 + b"}\n", r"line 1: .*ValueError.*JSON object"),
+        ("t.txt", "a\n".encode("utf-16"), r"t\.txt, line 1: received 'UTF-16"),
+        ("t.txt", "a\n".encode("utf-16-le"), r"t\.txt, line 1: received 'a zero character"),
+        ("t.txt", "fine\ncafé\n".encode("latin-1"), r"t\.txt, line 2: received .*not UTF-8"),
         ("t.jsonl", b'{"text": "\\ud800"}\n', "UTF-8 can hold"),
         ("t.jsonl", b'{"text": "a\\u0000"}\n', "zero character"),
         ("folder/t.txt", b"", r"t\.txt: received 'an empty file'"),
-        ("folder/t.txt", b"\xff\xfe\x00", r"t\.txt: received .*not UTF-8"),
+        ("folder/t.txt", b"\xff\xfe\x00", r"t\.txt: received 'UTF-16"),
     ],
 )
 def test_unreadable_text_is_an_error_that_names_the_place(
@@ -192,6 +206,179 @@ def test_unreadable_text_is_an_error_that_names_the_place(
     with pytest.raises(DataError, match=message):
         data.load(f"file:{path.parent if '/' in name else path}")
     assert not list(cache.rglob("*.npy"))
+
+
+ROWS = "".join(f'{{"text": "row {i}"}}\n' for i in range(20))
+PLAIN = "".join(f"line {i}\n" for i in range(20))
+
+
+def read(path: Path, **options) -> list[str]:
+    return list(corpora.documents(corpora.get(f"file:{path}"), **options))
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.ndjson", "t.JSONL", "t.json", "t.jsonlines"])
+@pytest.mark.parametrize("suffix", ["", ".gz", ".BZ2", ".xz"])
+def test_rows_are_known_by_any_of_their_names(tmp_path: Path, name: str, suffix: str):
+    pack = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+    path = tmp_path / (name + suffix)
+    path.write_bytes(pack[suffix.lower()](ROWS.encode()))
+    assert read(path) == [f"row {i}" for i in range(20)]
+
+
+@pytest.mark.parametrize("name", ["t.txt", "t", "t.jsonl.1", "folder/t.md"])
+@pytest.mark.parametrize(
+    "content", [ROWS, '[{"text": "a"},\n {"text": "b"}]', '{\n "text": "a"\n}', '\n {"a\\"b" : 1}']
+)
+def test_braces_are_never_taken_for_text(tmp_path: Path, name: str, content: str):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+    with pytest.raises(DataError, match=r"received 'JSON: .*a file of rows has a name in \.jsonl"):
+        read(path.parent if "/" in name else path)
+
+
+def test_text_with_braces_stays_text(tmp_path: Path):
+    path = tmp_path / "t.txt"
+    path.write_text('[1] A note.\n{x} is a set.\n{"text": "quoted later"}\n')
+    assert read(path) == ["[1] A note.", "{x} is a set.", '{"text": "quoted later"}']
+
+
+@pytest.mark.parametrize(
+    "name", ["t.csv", "t.TSV", "t.parquet", "t.jsonl.zst", "t.csv.gz", "t.zip"]
+)
+def test_other_formats_are_refused_by_name(tmp_path: Path, name: str):
+    (tmp_path / name).write_text("id,text\n1,x\n")
+    for path in (tmp_path / name, tmp_path):
+        with pytest.raises(DataError, match=rf"{name}: received 'a \.\w+ file'; .*convert"):
+            read(path)
+
+
+def test_a_folder_may_hold_files_of_rows_and_links(tmp_path: Path):
+    folder, elsewhere = tmp_path / "own", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    (folder / "b.jsonl").write_text('{"text": "row 0"}\n\n{"text": "row 1"}\n')
+    (folder / "c.txt").write_text("one\ntwo\n")
+    (folder / ".hidden").write_text("x")
+    (elsewhere / "d.txt.gz").write_bytes(gzip.compress(b"packed"))
+    (folder / "a").symlink_to(elsewhere)
+    (folder / "z.md").symlink_to(folder / "c.txt")
+    counts = Counter[str]()
+    documents = read(folder, left_out=counts)
+    assert documents == ["packed", "row 0", "row 1", "one\ntwo\n", "one\ntwo\n"]
+    assert counts == {"hidden files or folders": 1, "blank lines": 1}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.symlink_to(path.parent), "a link to a folder that it lies in"),
+        (lambda path: path.symlink_to("nowhere"), "no file or folder"),
+        (os.mkfifo, "no file or folder"),
+        (lambda path: path.with_suffix(".jsonl").write_text("\n"), "an empty file"),
+    ],
+)
+def test_what_a_folder_may_not_hold(tmp_path: Path, make, message: str):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "a.txt").write_text("text")
+    make(tmp_path / "own" / "b")
+    with pytest.raises(DataError, match=rf"own/b.*: received '{message}'"):
+        read(tmp_path / "own")
+
+
+def test_byte_order_marks_are_no_text(tmp_path: Path):
+    mark = b"\xef\xbb\xbf"
+    for name, content in (("t.txt", PLAIN), ("t.jsonl", ROWS)):
+        path = tmp_path / name
+        path.write_text(content)
+        plain = read(path)
+        path.write_bytes(
+            (mark + content.encode() + mark + content.encode()).replace(b"\n", b"\r\n")
+        )
+        assert read(path) == plain * 2
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "a.txt").write_bytes(mark + b"text")
+    assert read(tmp_path / "own") == ["text"]
+
+
+def test_a_file_that_breaks_off_says_where(tmp_path: Path, cache: Path):
+    path = tmp_path / "t.txt.gz"
+    lines = "".join(f"{i * 7919} {i * 104729}\n" for i in range(2000))
+    path.write_bytes(gzip.compress(lines.encode())[:-2000])
+    with pytest.raises(DataError, match=r"t\.txt\.gz, after line [1-9][\d,]+: .*end-of-stream"):
+        data.load(f"file:{path}")
+    assert not list(cache.rglob("*.*"))
+    path.write_bytes(gzip.compress(lines.encode()))
+    assert data.load(f"file:{path}").train.size > 0
+    path.write_text("plain")
+    with pytest.raises(DataError, match=r"after line 0: received .Not a gzipped file"):
+        read(path)
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe512"])
+def test_a_file_that_the_system_refuses(tmp_path: Path, monkeypatch, tokenizer: str):
+    real = Path.open
+
+    def refuse(self: Path, *args, **kwargs):
+        if self.suffix == ".secret":
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return real(self, *args, **kwargs)
+
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "a.txt").write_text(PLAIN)
+    (tmp_path / "own" / "t.secret").write_text(PLAIN)
+    monkeypatch.setattr(Path, "open", refuse)
+    for name in ("own/t.secret", "own"):
+        with pytest.raises(DataError, match=r"t\.secret.*: received 'Permission denied'"):
+            data.load(f"file:{tmp_path / name}", tokenizer)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["~no-such-user/x", "a\0b", "x" * 5000, "https://example.org/t.txt", "\udcff", "/dev/zero"],
+)
+def test_a_path_that_names_no_text(name: str):
+    with pytest.raises(DataError, match="file:PATH of an existing file or folder"):
+        corpora.get(f"file:{name}")
+
+
+def test_a_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "t.txt").write_text(PLAIN)
+    assert corpora.get("file:~/t.txt").options["path"] == str((tmp_path / "t.txt").resolve())
+
+
+def test_what_is_left_out_is_said_once(text: Path, caplog: pytest.LogCaptureFixture):
+    text.write_text("\n\n".join(LINES))
+    data.load(f"file:{text}")
+    data.load(f"file:{text}")
+    assert [r.getMessage() for r in caplog.records] == [f"file:{text}: left out blank lines: 19"]
+
+
+def test_a_cache_folder_that_the_system_refuses(text: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(self: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    slot = token_cache.find_slot(f"file:{text}", "bytes", None, None)
+    monkeypatch.setattr(Path, "exists", refuse)
+    with pytest.raises(DataError, match=r"token cache .*Permission denied.*UMUP_CACHE"):
+        slot.filled  # noqa: B018
+    monkeypatch.setenv("UMUP_CACHE", "~no-such-user/x")
+    with pytest.raises(DataError, match="UMUP_CACHE"):
+        corpora.cache_root()
+
+
+def test_text_that_moved_is_the_same_data(tmp_path: Path):
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "t.jsonl").write_text(ROWS)
+    here, there = (data.load(f"file:{tmp_path / name}") for name in ("here", "there"))
+    assert here.digest == there.digest
+    (tmp_path / "here").rename(tmp_path / "third")
+    os.utime(tmp_path / "third" / "t.jsonl", (0, 0))
+    assert data.load(f"file:{tmp_path / 'third'}").digest == here.digest
+    (tmp_path / "third" / "t.jsonl").rename(tmp_path / "third" / "renamed.ndjson")
+    assert data.load(f"file:{tmp_path / 'third'}").digest == here.digest
 
 
 def test_an_empty_folder_is_an_error(tmp_path: Path):
@@ -232,6 +419,49 @@ def test_a_missing_extra_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match=r"pip install 'umup\[data\]'"):
         data.load("fineweb-edu")
+
+
+@pytest.mark.parametrize("dies_at", [0, 1200])
+def test_a_stream_that_dies_says_how_far_it_came(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, dies_at: int
+):
+    alive = False
+
+    def load_dataset(*args, **options):
+        for i in range(2000):
+            if i == dies_at and not alive:
+                raise ConnectionError("reset by peer")
+            yield {"text": " " if i % 2 else f"page {i}"}
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(corpora, "_require_network", lambda *args: None)
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    message = rf"ConnectionError after {dies_at:,} rows: reset by peer.*begins again.*--max-tokens"
+    for tokenizer in ("bytes", "bpe512"):
+        with pytest.raises(DataError, match=message):
+            data.load("fineweb-edu", tokenizer)
+    assert not list(cache.rglob("*.*"))
+    alive = True
+    assert data.load("fineweb-edu").info["train"]["documents"] == 900
+
+
+@pytest.mark.parametrize("row", [{"txt": "x"}, {"text": None}, {"text": ["x"]}])
+def test_a_row_of_a_stream_without_text_is_named(monkeypatch: pytest.MonkeyPatch, row: dict):
+    rows = [{"text": "fine"}, row]
+    fake = types.SimpleNamespace(load_dataset=lambda *args, **options: rows)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(corpora, "_require_network", lambda *args: None)
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    with pytest.raises(DataError, match=r"corpus fineweb-edu, row 2: received .*a string"):
+        list(corpora.documents(corpora.get("fineweb-edu")))
+
+
+def test_a_damaged_package_is_no_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "summaries_en-us.json").write_text('{"A": {"title": "A"}}')
+    monkeypatch.setattr(corpora, "_package_folder", lambda corpus: tmp_path)
+    with pytest.raises(DataError, match=r"corpus wiki: received .KeyError after 0 documents"):
+        data.load("wiki")
 
 
 def test_a_stream_is_read_at_its_revision_up_to_the_budget(monkeypatch: pytest.MonkeyPatch):

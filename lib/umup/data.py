@@ -62,7 +62,7 @@ def load(
     slot = find_slot(corpus, tokenizer, cache_dir, max_tokens)
     if seq_len is not None:
         check_seq_len(seq_len)  # before any work
-    dataset = open_slot(slot) if slot.manifest.exists() else build(slot, _log.info)
+    dataset = open_slot(slot) if slot.filled else build(slot, _log.info)
     if seq_len is not None:
         n_windows(min(dataset.train.size, dataset.val.size), seq_len)
     return dataset
@@ -86,7 +86,7 @@ def prepare(
         DataError: as ``load``; also when the cache folder cannot be written.
     """
     slot = find_slot(corpus, tokenizer, cache_dir, max_tokens)
-    if slot.manifest.exists() and not force:
+    if slot.filled and not force:
         dataset = open_slot(slot)
         progress(f"{corpus} as {tokenizer}: already prepared in {slot.folder}")
         return dataset
@@ -104,7 +104,7 @@ def verify(
     problems: list[str] = []
     try:
         slot = find_slot(corpus, tokenizer, cache_dir, max_tokens)
-        if not slot.manifest.exists():
+        if not slot.filled:
             return [f"{corpus} as {tokenizer} is not prepared; run `{slot.command}`"]
         info = open_slot(slot).info
         if not slot.corpus.needs_network:

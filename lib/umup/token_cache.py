@@ -11,12 +11,14 @@ import contextlib
 import hashlib
 import itertools
 import json
+import logging
 import math
 import os
 import re
 import shlex
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +36,8 @@ HOLD_OUT_EVERY = 10
 SPLIT_RULE = f"by document: each {HOLD_OUT_EVERY}th in reading order is held out"
 _CHUNK_BYTES = 4 * 2**20
 _STALE_S = 3600.0
+
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[str], object]
 CacheDir = str | os.PathLike[str] | None
@@ -93,6 +97,18 @@ class Slot:
         return self.folder / "manifest.json"
 
     @property
+    def filled(self) -> bool:
+        """True if there is a manifest, whether or not it is right.
+
+        Raises:
+            DataError: the cache cannot be looked at.
+        """
+        try:
+            return self.manifest.exists()
+        except OSError as error:
+            raise self.unusable(error) from error
+
+    @property
     def command(self) -> str:
         """The shell command that prepares this cache."""
         budget = f" --max-tokens {self.max_tokens}" if self.max_tokens else ""
@@ -102,6 +118,11 @@ class Slot:
     def changed(self, where: object, received: object) -> DataError:
         """The error of a cache that is not what its manifest says."""
         return DataError(str(where), received, f"an unchanged cache; run `{self.command} --force`")
+
+    def unusable(self, error: OSError) -> DataError:
+        """The error of a cache whose folder the system refuses."""
+        allowed = "a writable folder with room; point UMUP_CACHE to one"
+        return DataError(f"token cache {self.folder}", str(error), allowed)
 
 
 def find_slot(corpus: str, tokenizer: str, cache_dir: CacheDir, max_tokens: int | None) -> Slot:
@@ -118,7 +139,7 @@ def find_slot(corpus: str, tokenizer: str, cache_dir: CacheDir, max_tokens: int 
     name = re.sub(r"[^\w+.-]", "-", entry.name)
     if entry.kind == "file":
         path = entry.options["path"]
-        name = f"file-{hashlib.sha256(path.encode()).hexdigest()[:16]}"
+        name = f"file-{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}"
     root = corpora.cache_root(cache_dir)
     budget = f"-{max_tokens}" if max_tokens else ""
     folder = root / "tokens" / f"{name}-{tokenizer}{budget}"
@@ -241,7 +262,11 @@ def build(slot: Slot, progress: Progress) -> Dataset:
     progress(f"{label}: reading" + ("" if slot.tokenizer == "bytes" else ", training tokenizer"))
     tokenizer = _tokenizer(slot)
     _check_pin(slot, tokenizer.digest)
-    splits, text_sha256 = _encode(slot, tokenizer, progress)
+    left_out = Counter[str]()
+    splits, text_sha256 = _encode(slot, tokenizer, progress, left_out)
+    for what, count in left_out.items():
+        if count:
+            _log.warning("%s: left out %s: %s", slot.corpus.name, what, f"{count:,}")
     for name, split in splits.items():
         if not split.documents:
             raise DataError(
@@ -286,11 +311,7 @@ def build(slot: Slot, progress: Progress) -> Dataset:
         _write(slot.manifest, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
         _sweep(slot.folder, files)
     except OSError as error:
-        raise DataError(
-            f"token cache {slot.folder}",
-            str(error),
-            "a writable folder with room; point UMUP_CACHE to one",
-        ) from error
+        raise slot.unusable(error) from error
     progress(
         f"{label}: {splits['train'].tokens:,} training and {splits['val'].tokens:,} held-out "
         f"tokens in {time.monotonic() - start:.0f} s"
@@ -311,12 +332,12 @@ def _split_of(document: int) -> Literal["train", "val"]:
 
 
 def _encode(
-    slot: Slot, tokenizer: tokenizing.Tokenizer, progress: Progress
+    slot: Slot, tokenizer: tokenizing.Tokenizer, progress: Progress, left_out: Counter[str]
 ) -> tuple[dict[str, _Split], str]:
     splits = {"train": _Split([]), "val": _Split([])}
     budget = math.inf if slot.max_tokens is None else slot.max_tokens
     sha, index, said = hashlib.sha256(), 0, time.monotonic()
-    for texts in _chunks(corpora.documents(slot.corpus, slot.root)):
+    for texts in _chunks(corpora.documents(slot.corpus, slot.root, left_out)):
         for text, tokens in zip(texts, tokenizer.encode(texts), strict=True):
             if sum(s.tokens for s in splits.values()) + tokens.size + 1 > budget:
                 return splits, sha.hexdigest()
