@@ -29,6 +29,7 @@ FLOORS = (
     (
         "errors",
         "yaml_reader",
+        "files",
         "config",
         "formulas",
         "budgets",
@@ -89,6 +90,7 @@ PLACE = {name: (floor, i) for floor, names in enumerate(FLOORS) for i, name in e
 NO_JAX = {
     "errors",
     "yaml_reader",
+    "files",
     "config",
     "formulas",
     "budgets",

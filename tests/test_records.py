@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -18,11 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from umup import records
+from umup import records, schemas
 from umup.config import NUMERICS
 from umup.errors import RecordError
 from umup.records import Store
-from umup.schemas import RUNS, SCHEMA
+from umup.schemas import POINTS, RUNS, SCHEMA, DamagedShard
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def make_row(key="k0", **changes):
@@ -73,6 +76,13 @@ def make_row(key="k0", **changes):
         "schema": SCHEMA,
     }
     return row | changes
+
+
+def make_point(key="k0"):
+    columns = ("device", "device_count", "jax", "jaxlib", "flax", "python", "xla_flags")
+    shared = ("study", "profile", "numerics", "wall_s", "git_commit", "git_dirty", "created")
+    row = {name: value for name, value in make_row(key).items() if name in (*columns, *shared)}
+    return row | {"key": key, "what": "w", "spec": "{}", "result": '{"x": 1.5}', "schema": SCHEMA}
 
 
 def visible(folder: Path) -> list[str]:
@@ -169,7 +179,7 @@ def test_a_shard_cut_short_is_named_then_repaired(tmp_path, cut):
             lambda t: t.set_column(RUNS.columns.index("seed"), "seed", pa.array(["0"])),
             "differs in seed",
         ),
-        (lambda t: t.set_column(len(RUNS.columns) - 1, "schema", pa.array([99])), r"schema \[99\]"),
+        (lambda t: t.set_column(len(RUNS.columns) - 1, "schema", pa.array([0])), r"schema \[0\]"),
         (lambda t: t.select(list(reversed(RUNS.columns))), "column order"),
     ],
 )
@@ -181,6 +191,127 @@ def test_a_shard_of_another_schema_is_named(tmp_path, spoil, said):
         store.read()
     assert error.value.field == str(shard)
     assert len(store.repair()) == 1 and store.read().empty
+
+
+@pytest.mark.parametrize("kind", ["runs", "points"])
+def test_a_changed_bit_anywhere_in_a_shard_is_found(tmp_path, kind):
+    store = Store(tmp_path) if kind == "runs" else Store(tmp_path).points
+    row = make_row(curve_loss=[5.5, 1.5]) if kind == "runs" else make_point()
+    shard = store.append([row])
+    good = shard.read_bytes()
+    mark, ends = schemas._MARK, (4, 8)
+    seal = range(good.index(mark), good.rindex(mark) + len(mark))
+    places = {*range(ends[0]), *seal, *range(len(good) - ends[1], len(good))}
+    random = np.random.default_rng(0)
+    places |= set(random.integers(0, len(good), 1000).tolist())
+    for place in places:
+        flipped = bytearray(good)
+        flipped[place] ^= 1 << int(random.integers(8))
+        with pytest.raises(DamagedShard):
+            store.schema.unpack(bytes(flipped), "shard")
+    for first, count in ((0, 512), (len(good) // 2, 3), (len(good) - 700, 512)):  # lost sectors
+        zeroed = good[:first] + bytes(count) + good[first + count :]
+        with pytest.raises(DamagedShard):
+            store.schema.unpack(zeroed, "shard")
+    shard.write_bytes(zeroed)
+    with pytest.raises(RecordError, match="status --repair") as error:
+        store.read()
+    assert error.value.field == str(shard)
+    assert [path.name for path in store.repair()] == [shard.name] and store.keys() == set()
+
+
+def test_other_readers_and_shards_without_a_seal(tmp_path):
+    rows = [make_row("a"), make_row("b", status="diverged", final_loss=np.nan)]
+    shard = Store(tmp_path).append(rows)
+    before = Store(tmp_path).read()
+    pd.testing.assert_frame_equal(pd.read_parquet(shard)[list(before)], before)
+    pq.write_table(pq.ParquetFile(shard).read(), shard)  # as umup wrote them before
+    assert schemas._MARK not in shard.read_bytes()
+    pd.testing.assert_frame_equal(Store(tmp_path).read(), before)
+
+
+def test_every_committed_shard_has_a_seal_that_holds():
+    shards = sorted((ROOT / "experiments").glob("*/records/cpu/**/*.parquet"))
+    assert shards
+    for shard in shards:
+        schema = POINTS if shard.parent.name == "points" else RUNS
+        data = shard.read_bytes()
+        assert schemas._MARK in data, shard
+        assert len(schema.unpack(data, str(shard)))
+
+
+def newer(table: pa.Table) -> pa.Table:
+    """The table as the next umup might write it: with one more column."""
+    at = table.schema.get_field_index("schema")
+    table = table.set_column(at, "schema", pa.array([SCHEMA + 1] * len(table)))
+    return table.append_column("more", pa.array([1.0] * len(table)))
+
+
+@pytest.mark.parametrize("pack", [lambda t: t, lambda t: t.drop_columns(["more", "seed"])])
+def test_a_newer_umups_shard_is_refused_and_left_alone(tmp_path, pack):
+    store = Store(tmp_path)
+    store.append([make_row("old")])
+    shard = store.append([make_row("new")])
+    shard.write_bytes(RUNS.pack(pack(newer(pq.ParquetFile(shard).read()))))
+    for read in (Store(tmp_path).read, Store(tmp_path).keys, store.compact):
+        with pytest.raises(RecordError, match="newer umup") as error:
+            read()
+        assert error.value.field == str(shard) and "--repair" not in str(error.value)
+    assert store.repair() == [] and shard.exists()
+
+
+SHARD = "0123456789ab-1-0.parquet"
+STRANGE = {
+    "link to nothing": (lambda path: path.symlink_to("/nowhere/annexed"), "git annex get"),
+    "link to itself": (lambda path: path.symlink_to(path), "link to nothing"),
+    "folder": (Path.mkdir, "status --repair"),
+    "link to a folder": (lambda path: path.symlink_to(path.parent), "status --repair"),
+    "pipe": (os.mkfifo, "status --repair"),
+    "empty": (Path.touch, "status --repair"),
+    "text": (lambda path: path.write_text("key,study\n"), "status --repair"),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_what_is_no_shard_but_named_like_one_is_an_error(tmp_path, kind):
+    make, said = STRANGE[kind]
+    store, strange = Store(tmp_path), tmp_path / SHARD
+    store.append([make_row()])
+    make(strange)
+    for read in (store.read, store.keys, store.compact):
+        with pytest.raises(RecordError, match=said) as error:
+            read()
+        assert error.value.field == str(strange)
+    moved = store.repair()
+    if "repair" in said:
+        assert moved == [tmp_path / ".damaged" / SHARD] and store.keys() == {"k0"}
+    else:  # its content may be fetched yet
+        assert moved == [] and strange.is_symlink()
+
+
+@pytest.mark.parametrize("call", ["listdir", "read_bytes"])
+def test_a_store_that_cannot_be_read_is_an_error(tmp_path, monkeypatch, call):
+    store = Store(tmp_path)
+    shard = store.append([make_row()])
+
+    def refused(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os if call == "listdir" else Path, call, refused)
+    for read in (store.read, Store(tmp_path).keys, store.compact):
+        with pytest.raises(RecordError, match=r"unreadable \(Permission denied") as error:
+            read()
+        assert error.value.field == str(tmp_path if call == "listdir" else shard)
+    if call == "read_bytes":
+        assert store.repair() == []
+
+
+def test_a_listing_that_never_holds_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "_PAUSES_S", (0.0, 0.0))
+    store = Store(tmp_path)
+    monkeypatch.setattr(store, "_shards", lambda: [tmp_path / SHARD])
+    with pytest.raises(RecordError, match="listed, but not there"):
+        store.read()
 
 
 @pytest.mark.parametrize(
@@ -253,7 +384,7 @@ def test_processes_share_a_study_without_loss_or_repetition(tmp_path):
     assert [w.returncode for w in workers] == [0, 0, 0]
     assert sorted(ran) == list(range(40))
     assert Store(tmp_path).keys() == {f"k{i}" for i in range(40)}
-    assert [p.name for p in (tmp_path / ".locks").iterdir()] == ["store"]
+    assert list((tmp_path / ".locks").iterdir()) == []
 
 
 def test_a_claim_excludes_shows_as_running_and_ends_with_its_process(tmp_path):
@@ -280,6 +411,76 @@ def test_a_claim_excludes_shows_as_running_and_ends_with_its_process(tmp_path):
         assert mine is False  # on record
 
 
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM])
+def test_a_file_system_that_refuses_locks_is_an_error_before_any_run(tmp_path, monkeypatch, code):
+    def refused(descriptor, operation):
+        raise OSError(code, os.strerror(code))
+
+    store = Store(tmp_path)
+    store.append([make_row()])
+    (tmp_path / ".locks").mkdir()
+    (tmp_path / ".locks" / "k1.lock").touch()
+    monkeypatch.setattr(fcntl, "flock", refused)
+    opened = len(os.listdir("/proc/self/fd"))
+    for ask in (store.running, lambda: store.claim("k1").__enter__()):
+        with pytest.raises(RecordError, match="refuses flock") as error:
+            ask()
+        assert error.value.field == str(tmp_path / ".locks" / "k1.lock")
+        assert os.strerror(code) in str(error.value) and "cluster.md" in str(error.value)
+    assert len(os.listdir("/proc/self/fd")) == opened
+    store.append([make_row("k1")])  # what is measured is kept
+    assert store.compact() and store.keys() == {"k0", "k1"}
+
+
+def test_a_lock_file_that_is_another_each_time_ends_the_claim(tmp_path, monkeypatch):
+    monkeypatch.setattr(os.path, "samestat", lambda one, other: False)
+    with pytest.raises(RecordError, match="inode"), Store(tmp_path).claim("k"):
+        pass
+
+
+@pytest.mark.parametrize("theirs", ["append", "compact", "repair"])
+@pytest.mark.parametrize(
+    ("ours", "owner", "call"),
+    [
+        ("append", os, "replace"),
+        ("compact", Path, "read_bytes"),
+        ("compact", os, "replace"),
+        ("compact", Path, "unlink"),
+    ],
+)
+def test_where_locks_do_nothing_no_row_is_lost(tmp_path, monkeypatch, ours, owner, call, theirs):
+    """Another node works in the store just before each of our calls, in one run after another."""
+    monkeypatch.setattr(fcntl, "flock", lambda descriptor, operation: None)
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # both in a container
+    acts = {
+        "append": lambda store: store.append([make_row("new")]),
+        "compact": Store.compact,
+        "repair": Store.repair,
+    }
+    made, wanted = getattr(owner, call), {"a", "b", "c"}
+    if "append" in (ours, theirs):
+        wanted.add("new")
+    for moment in range(10):
+        folder, calls = tmp_path / str(moment), []
+        store = Store(folder)
+        store.append([make_row("a")])
+        store.append([make_row("b"), make_row("c")])
+
+        def late(*arguments, folder=folder, calls=calls, moment=moment, **options):
+            calls.append(call)
+            if len(calls) == moment + 1:
+                acts[theirs](Store(folder))
+            return made(*arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, call, late)
+            acts[ours](store)
+        if len(calls) <= moment:
+            break
+        assert sorted(Store(folder).read().key) == sorted(wanted)
+    assert 0 < moment < 9
+
+
 def test_a_claim_needs_a_plain_key(tmp_path):
     with pytest.raises(RecordError, match="key"), Store(tmp_path).claim("a/b"):
         pass
@@ -290,7 +491,9 @@ def test_compact_killed_at_any_step_loses_nothing(tmp_path, monkeypatch, survivo
     store = Store(tmp_path)
     for i in range(3):
         store.append([make_row(f"k{i}")])
-    (tmp_path / ".stray.parquet.tmp").write_bytes(b"half a shard")
+    stray = tmp_path / ".stray.parquet.tmp"
+    stray.write_bytes(b"half a shard")
+    os.utime(stray, (0, 0))
     before, unlink, count = store.read(), Path.unlink, iter(range(100))
 
     def killed(path, **options):

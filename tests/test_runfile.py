@@ -176,7 +176,7 @@ def test_a_damaged_run_json_is_refused(place, capsys):
 
 def test_a_folder_that_cannot_be_made_is_refused(place, capsys):
     (place.root / "file").write_text("", encoding="utf-8")
-    assert "a folder that can be written" in refused(capsys, place.train(run="file"))
+    assert "a writable folder; nothing was begun" in refused(capsys, place.train(run="file"))
 
 
 def test_a_folder_is_held_by_one(tmp_path):

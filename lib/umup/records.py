@@ -2,40 +2,41 @@
 
 A store is a folder of shards. Every append is a new shard, put in place by one atomic rename, so
 any number of processes may write at once, and a killed one leaves at most an ignored temporary
-file. `.locks/KEY.lock` is held (flock) while a process runs the point KEY; `.damaged/` keeps the
-shards that `repair` moved aside.
+file. Nothing overwrites a shard, and one is deleted only after its rows are on disk in another:
+this needs no lock, and holds where locks do nothing. `.locks/KEY.lock` is held (flock) while a
+process runs the point KEY, which saves the time of running it twice; `.damaged/` keeps the shards
+that `repair` moved aside.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import functools
-import hashlib
-import io
-import itertools
 import json
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from umup import files
 from umup.config import NUMERICS, PROBE_STATS
 from umup.errors import RecordError
-from umup.schemas import POINTS, RUNS, SCHEMA, Schema, check_key
+from umup.schemas import POINTS, RUNS, SCHEMA, DamagedShard, Schema, check_key
 
-_counter = itertools.count()
+_PAUSES_S = (0.0, 0.01, 0.1, 1.0, 5.0)  # before a folder that changes while it is read is read anew
+_STRAY_S = 24 * 3600.0  # a temporary file so old has no writer any more
+
+T = TypeVar("T")
 
 
 class Store:
@@ -68,30 +69,27 @@ class Store:
         checked = [self.schema.validate(row) for row in rows]
         if not checked:
             return None
-        table = pa.Table.from_pylist(checked, schema=self.schema.arrow)
-        with self._store_lock(fcntl.LOCK_SH):
-            return self._write(table)
+        return self._write(pa.Table.from_pylist(checked, schema=self.schema.arrow))
 
     def read(self) -> pd.DataFrame:
         """All rows, one a key (of duplicates the earliest `created`), in a fixed order.
 
         Raises:
-            RecordError: a shard is cut short or of another schema; nothing is dropped in silence.
+            RecordError: a shard is damaged, of another schema or cannot be read; nothing is
+                dropped in silence.
         """
         return self._table().to_pandas()
 
     def keys(self) -> set[str]:
-        """The keys on record. Raises RecordError on a damaged shard, as `read` does."""
-        while True:
-            shards = self._shards()
-            try:
-                for shard in shards:
-                    if shard.name not in self._shard_keys:
-                        column = self._read_shard(shard).column("key").to_pylist()
-                        self._shard_keys[shard.name] = frozenset(column)
-            except FileNotFoundError:
-                continue  # compacted between listing and opening: list again
-            return set().union(*(self._shard_keys[shard.name] for shard in shards))
+        """The keys on record. Raises RecordError as `read` does."""
+
+        def of(shard: Path) -> frozenset[str]:
+            if shard.name not in self._shard_keys:
+                column = self._read_shard(shard).column("key").to_pylist()
+                self._shard_keys[shard.name] = frozenset(column)
+            return self._shard_keys[shard.name]
+
+        return set().union(*self._each(of).values())
 
     @contextlib.contextmanager
     def claim(self, key: str) -> Iterator[bool]:
@@ -99,7 +97,11 @@ class Store:
 
         False means another process (or this one, elsewhere) holds it, or it is on record already.
         The claim is an flock: the kernel drops it when the process dies, however it dies. Append
-        the row inside the `with`.
+        the row inside the `with`. Where locks do nothing, two processes may both get True: then
+        both run the point, and of their rows the earlier counts.
+
+        Raises:
+            RecordError: the lock file cannot be written, or the file system refuses locks.
         """
         check_key(key)
         lock = self.folder / ".locks" / f"{key}.lock"
@@ -108,166 +110,148 @@ class Store:
             yield descriptor is not None and key not in self.keys()
         finally:
             if descriptor is not None:
-                lock.unlink(missing_ok=True)  # while held; _try_lock re-checks the inode
+                with contextlib.suppress(OSError):  # a file that is left behind does no harm
+                    lock.unlink()  # while held; _try_lock re-checks the inode
                 os.close(descriptor)
 
     def running(self) -> set[str]:
-        """The keys that live processes hold a claim on at this moment (on this machine)."""
+        """The keys that live processes hold a claim on at this moment (on this machine).
+
+        Raises:
+            RecordError: the file system refuses locks.
+        """
         held = set()
-        for lock in sorted((self.folder / ".locks").glob("*.lock")):
-            with contextlib.suppress(FileNotFoundError, PermissionError), lock.open("rb") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    held.add(lock.stem)
+        for path in sorted((self.folder / ".locks").glob("*.lock")):
+            with contextlib.suppress(FileNotFoundError, PermissionError), path.open("rb") as file:
+                if not files.lock(file.fileno(), path, RecordError, shared=True):
+                    held.add(path.stem)
         return held
 
     def compact(self) -> Path | None:
         """Merge all shards into one and return it (None when there are none).
 
-        The merged shard is in place before the old ones go, so being killed at any moment leaves
-        duplicates at worst, which `read` removes. Rows that others append meanwhile stay.
+        The merged shard is in place before those that it holds go, so being killed at any moment
+        leaves duplicates at worst, which `read` removes. Rows that others append meanwhile stay,
+        and so do those of another `compact`: it, too, deletes only what it has read.
+
+        Raises:
+            RecordError: a shard cannot be read, or the folder not be written.
         """
-        with self._store_lock(fcntl.LOCK_EX):
-            for stray in self.folder.glob(".*.tmp"):  # no writer is active under this lock
-                stray.unlink(missing_ok=True)
-            shards = self._shards()
-            if len(shards) < 2:
-                return shards[0] if shards else None
-            merged = self._write(self._table())
-            for shard in shards:
-                shard.unlink()
-            return merged
+        for stray in self.folder.glob(".*.tmp"):
+            with contextlib.suppress(OSError):
+                if time.time() - stray.stat().st_mtime > _STRAY_S:
+                    stray.unlink()
+        tables = self._each(self._read_shard)
+        if len(tables) < 2:
+            return next(iter(tables), None)
+        merged = self._write(self._merged(tables.values()))
+        for shard in tables:
+            with _writing(shard):
+                shard.unlink(missing_ok=True)
+        return merged
 
     def repair(self) -> list[Path]:
-        """Move unreadable shards to `.damaged/` and return their new paths.
+        """Move damaged shards to `.damaged/` and return their new paths.
 
-        The points they held count as missing afterwards, so the next run measures them again.
+        The points they held count as missing afterwards, so the next run measures them again. A
+        shard that another umup or user could read stays where it is.
+
+        Raises:
+            RecordError: the folder cannot be written.
         """
         moved = []
-        with self._store_lock(fcntl.LOCK_EX):
-            for shard in self._shards():
-                try:
-                    self._read_shard(shard)
-                except RecordError:
-                    target = self.folder / ".damaged" / shard.name
-                    with _writing(target):
-                        target.parent.mkdir(exist_ok=True)
-                        shard.replace(target)
+        for shard in self._shards():
+            try:
+                self._read_shard(shard)
+            except DamagedShard:
+                target = self.folder / ".damaged" / shard.name
+                with _writing(target), contextlib.suppress(FileNotFoundError):  # moved by another
+                    target.parent.mkdir(exist_ok=True)
+                    shard.replace(target)
                     moved.append(target)
+            except (RecordError, FileNotFoundError):
+                continue  # `read` says why, if it is still there
         return moved
 
     def _shards(self) -> list[Path]:
-        return sorted(p for p in self.folder.glob("*.parquet") if not p.name.startswith("."))
+        try:
+            names = os.listdir(self.folder)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            received = f"unreadable ({error.strerror})"
+            raise RecordError(str(self.folder), received, "a folder that can be read") from error
+        return [
+            self.folder / name
+            for name in sorted(names)
+            if name.endswith(".parquet") and not name.startswith(".")
+        ]
+
+    def _each(self, read: Callable[[Path], T]) -> dict[Path, T]:
+        """Shard → what `read` makes of it, all of one listing of the folder."""
+        for pause in _PAUSES_S:
+            time.sleep(pause)
+            try:
+                return {shard: read(shard) for shard in self._shards()}
+            except FileNotFoundError as error:  # compacted between listing and opening
+                vanished = str(error.filename)
+        raise RecordError(vanished, "listed, but not there", "a folder whose listing holds")
 
     def _table(self) -> pa.Table:
-        while True:
-            try:
-                tables = [self._read_shard(shard) for shard in self._shards()]
-                break
-            except FileNotFoundError:
-                continue  # compacted between listing and opening: list again
+        return self._merged(self._each(self._read_shard).values())
+
+    def _merged(self, tables: Iterable[pa.Table]) -> pa.Table:
         table = pa.concat_tables([self.schema.arrow.empty_table(), *tables])
         table = table.sort_by([("created", "ascending"), ("key", "ascending")])
         first = ~pd.Series(table.column("key").to_pylist(), dtype=object).duplicated()
         return table.filter(pa.array(first)).sort_by([(c, "ascending") for c in self.schema.sort])
 
     def _write(self, table: pa.Table) -> Path:
-        keys = "\n".join(sorted(table.column("key").to_pylist()))
-        stem = f"{hashlib.sha256(keys.encode()).hexdigest()[:12]}-{os.getpid()}"
-        names = (self.folder / f"{stem}-{i}.parquet" for i in _counter)
-        shard = next(path for path in names if not path.exists())  # process ids recur
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
-        temporary = self.folder / f".{shard.name}.tmp"
-        with _writing(shard):
-            try:
-                with temporary.open("xb") as file:
-                    file.write(buffer.getbuffer())
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, shard)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    temporary.unlink(missing_ok=True)
-                raise
-            with contextlib.suppress(OSError):  # the rename, too, where the file system lets us
-                descriptor = os.open(self.folder, os.O_RDONLY)
-                os.fsync(descriptor)
-                os.close(descriptor)
+        # A name that no other process, on whatever node, can choose: nothing is overwritten.
+        shard = self.folder / f"{uuid.uuid4().hex}.parquet"
+        with _writing(shard), files.atomic_write(shard) as file:
+            file.write(self.schema.pack(table))
         return shard
 
     def _read_shard(self, path: Path) -> pa.Table:
-        todo = "a whole shard of this version; `umup status --repair` moves it to .damaged/"
-        data = path.read_bytes()
+        """The rows of one shard; FileNotFoundError if it went since the folder was listed."""
         try:
-            table = self.schema.upgrade(pq.ParquetFile(io.BytesIO(data)).read())
-        except (pa.ArrowException, OSError) as error:
-            raise RecordError(str(path), f"unreadable Parquet ({error})", todo) from error
-        wanted = self.schema.arrow
-        if not table.schema.equals(wanted, check_metadata=False):
-            differing = set(table.schema.names) ^ set(wanted.names) or {
-                f.name for f in table.schema if f.type != wanted.field(f.name).type
-            }
-            listed = ", ".join(sorted(differing)) or "column order"
-            raise RecordError(str(path), f"another schema (differs in {listed})", todo)
-        if versions := set(table.column("schema").to_pylist()) - {SCHEMA}:
-            raise RecordError(str(path), f"schema {sorted(versions, key=str)}", todo)
-        return table
+            if path.is_symlink() and not path.exists():
+                todo = "a link to a shard: fetch its content (git annex get, dvc pull) or delete it"
+                raise RecordError(str(path), f"a link to nothing, {os.readlink(path)}", todo)
+            if path.exists() and not path.is_file():
+                raise DamagedShard(str(path), "no file")
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            received = f"unreadable ({error.strerror})"
+            raise RecordError(str(path), received, "a shard that this user can read") from error
+        return self.schema.unpack(data, str(path))
 
-    @contextlib.contextmanager
-    def _store_lock(self, mode: int) -> Iterator[None]:
-        """Writers share the store; `compact` and `repair` have it alone."""
-        path = self.folder / ".locks" / "store"
-        with _writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, mode)
-            yield
-        finally:
-            os.close(descriptor)
+
+def _writing(path: Path) -> contextlib.AbstractContextManager[None]:
+    return files.writing(path, RecordError, "earlier records are intact")
 
 
 def _try_lock(path: Path) -> int | None:
     """The descriptor of `path` with its flock, or None when another holds that."""
-    with _writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    for attempt in itertools.count():
-        with _writing(path):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    for attempt in range(100):
+        with contextlib.ExitStack() as stack, contextlib.suppress(FileNotFoundError):
+            with _writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            stack.callback(os.close, descriptor)
+            if not files.lock(descriptor, path, RecordError):
+                if attempt:
+                    return None
+                time.sleep(0.01)  # `running` may have been looking: it lets go at once
             # The last holder may have unlinked the file between our open and our lock.
-            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+            elif os.path.samestat(os.fstat(descriptor), path.stat()):
+                stack.pop_all()
                 return descriptor
-        except BlockingIOError:
-            if attempt:
-                os.close(descriptor)
-                return None
-            time.sleep(0.01)  # `running` may have been looking: it lets go at once
-        except FileNotFoundError:
-            pass  # unlinked between the two looks
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turn a failed write into a RecordError that says why and what to do."""
-    reasons = {
-        errno.ENOSPC: "free some disk space and run the same command again",
-        errno.EDQUOT: "free some of your disk quota and run the same command again",
-        errno.EFBIG: "raise the file size limit (ulimit -f) and run the same command again",
-        errno.EROFS: "the file system is read-only: choose another folder",
-        errno.EACCES: "no permission to write: choose another folder or change its mode",
-    }
-    try:
-        yield
-    except OSError as error:
-        todo = reasons.get(error.errno or 0, "a writable folder")
-        raise RecordError(
-            str(path), f"write failed: {error.strerror}", f"{todo}; earlier records are intact"
-        ) from error
+    allowed = "a file system that keeps a file's inode number"
+    raise RecordError(str(path), "another file each time that it is opened", allowed)
 
 
 class Results(NamedTuple):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from umup import distributed
+from umup import distributed, files
 from umup.config import (
     COUNT,
     NUMERICS,
@@ -187,23 +186,20 @@ def held(config: TrainConfig, folder: Path, dataset: Dataset) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if distributed.is_main():
             try:
-                folder.mkdir(parents=True, exist_ok=True)
-                lock = stack.enter_context((folder / "lock").open("a+", encoding="utf-8"))
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError:
-                    lock.seek(0)
-                    holder = lock.read().strip() or "another process"
-                    allowed = "a folder that no other run writes to"
-                    raise TrainError(str(folder), f"in use by {holder}", allowed) from None
-                lock.truncate(0)
-                lock.write(f"process {os.getpid()}")
-                lock.flush()
-                _identify(config, folder, dataset)
+                with files.writing(folder, TrainError, "nothing was begun"):
+                    folder.mkdir(parents=True, exist_ok=True)
+                    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+                    stack.callback(os.close, descriptor)
+                    if not files.lock(descriptor, folder / "lock", TrainError):
+                        holder = os.read(descriptor, 100).decode(errors="replace").strip()
+                        received = f"in use by {holder or 'another process'}"
+                        allowed = "a folder that no other run writes to"
+                        raise TrainError(str(folder), received, allowed)
+                    os.truncate(descriptor, 0)
+                    os.write(descriptor, f"process {os.getpid()}".encode())
+                    _identify(config, folder, dataset)
             except TrainError as error:
                 problem = error
-            except OSError as error:
-                problem = TrainError(str(folder), str(error), "a folder that can be written")
         if distributed.any_of(problem is not None):
             raise problem or TrainError(str(folder), "refused by the first process", "see its log")
         yield
@@ -232,9 +228,8 @@ def _identify(config: TrainConfig, folder: Path, dataset: Dataset) -> None:
         {"key": config.key(dataset), "numerics": NUMERICS, "run": mine, "config": config.to_dict()},
         indent=1,
     )  # fmt: skip
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with files.atomic_write(path) as file:
+        file.write(text.encode())
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,7 +1,13 @@
-"""The columns of the two kinds of records, training runs and points, and the check of a row."""
+"""The two kinds of records, training runs and points: columns, the check of a row, the shard.
+
+A shard is a Parquet file with a seal before its footer: a mark, the SHA-256 of all other bytes,
+and the mark again. Parquet finds everything by offset, so that other readers pass over the seal.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import math
 import re
@@ -12,11 +18,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from umup.config import PROBE_STATS
 from umup.errors import RecordError
 
 SCHEMA = 2  # bump when a column is added, removed or changes its meaning
+
+# UTF-8 has no byte 0xff, so that no text of a row can hold the mark. It stands on both sides of the
+# digest, so that no flipped bit makes a sealed shard look like one from before there were seals.
+_MARK = b"\xffumup:sha256\xff"
 
 _ARROW = {
     str: pa.string(),
@@ -88,7 +99,48 @@ class Schema:
             raise RecordError("schema", out["schema"], f"schemas.SCHEMA ({SCHEMA})")
         return out
 
-    def upgrade(self, table: pa.Table) -> pa.Table:
+    def pack(self, table: pa.Table) -> bytes:
+        """The bytes of a shard: ``table``, in this schema's columns, as a sealed Parquet file."""
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        return sealed(buffer.getvalue())
+
+    def unpack(self, data: bytes, name: str) -> pa.Table:
+        """The rows of a shard, in the columns of the present version.
+
+        Args:
+            data: the file's bytes; without a seal they are taken as they are.
+            name: of the file, for the errors.
+
+        Raises:
+            DamagedShard: bytes that differ from their seal, are no Parquet or hold other columns.
+            RecordError: rows that a newer umup wrote.
+        """
+        if _broken(data):
+            raise DamagedShard(name, "bytes that differ from their digest")
+        try:
+            table = pq.ParquetFile(io.BytesIO(data)).read()
+            table.validate(full=True)
+        except Exception as error:  # whatever a parser makes of damaged bytes
+            raise DamagedShard(name, f"unreadable Parquet ({error})") from error
+        # The version comes first: what columns a newer one has is not known here.
+        at = table.schema.get_field_index("schema")
+        versions = table.column(at).to_pylist() if at >= 0 else []
+        if newer := [v for v in versions if isinstance(v, int) and v > SCHEMA]:
+            received = f"schema {max(newer)}, written by a newer umup"
+            raise RecordError(name, received, f"schema {SCHEMA} or older; install that umup")
+        table = self._upgrade(table)
+        if not table.schema.equals(self.arrow, check_metadata=False):
+            differing = set(table.schema.names) ^ set(self.columns) or {
+                f.name for f in table.schema if f.type != self.arrow.field(f.name).type
+            }
+            listed = ", ".join(sorted(differing)) or "column order"
+            raise DamagedShard(name, f"another schema (differs in {listed})")
+        if other := set(table.column("schema").to_pylist()) - {SCHEMA}:
+            raise DamagedShard(name, f"schema {sorted(other, key=str)}")
+        return table
+
+    def _upgrade(self, table: pa.Table) -> pa.Table:
         """A table of schema version 1 as one of the present version; others as they are."""
         if not self.added or table.schema.names != [c for c in self.columns if c not in self.added]:
             return table
@@ -99,6 +151,28 @@ class Schema:
             table = table.add_column(self.columns.index(name), name, empty)
         at = self.columns.index("schema")
         return table.set_column(at, "schema", pa.array([SCHEMA] * len(table), pa.int64()))
+
+
+class DamagedShard(RecordError):
+    """A shard whose rows cannot be had, by any umup: `Store.repair` moves it aside."""
+
+    def __init__(self, name: str, received: str):
+        todo = "a whole shard of this version; `umup status --repair` moves it to .damaged/"
+        super().__init__(name, received, todo)
+
+
+def sealed(data: bytes) -> bytes:
+    """A Parquet file with a seal before its footer."""
+    # The last eight bytes are the footer's length and Parquet's own mark.
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    digest = hashlib.sha256(data).digest()
+    return b"".join((data[:footer], _MARK, digest, _MARK, data[footer:]))
+
+
+def _broken(data: bytes) -> bool:
+    """Whether there is a seal, and the bytes differ from it."""
+    head, *seal = data.split(_MARK)
+    return bool(seal) and (len(seal) != 2 or hashlib.sha256(head + seal[1]).digest() != seal[0])
 
 
 def check_key(key: str) -> None:
