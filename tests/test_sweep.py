@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import itertools
 import json
 import logging
 import math
+import os
+import resource
 import time
 
 import numpy as np
@@ -14,7 +18,7 @@ import pytest
 from umup import sweep, train
 from umup.config import NUMERICS, HPs, ModelConfig, OptimConfig, RunConfig, canonical_json
 from umup.data import Dataset
-from umup.errors import StudyError, UmupError
+from umup.errors import RecordError, StudyError, UmupError
 from umup.records import Store
 from umup.schemas import RUNS
 from umup.sweep import OutOfTime, Partial, Progress, Settings, groups, run_group, run_pending
@@ -167,7 +171,6 @@ def test_rows_hold_the_run(tmp_path):
     # nats / ln 2 / (2 bytes a token)
     assert found["val_bits_per_byte"] == pytest.approx(found["val_loss"] / math.log(2) / 2)
     assert found["tokens_per_s"] > 0
-    assert not list((tmp_path / ".partial").glob("*"))
 
 
 def test_stopping_and_going_on_changes_no_loss(tmp_path):
@@ -187,7 +190,72 @@ def test_stopping_and_going_on_changes_no_loss(tmp_path):
     for one, other in zip(whole, resumed):
         assert one["curve_loss"] == other["curve_loss"]
         assert (one["val_loss"], one["key"]) == (other["val_loss"], other["key"])
-    assert not saved.exists()
+
+
+@pytest.mark.parametrize("probe_steps", [(), (2,), (2, 7)])
+def test_compilation_is_what_the_first_chunk_took_beyond_its_steps(
+    tmp_path, monkeypatch, probe_steps
+):
+    """On a clock of its own: 2 s a step, 30 s to compile, whatever the first chunk's length."""
+    clock, compiled = [0.0], train.programs(make_run())
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    def chunk(tokens, lanes, states, n):
+        clock[0] += 2.0 * n + (0.0 if clock[0] else 30.0)
+        return states, np.ones((1, n), np.float32)
+
+    report = np.zeros((1, len(train.observed(make_run())), 5), np.float32)
+    pretended = compiled._replace(
+        chunk=chunk, observe=lambda *_: report, evaluate=lambda *_: np.ones(1, np.float32)
+    )
+    monkeypatch.setattr(train, "programs", lambda *_: pretended)
+    run = dataclasses.replace(make_run(), probe_steps=probe_steps)
+    (row,) = run_group([run], make_dataset(), tmp_path, settings=FIVE, **WHERE)
+    assert row["compile_s"] == pytest.approx(30.0)
+    assert row["tokens_per_s"] == pytest.approx(2 * 8 / 2.0)  # batch · length per 2 s
+
+
+def test_rows_that_cannot_be_written_leave_the_state_to_go_on_from(tmp_path, monkeypatch):
+    store, run = Store(tmp_path), make_run()
+
+    def pending():
+        return [] if store.keys() else [run]
+
+    def go_on(deadline=math.inf):
+        settings = Settings(chunk_steps=5, deadline=deadline)
+        run_pending(pending, make_dataset(), store, settings=settings, **WHERE)
+
+    with pytest.raises(OutOfTime):
+        go_on(PAST)
+    replace = os.replace
+
+    def full(source, target):
+        if str(target).endswith(".parquet"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(RecordError, match="free some disk space"):
+            go_on()
+    (state,) = (tmp_path / ".partial").iterdir()
+    go_on()
+    assert store.keys() == {run.key()} and not state.exists()
+
+
+def test_a_state_that_cannot_be_written_is_an_error_and_the_one_before_stays(tmp_path):
+    partial = Partial(tmp_path / "x.npz")
+    partial.save(LEAVES, np.zeros((1, 3), np.float32), 1.0)
+    before = partial.path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(RecordError, match=r"write failed: .* saved before are intact"):
+            partial.save(LEAVES, np.zeros((1, 5), np.float32), 2.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert partial.path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [partial.path]
 
 
 def test_a_state_of_other_runs_is_not_taken(tmp_path):

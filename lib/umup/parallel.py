@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -165,11 +166,15 @@ def _step_programs(
         batch = tuple(mesh.constrain(x, "batch", None) for x in batch)
         after, (loss, norm) = train.step(run, lane, state, batch)
         ok = jnp.isfinite(loss) & jnp.isfinite(norm)
-        # A step that is not finite leaves everything as it was but the count of steps, that of
-        # the schedule with it: η belongs to a step, however many before it were left out.
-        kept = jax.tree.map(lambda new, old: jnp.where(ok, new, old), after, state)
-        kept = kept._replace(step=after.step, opt=(*kept.opt[:-1], after.opt[-1]))
-        return kept, (loss, norm, ok)
+        # A step that is not finite leaves everything as it was but the counts of steps, the run's
+        # and the schedule's: η belongs to a step, however many before it were left out.
+        kept = jax.tree.map(
+            lambda new, old: new if _counts(new) else jnp.where(ok, new, old),
+            after,
+            state,
+            is_leaf=_counts,
+        )
+        return kept._replace(step=after.step), (loss, norm, ok)
 
     def chunk(source: Array, lane: Lane, state: TrainState, control: Control):
         lane = lane._replace(hps=lane.hps | {"eta": lane.hps["eta"] * control.eta_scale})
@@ -197,6 +202,11 @@ def _step_programs(
 
     jitted = jax.jit(chunk, out_shardings=(shardings, whole), donate_argnums=2)
     return jitted, jax.jit(evaluate, out_shardings=whole)
+
+
+def _counts(state: Any) -> bool:
+    """Whether a part of an optimizer's state is the schedule's count of steps."""
+    return isinstance(state, optax.ScaleByScheduleState)
 
 
 def _plain(control: Control) -> Control:

@@ -33,7 +33,13 @@ from umup.config import NUMERICS, PROBE_STATS
 from umup.errors import RecordError
 from umup.schemas import POINTS, RUNS, SCHEMA, DamagedShard, Schema, check_key
 
-_PAUSES_S = (0.0, 0.01, 0.1, 1.0, 5.0)  # before a folder that changes while it is read is read anew
+_PAUSES_S = (
+    0.0,
+    0.01,
+    0.1,
+    1.0,
+    5.0,
+)  # before a folder that changed while it was read is read anew
 _STRAY_S = 24 * 3600.0  # a temporary file so old has no writer any more
 
 T = TypeVar("T")
@@ -190,11 +196,11 @@ class Store:
     def _each(self, read: Callable[[Path], T]) -> dict[Path, T]:
         """Shard → what `read` makes of it, all of one listing of the folder."""
         for pause in _PAUSES_S:
-            time.sleep(pause)
             try:
                 return {shard: read(shard) for shard in self._shards()}
             except FileNotFoundError as error:  # compacted between listing and opening
                 vanished = str(error.filename)
+                time.sleep(pause)
         raise RecordError(vanished, "listed, but not there", "a folder whose listing holds")
 
     def _table(self) -> pa.Table:

@@ -13,17 +13,18 @@ import io
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
+from umup import files
 from umup.config import NUMERICS, RunConfig, canonical_json, digest
 from umup.data import Dataset, nats_to_bits_per_byte
-from umup.errors import DataError, StudyError
+from umup.errors import DataError, RecordError, StudyError
 from umup.records import Store, provenance
 from umup.telemetry import Progress as Progress
 
@@ -106,6 +107,8 @@ def run_pending(
                     run_group(mine, dataset, store.folder, study=study, profile=profile,
                               settings=settings, progress=progress)
                 )  # fmt: skip
+                # Only now: where the rows could not be written, the same command goes on from it.
+                Partial.of(mine, store.folder).path.unlink(missing_ok=True)
                 worked = True
                 break
         if not worked:  # all that is wanted is in flight elsewhere, or was just recorded there
@@ -127,6 +130,8 @@ def run_group(
 ) -> list[dict]:
     """Train runs of one shape as lanes of one program and return their rows.
 
+    The state that it saved between chunks stays, for a caller that cannot record the rows.
+
     Raises:
         OutOfTime: see ``run_pending``.
         DataError: a run's ``data_digest`` is not that of the data set.
@@ -147,7 +152,7 @@ def run_group(
     began = time.perf_counter()
     compiled, lanes = train.programs(first, settings.lanes_at_once), train.lanes_of(runs)
     tokens = device_tokens(dataset)
-    partial = Partial(folder / ".partial" / f"{digest([run.key() for run in runs])}.npz")
+    partial = Partial.of(runs, folder)
 
     states = compiled.init(lanes)
     done, losses, wall = 0, np.zeros((len(runs), 0), np.float32), 0.0
@@ -158,7 +163,7 @@ def run_group(
         states = jax.tree.unflatten(jax.tree.structure(states), [jnp.asarray(x) for x in leaves])
         progress.line(f"resuming {label(first, len(runs))} at step {done}/{steps}")
 
-    seconds: list[float] = []  # of each chunk; the first holds the compilation, if there is one
+    chunks: list[tuple[int, float]] = []  # steps and seconds; the first compiles, if any does
     last_save, speed = time.monotonic(), math.nan
 
     def look() -> None:  # the observation due now, unless a resumed state holds it already
@@ -172,8 +177,8 @@ def run_group(
         start = time.perf_counter()
         states, new = compiled.chunk(tokens, lanes, states, n)
         new = np.asarray(new)  # waits for the device
-        seconds.append((time.perf_counter() - start) / n)
-        speed = tokens_a_step / min(seconds)
+        chunks.append((n, time.perf_counter() - start))
+        speed = tokens_a_step / min(seconds / taken for taken, seconds in chunks)
         losses, done = np.concatenate([losses, new], axis=1), done + n
         left = (steps - done) * tokens_a_step / speed
         mean_loss = losses[:, -1].mean()
@@ -192,11 +197,13 @@ def run_group(
         look()
     val = np.asarray(compiled.evaluate(device_tokens(dataset, "val"), states))
     # Speed is the median chunk's; what the first chunk took beyond it is compilation.
-    typical = float(np.median(seconds[1:])) if len(seconds) > 1 else math.nan
+    per_step = [seconds / taken for taken, seconds in chunks]
+    typical = float(np.median(per_step[1:])) if len(chunks) > 1 else math.nan
+    compile_s = max(chunks[0][1] - typical * chunks[0][0], 0.0) if chunks else 0.0
     facts = {
         "tokens_per_s": tokens_a_step / typical,
         "wall_s": (wall + time.perf_counter() - began) / len(runs),
-        "compile_s": max(seconds[0] - typical, 0.0) * settings.chunk_steps if seconds else 0.0,
+        "compile_s": compile_s,
         **provenance(),
     }
     rows = [
@@ -204,7 +211,6 @@ def run_group(
             facts=facts, reports=[report[i] for report in seen])
         for i, run in enumerate(runs)
     ]  # fmt: skip
-    partial.path.unlink(missing_ok=True)
     return rows
 
 
@@ -247,21 +253,26 @@ class Partial:
     def __init__(self, path: Path):
         self.path = path
 
+    @classmethod
+    def of(cls, runs: Sequence[RunConfig], folder: Path) -> Self:
+        """The state of the group of ``runs`` beside the records in ``folder``."""
+        return cls(folder / ".partial" / f"{digest([run.key() for run in runs])}.npz")
+
     def save(
         self, leaves: list, losses: np.ndarray, wall: float, seen: Sequence[np.ndarray] = ()
     ) -> None:
-        """Write state leaves, losses (lanes, steps), the seconds spent and the probes' reports."""
+        """Write state leaves, losses (lanes, steps), the seconds spent and the probes' reports.
+
+        Raises:
+            RecordError: the disk is full or cannot be written; the state before stays.
+        """
         buffer = io.BytesIO()
         arrays = {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
         arrays |= {"losses": losses, "wall": np.asarray(wall), "seen": np.asarray(seen)}
         np.savez(buffer, allow_pickle=False, **arrays)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            temporary.write_bytes(buffer.getvalue())
-            os.replace(temporary, self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        intact = "the records and the state saved before are intact"
+        with files.writing(self.path, RecordError, intact), files.atomic_write(self.path) as file:
+            file.write(buffer.getbuffer())
 
     def load(self, like: list) -> tuple[list, np.ndarray, float, list[np.ndarray]] | None:
         """The saved state, or None if there is none that fits ``like``'s shapes."""
