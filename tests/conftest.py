@@ -1,5 +1,8 @@
 """Eight CPU devices, 32-bit numbers, warnings as errors; and where the browser is.
 
+`UMUP_TEST_DEVICES` sets another number of devices: with one, as users have, XLA's CPU backend
+schedules programs otherwise, so that `tests/test_one_device.py` runs some tests that way too.
+
 The flags are taken back once JAX has started, so that kernels and commands which tests start see
 the machine as a user's shell does.
 """
@@ -11,7 +14,7 @@ import shutil
 
 import pytest
 
-DEVICES = 8
+DEVICES = int(os.environ.get("UMUP_TEST_DEVICES", "8"))
 
 
 def _start_jax() -> None:

@@ -68,6 +68,7 @@ def test_a_run_is_the_plain_scan_of_steps(clean):
     assert outcome.interventions == [] and outcome.nonfinite == 0
 
 
+@pytest.mark.one_device
 def test_what_it_says_of_itself(clean):
     folder, outcome = clean
     frame = runlog.read(folder)

@@ -147,7 +147,7 @@ def observe(model: Coord, steps: Sequence[int]) -> pd.DataFrame:
             seen.append(_row("activation", name, "size", size, now[name].shape))
             if step:
                 seen.append(_row("activation", name, "change", change, now[name].shape))
-        measured = jax.device_get(_norms_all(params, start, multipliers))
+        measured = _norms_all(params, start, multipliers)
         for name, (shape, values) in _weight_shapes(params, measured).items():
             for quantity, value in values.items():
                 if step or quantity.startswith("norm"):
@@ -179,34 +179,52 @@ def _activations(loss, params, batch):
 @jax.jit
 def _rms_all(now, before):
     def rms(x):
-        return jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32))))
+        return jnp.sqrt(jnp.mean(jnp.square(x)))
 
+    now, before = (jax.tree.map(lambda x: x.astype(jnp.float32), seen) for seen in (now, before))
     return {name: (rms(now[name]), rms(now[name] - before[name])) for name in now}
 
 
-@jax.jit
-def _norms_all(params, start, multipliers):
+def _norms_all(params, start, multipliers) -> dict[str, dict[str, float]]:
     """Name → the weight's norms relative to √(fan_out/fan_in), of A·W and of A·(W − W_0)."""
-    out = {}
-    for (path, w), (_, w0) in zip(_leaves(params), _leaves(start)):
-        name, scale = _name(path), multipliers[_name(path)]
-        for quantity, matrix in (("norm", w), ("update", w - w0)):
-            spectral, frobenius = _norms(scale * matrix.astype(jnp.float32))
-            out.setdefault(name, {})[quantity] = spectral
-            out[name][f"{quantity}_frobenius"] = frobenius
+    out: dict[str, dict[str, float]] = {}
+    for name, grams in jax.device_get(_grams(params, start, multipliers)).items():
+        out[name] = {}
+        for quantity, gram in grams.items():
+            out[name][quantity], out[name][f"{quantity}_frobenius"] = _norms(gram)
     return out
 
 
-def _norms(w: Array) -> tuple[Array, Array]:
-    """Spectral and Frobenius norm over √(fan_out/fan_in); the RMS over stacked matrices."""
+@jax.jit
+def _grams(params, start, multipliers):
+    """Name → the Gram matrices of A·W and of A·(W − W_0)."""
+    out = {}
+    for (path, w), (_, w0) in zip(_leaves(params), _leaves(start)):
+        name, w, w0 = _name(path), w.astype(jnp.float32), w0.astype(jnp.float32)
+        scale = multipliers[name]
+        out[name] = {"norm": _gram(scale * w), "update": _gram(scale * (w - w0))}
+    return out
+
+
+def _gram(w: Array) -> Array:
+    """Gram matrices (stacked, n, n), n the smaller fan, of W over √(fan_out/fan_in)."""
     w = w.reshape(-1, *_fans(w.shape))
-    unit = jnp.sqrt(w.shape[2] / w.shape[1])
-    # The largest eigenvalue of the smaller Gram matrix: far cheaper than singular values.
     tall = w.shape[1] > w.shape[2]
     gram = jnp.einsum("nij,nik->njk" if tall else "nij,nkj->nik", w, w)
-    largest = jnp.maximum(jnp.linalg.eigvalsh(gram)[:, -1], 0.0)
-    squared = jnp.trace(gram, axis1=1, axis2=2)
-    return jnp.sqrt(jnp.mean(largest)) / unit, jnp.sqrt(jnp.mean(squared)) / unit
+    return gram * (w.shape[1] / w.shape[2])
+
+
+def _norms(gram: np.ndarray) -> tuple[float, float]:
+    """Spectral and Frobenius norm from Gram matrices; the RMS over stacked matrices.
+
+    The largest eigenvalue of a Gram matrix is far cheaper than singular values. NumPy finds it:
+    with several LAPACK calls in one program, XLA's CPU backend (JAX 0.10.2) may wait for ever.
+    """
+    if not np.isfinite(gram).all():
+        return math.nan, math.nan
+    largest = np.maximum(np.linalg.eigvalsh(gram)[:, -1], 0.0)
+    squared = np.trace(gram, axis1=1, axis2=2)
+    return math.sqrt(np.mean(largest)), math.sqrt(np.mean(squared))
 
 
 def _fans(shape: tuple[int, ...]) -> tuple[int, int]:
