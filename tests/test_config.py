@@ -248,6 +248,10 @@ def test_errors_are_values_with_parts():
     assert umup.ConfigError is ConfigError
 
 
+def test_an_error_of_a_path_that_is_not_utf8_can_be_printed():
+    assert str(UmupError("a/\udcff.txt", "η", "x")) == r"a/\udcff.txt: received 'η'; allowed: x"
+
+
 def test_a_field_of_a_group_is_named_with_it():
     with pytest.raises(ConfigError) as caught:
         RunConfig.from_dict(SHORT | {"optim": {"steps": 0}})

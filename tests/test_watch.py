@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 from pathlib import Path
@@ -237,6 +238,21 @@ def test_ctrl_c_leaves_a_tidy_terminal(run, monkeypatch):
 
     assert watch(run.folder, out=out, sleep=sleep) == 0
     assert out.getvalue().endswith("\x1b[?25h")
+
+
+def test_a_pipe_that_is_read_no_more_ends_it(run):
+    class Pipe(io.StringIO):
+        def flush(self) -> None:
+            raise BrokenPipeError
+
+    run.chunk()
+    assert watch(run.folder, out=Pipe()) == 0
+
+
+@pytest.mark.parametrize("every", [0.0, -1.0, math.nan, math.inf])
+def test_a_wait_without_length_or_end_is_refused(run, every):
+    with pytest.raises(TrainError, match=r"--every: received .*more than 0"):
+        watch(run.folder, every=every)
 
 
 def test_a_folder_without_a_log_is_refused_and_runs_nearby_are_named(tmp_path, monkeypatch):

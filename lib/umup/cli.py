@@ -270,7 +270,7 @@ def format_status(states: Sequence[dict[str, Any]]) -> str:
 
 def run_train(chosen: argparse.Namespace) -> int:
     """``umup train``; returns the exit status."""
-    from umup import data, distributed, loop, runfile
+    from umup import data, distributed, loop, runfile, writers
     from umup.errors import TrainError
 
     overrides = read_overrides(chosen.parameter)
@@ -287,6 +287,8 @@ def run_train(chosen: argparse.Namespace) -> int:
         folder = forked.into
     loop.check(config, dataset)
     if chosen.check:
+        runfile.check_folder(config, folder, dataset, chosen.restart_from)
+        writers.require(tensorboard=config.tensorboard, wandb=config.wandb)
         print(f"{config.name}: {config.model.n_params:,} parameters, mesh {config.mesh}, "
               f"{config.optim.steps:,} steps of "
               f"{config.optim.batch_size * config.model.seq_len:,} tokens")  # fmt: skip

@@ -17,7 +17,9 @@ class UmupError(ValueError):
         self.field, self.received, self.allowed = field, received, allowed
 
     def __str__(self) -> str:
-        return f"{self.field}: received {self.received!r}; allowed: {self.allowed}"
+        text = f"{self.field}: received {self.received!r}; allowed: {self.allowed}"
+        # A path that is not UTF-8 holds surrogates, which no terminal takes.
+        return text.encode(errors="backslashreplace").decode()
 
 
 class ConfigError(UmupError):

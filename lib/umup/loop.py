@@ -118,8 +118,15 @@ def check(config: TrainConfig, dataset: Dataset) -> None:
     """Refuse what cannot be trained, before any compute.
 
     Raises:
-        ConfigError: the mesh, the vocabulary, or a hyperparameter that the scheme lacks.
+        ConfigError: the mesh, or a hyperparameter that the scheme lacks.
+        TrainError: the vocabulary, the number of steps, or an attention that the device lacks.
     """
+    most = min(2**31 - 1, 2**32 // config.optim.batch_size)
+    if config.optim.steps > most:
+        allowed = f"at most {most:,}: steps, and samples of a batch each, are numbered in 32 bits"
+        raise TrainError("optim.steps", config.optim.steps, allowed)
+    if config.model.attention == "cudnn" and jax.default_backend() != "gpu":
+        raise TrainError("model.attention", "cudnn", f"xla | blocked on {jax.default_backend()}")
     if config.model.vocab_size < dataset.vocab_size:
         allowed = f"at least {dataset.vocab_size}, the vocabulary of {config.tokenizer}"
         raise TrainError("model.vocab_size", config.model.vocab_size, allowed)

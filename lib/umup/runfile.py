@@ -71,9 +71,9 @@ class TrainConfig(Config):
     wandb: str | None = ""
 
     RANGES = {
-        "seed": Range(0, 2**31 - 1), "eval_batches": COUNT, "max_tokens": COUNT,
-        "loader": ("device", "host"), "chunk_steps": COUNT, "eval_every": Range(0),
-        "checkpoint_every": COUNT, "keep": COUNT, "keep_every": Range(0),
+        "seed": Range(0, 2**31 - 1), "eval_batches": Range(1, 2**31 - 1),
+        "max_tokens": COUNT, "loader": ("device", "host"), "chunk_steps": Range(1, 100_000),
+        "eval_every": Range(0), "checkpoint_every": COUNT, "keep": COUNT, "keep_every": Range(0),
         "peak_tflops": Range(0.0),
     }  # fmt: skip
 
@@ -179,6 +179,28 @@ def _saved(folder: Path) -> list[int]:
     return [int(p.name) for p in (folder / "checkpoints").glob("[0-9]*") if p.name.isdigit()]
 
 
+def check_folder(
+    config: TrainConfig, folder: Path, dataset: Dataset, restart_from: int | None = None
+) -> None:
+    """Refuse, writing nothing, what ``held`` and a restart would refuse but for a lock.
+
+    Raises:
+        TrainError: the folder is another run's or cannot be made, or has no such checkpoint.
+    """
+    folder = folder.absolute()
+    try:
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(f"{there} is no folder that can be written")
+        _compare(config, folder / "run.json", dataset)
+        saved = sorted(_saved(folder))
+    except OSError as error:
+        raise TrainError(str(folder), str(error), "a folder that can be written") from error
+    if restart_from is not None and restart_from not in saved:
+        allowed = f"a checkpoint's step: {', '.join(map(str, saved)) or 'there is none yet'}"
+        raise TrainError("--from", restart_from, allowed)
+
+
 @contextlib.contextmanager
 def held(config: TrainConfig, folder: Path, dataset: Dataset) -> Iterator[None]:
     """Hold the folder: it is this run's, and no other process group is at it."""
@@ -207,29 +229,44 @@ def held(config: TrainConfig, folder: Path, dataset: Dataset) -> Iterator[None]:
 
 def _identify(config: TrainConfig, folder: Path, dataset: Dataset) -> None:
     """Write ``run.json``, or compare with it."""
-    path, mine = folder / "run.json", config.run(dataset).to_dict()
-    mine["recovery"] = config.recovery.to_dict()
-    if path.exists():
-        try:
-            one = _flat(json.loads(path.read_text(encoding="utf-8"))["run"])
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise TrainError(str(path), "damaged", "the file that umup wrote, or none") from None
-        other = _flat(json.loads(json.dumps(mine)))
-        for values in (one, other):  # of one's own text only the digest counts, not the path
-            values["corpus"] = corpus_identity(str(values.get("corpus")))
-        names = sorted(one.keys() | other.keys())
-        differ = [f"{n} {one.get(n)} there, {other.get(n)} here"
-                  for n in names if one.get(n) != other.get(n)]  # fmt: skip
-        if differ:
-            allowed = "the same run, or another folder (--run)"
-            raise TrainError(str(folder), f"another run's folder: {'; '.join(differ)}", allowed)
+    path = folder / "run.json"
+    if _compare(config, path, dataset):
         return
     text = json.dumps(
-        {"key": config.key(dataset), "numerics": NUMERICS, "run": mine, "config": config.to_dict()},
+        {
+            "key": config.key(dataset),
+            "numerics": NUMERICS,
+            "run": _identity(config, dataset),
+            "config": config.to_dict(),
+        },
         indent=1,
-    )  # fmt: skip
+    )
     with files.atomic_write(path) as file:
         file.write(text.encode())
+
+
+def _compare(config: TrainConfig, path: Path, dataset: Dataset) -> bool:
+    """True if there is a ``run.json``, and it is this run's."""
+    if not path.exists():
+        return False
+    try:
+        one = _flat(json.loads(path.read_text(encoding="utf-8"))["run"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise TrainError(str(path), "damaged", "the file that umup wrote, or none") from None
+    other = _flat(json.loads(json.dumps(_identity(config, dataset))))
+    for values in (one, other):  # of one's own text only the digest counts, not the path
+        values["corpus"] = corpus_identity(str(values.get("corpus")))
+    names = sorted(one.keys() | other.keys())
+    differ = [f"{n} {one.get(n)} there, {other.get(n)} here"
+              for n in names if one.get(n) != other.get(n)]  # fmt: skip
+    if differ:
+        allowed = "the same run, or another folder (--run)"
+        raise TrainError(str(path.parent), f"another run's folder: {'; '.join(differ)}", allowed)
+    return True
+
+
+def _identity(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
+    return config.run(dataset).to_dict() | {"recovery": config.recovery.to_dict()}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import sys
@@ -16,6 +17,8 @@ import numpy as np
 
 from umup.errors import TrainError
 from umup.runlog import GOING_BACK, Log, duration, events, read
+
+_logger = logging.getLogger(__name__)
 
 __all__ = ["Display", "Log", "Progress", "Telemetry", "Writer", "events", "read"]
 
@@ -34,13 +37,21 @@ class Progress:
     started: float = field(default_factory=time.monotonic)
 
     def line(self, text: str) -> None:
-        """Write one line, stamped with the seconds since the start."""
+        """Write one line, stamped with the seconds since the start.
+
+        Raises:
+            TrainError: the log file cannot be written.
+        """
         stamped = f"[{self.clock() - self.started:8.1f} s] {text}"
-        if self.log_file is not None:
-            self.log_file.parent.mkdir(parents=True, exist_ok=True)
-            with self.log_file.open("a", encoding="utf-8") as file:
-                file.write(stamped + "\n")
-        with self._terminal() as terminal:
+        try:
+            if self.log_file is not None:
+                self.log_file.parent.mkdir(parents=True, exist_ok=True)
+                with self.log_file.open("a", encoding="utf-8") as file:
+                    file.write(stamped + "\n")
+        except OSError as error:
+            todo = "a file that can be written, on a disk with room; the same command then goes on"
+            raise TrainError(str(self.log_file), error.strerror or str(error), todo) from error
+        with self._terminal() as terminal, contextlib.suppress(OSError):  # its reader may have left
             if terminal is not None:
                 print(stamped, file=terminal, flush=True)
 
@@ -140,7 +151,10 @@ class Display:
 
     def _line(self, text: str) -> None:
         if self._out is not None:
-            print(text, file=self._out, flush=True)
+            try:
+                print(text, file=self._out, flush=True)
+            except OSError:  # the other end of a pipe has left; the run goes on
+                self._out = None
         self._pending, self._written = "", self._clock()
 
 
@@ -176,7 +190,7 @@ class Telemetry:
         bytes_per_token: of the corpus, for bits a byte.
         flops_per_step, peak_flops: model FLOPs of an update, and a second's FLOPs of all devices
             together; without either there is no MFU.
-        writers: see ``umup.writers.open_writers``.
+        writers: see ``umup.writers.open_writers``. One that fails is left out from then on.
         display: see ``Display``.
     """
 
@@ -190,7 +204,7 @@ class Telemetry:
         self._peak_seconds = None  # that a step takes at the peak
         if flops_per_step and peak_flops:
             self._peak_seconds = flops_per_step / peak_flops
-        self._writers = tuple(writers) if log.main else ()
+        self._writers = list(writers) if log.main else []
         self._display = display if log.main else None
 
     def start(self, step: int = 0, **fields: Any) -> None:
@@ -205,8 +219,7 @@ class Telemetry:
         self._back_to(step)
 
     def _back_to(self, step: int) -> None:
-        for writer in self._writers:
-            writer.rewind(step)
+        self._let_write(lambda writer: writer.rewind(step))
         if self._display is not None:
             self._display.at(step)
 
@@ -279,14 +292,24 @@ class Telemetry:
         """Close writers, display and log, each though another fails."""
         with contextlib.ExitStack() as stack:
             stack.callback(self.log.close)
-            for part in (*self._writers, self._display):
-                if part is not None:
-                    stack.callback(part.close)
+            if self._display is not None:
+                stack.callback(self._display.close)
+            self._let_write(lambda writer: writer.close())
 
     def _scalars(self, step: int, values: Mapping[str, float]) -> None:
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        for writer in self._writers if finite else ():
-            writer.scalars(step, finite)
+        if finite:
+            self._let_write(lambda writer: writer.scalars(step, finite))
+
+    def _let_write(self, action: Callable[[Writer], object]) -> None:
+        """Let every writer act. Training goes on without one that fails: the log has it all."""
+        for writer in tuple(self._writers):
+            try:
+                action(writer)
+            except Exception as error:  # of a network, a full disk, or of its library
+                self._writers.remove(writer)
+                name = type(writer).__name__
+                _logger.warning("%s is written no more: %s: %s", name, type(error).__name__, error)
 
 
 def _short(values: Any) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
@@ -76,8 +77,10 @@ def watch(
         every: seconds between two looks.
 
     Raises:
-        TrainError: there is no log in ``folder``.
+        TrainError: there is no log in ``folder``, or ``every`` is not a time to wait.
     """  # fmt: skip
+    if not 0 < every <= 86_400:
+        raise TrainError("--every", every, "seconds, more than 0 and at most a day's")
     reader = _open(folder)
     stream: TextIO = sys.stdout if out is None else out
     screen = stream.isatty() and os.environ.get("TERM") != "dumb"
@@ -99,7 +102,7 @@ def watch(
                 return 0
             seen = reader.last
             sleep(every)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, BrokenPipeError):  # the reader of a pipe, such as head, has left
         return 0
     finally:
         if screen and not once:
@@ -121,7 +124,8 @@ def _near(folder: Path) -> list[str]:
     for place in (folder, folder.parent, Path()):
         for depth in ("*", "*/*"):
             for path in place.glob(f"{depth}/{NAME}"):
-                found[path.parent.resolve()] = path.stat().st_mtime
+                with contextlib.suppress(OSError):  # it went away, or is not ours to see
+                    found[path.parent.resolve()] = path.stat().st_mtime
     latest = sorted(found, key=lambda path: -found[path])[:_NEAR]
     return [os.path.relpath(path) for path in latest]
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import json
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -27,24 +29,30 @@ def open_writers(
     Args:
         folder: the run's folder; both keep their files in it.
         tensorboard: write event files to ``folder/tensorboard``.
-        wandb: a project of Weights & Biases; ``WANDB_MODE=offline`` keeps the run here.
-        key: the run's identity there: a resumed run goes on in the same place.
+        wandb: a project of Weights & Biases, none if None or empty; ``WANDB_MODE=offline`` keeps
+            the run here.
+        key: the run's key, with which its id there begins; see ``wandb_id``.
         config: shown with the run.
         main: whether this process writes.
 
     Raises:
         TrainError: a package is missing, or the project cannot be opened.
     """  # fmt: skip
-    if tensorboard:
-        _load("tensorboardX", "tensorboard", tensorboard)
-    if wandb is not None:
-        _load("wandb", "wandb", wandb)
+    require(tensorboard=tensorboard, wandb=wandb)
     if not main:
         return []
     writers: list[Any] = [TensorBoard(folder)] if tensorboard else []
-    if wandb is not None:
+    if wandb:
         writers.append(WandB(folder, wandb, key, config))
     return writers
+
+
+def require(*, tensorboard: bool = False, wandb: str | None = None) -> None:
+    """Raise a TrainError unless the packages of the writers asked for can be imported."""
+    if tensorboard:
+        _load("tensorboardX", "tensorboard", tensorboard)
+    if wandb:
+        _load("wandb", "wandb", wandb)
 
 
 def _load(package: str, field: str, received: object) -> ModuleType:
@@ -100,12 +108,13 @@ class WandB:
         self, folder: Path | str, project: str, key: str, config: Mapping[str, Any] | None = None
     ):
         wandb = _load("wandb", "wandb", project)
-        Path(folder).mkdir(parents=True, exist_ok=True)
         try:
             self._run = wandb.init(
-                project=project, dir=str(folder), id=key or None, resume="allow",
+                project=project, dir=str(folder), id=wandb_id(Path(folder), key), resume="allow",
                 config=dict(config or {}),
             )  # fmt: skip
+        except TrainError:
+            raise
         except Exception as error:  # wandb.errors.Error, or of the network, or of its settings
             todo = f"a project that wandb can open, or WANDB_MODE=offline ({error})"
             raise TrainError("wandb", project, todo) from error
@@ -122,3 +131,47 @@ class WandB:
     def close(self) -> None:
         """Finish the run: wait until all is sent."""
         self._run.finish()
+
+
+def wandb_id(folder: Path, key: str) -> str:
+    """The id in Weights & Biases of the run in ``folder``: one per folder, kept in ``wandb.json``.
+
+    A folder that is resumed or was moved keeps its id. A copy, whose original is still where the
+    file says, gets an id of its own, as does a folder that was emptied: two runs never write to
+    one place there.
+
+    Raises:
+        TrainError: the file is damaged, or the folder cannot be written.
+    """
+    path, here = folder / "wandb.json", str(folder.resolve())
+    allowed = "a folder that can be written, with the file that umup wrote, or none"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stored = _stored_id(folder)
+        if stored is not None and stored["folder"] == here:
+            return stored["id"]
+        if stored is None or _is_copy(folder, stored):
+            stored = {"id": "-".join(filter(None, (key, secrets.token_hex(4))))}
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(stored | {"folder": here}), encoding="utf-8")
+        os.replace(temporary, path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainError(str(path), str(error), allowed) from error
+    return stored["id"]
+
+
+def _is_copy(folder: Path, stored: Mapping[str, str]) -> bool:
+    """True if the folder that the id was made for is still there, and is not this one."""
+    original = Path(stored["folder"])
+    try:
+        return _stored_id(original) == stored and not original.samefile(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _stored_id(folder: Path) -> dict[str, str] | None:
+    try:
+        found = json.loads((folder / "wandb.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return {"id": str(found["id"]), "folder": str(found["folder"])}
