@@ -164,11 +164,85 @@ def test_the_command_spends_a_budget(config, capsys):
         (["--hours", "-1"], "hours: received -1.0"),
         (["-p", "model.depth", "3"], "depth"),
         (["--machines", "none.toml"], "a TOML file"),
+        (["--hours", "1", "--layouts"], "--layouts: received 'beside --hours'"),
+        (["--hours", "1", "--compile"], "--compile: received 'beside --hours'"),
+        (["--layouts", "--compile"], "--compile: received 'beside --layouts'"),
+        (["--tokens-per-parameter", "30"], "--tokens-per-parameter: received 30.0"),
+        (["--layouts", "--inference-tokens", "0"], "allowed: a number beside --hours"),
+        (["--devices", "16", "-p", "mesh.data", "4"], "-p mesh.data: received 4"),
+        (["--devices", "16", "-p", "mesh", "{data: 4}"], "no value beside --devices, which"),
+        (["--devices", "16", "-p", "model.remat", "none"], "-p model.remat: received 'none'"),
+        (["--layouts", "-p", "optim.accumulate", "2"], "-p optim.accumulate: received 2"),
+        (["--hours", "1", "-p", "optim.steps", "200"], "-p optim.steps: received 200"),
+        (["--hours", "1e300"], "hours: received 1e+300; allowed: a number in [1e-06, 1e+09]"),
+        (["--devices", "1000000007"], "devices: received 1000000007; allowed: an integer from 1"),
+        (["--devices", "999983"], "heads, d_ff and vocabulary, such as 64"),
+        (["-p", "model.n_layers", "100000000"], "nothing near fits"),
+        (["-p", "optim.steps", "9" * 400], "optim.steps: received 999"),
+        (["-p", "mesh.fsdp", "999999936", "-p", "optim.batch_size", "999999937"], "such as 1"),
     ],
 )
 def test_what_the_command_refuses(config, capsys, more, message):
     assert cli.main(["plan", config, *more]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_machines_file_beside_another_machine_is_refused(config, capsys, tmp_path):
+    own = tmp_path / "own.toml"
+    fields = ("tflops_bfloat16", "memory_gb", "memory_gb_s", "link_gb_s", "network_gb_s")
+    own.write_text("[big]\n" + "\n".join(f"{name} = 1000" for name in fields))
+    assert cli.main(["plan", config, "--machines", str(own), "--hardware", "big"]) == 0
+    assert cli.main(["plan", config, "--machines", str(own)]) == 1
+    assert "hardware: received 'h100'; allowed: a machine of " in capsys.readouterr().err
+
+
+def test_a_chosen_layout_says_what_it_replaces(config, capsys):
+    assert cli.main(["plan", config, "--devices", "16"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "on 16 devices; the run's is mesh 1×8×1, remat full" in last
+    assert cli.main(["plan", config, "--devices", "8"]) == 0
+    assert "the run's is" not in capsys.readouterr().out
+
+
+def test_a_budget_says_what_bounds_it(capsys):
+    """5000 hours of one device: memory ends before the hours do."""
+    arguments = ["plan", "--hours", "5000", "--devices", "1"]
+    assert cli.main(arguments) == 0
+    text = capsys.readouterr().out
+    assert cli.main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    each = found["tokens"] / found["parameters"]["total"]
+    assert found["bound"] == "memory" and each > 30
+    assert f"{each:.3g} tokens per parameter (20 asked); limited by memory" in text
+
+
+def test_blocks_whose_linears_are_named_count_once():
+    keep = ("blocks.0.attn.qkv", "blocks.2.attn.qkv", "mlp.gate_up")
+    model = with_(SEVEN, n_layers=4, recipe="fp8_seed", keep_bf16=keep)
+    share = plan.precision(model)["float8"]
+    assert share == {"qkv": 0.5, "out": 1.0, "gate_up": 0.0, "down": 1.0, "readout": 1.0}
+    every = tuple(f"blocks.{i}.attn.out" for i in range(4))
+    assert plan.precision(with_(model, keep_bf16=every))["float8"]["out"] == 0.0
+    with pytest.raises(ConfigError, match=r"keep_bf16: received 'blocks\.4\.attn\.qkv'"):
+        with_(model, keep_bf16=("blocks.4.attn.qkv",))
+
+
+def test_advice_that_needs_another_batch_names_it():
+    lone = with_(STEP, batch_size=1)
+    c = plan.case(SEVEN, lone, MeshConfig(), H100)
+    advice = plan.nearest(c)
+    found = re.fullmatch(r"(\d+) devices would do, as .*, optim\.batch_size (\d+)", advice)
+    assert found, advice
+    devices, batch = map(int, found.groups())
+    plan.layouts({**c, "batch_size": batch}, devices)
+
+
+def test_a_family_without_a_layout_says_what_its_widths_are():
+    c = plan.case(SEVEN, STEP, MeshConfig(), H100) | {"aspect": 128, "ff_ratio": 2.75}
+    with pytest.raises(PlanError, match=r"devices: received 8; .* multiples of 128 and of d_head"):
+        plan.budget({**c, "d_head": 4099}, 8, 1.0)
+    with pytest.raises(PlanError, match=r"hours: received 1e-06; allowed: more: one step takes"):
+        plan.budget(c, 8, 1e-6, tokens_per_parameter=1e-3)
 
 
 def test_the_compiled_step_beside_the_plan(tmp_path, capsys, monkeypatch):

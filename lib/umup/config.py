@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -237,15 +238,16 @@ class ModelConfig(Config):
         if self.attention == "cudnn" and (self.dtype != "bfloat16" or self.d_head % 8):
             raise ConfigError("attention", "cudnn", "xla, or dtype bfloat16 and d_head in eights")
         for name in self.keep_bf16:
-            if name not in self.linears():
+            if not self._has_linear(name):
                 allowed = f"{', '.join(BLOCK_LINEARS)}, one of these after blocks.0. to "
                 allowed += f"blocks.{self.n_layers - 1}., or readout"
                 raise ConfigError("keep_bf16", name, allowed)
 
-    def linears(self) -> set[str]:
-        """Names of the linears: of one block, of all blocks at once, and the readout."""
-        single = {f"blocks.{i}.{name}" for i in range(self.n_layers) for name in BLOCK_LINEARS}
-        return {"readout", *BLOCK_LINEARS, *single}
+    def _has_linear(self, name: str) -> bool:
+        """True of the name of a linear: of one block, of all blocks at once, or the readout."""
+        if one := re.fullmatch(r"blocks\.(0|[1-9][0-9]*)\.(.+)", name):
+            return int(one[1]) < self.n_layers and one[2] in BLOCK_LINEARS
+        return name in ("readout", *BLOCK_LINEARS)
 
     @property
     def n_heads(self) -> int:

@@ -10,8 +10,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from umup.config import COUNT, FRACTION, POSITIVE, Config, Range
+from umup.config import COUNT, FRACTION, Config, Range
 from umup.errors import ConfigError
+
+# Bounds wide enough for any machine, within which no time or cost is infinite.
+_RATE, _NONE_OR, _SHARE = Range(1e-6, 1e9), Range(0.0, 1e9), Range(1e-3, 1.0)
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,11 @@ class Hardware(Config):
     split_sums: bool = False
 
     RANGES = {
-        "tflops_bfloat16": POSITIVE, "memory_gb": POSITIVE, "memory_gb_s": POSITIVE,
-        "link_gb_s": POSITIVE, "network_gb_s": POSITIVE, "tflops_float32": Range(0.0),
-        "tflops_float8": Range(0.0), "node_devices": COUNT,
-        "gemm_efficiency": Range(0.0, 1.0, open_lo=True),
-        "attention_efficiency": Range(0.0, 1.0, open_lo=True), "overhead_us": Range(0.0),
-        "usable": FRACTION, "usd_per_hour": Range(0.0), "copied_moments": Range(0, 2),
+        "tflops_bfloat16": _RATE, "memory_gb": _RATE, "memory_gb_s": _RATE, "link_gb_s": _RATE,
+        "network_gb_s": _RATE, "tflops_float32": _NONE_OR, "tflops_float8": _NONE_OR,
+        "node_devices": COUNT, "gemm_efficiency": _SHARE, "attention_efficiency": _SHARE,
+        "overhead_us": _NONE_OR, "usable": FRACTION, "usd_per_hour": _NONE_OR,
+        "copied_moments": Range(0, 2),
     }  # fmt: skip
 
 
@@ -74,28 +76,32 @@ def catalogue(extra: Path | str | None = None) -> dict[str, Hardware]:
     """
     builtin = tomllib.loads(resources.files("umup").joinpath("hardware.toml").read_text("utf-8"))
     found = {name: _machine(name, fields) for name, fields in builtin.items()}
-    if extra is None:
-        return found
+    own = {} if extra is None else _own(extra)
+    return own | {name: machine for name, machine in found.items() if name not in own}
+
+
+def _own(path: Path | str) -> dict[str, Hardware]:
     try:
-        own = tomllib.loads(Path(extra).read_text(encoding="utf-8"))
+        own = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError("hardware", str(extra), f"a TOML file ({error})") from None
-    return {name: _machine(name, fields) for name, fields in own.items()} | {
-        name: machine for name, machine in found.items() if name not in own
-    }
+        raise ConfigError("hardware", str(path), f"a TOML file ({error})") from None
+    return {name: _machine(name, fields) for name, fields in own.items()}
 
 
 def get(name: str, extra: Path | str | None = None) -> Hardware:
-    """The machine of that name.
+    """The machine of that name, of the user's file where there is one.
 
     Raises:
-        ConfigError: unknown; the error lists the known ones.
+        ConfigError: unknown, or a built-in machine beside a file that has no such one; the error
+            lists the known ones.
     """
     known = catalogue(extra)
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ConfigError("hardware", name, f"{', '.join(known)}, or a TOML file's own{hint}")
+    if extra is not None and name not in (own := _own(extra)):
+        raise ConfigError("hardware", name, f"a machine of {extra}: {', '.join(own) or 'none yet'}")
     return known[name]
 
 

@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from umup import budgets, formulas
-from umup.config import BLOCK_LINEARS, MeshConfig, ModelConfig, OptimConfig
+from umup.config import BLOCK_LINEARS, Config, MeshConfig, ModelConfig, OptimConfig, Range
 from umup.errors import ConfigError, PlanError
 from umup.hardware import Hardware
 
@@ -21,6 +20,12 @@ SHAPE = (
     "d_model", "n_layers", "d_head", "d_ff", "vocab_size", "seq_len", "remat", "attention",
 )  # fmt: skip
 BYTES = {"float32": 4, "bfloat16": 2}
+SIZES = Range(1, 10**12)
+"""Of every size in a case: products of several still are floating-point numbers."""
+DEVICES = Range(1, 2**20)
+"""Numbers of devices whose layouts are searched."""
+HOURS, RATIOS = Range(1e-6, 1e9), Range(1e-3, 1e9)
+INFERENCE = Range(0.0, 1e21)
 
 
 def case(
@@ -30,7 +35,9 @@ def case(
 
     Raises:
         ConfigError: the machine has no products of the model's type.
+        PlanError: a size beyond ``SIZES``.
     """
+    _check_sizes(model=model, optim=optim, mesh=layout)
     kinds = precision(model)
     fields = machine.to_dict()
     if not fields[kinds["products"]]:
@@ -40,6 +47,15 @@ def case(
     shape = {name: getattr(model, name) for name in SHAPE}
     step = {"batch_size": optim.batch_size, "accumulate": optim.accumulate}
     return formulas.assemble(shape | step | layout.to_dict(), kinds, fields)
+
+
+def _check_sizes(**groups: Config) -> None:
+    """Refuse sizes of which no plan can be computed, by their dotted names."""
+    names = {*SHAPE, *MeshConfig().to_dict(), "batch_size", "steps"}
+    for group, config in groups.items():
+        for name, value in config.to_dict().items():
+            if name in names and isinstance(value, int) and value not in SIZES:
+                raise PlanError(f"{group}.{name}", value, str(SIZES))
 
 
 def precision(model: ModelConfig) -> dict[str, Any]:
@@ -53,7 +69,17 @@ def precision(model: ModelConfig) -> dict[str, Any]:
     def float8(linear: str) -> bool:
         return _bytes(casts(model.recipe, linear, model.keep_bf16).x, 4) == 1
 
-    blocks = range(model.n_layers)
+    # Blocks are alike but for those of which a linear is named: these, and one for the others.
+    n = model.n_layers
+    named = {int(name.split(".")[1]) for name in model.keep_bf16 if name.startswith("blocks.")}
+    other = next((i for i in range(n) if i not in named), None)
+
+    def share(linear: str) -> float:
+        count = sum(float8(f"blocks.{i}.{linear}") for i in named)
+        if other is not None:
+            count += (n - len(named)) * float8(f"blocks.{other}.{linear}")
+        return count / n
+
     return {
         "bytes": {
             "act_bytes": act, "param_bytes": BYTES[model.params_dtype],
@@ -62,8 +88,7 @@ def precision(model: ModelConfig) -> dict[str, Any]:
         },
         "products": f"tflops_{model.dtype if narrow.x is None else 'bfloat16'}",
         "float8": {
-            **{name.split(".")[1]: sum(float8(f"blocks.{i}.{name}") for i in blocks) / len(blocks)
-               for name in BLOCK_LINEARS},
+            **{name.split(".")[1]: share(name) for name in BLOCK_LINEARS},
             "readout": float(float8("readout")),
         },
     }  # fmt: skip
@@ -160,37 +185,47 @@ def nearest(c: Case) -> str:
     found = budgets.enough(c, total)
     if not found["seconds"]:
         return "nothing near fits: take a smaller model"
+    mesh = "×".join(str(found[axis]) for axis in ("data", "fsdp", "tensor"))
+    words = f"mesh {mesh}, model.remat {found['remat']}"
+    for name in ("accumulate", "batch_size"):
+        if found[name] != c[name]:
+            words += f", optim.{name} {found[name]}"
     if formulas.devices(found) == total:
-        return f"{_words(found)} fits"
-    return f"{formulas.devices(found)} devices would do, as {_words(found)}"
-
-
-def _words(c: Case) -> str:
-    parts = f", optim.accumulate {c['accumulate']}" if c["accumulate"] > 1 else ""
-    return f"mesh {c['data']}×{c['fsdp']}×{c['tensor']}, model.remat {c['remat']}{parts}"
+        return f"{words} fits"
+    return f"{formulas.devices(found)} devices would do, as {words}"
 
 
 def layouts(c: Case, devices: int) -> list[Case]:
     """The layouts over so many devices that fit, fastest first.
 
     Raises:
-        PlanError: none does.
+        PlanError: none does, or ``devices`` is beyond ``DEVICES``.
     """
+    _check_devices(devices)
     found = sorted(budgets.layouts(c, devices), key=lambda one: one["seconds"])
     if not found:
-        lone = {**c, "data": 1, "fsdp": devices, "tensor": 1, "remat": "full"}
-        if budgets.splits(lone):
-            raise PlanError("devices", devices, f"more: {nearest(lone)}")
-        allowed = "a number that divides batch_size with d_model, heads, d_ff and vocabulary"
-        raise PlanError("devices", devices, allowed)
+        lean = budgets.leanest(c, devices)
+        if lean["bytes"]:
+            raise PlanError("devices", devices, f"more: {nearest(lean)}")
+        near = max(n for n in budgets.divisors(c["batch_size"]) if n <= devices)
+        raise PlanError(
+            "devices", devices, "a number that divides batch_size with d_model, heads, d_ff and "
+            f"vocabulary, such as {near}",
+        )  # fmt: skip
     return found
+
+
+def _check_devices(devices: int) -> None:
+    if devices not in DEVICES:
+        raise PlanError("devices", devices, f"an integer from 1 to {DEVICES.hi:,}")
 
 
 class Budget(NamedTuple):
     """What a number of device hours buys.
 
     Attributes:
-        case: the largest decoder that sees enough tokens, in its fastest layout.
+        case: the largest decoder that sees enough tokens, in its fastest layout; ``bound`` says
+            what keeps a larger one out (`budgets.largest`).
         tokens: that it sees in the time.
         flops: training FLOPs in the time, 6ND.
         allocations: how others would spend them: name → parameters, tokens, loss.
@@ -217,31 +252,46 @@ def budget(
         inference_tokens: over the model's life, for the over-trained allocation.
 
     Raises:
-        PlanError: hours or tokens a parameter not positive, or not even two layers fit the budget.
+        PlanError: a number out of range, or not even two layers fit the budget.
     """
-    for name, value in (("hours", hours), ("tokens_per_parameter", tokens_per_parameter)):
-        if not (math.isfinite(value) and value > 0):
-            raise PlanError(name, value, "a finite number > 0")
-    if not (math.isfinite(inference_tokens) and inference_tokens >= 0):
-        raise PlanError("inference_tokens", inference_tokens, "a finite number >= 0")
-    if devices < 1:
-        raise PlanError("devices", devices, "an integer >= 1")
+    for name, value, allowed in (
+        ("hours", hours, HOURS),
+        ("tokens_per_parameter", tokens_per_parameter, RATIOS),
+        ("inference_tokens", inference_tokens, INFERENCE),
+    ):
+        if value not in allowed:
+            raise PlanError(name, value, str(allowed))
+    _check_devices(devices)
     found = budgets.largest(family, devices, hours * 3600, tokens_per_parameter)
     if not found["n_layers"]:
-        raise PlanError(
-            "hours", hours, f"more: {_too_small(family, devices, hours, tokens_per_parameter)}"
-        )
+        if found["bound"] == "memory":
+            raise PlanError("devices", devices, _without_layout(family, devices))
+        allowed = f"more: {_too_small(family, devices, tokens_per_parameter)}"
+        raise PlanError("hours", hours, allowed)
+    if found["tokens"] < found["batch_size"] * found["seq_len"]:
+        raise PlanError("hours", hours, f"more: one step takes {found['seconds']:.3g} s")
     flops = 6 * formulas.parameters(found)["total"] * found["tokens"]
     allocations = budgets.allocations(flops, tokens_per_parameter, inference_tokens)
     return Budget(found, found["tokens"], flops, allocations)
 
 
-def _too_small(family: Case, devices: int, hours: float, ratio: float) -> str:
+def _without_layout(family: Case, devices: int) -> str:
     smallest = budgets.shape(family, 2)
-    fastest = budgets.quickest(budgets.layouts(smallest, devices))
-    if not fastest["seconds"]:
-        return f"the smallest decoder of the family has no layout on {devices} devices"
+    lean = budgets.leanest(smallest, devices)
+    if lean["bytes"]:
+        return f"more, for a decoder of two layers: {nearest(lean)}"
+    return (
+        "a number over which decoders of these proportions divide evenly: widths are multiples of "
+        f"128 and of d_head = {family['d_head']}, batch_size is {family['batch_size']}"
+    )
+
+
+def _too_small(family: Case, devices: int, ratio: float) -> str:
+    """Hours of the smallest decoder of the family that has a layout."""
+    shapes = (budgets.shape(family, n) for n in range(2, 161))
+    ranked = (budgets.quickest(budgets.layouts(one, devices)) for one in shapes)
+    smallest = next(one for one in ranked if one["seconds"])
     tokens = ratio * formulas.parameters(smallest)["total"]
-    steps = tokens / (family["batch_size"] * family["seq_len"])
-    needed = steps * fastest["seconds"] / 3600
-    return f"{needed:.3g} hours for the smallest decoder of the family, two layers"
+    needed = tokens / (family["batch_size"] * family["seq_len"]) * smallest["seconds"] / 3600
+    depth = "two" if smallest["n_layers"] == 2 else smallest["n_layers"]
+    return f"{needed:.3g} hours for the smallest decoder of the family, {depth} layers"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from umup import formulas, hardware, plan
@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from umup.runfile import TrainConfig
 
 GIB = 2**30
+LAYOUT = ("data", "fsdp", "tensor", "remat", "accumulate")
+BOUNDS = {
+    "time": "limited by the hours: a deeper one would see too few tokens",
+    "memory": "limited by memory, not by the hours: no deeper one has a layout that divides evenly "
+              "and fits",
+    "depth": "the deepest that is tried; the hours allow for more",
+}  # fmt: skip
+"""What bounds the largest decoder of a budget, in words."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,11 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--hours", type=float, metavar="H", help="the largest decoder of these proportions"
     )
     parser.add_argument(
-        "--tokens-per-parameter", type=float, default=plan.TOKENS_PER_PARAMETER, metavar="R"
-    )
+        "--tokens-per-parameter", type=float, metavar="R",
+        help=f"with --hours (default: {plan.TOKENS_PER_PARAMETER:g})",
+    )  # fmt: skip
     parser.add_argument(
-        "--inference-tokens", type=float, default=0.0, metavar="T", help="over the model's life"
-    )
+        "--inference-tokens", type=float, metavar="T",
+        help="with --hours: over the model's life (default: 0)",
+    )  # fmt: skip
     parser.add_argument(
         "--compile", action="store_true",
         help="compile the step for as many virtual devices and compare",
@@ -61,19 +71,55 @@ def run(chosen: argparse.Namespace) -> int:
     machine = hardware.get(chosen.hardware, chosen.machines)
     if chosen.devices is not None and chosen.devices < 1:
         raise PlanError("--devices", chosen.devices, "an integer >= 1")
+    _refuse_moot(chosen, config, overrides)
     if chosen.hours is not None:
         found, text = _budget(config, machine, chosen)
     elif chosen.layouts:
         found, text = _layouts(config, machine, chosen.devices or config.mesh.devices)
     else:
-        config = _laid_out(config, machine, chosen.devices)
+        asked, config = config, _laid_out(config, machine, chosen.devices)
         found, text = _one(config, machine)
+        if config != asked:
+            own = layout(_case(asked, machine))
+            text += f"\nthis is the fastest layout on {chosen.devices} devices; the run's is {own}"
         if chosen.compile:
             found, text = _compared(config, machine, found, text)
         else:
             plan.check(config.model, config.optim, config.mesh, machine)
     print(json.dumps(found, indent=1) if chosen.json else text)
     return 0
+
+
+def _refuse_moot(
+    chosen: argparse.Namespace, config: TrainConfig, overrides: Mapping[str, Any]
+) -> None:
+    """Refuse what would do nothing beside the other options.
+
+    Raises:
+        PlanError: the option, or the field of ``-p``, that another option makes moot.
+    """
+    if chosen.hours is None:
+        for name in ("tokens_per_parameter", "inference_tokens"):
+            if (value := getattr(chosen, name)) is not None:
+                raise PlanError(f"--{name.replace('_', '-')}", value, "a number beside --hours")
+    asked = {"--hours": chosen.hours is not None, "--layouts": chosen.layouts,
+             "--compile": chosen.compile}  # fmt: skip
+    questions = [option for option, given in asked.items() if given]
+    if len(questions) > 1:
+        raise PlanError(questions[1], f"beside {questions[0]}", "one question at a time")
+    other = chosen.devices not in (None, config.mesh.devices)
+    option = next((one for one in questions if one != "--compile"), "--devices" if other else "")
+    if not option:
+        return
+    decided = {"model.remat", "optim.accumulate"}
+    decided |= {"optim.steps"} if chosen.hours is not None else set()
+    decided |= {f"mesh.{axis}" for axis in MeshConfig().to_dict()} if other else set()
+    for group, value in overrides.items():
+        for field in [f"{group}.{key}" for key in value] if isinstance(value, dict) else [group]:
+            if field in decided:
+                by = "--devices" if field.startswith("mesh.") else option
+                raise PlanError(f"-p {field}", overrides[group], f"no value beside {by}, "
+                                "which chooses it")  # fmt: skip
 
 
 def _case(config: TrainConfig, machine: Hardware) -> Case:
@@ -100,7 +146,8 @@ def _one(config: TrainConfig, machine: Hardware) -> tuple[dict[str, Any], str]:
         f"{config.model.seq_len:,} tokens on {config.mesh.devices} × {machine.name}, "
         f"{layout(c)}, {config.model.dtype}, recipe {config.model.recipe}"
     )
-    return prediction._asdict(), f"{head}\n\n{describe(c, prediction)}"
+    found = {"layout": {name: c[name] for name in LAYOUT}, **prediction._asdict()}
+    return found, f"{head}\n\n{describe(c, prediction)}"
 
 
 def layout(c: Case) -> str:
@@ -185,12 +232,15 @@ def _budget(
     family = _case(config, machine) | {
         "aspect": model.d_model / model.n_layers, "ff_ratio": model.d_ff / model.d_model,
     }  # fmt: skip
+    ratio = chosen.tokens_per_parameter
+    ratio = plan.TOKENS_PER_PARAMETER if ratio is None else ratio
     bought = plan.budget(
-        family, devices, chosen.hours, tokens_per_parameter=chosen.tokens_per_parameter,
-        inference_tokens=chosen.inference_tokens,
+        family, devices, chosen.hours, tokens_per_parameter=ratio,
+        inference_tokens=chosen.inference_tokens or 0.0,
     )  # fmt: skip
     c = bought.case
-    steps = round(bought.tokens / (c["batch_size"] * c["seq_len"]))
+    each = bought.tokens / formulas.parameters(c)["total"]
+    steps = int(bought.tokens / (c["batch_size"] * c["seq_len"]))
     prediction = plan.predict(c, steps)
     rows = [("allocation of these FLOPs", "parameters", "tokens", "tokens each", "loss*")]
     for name, one in bought.allocations.items():
@@ -199,14 +249,15 @@ def _budget(
     text = "\n".join([
         f"{chosen.hours:g} hours on {devices} × {machine.name}: {c['n_layers']} layers of "
         f"d_model {c['d_model']}, d_ff {c['d_ff']}; {count(bought.tokens)} tokens in "
-        f"{steps:,} steps, {layout(c)}", "",
+        f"{steps:,} steps, {layout(c)}",
+        f"{each:.3g} tokens per parameter ({ratio:g} asked); {BOUNDS[c['bound']]}", "",
         describe(c, prediction), "",
         table(rows), "* of Besiroglu et al.'s fit: for their text; only differences carry over",
     ])  # fmt: skip
-    found = {"shape": {k: c[k] for k in ("n_layers", "d_model", "d_ff", "data", "fsdp", "tensor",
-                                         "remat", "accumulate")},
-             "tokens": bought.tokens, "flops": bought.flops, "steps": steps,
-             "allocations": bought.allocations, **prediction._asdict()}  # fmt: skip
+    found = {"shape": {k: c[k] for k in ("n_layers", "d_model", "d_ff", *LAYOUT)},
+             "bound": c["bound"], "tokens_per_parameter": each, "tokens": bought.tokens,
+             "flops": bought.flops, "steps": steps, "allocations": bought.allocations,
+             **prediction._asdict()}  # fmt: skip
     return found, text
 
 
