@@ -46,6 +46,51 @@ def test_a_launcher_says_all_that_is_needed(monkeypatch, name):
     assert calls == [(), ("host:1", 2, 1)]
 
 
+@pytest.mark.parametrize(("environment", "said"), [
+    ({"SLURM_NTASKS": "4"}, "SLURM_NTASKS: received '4'; allowed: 1, or `srun umup train"),
+    ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "7"},
+     "srun umup train"),  # a batch script's own process
+    ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NODELIST": "a",
+      "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "7"},
+     "srun umup train"),  # the shell of an allocation
+    ({"SLURM_NTASKS": "4(x2)"}, r"SLURM_NTASKS: received '4\(x2\)'; allowed: .* as srun sets it"),
+    ({"SLURM_NTASKS": "-2"}, "SLURM_NTASKS: received '-2'"),
+    ({"SLURM_NTASKS": "²"}, "SLURM_NTASKS: received '²'"),
+    ({"OMPI_COMM_WORLD_SIZE": "two"}, "OMPI_COMM_WORLD_SIZE: received 'two'; .* as mpirun sets"),
+])  # fmt: skip
+def test_tasks_that_nothing_has_started(monkeypatch, environment, said):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(TrainError, match=said):
+        distributed.start()
+
+
+def test_open_mpi_in_an_allocation_of_slurm(monkeypatch):
+    calls = []
+    monkeypatch.setattr("jax.distributed.initialize", lambda *args: calls.append(args))
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    distributed.start()
+    assert calls == [()]
+
+
+@pytest.mark.parametrize("value", ["", " ", "1", "01"])
+def test_one_task_is_a_single_process(monkeypatch, value):
+    monkeypatch.setattr("jax.distributed.initialize", lambda *_: pytest.fail("started"))
+    monkeypatch.setenv("SLURM_NTASKS", value)
+    distributed.start()
+
+
+def test_a_runtime_that_does_not_start(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("DEADLINE_EXCEEDED: no answer\nmore lines")
+
+    monkeypatch.setattr("jax.distributed.initialize", fail)
+    with pytest.raises(TrainError, match=r"coordinator: received 'host:1'; .*no answer\)$"):
+        distributed.start("host:1", 2, 1)
+
+
 def test_alone_it_agrees_with_itself():
     assert distributed.is_main()
     assert distributed.any_of(True) is True and distributed.any_of(False) is False

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import jax
 import numpy as np
 
 from umup.errors import TrainError
+
+LAUNCHERS = {"SLURM_NTASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun"}
+"""What tells a process of the number of tasks → the command that starts them."""
 
 
 def start(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
@@ -22,7 +26,8 @@ def start(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
         process: the number of this one, from 0.
 
     Raises:
-        TrainError: only some of the three are given, or they do not fit.
+        TrainError: only some of the three are given, or they do not fit; a launcher's variable is
+            no number, or speaks of tasks that nothing has started; JAX's runtime does not start.
     """
     if coordinator or processes or process >= 0:
         if not coordinator or processes < 1:
@@ -30,9 +35,33 @@ def start(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
             raise TrainError("coordinator", given, "HOST:PORT with --processes and --process")
         if not 0 <= process < processes:
             raise TrainError("process", process, f"0 to {processes - 1}")
-        jax.distributed.initialize(coordinator, processes, process)
-    elif max(int(os.environ.get(n, "1")) for n in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")) > 1:
-        jax.distributed.initialize()
+        allowed = "the address of process 0, which all the others can reach"
+        _join("coordinator", coordinator, allowed, coordinator, processes, process)
+        return
+    several = [name for name in LAUNCHERS if _tasks(name) > 1]
+    if several:
+        name = several[-1]
+        allowed = f"1, or `{LAUNCHERS[name]} umup train …`, which starts every task"
+        # The shell of an allocation may itself be a step, of one task.
+        if several == ["SLURM_NTASKS"] and os.environ.get("SLURM_STEP_NUM_TASKS") == "1":
+            raise TrainError(name, os.environ[name], allowed)
+        _join(name, os.environ[name], allowed)
+
+
+def _tasks(name: str) -> int:
+    """The number of tasks that a launcher's variable speaks of; 1 where it is not set."""
+    value = os.environ.get(name, "").strip() or "1"
+    if not (value.isascii() and value.isdigit()):
+        raise TrainError(name, value, f"a number of tasks, as {LAUNCHERS[name]} sets it")
+    return int(value)
+
+
+def _join(field: str, received: str, allowed: str, *arguments: Any) -> None:
+    try:
+        jax.distributed.initialize(*arguments)
+    except (ValueError, RuntimeError) as error:
+        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise TrainError(field, received, f"{allowed} ({why})") from None
 
 
 def is_main() -> bool:
