@@ -114,12 +114,9 @@ def _refuse_moot(
     decided = {"model.remat", "optim.accumulate"}
     decided |= {"optim.steps"} if chosen.hours is not None else set()
     decided |= {f"mesh.{axis}" for axis in MeshConfig().to_dict()} if other else set()
-    for group, value in overrides.items():
-        for field in [f"{group}.{key}" for key in value] if isinstance(value, dict) else [group]:
-            if field in decided:
-                by = "--devices" if field.startswith("mesh.") else option
-                raise PlanError(f"-p {field}", overrides[group], f"no value beside {by}, "
-                                "which chooses it")  # fmt: skip
+    for field in decided & overrides.keys():
+        by = "--devices" if field.startswith("mesh.") else option
+        raise PlanError(f"-p {field}", overrides[field], f"no value beside {by}, which chooses it")
 
 
 def _case(config: TrainConfig, machine: Hardware) -> Case:
