@@ -8,6 +8,7 @@ import resource
 import signal
 from pathlib import Path
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
@@ -23,7 +24,7 @@ from bigrun import (
 )
 from umup import loop, parallel, runlog, watch
 from umup import train as plain_train
-from umup.errors import CheckpointError
+from umup.errors import CheckpointError, OutOfMemoryError
 from umup.loop import Drill
 
 same = pd.testing.assert_frame_equal
@@ -139,6 +140,37 @@ def test_out_of_time_and_any_length_of_chunk_are_one_trajectory(clean, tmp_path)
         assert (outcome.verdict, outcome.reason, outcome.step) == ("stopped", "out of time", step)
     assert train(tmp_path, loader="host").verdict == "done"
     same(trajectory(tmp_path), trajectory(clean[0]))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: Out of memory allocating 68719476736 bytes."
+        ),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_says_what_needs_less_and_keeps_the_run(clean, tmp_path, monkeypatch, error):
+    def starved() -> None:
+        raise error
+
+    with monkeypatch.context() as context:
+        after_chunk(context, 40, starved)
+        with pytest.raises(OutOfMemoryError, match="model: received .*allowed: .*remat: full") as e:
+            train(tmp_path)
+    assert e.value.__cause__ is error
+    assert train(tmp_path).verdict == "done"
+    same(trajectory(tmp_path), trajectory(clean[0]))
+
+
+def test_another_fault_of_the_runtime_is_no_lack_of_memory(tmp_path, monkeypatch):
+    def broken() -> None:
+        raise RuntimeError("INTERNAL: something else")
+
+    after_chunk(monkeypatch, 8, broken)
+    with pytest.raises(RuntimeError, match="something else"):
+        train(tmp_path)
 
 
 def test_it_goes_on_from_a_chosen_checkpoint(clean, tmp_path):

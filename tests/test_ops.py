@@ -213,6 +213,23 @@ def test_embed_sums_gradients_of_repeated_ids():
     np.testing.assert_allclose(pull(g)[0], want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("bad", [-100, -1, 4, 7])  # of a vocabulary of 4
+def test_an_id_or_target_out_of_range_is_nan_under_jit(bad):
+    ids, w = jnp.array([2, bad, 0]), normal(0, 4, 3)
+    rows = jax.jit(lambda ids: ops.embed(ids, w, 2.0, 1.0))(ids)
+    np.testing.assert_array_equal(np.isnan(rows), [[False] * 3, [True] * 3, [False] * 3])
+    loss = jax.jit(jax.value_and_grad(lambda z: ops.cross_entropy(z, ids, 1.0, 1 / 3)))
+    value, grad = loss(normal(1, 3, 4))
+    assert np.isnan(value)
+    np.testing.assert_array_equal(np.isnan(grad), [[False] * 4, [True] * 4, [False] * 4])
+
+
+def test_unsigned_ids_and_targets_are_in_range():
+    ids, w = jnp.array([3, 0], jnp.uint16), normal(0, 4, 3)
+    np.testing.assert_array_equal(ops.embed(ids, w, 1.0, 1.0), np.asarray(w)[[3, 0]])
+    assert np.isfinite(ops.cross_entropy(normal(1, 2, 4), ids, 1.0, 0.5))
+
+
 @pytest.mark.parametrize("size", [4.0, 3e-3])  # mean x² far above ε, and about ε
 def test_rms_norm_has_true_gradients(size):
     x, g = normal(0, 3, 5) * size, normal(1, 3, 5)

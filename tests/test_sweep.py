@@ -18,7 +18,7 @@ import pytest
 from umup import sweep, train
 from umup.config import NUMERICS, HPs, ModelConfig, OptimConfig, RunConfig, canonical_json
 from umup.data import Dataset
-from umup.errors import RecordError, StudyError, UmupError
+from umup.errors import OutOfMemoryError, RecordError, StudyError, UmupError
 from umup.records import Store
 from umup.schemas import RUNS
 from umup.sweep import OutOfTime, Partial, Progress, Settings, groups, run_group, run_pending
@@ -362,6 +362,24 @@ def test_runs_in_flight_elsewhere_are_left_alone(tmp_path, monkeypatch):
         )
     assert trained == [mine]
     assert len(slept) == 1
+
+
+def test_lanes_that_do_not_fit_are_an_error_that_asks_for_fewer(tmp_path, monkeypatch):
+    done, large = make_run(), [make_run(steps=12), make_run(steps=12, seed=1)]
+
+    def starved(runs, *_, **__):
+        if runs == [done]:
+            return [fake_row(done)]
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 5 bytes")
+
+    monkeypatch.setattr(sweep, "run_group", starved)
+    store = Store(tmp_path)
+    with pytest.raises(OutOfMemoryError, match="lanes: received 2; allowed: fewer lanes"):
+        run_pending(
+            want(store, [done, *large]), make_dataset(), store, settings=Settings(lanes=2), **WHERE
+        )
+    assert store.keys() == {done.key()}
+    assert not store.running()
 
 
 def test_waiting_for_others_ends_at_the_deadline(tmp_path):

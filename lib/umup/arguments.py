@@ -41,7 +41,8 @@ def indices(name: str, value, size: int, besides: int | None = None) -> Array:
     """The value as a JAX array of integers in [0, ``size``), or equal to ``besides``.
 
     Raises:
-        ConfigError: it is not. A traced array's values are not looked at: JAX clamps them.
+        ConfigError: it is not. A traced array's values cannot be looked at; what is computed from
+            one out of range is NaN.
     """
     ids = jnp.asarray(value)
     if not jnp.issubdtype(ids.dtype, jnp.integer):

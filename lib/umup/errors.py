@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 
 class UmupError(ValueError):
     """Base of all errors umup raises on bad input.
@@ -56,3 +59,31 @@ class TrainError(UmupError):
 
 class PlanError(UmupError):
     """A plan that cannot be: it does not fit, or there is nothing to plan."""
+
+
+class OutOfMemoryError(UmupError):
+    """The host or a device has less memory than what was asked for needs."""
+
+
+@contextlib.contextmanager
+def memory_for(field: str, received: object, allowed: str) -> Iterator[None]:
+    """Run a block that may need more memory than there is.
+
+    Args:
+        field, received, allowed: of the error: what was asked for, and what needs less.
+
+    Raises:
+        OutOfMemoryError: the block ran out of memory.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # JAX's own error is a RuntimeError
+        said = str(error)
+        exhausted = any(
+            sign in said for sign in ("RESOURCE_EXHAUSTED", "ut of memory", "bad_alloc")
+        )
+        if not exhausted and not isinstance(error, MemoryError):
+            raise
+        reason = said.splitlines()[0][:200] if said else "the host has none left"
+        allowed = f"{allowed} (out of memory: {reason})"
+        raise OutOfMemoryError(field, received, allowed) from error

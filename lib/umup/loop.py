@@ -23,7 +23,7 @@ import numpy as np
 from umup import data, distributed, mesh, parallel
 from umup.checkpoint import Checkpoints
 from umup.data import Dataset
-from umup.errors import TrainError
+from umup.errors import TrainError, memory_for
 from umup.flops import step_flops
 from umup.loader import HostWindows
 from umup.machine import gemm_flops, peak_mib
@@ -104,12 +104,19 @@ def train_run(
         ConfigError, DataError: the configuration, before any compute.
         TrainError: the folder is another run's or in use, or the log cannot be written.
         CheckpointError: see ``umup.checkpoint``.
+        OutOfMemoryError: the run does not fit; what its folder holds is kept.
     """
     dataset = dataset or data.load(
         config.corpus, config.tokenizer, seq_len=config.model.seq_len, max_tokens=config.max_tokens
     )
     check(config, dataset)
-    with held(config, folder, dataset), _Run(config, folder, dataset, drill, quiet) as run:
+    asked = f"{config.model.n_params:,} parameters, batches of {config.optim.batch_size}"
+    less = "what fits: accumulate, remat: full, a larger mesh; `umup plan FILE --layouts` lists it"
+    with (
+        memory_for("model", asked, less),
+        held(config, folder, dataset),
+        _Run(config, folder, dataset, drill, quiet) as run,
+    ):
         run.start(restart_from, forked)
         return run.go(time.monotonic() + seconds)
 

@@ -116,9 +116,16 @@ def embed(ids: Array, w: Array, forward, weight_grad) -> Array:
         w: (V, d_model).
 
     Returns:
-        (tokens, d_model).
+        (tokens, d_model); NaN where an id is out of range.
     """
-    return scale_fwd(scale_bwd(w, weight_grad)[ids], forward)
+    rows = scale_bwd(w, weight_grad)[ids]
+    return scale_fwd(jnp.where(_in_range(ids, w.shape[0])[:, None], rows, jnp.nan), forward)
+
+
+def _in_range(indices: Array, size: int) -> Array:
+    """True where an index is in [0, size). Under jit nothing can be refused: gathers would wrap a
+    negative index or clamp a large one, and the numbers would look like any others."""
+    return (indices >= 0) & (indices < size)
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False)
@@ -371,6 +378,7 @@ def _cross_entropy_fwd(logits, targets, alpha, grad_scale, z_loss):
     scaled = logits.astype(jnp.float32) * jnp.asarray(alpha, jnp.float32)
     log_z = jax.nn.logsumexp(scaled, axis=-1)
     picked = jnp.take_along_axis(scaled, targets[:, None], axis=-1)[:, 0]
+    picked = jnp.where(_in_range(targets, logits.shape[-1]), picked, jnp.nan)
     return jnp.mean(log_z - picked), (logits, targets, log_z, alpha, grad_scale)
 
 
@@ -384,7 +392,9 @@ def _cross_entropy_bwd(z_loss, saved, g):
         error = jnp.where(hit, pulled - 1.0, pulled)
     else:
         error = jnp.where(hit, probabilities - 1.0, probabilities)
-    return (error * (g * grad_scale)).astype(logits.dtype), None, None, None
+    # A target out of range, such as another library's ignore index, must not train unseen.
+    row_scale = jnp.where(_in_range(targets, logits.shape[-1]), g * grad_scale, jnp.nan)
+    return (error * row_scale[:, None]).astype(logits.dtype), None, None, None
 
 
 _cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
@@ -397,7 +407,8 @@ def cross_entropy(
 
     Args:
         logits: (tokens, V).
-        targets: (tokens,) integers in [0, V).
+        targets: (tokens,) integers in [0, V). Any other makes the loss NaN, and the gradient of
+            its row.
         alpha: multiplier of the logits.
         grad_scale: dlogits = grad_scale · (softmax(alpha · logits) − onehot). The true gradient
             is alpha/tokens; the unit-scaled one V/√(V−1), free of alpha (theory sheet, §3).

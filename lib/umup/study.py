@@ -28,7 +28,7 @@ import pandas as pd
 from umup import data, studies
 from umup.config import NUMERICS, RunConfig, canonical_json
 from umup.design import Design, Point
-from umup.errors import StudyError
+from umup.errors import StudyError, memory_for
 from umup.records import Results, Store, current, provenance, read_results, stale
 from umup.search import LRSweep
 from umup.sweep import OutOfTime, Progress, Settings, run_pending
@@ -236,7 +236,8 @@ def measure(
             if not mine:
                 continue
             began = time.perf_counter()
-            result = function(**point.spec)
+            with memory_for(point.what, dict(point.spec), "smaller sizes, or a larger machine"):
+                result = function(**point.spec)
             seconds = time.perf_counter() - began
             place.append([{
                 "key": point.key(), "study": _name(study), "profile": design.profile,

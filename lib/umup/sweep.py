@@ -24,7 +24,7 @@ import numpy as np
 from umup import files
 from umup.config import NUMERICS, RunConfig, canonical_json, digest
 from umup.data import Dataset, nats_to_bits_per_byte
-from umup.errors import DataError, RecordError, StudyError
+from umup.errors import DataError, RecordError, StudyError, memory_for
 from umup.records import Store, provenance
 from umup.telemetry import Progress as Progress
 
@@ -88,6 +88,7 @@ def run_pending(
     Raises:
         OutOfTime: the deadline passed; the state of the group in flight is on disk.
         StudyError: ``pending`` keeps asking for a run that is on record.
+        OutOfMemoryError: the lanes of a group do not fit; the records so far are on disk.
     """  # fmt: skip
     progress = progress or Progress()
     worked, on_record = False, set()
@@ -103,10 +104,18 @@ def run_pending(
                 mine = [run for run in group if claims.enter_context(store.claim(run.key()))]
                 if not mine:
                     continue
-                store.append(
-                    run_group(mine, dataset, store.folder, study=study, profile=profile,
-                              settings=settings, progress=progress)
-                )  # fmt: skip
+                # Out of memory, what is on record stays there, and fewer lanes need less.
+                with memory_for("lanes", len(mine), "fewer lanes, or a smaller width or batch"):
+                    rows = run_group(
+                        mine,
+                        dataset,
+                        store.folder,
+                        study=study,
+                        profile=profile,
+                        settings=settings,
+                        progress=progress,
+                    )
+                store.append(rows)
                 # Only now: where the rows could not be written, the same command goes on from it.
                 Partial.of(mine, store.folder).path.unlink(missing_ok=True)
                 worked = True
