@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import logging
 import math
@@ -372,8 +374,68 @@ def test_a_full_disk_leaves_the_earlier_one(saved: Path, caplog, capfd) -> None:
     checkpoints.save(6, big, {})  # with space again
     checkpoints.close()
     assert sorted(n for n in os.listdir(saved) if n.isdigit()) == ["4", "6"]
-    assert not [r for r in caplog.records if "orbax" in r.pathname]
+    errors = [r for r in caplog.records if r.levelno >= logging.ERROR]
+    assert not [r for r in errors if "orbax" in r.pathname]
     assert capfd.readouterr() == ("", "")
+
+
+def settings_of_the_process() -> tuple:
+    absl = logging.getLogger("absl")
+    return sys.unraisablehook, asyncio.get_event_loop_policy(), list(absl.filters), absl.level
+
+
+def test_importing_and_failing_leave_the_process_as_it_was(saved: Path) -> None:
+    before = settings_of_the_process()
+    (saved / "4" / "state" / "manifest.ocdbt").write_bytes(b"")
+    big = {"x": jax.random.normal(jax.random.key(0), (1000, 1000))}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Checkpoints(saved, KEY) as checkpoints:
+        assert settings_of_the_process() == before
+        with pytest.raises(CheckpointError):
+            checkpoints.restore(shapes(small(4)))
+        assert settings_of_the_process() == before
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))
+        try:
+            checkpoints.save(6, big, {})
+            assert settings_of_the_process() != before  # its threads are at work
+            with Checkpoints(saved, KEY, read_only=True) as others:  # one in the other's time
+                assert others.restore(shapes(small(2)), 2).step == 2
+            with pytest.raises(CheckpointError):
+                checkpoints.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert settings_of_the_process() == before
+    code = "absl = __import__('logging').getLogger('absl')\n"
+    code += "print(absl.filters, sys.unraisablehook is sys.__unraisablehook__)"
+    out, err = child(code).communicate(timeout=60)
+    assert (out, err) == ("[] True\n", "")
+
+
+@pytest.mark.parametrize("failing", ["read", "write"])
+def test_no_task_of_orbax_outlives_a_failure(tmp_path: Path, monkeypatch, failing: str) -> None:
+    """Of many arrays one fails; the others must not complain when they are collected."""
+    complaints = []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+    many = {f"x{i}": jax.random.normal(jax.random.key(i), (300, 300)) for i in range(8)}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Checkpoints(tmp_path, KEY) as checkpoints:
+        if failing == "read":
+            checkpoints.save(1, many, {})
+            checkpoints.wait()
+            data = max((tmp_path / "1").rglob("*"), key=lambda path: path.stat().st_size)
+            data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+            with pytest.raises(CheckpointError, match="damaged"):
+                checkpoints.restore(shapes(many))
+        else:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
+            try:
+                with pytest.raises(CheckpointError, match="write failed"):
+                    checkpoints.save(1, many, {})
+                    checkpoints.wait()
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    gc.collect()
+    assert complaints == []
 
 
 def test_a_failed_write_is_raised_on_leaving_unless_another_error_is(saved: Path) -> None:

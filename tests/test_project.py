@@ -59,7 +59,17 @@ FLOORS = (
         "token_cache",
         "data",
     ),
-    ("train", "parallel", "slopes", "coord", "checkpoint", "runlog", "writers", "telemetry"),
+    (
+        "train",
+        "parallel",
+        "slopes",
+        "coord",
+        "orbax_tidied",
+        "checkpoint",
+        "runlog",
+        "writers",
+        "telemetry",
+    ),
     ("records", "design", "sweep", "search", "runfile", "loop", "aot"),
     (
         "tables",

@@ -8,12 +8,9 @@ what run, by what numerics, and the shape, dtype and checksum of every array by 
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
-import logging
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -26,6 +23,7 @@ from jax import Array
 
 from umup.config import NUMERICS
 from umup.errors import CheckpointError
+from umup.orbax_tidied import orbax_tidied
 
 FORMAT = 1
 """Version of what a checkpoint's folder holds; a reader refuses newer ones."""
@@ -33,10 +31,6 @@ FORMAT = 1
 # Old checkpoints are moved here, which is atomic, and then deleted, which is not: killed half-way
 # through, a run would find one that looks whole and is not.
 _DROPPED = ".dropped"
-
-# Orbax reports each save and logs, traceback and all, failures that it also raises: here they
-# become a CheckpointError.
-logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
 class Restored(NamedTuple):
@@ -86,7 +80,7 @@ class Checkpoints:
             raise CheckpointError(str(self.folder), "a file", "a folder, or a name not in use")
         if read_only and not self.folder.is_dir():
             raise self._nothing()
-        _ignore_orphans()
+        self._in_flight = contextlib.ExitStack()  # a write that goes on after `save`
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, keep_period=keep_every or None, read_only=read_only,
             create=not read_only, cleanup_tmp_directories=not read_only,
@@ -145,6 +139,7 @@ class Checkpoints:
             state=ocp.args.PyTreeSave(leaves),
             meta=ocp.args.JsonSave(meta | {"digest": _digest(meta)}),
         )
+        self._in_flight.enter_context(orbax_tidied())
         with self._writing():
             self._manager.save(step, args=items, force=True)
 
@@ -154,7 +149,7 @@ class Checkpoints:
         Raises:
             CheckpointError: the last write failed; earlier checkpoints are intact.
         """
-        with self._writing():
+        with self._in_flight, self._writing():
             self._manager.wait_until_finished()
             if jax.process_index() == 0 and not self.read_only:
                 shutil.rmtree(self.folder / _DROPPED, ignore_errors=True)
@@ -241,7 +236,8 @@ class Checkpoints:
         """One item of a checkpoint; whatever is wrong with its files is an `_Unreadable`."""
         ((name, args),) = item.items()
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**{name: args}))[name]
+            with orbax_tidied():
+                return self._manager.restore(step, args=ocp.args.Composite(**{name: args}))[name]
         except Exception as error:
             raise self._unreadable(step, f"damaged: {_one_line(error)}") from None
 
@@ -263,7 +259,8 @@ class Checkpoints:
     def _writing(self) -> Iterator[None]:
         """Turn a failed write into a CheckpointError."""
         try:
-            yield
+            with orbax_tidied():
+                yield
         except Exception as error:
             intact = "a writable folder with space; then the same command goes on"
             if hasattr(self, "_manager"):
@@ -276,24 +273,6 @@ class Checkpoints:
 
 class _Unreadable(CheckpointError):
     """A checkpoint whose files are damaged or not umup's."""
-
-
-@functools.cache
-def _ignore_orphans() -> None:
-    """From now on, keep silent on reads and writes that a failed one left behind.
-
-    Orbax closes its event loop on them, and each complains, unraisably, when it ends or is
-    collected: at any later time, so that there is no moment to take this back.
-    """
-    hook = sys.unraisablehook
-
-    def others(unraisable: Any) -> None:
-        code = getattr(unraisable.object, "cr_code", None)  # of a coroutine
-        orphan = code is not None and "orbax" in code.co_filename
-        if not orphan and str(unraisable.exc_value) != "Event loop is closed":
-            hook(unraisable)
-
-    sys.unraisablehook = others
 
 
 def _named(tree: Any) -> dict[str, Any]:
