@@ -523,6 +523,11 @@ def test_a_folder_is_one_run_of_wandb(tmp_path, wandb):
     assert opened(one) == first
     (tmp_path / "link").symlink_to(one)
     assert opened(tmp_path / "link") == first
+    # The id's file names the folder by another path that still leads to it, as a second mount does.
+    stored = {"id": first, "folder": str(tmp_path / "link")}
+    (one / "wandb.json").write_text(json.dumps(stored), encoding="utf-8")
+    assert opened(one) == first
+    (tmp_path / "link").unlink()
     moved = one.rename(tmp_path / "elsewhere")
     assert opened(moved) == first == opened(moved)
     shutil.rmtree(moved)
