@@ -172,7 +172,9 @@ def _state() -> str:
     ask = ("squeue", "--noheader", "--format=%T", f"--jobs={os.environ['SLURM_JOB_ID']}")
     while True:
         with contextlib.suppress(StudyError):
-            return jobs.slurm(*ask).strip()
+            # Alone on its line: sites and federations add lines of several words.
+            found = re.search(r"^\s*([A-Z_]+)\W*$", jobs.slurm(*ask), re.MULTILINE)
+            return found[1] if found else ""
         time.sleep(1.0)
 
 

@@ -80,6 +80,43 @@ def submissions(place: Store) -> list[Submission]:
     return found
 
 
+ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "OUT_OF_MEMORY", "TIMEOUT"}
+"""States of jobs that squeue still lists for a while, and that do not start again."""
+_ENTRY = re.compile(
+    r"(?P<job>\d+)(?:_\[(?P<tasks>[\d,-]+)[^\]]*\]|[_+.]\S*)?"  # 7, 7_3, 7_3+0, 7_[1-4,9%2]
+    r"(?:\s+(?P<state>[A-Za-z_]+)\S*(?:\s+(?P<reason>.*))?)?"
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Tasks of an array in squeue's answer: their state, what they wait for, and how many."""
+
+    job: str
+    state: str
+    reason: str
+    tasks: int
+
+
+def entries(answer: str) -> list[Entry]:
+    """What squeue says of tasks, without the lines that sites and federations add to it."""
+    found = []
+    for line in answer.splitlines():
+        if match := _ENTRY.fullmatch(line.strip()):
+            job, tasks, state, reason = match.groups()
+            reason = (reason or "").strip()
+            known = "" if reason in ("None", "(None)", "(null)") else reason
+            state = (state or "unknown").upper()
+            found.append(Entry(job, state, known.strip("()"), _count(tasks)))
+    return found
+
+
+def _count(indices: str | None) -> int:
+    """How many tasks a list of an array's indices names, such as ``1-4,9``; 1 without a list."""
+    ranges = [part.split("-") for part in (indices or "0").split(",") if part.strip("-")]
+    return sum(int(ends[-1] or ends[0]) - int(ends[0] or ends[-1]) + 1 for ends in ranges)
+
+
 def slurm(*command: str) -> str:
     """What a Slurm command prints; nothing where it knows no such job.
 
@@ -87,7 +124,9 @@ def slurm(*command: str) -> str:
         StudyError: it failed, or did not answer; with its own words.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=30
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise StudyError(command[0], str(error), "a Slurm controller that answers") from None
     if done.returncode and "Invalid job id" not in done.stderr:  # forgotten: it ended
@@ -112,13 +151,14 @@ def queue(arrays: Iterable[Submission]) -> dict[str, Counter[str]]:
     ids = [job for array in arrays if array.executor == "slurm" for job in array.ids]
     if not ids or shutil.which("squeue") is None:
         return {}
-    ask = ("squeue", "--noheader", "--array", "--format=%F %T %r", f"--jobs={','.join(ids)}")
     found: dict[str, Counter[str]] = {}
-    for line in slurm(*ask).splitlines():
-        job, state, reason = line.split(maxsplit=2)
-        why = "" if reason.strip() == "None" else f" ({reason.strip()})"
-        named = f"queued{why}" if state == "PENDING" else state.lower()
-        found.setdefault(job, Counter())[named] += 1
+    ask = ("squeue", "--noheader", "--array", "--format=%F %T %r", f"--jobs={','.join(ids)}")
+    for entry in entries(slurm(*ask)):
+        if entry.job not in ids or entry.state in ENDED:
+            continue
+        why = f" ({entry.reason})" if entry.reason else ""
+        named = f"queued{why}" if entry.state == "PENDING" else entry.state.lower()
+        found.setdefault(entry.job, Counter())[named] += entry.tasks
     return found
 
 

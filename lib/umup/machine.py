@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import resource
@@ -10,37 +11,58 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
+def core_numbers() -> list[int]:
+    """Numbers of the CPU cores that this process may be bound to; none where it cannot be bound.
+
+    Linux binds processes to cores; macOS and Windows do not, nor do some containers.
+    """
+    try:
+        return sorted(os.sched_getaffinity(0))
+    except (AttributeError, OSError):
+        return []
+
+
+def bind(core: int) -> None:
+    """Bind this process to a core, or leave it unbound where that core is no longer allowed."""
+    with contextlib.suppress(AttributeError, OSError):
+        os.sched_setaffinity(0, {core})
+
+
 def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The number of CPU cores that this process may use."""
+    return len(core_numbers()) or os.cpu_count() or 1
+
+
+def _lines(path: str) -> list[str]:
+    """The lines of a file of Linux's kernel; none where it is not there or not shown."""
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
 
 
 def name() -> str:
     """The processor's model name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    lines = _lines("/proc/cpuinfo")
     named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return next(iter(named), platform.processor() or platform.machine())
 
 
 def peak_mib() -> float:
     """Peak resident memory of this process, MiB."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # Not ru_maxrss: on Linux that starts from the peak of the process that started this one.
-        lines = status.read_text(encoding="utf-8").splitlines()
-        if found := [line.split()[1] for line in lines if line.startswith("VmHWM:")]:
-            return int(found[0]) / 1024
+    # Not ru_maxrss: on Linux that starts from the peak of the process that started this one.
+    lines = _lines("/proc/self/status")
+    if found := [line.split()[1] for line in lines if line.startswith("VmHWM:")]:
+        return int(found[0]) / 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 1024
 
 
 def cpu_seconds() -> tuple[float, float, float] | None:
     """(busy, all, ours): CPU seconds of the machine and of this process and its children."""
-    stat = Path("/proc/stat")
-    if not stat.exists():
+    if not (lines := _lines("/proc/stat")):
         return None
-    ticks = [int(x) for x in stat.read_text(encoding="ascii").splitlines()[0].split()[1:9]]
+    ticks = [int(x) for x in lines[0].split()[1:9]]
     hertz, idle = os.sysconf("SC_CLK_TCK"), ticks[3] + ticks[4]
     return (sum(ticks) - idle) / hertz, sum(ticks) / hertz, sum(os.times()[:4])
 

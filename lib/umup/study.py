@@ -25,7 +25,7 @@ from typing import Any
 
 import pandas as pd
 
-from umup import data, studies
+from umup import data, machine, studies
 from umup.config import NUMERICS, RunConfig, canonical_json
 from umup.design import Design, Point
 from umup.errors import StudyError, memory_for
@@ -273,9 +273,9 @@ def _measuring(study: str | Path, point: Point) -> Callable[..., Mapping[str, An
 
 
 def _spawn(study: str | Path, design: Design, place: Store, progress: Progress) -> None:
-    """Work in ``workers`` processes, each bound to one core: two narrow programs side by side
-    use two cores better than one program split over both."""
-    cores = sorted(os.sched_getaffinity(0))
+    """Work in ``workers`` processes, each bound to one core where cores can be bound: two narrow
+    programs side by side use two cores better than one program split over both."""
+    bound = [["--core", str(core)] for core in machine.core_numbers()] or [[]]
     given = json.dumps(replace(design, workers=0).to_dict())
     with contextlib.ExitStack() as files:
         # A file, not a pipe: a pipe that nobody reads yet would stop a talkative worker.
@@ -286,7 +286,7 @@ def _spawn(study: str | Path, design: Design, place: Store, progress: Progress) 
         children = [
             subprocess.Popen(
                 [sys.executable, "-m", "umup.study", _name(study), "--settings", given,
-                 "--records", str(place.folder), "--core", str(cores[i % len(cores)])],
+                 "--records", str(place.folder), *bound[i % len(bound)]],
                 stderr=None if progress.wanted() else file,
             )
             for i, file in enumerate(heard)
@@ -381,7 +381,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--core", type=int, help="CPU core to run on")
     chosen = parser.parse_args(argv)
     if chosen.core is not None:
-        os.sched_setaffinity(0, {chosen.core})  # before JAX counts its cores
+        machine.bind(chosen.core)  # before JAX counts its cores
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     place = Store(chosen.records)
     design = design_of(chosen.study).from_dict(json.loads(chosen.settings))

@@ -198,6 +198,37 @@ def test_the_array_that_is_submitted(workplace, commands, capsys, monkeypatch):
     assert "array" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("lines", "states"), [
+    ("CLUSTER: main\n7 RUNNING None\nCLUSTER: other", {"running": 1}),
+    ("\n   7   RUNNING   None   \n\n", {"running": 1}),
+    ("7 RUNNING", {"running": 1}),
+    ("7 PENDING", {"queued": 1}),
+    ("7 PENDING (null)", {"queued": 1}),
+    ("7 PENDING (Resources)", {"queued (Resources)": 1}),
+    ("7 PENDING Nodes required for job are DOWN", {"queued (Nodes required for job are DOWN)": 1}),
+    ("squeue: warning: this cluster goes down at 7\n7 RUNNING None", {"running": 1}),
+    ("7_[4-7] PENDING Priority\n7_3 RUNNING None", {"queued (Priority)": 4, "running": 1}),
+    ("7_[1,3,8-9%2] PENDING Priority", {"queued (Priority)": 4}),
+    ("7_[2-... PENDING Priority", {"queued (Priority)": 1}),
+    ("7_4+0 RUNNING None\n7+1 RUNNING None", {"running": 2}),
+    ("7 RUNNING+ None\n7 CANCELLED+ None", {"running": 1}),
+    ("7 PREEMPTED None\n7 SPECIAL_EXIT None", {"preempted": 1, "special_exit": 1}),
+    ("7 COMPLETED None\n7 FAILED NonZeroExitCode\n7 TIMEOUT TimeLimit", {}),
+    ("7", {"unknown": 1}),
+    ("8 RUNNING None\n77 RUNNING None", {}),
+    (b"7 PENDING gr\xf6\xdfer".decode("latin-1"), {"queued (gr\xf6\xdfer)": 1}),
+    ("", {}),
+])  # fmt: skip
+def test_odd_lines_of_squeue(tmp_path, commands, lines, states):
+    answer = commands() / "answer"
+    commands(squeue='cat "${0%/*}/answer"')
+    answer.write_text(lines, encoding="utf-8")
+    found = jobs.queue([jobs.Submission(tmp_path, "slurm", ("7",), 9)])
+    assert found == ({"7": states} if states else {})
+    answer.write_text(lines, encoding="latin-1")  # no text in UTF-8 is no traceback
+    assert jobs.queue([jobs.Submission(tmp_path, "slurm", ("7",), 9)]).keys() == found.keys()
+
+
 def test_tasks_follow_from_the_work(workplace):
     place = study.store("toy", "tiny")
     given = study.parameters("toy", "tiny")
@@ -265,6 +296,9 @@ def test_work_that_does_not_wait_ends_when_all_is_in_flight_elsewhere(workplace,
 @pytest.mark.parametrize(("cluster", "squeue", "asked"), [
     ("slurm", "echo RUNNING", 1),  # preempted with grace time
     ("slurm", "echo COMPLETING", 0),  # cancelled
+    ("slurm", "echo; echo CLUSTER: main; echo RUNNING", 1),
+    ("slurm", "echo 'RUNNING '", 1),
+    ("slurm", "", 0),  # no longer known
     ("slurm", 'test -e "$0.asked" && echo RUNNING && exit; : > "$0.asked"; exit 1', 1),
     ("local", "echo RUNNING", 0),
 ])  # fmt: skip
