@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -61,7 +62,7 @@ def test_workers_of_a_study_are_bound_where_there_are_cores(monkeypatch, tmp_pat
     monkeypatch.setattr(machine, "core_numbers", lambda: cores)
     monkeypatch.setattr(study.subprocess, "Popen", Ended)
     study._spawn("toy", Design(workers=3), Store(tmp_path), Progress())
-    found = [dict(zip(command, command[1:], strict=False)) for command in commands]
+    found = [dict(itertools.pairwise(command)) for command in commands]
     assert [pairs.get("--core") for pairs in found] == given
 
 
