@@ -100,7 +100,7 @@ def test_a_file_is_all_there_is_to_a_run(tmp_path):
     ("model: {rope: 'true'}", "model.rope: received 'true'; allowed: a value of type bool"),
     ("recovery: {on: off}", "r.yaml, line 1: received 'off'; allowed: true or false"),
     ("hps: {Eta: 1}", "r.yaml, line 1: hps.Eta: received 1; allowed: one of the fields of HPs"),
-    ("hps: {eta: .nan}", "hps.eta: received '.nan'; allowed: a value of type float"),
+    ("hps: {eta: .nan}", "hps.eta: received nan; allowed: a finite number > 0"),
     ("seed: 1" + "0" * 99, "allowed: an integer that 64 bits can hold"),
     ("seed: 2147483648", "r.yaml, line 1: seed: received 2147483648; allowed: a number in [0"),
     ("optim:", "r.yaml, line 1: optim: received None; allowed: a value of type OptimConfig"),

@@ -28,6 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
         ("1_000", 1000),
         ("1_000.5", 1000.5),
         ("0e5", 0.0),
+        (".inf", math.inf),
+        ("-.INF", -math.inf),
         ("9007199254740993", 2**53 + 1),
         ("~", None),
         ("null", None),
@@ -48,8 +50,8 @@ ROOT = Path(__file__).resolve().parents[1]
         ("1__0", "1__0"),
         ("1_", "1_"),
         ("0_1", "0_1"),
-        (".inf", ".inf"),
-        (".nan", ".nan"),
+        ("inf", "inf"),
+        ("nan", "nan"),
         ("e4", "e4"),
         ("1e", "1e"),
         ("tRue", "tRue"),
@@ -61,6 +63,10 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_a_scalar_is_what_it_looks_like(text, value):
     found = read_yaml(f"a: {text}", "f")["a"]
     assert (found, type(found)) == (value, type(value))
+
+
+def test_nan_is_a_number_that_ranges_refuse():
+    assert math.isnan(read_yaml(".NaN", "f"))
 
 
 def test_keys_are_text():

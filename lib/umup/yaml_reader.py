@@ -1,10 +1,10 @@
 """The one reader of the project's YAML: run files, profiles, claims, and values on a command line.
 
 What is read is what is seen. A scalar without quotes is ``null`` (``~``), ``true`` or ``false``, a
-decimal number, or the text itself; a key is always text. YAML 1.1, which PyYAML and papermill
-read, would take ``0100`` for 64, ``1:30`` for 90, the key ``on`` for true and ``1e-4`` for a word;
-of two equal keys it would drop the first without a word. Where a scalar looks like a switch but
-is text in YAML 1.2, such as ``off``, the file is refused rather than guessed at.
+decimal number (``.inf`` and ``.nan`` too), or the text itself; a key is always text. YAML 1.1,
+which PyYAML and papermill read, would take ``0100`` for 64, ``1:30`` for 90, the key ``on`` for
+true and ``1e-4`` for a word; of two equal keys it would drop the first without a word. Where a
+scalar looks like a switch but is text in YAML 1.2, such as ``off``, it is refused, not guessed at.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _DIGITS = "[0-9]+(?:_[0-9]+)*"
 _INTEGER = re.compile(rf"[-+]?(?!0_?[0-9]){_DIGITS}")
 _FLOAT = re.compile(rf"[-+]?(?:{_DIGITS}(?:\.(?:{_DIGITS})?)?|\.{_DIGITS})(?:[eE][-+]?[0-9]+)?")
 _WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
+_NOT_FINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 _SWITCHES = ("yes", "no", "on", "off")
 
 
@@ -185,6 +186,8 @@ class _Reading:
             return _WORDS[lower]
         if lower in _SWITCHES:
             raise self._refusal(line, text, 'true or false; text that reads so in quotes, "…"')
+        if _NOT_FINITE.fullmatch(text):  # so that a field's range refuses it by its name
+            return float(text.replace(".", ""))
         if not _FLOAT.fullmatch(text):
             return text
         digits = text.replace("_", "")
