@@ -119,7 +119,7 @@ def test_a_full_disk_leaves_earlier_records_whole(tmp_path: Path, monkeypatch) -
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(bench_records.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(RecordError, match="No space left"):
         bench.save(a_run("2027-01-01T00:00:00+00:00"), tmp_path)
     assert bench.load_records(tmp_path) == [a_run()]

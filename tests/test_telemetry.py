@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
@@ -206,6 +207,20 @@ def test_a_full_disk_is_an_error_and_leaves_whole_lines(tmp_path, monkeypatch):
     monkeypatch.undo()
     log.append("end", 5)
     assert [event["event"] for event in events(tmp_path)] == ["start", "end"]
+
+
+def test_an_event_that_did_not_reach_the_disk_is_an_error(tmp_path, monkeypatch):
+    """A network's file system takes every write and says at the sync that it is full."""
+    log, codes = Log(tmp_path), [errno.EINVAL, errno.EDQUOT]
+
+    def sync(descriptor):
+        code = codes.pop(0)
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    log.append("eval", 1)  # what cannot be synced at all, such as a pipe
+    with pytest.raises(TrainError, match="Disk quota exceeded"):
+        log.append("eval", 2)
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):

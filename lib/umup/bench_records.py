@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from umup import files
 from umup.config import digest
 from umup.errors import RecordError
 
@@ -33,20 +33,10 @@ def save(run: Mapping[str, Any], folder: Path) -> Path:
     """
     day = run["provenance"]["created"][:10]
     path = folder / f"{day}-{digest(run)}.json"
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("x", encoding="utf-8") as file:
-                file.write(json.dumps(run, indent=1, allow_nan=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        todo = "a writable folder with free space (--records FOLDER); earlier records are intact"
-        raise RecordError(str(path), f"write failed: {error.strerror}", todo) from error
+    text = json.dumps(run, indent=1, allow_nan=False) + "\n"
+    intact = "earlier records are intact; --records FOLDER chooses another folder"
+    with files.writing(path, RecordError, intact), files.atomic_write(path) as file:
+        file.write(text.encode())
     return path
 
 

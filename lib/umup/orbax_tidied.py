@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterator
 
 
-class _TidyLoops(asyncio.AbstractEventLoopPolicy):
+class _TidyLoops(asyncio.AbstractEventLoopPolicy):  # pyright: ignore[reportGeneralTypeIssues]
     """Event loops as before, but one that is closed first ends the tasks that it still holds."""
 
     def __init__(self, before: asyncio.AbstractEventLoopPolicy):

@@ -33,13 +33,8 @@ from umup.config import NUMERICS, PROBE_STATS
 from umup.errors import RecordError
 from umup.schemas import POINTS, RUNS, SCHEMA, DamagedShard, Schema, check_key
 
-_PAUSES_S = (
-    0.0,
-    0.01,
-    0.1,
-    1.0,
-    5.0,
-)  # before a folder that changed while it was read is read anew
+# Before a folder that changed while it was read is read anew.
+_PAUSES_S = (0.0, 0.01, 0.1, 1.0, 5.0)
 _STRAY_S = 24 * 3600.0  # a temporary file so old has no writer any more
 
 T = TypeVar("T")

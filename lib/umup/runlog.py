@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import logging
 import math
@@ -89,11 +90,19 @@ class Log:
             raise self._refusal(error) from error
 
     def append(self, event: str, step: int, **fields: Any) -> None:
-        """Write one event, and see it and all before it on disk."""
-        if self.main:
-            self._write([{"event": event, "step": step, **fields}])
-            with contextlib.suppress(OSError):  # what cannot be synced, such as a pipe
-                os.fsync(self._descriptor)
+        """Write one event, and see it and all before it on disk.
+
+        Raises:
+            TrainError: the log cannot be written, or not be brought to the disk.
+        """
+        if not self.main:
+            return
+        self._write([{"event": event, "step": step, **fields}])
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:  # a network's file system may say only now that it is full
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of a pipe, such as /dev/stdout
+                raise self._refusal(error) from error
 
     def append_steps(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write the rows of a chunk of steps, each with its ``step``, at one time."""

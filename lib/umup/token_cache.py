@@ -16,7 +16,6 @@ import math
 import os
 import re
 import shlex
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +29,7 @@ from umup import corpora, tokenizing
 from umup.config import digest
 from umup.corpora import Corpus
 from umup.errors import DataError
+from umup.files import atomic_write
 
 FORMAT = 1
 HOLD_OUT_EVERY = 10
@@ -365,20 +365,11 @@ def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _write(path: Path, content: str | np.ndarray) -> None:
-    """Write a file whole or not at all: a temporary neighbour, synced, then renamed."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            if isinstance(content, str):
-                stream.write(content.encode())
-            else:
-                np.save(stream, content, allow_pickle=False)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with atomic_write(path) as stream:
+        if isinstance(content, str):
+            stream.write(content.encode())
+        else:
+            np.save(stream, content, allow_pickle=False)
 
 
 def _tokenizer_file(sha256: str) -> str:
