@@ -4,7 +4,8 @@
 schedules programs otherwise, so that `tests/test_one_device.py` runs some tests that way too.
 
 The flags are taken back once JAX has started, so that kernels and commands which tests start see
-the machine as a user's shell does.
+the machine as a user's shell does. No compiled program is kept on disk: within one run nothing is
+found there, and XLA:CPU (jaxlib 0.10.2) aborted in the next run on one for several devices.
 """
 
 from __future__ import annotations
