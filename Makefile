@@ -51,7 +51,7 @@ matrix: ## make test on other instruction sets, threads, Pythons: ONLY="avx2 3.1
 study: $(READY) ## one study: STUDY=lr_transfer PROFILE=smoke|cpu|h100
 	@$(PY) -m umup.cli run $(STUDY) --profile $(PROFILE)
 
-notebook: $(READY) ## study.ipynb anew from study.py, with its smoke outputs: STUDY=lr_transfer
+notebook: $(READY) ## study.ipynb anew from study.py and the records: STUDY=lr_transfer, or all
 	@$(PY) scripts/notebook.py $(STUDY)
 
 lint: $(READY) ## ruff and pyright

@@ -1,19 +1,22 @@
-"""Make a study's notebook anew from its `study.py`, with the outputs of its default parameters.
+"""Make the notebooks of studies anew from their `study.py`, with outputs from committed records.
 
-python scripts/notebook.py lr_transfer
+python scripts/notebook.py lr_transfer [STUDY ...]      all: every study
 """
 
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
-from umup import new_study, study
+from umup import notebook, study
 from umup.errors import UmupError
+from umup.site import AT_ONCE
 
 if __name__ == "__main__":
     try:
-        folder = study.folder(sys.argv[1])
-        written = new_study.make_notebook(folder, folder)
+        names = study.names() if sys.argv[1:] == ["all"] else sys.argv[1:]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for written in pool.map(notebook.make, [study.folder(name) for name in names]):
+                print(f"written: {written.parent.name}/{written.name}", flush=True)
     except UmupError as error:
         sys.exit(f"notebook: {error}")
-    print(f"written: {folder.name}/{written.name}")

@@ -92,11 +92,13 @@ def test_a_study_without_training_measures_what_is_missing(squares):
     assert results.table("cube").empty
 
 
-def test_fresh_leaves_no_records_and_load_needs_some(squares):
+def test_fresh_leaves_no_records_and_load_says_that_there_are_none(squares, capsys):
     assert len(study.run_or_load("squares", Squares(fresh=True)).points) == 3
     assert not (squares / "records").exists()
-    with pytest.raises(StudyError, match="umup run squares --profile cpu"):
-        study.run_or_load("squares", Squares(profile="cpu", mode="load"))
+    results = study.run_or_load("squares", Squares(profile="cpu", mode="load"))
+    assert results.runs.empty and results.points.empty
+    assert "`umup run squares --profile cpu` measures it." in capsys.readouterr().out
+    assert not (squares / "records").exists()
 
 
 def test_a_failed_point_loses_no_other_and_is_tried_again(squares):

@@ -45,7 +45,7 @@ def checkout(tmp_path, monkeypatch) -> Path:
         assert os.environ["PYTHONPATH"].split(os.pathsep)[0] == str(cwd / "lib")
         (folder / "study.ipynb").write_text("{}", encoding="utf-8")
 
-    monkeypatch.setattr(new_study, "make_notebook", pretend)
+    monkeypatch.setattr(new_study, "_try_out", pretend)
     return tmp_path
 
 
@@ -65,7 +65,7 @@ def test_everything_has_its_place_and_the_page_follows_the_last_study(checkout):
     before, environment = tree(checkout), dict(os.environ)
     made = create(checkout, "my_own", "  Is it so?  ")
     after = tree(checkout)
-    inside = ("study.py", "study.ipynb", "smoke.yaml", "cpu.yaml", "h100.yaml", "claims.yaml")
+    inside = ("study.py", "study.ipynb", "smoke.yaml", "h100.yaml", "claims.yaml")
     assert set(after) - set(before) == {
         "experiments/my_own/", *(f"experiments/my_own/{name}" for name in inside),
         "lib/umup/studies/my_own.py", "tests/studies/test_my_own.py",
@@ -149,7 +149,7 @@ def test_a_smoke_run_that_fails_or_is_interrupted_leaves_nothing(checkout, monke
     def fail(folder: Path, cwd: Path) -> None:
         raise problem
 
-    monkeypatch.setattr(new_study, "make_notebook", fail)
+    monkeypatch.setattr(new_study, "_try_out", fail)
     before, environment = tree(checkout), dict(os.environ)
     with pytest.raises(type(problem)):
         create(checkout)
@@ -209,17 +209,6 @@ def test_the_command_tells_one_line_or_the_next_steps(checkout, monkeypatch, cap
     assert "lib/umup/studies/mine.py" in out and "umup run mine --profile cpu" in out
 
 
-def test_a_notebook_that_fails_is_told_without_paths_that_are_gone(tmp_path):
-    head = (new_study.TEMPLATE / "study.py.in").read_text("utf-8").split("# %%")[0]
-    source = '# %% tags=["parameters"]\nn: int = 1\n\n# %%\n1 / 0\n'
-    (tmp_path / "study.py").write_text(head + source, encoding="utf-8")
-    with pytest.raises(StudyError, match="ZeroDivisionError: division by zero") as caught:
-        new_study.make_notebook(tmp_path, tmp_path)
-    assert caught.value.field == f"{tmp_path.name}/study.py"
-    assert "out.ipynb" not in str(caught.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["study.py"]
-
-
 # --- the chapter ----------------------------------------------------------------------------------
 
 BLOCK = re.compile(r"^```(.*)\n(?::caption: (.*)\n\n)?([\s\S]*?)^```$", re.MULTILINE)
@@ -248,7 +237,13 @@ def copy(tmp_path) -> Path:
     for folder in ("lib/umup", "experiments/lr_transfer", "scripts"):
         ignored = shutil.ignore_patterns("__pycache__", "records")
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
-    for name in (".gitignore", "pyproject.toml", "tests/conftest.py", "tests/test_project.py"):
+    for name in (
+        ".gitignore",
+        "pyproject.toml",
+        "experiments/ruff.toml",
+        "tests/conftest.py",
+        "tests/test_project.py",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "tests" / "studies").mkdir()

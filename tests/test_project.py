@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import base64
 import os
 import re
 import subprocess
@@ -84,6 +85,7 @@ FLOORS = (
     (
         "figures",
         "report",
+        "notebook",
         "study",
         "jobs",
         "executor",
@@ -118,7 +120,7 @@ NO_JAX = {
     "telemetry",
     "watch",
 }
-IMPORT_NAMES = {"yaml": "pyyaml", "orbax": "orbax-checkpoint", "jaxlib": "jax"}
+IMPORT_NAMES = {"PIL": "pillow", "yaml": "pyyaml", "orbax": "orbax-checkpoint", "jaxlib": "jax"}
 
 
 def imports(tree: ast.AST) -> set[str]:
@@ -352,11 +354,11 @@ def parameters(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 @studies
 def test_notebook_is_in_step_with_its_source(study: Path) -> None:
-    def cells(nb: nbformat.NotebookNode) -> list[tuple[str, str, list[str]]]:
-        return [(c.cell_type, c.source, c.metadata.get("tags", [])) for c in nb.cells]
+    def cells(nb: nbformat.NotebookNode) -> list[tuple[str, str, dict]]:
+        return [(c.cell_type, c.source, dict(c.metadata)) for c in nb.cells]
 
     source = jupytext.read(study / "study.py", fmt="py:percent")
-    assert cells(notebook(study)) == cells(source), f"jupytext --sync {study.name}/study.py"
+    assert cells(notebook(study)) == cells(source), f"make notebook STUDY={study.name}"
 
 
 @studies
@@ -375,13 +377,31 @@ def test_notebook_is_one_that_papermill_and_nbval_can_use(study: Path) -> None:
 
 
 @studies
-def test_parameters_are_typed_and_profiles_set_only_them(study: Path) -> None:
-    body = ast.parse(parameters(notebook(study)).source).body
+def test_notebook_shows_every_figure_and_stays_small(study: Path) -> None:
+    assert (study / "study.ipynb").stat().st_size < 500_000, "code hosts show no larger ones"
+    drawn = [c for c in notebook(study).cells if "figure" in c.metadata.get("mystnb", {})]
+    assert drawn
+    for cell in drawn:
+        found = [o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})]
+        assert len(found) == 1, cell.metadata.mystnb.figure.name
+        assert base64.b64decode(found[0])[24:26] == bytes([8, 3]), "eight bits, a palette"
+
+
+@studies
+def test_parameters_are_typed_and_those_of_cpu_and_profiles_hold_what_differs(study: Path) -> None:
+    source = parameters(notebook(study)).source
+    body = ast.parse(source).body
     typed = {n.target.id for n in body if isinstance(n, ast.AnnAssign) and n.value}
     assert len(typed) == len(body), "every parameter reads `name: type = default`"
-    for profile in ("smoke", "cpu", "h100"):
+    exec(source, own := {})
+    assert (own["profile"], own["mode"], own["fresh"]) == ("cpu", "load", False)
+    assert {path.stem for path in study.glob("*.yaml")} == {"claims", "smoke", "h100"}
+    for profile in ("smoke", "h100"):
         values = yaml.safe_load((study / f"{profile}.yaml").read_text(encoding="utf-8"))
         assert set(values) <= typed, f"{profile}.yaml sets what the notebook has not"
+        assert (values["profile"], values["mode"]) == (profile, "run"), "as papermill -f needs it"
+        same = [name for name in values if values[name] == own[name]]
+        assert same == [], f"{profile}.yaml repeats the notebook's own values"
 
 
 @studies

@@ -26,13 +26,19 @@ TINY = {
 }  # fmt: skip
 
 
+def notebook(source: str) -> str:
+    """A notebook of one cell, which states the parameters."""
+    cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": source}
+    return json.dumps({"cells": [cell]})
+
+
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
     """A folder with one study, `toy`, a small corpus, and a token cache of its own."""
     toy = tmp_path / "experiments/toy"
     toy.mkdir(parents=True)
     (toy / "study.py").write_text("# %%\n")
-    (toy / "study.ipynb").write_text("{}")
+    (toy / "study.ipynb").write_text(notebook("profile = 'own'\nmode = 'load'\nwidths = [64]\n"))
     (toy / "claims.yaml").write_text("[]\n")
     (toy / "other.yaml").write_text("profile: other\nwidths: [16, 32]\n")
     lines = [f"document {i}: " + "all work and no play " * (1 + i % 3) for i in range(60)]
@@ -76,19 +82,53 @@ def test_settings_refuse_an_unknown_parameter(name, value, suggestion):
 
 
 @pytest.mark.parametrize(("name", "value"), [
-    ("steps", "100"), ("steps", 1.5), ("steps", True), ("widths", 32), ("widths", ["32"]),
-    ("fresh", "yes"), ("corpus", None), ("weight_decay", "2e-4"), ("lr_sp", {}),
+    ("steps", "fast"), ("steps", 1.5), ("steps", True), ("widths", 32), ("widths", ["wide"]),
+    ("fresh", "perhaps"), ("corpus", None), ("weight_decay", "2e"), ("lr_sp", {}), ("steps", "1.5"),
+    ("steps", ""), ("widths", "32"), ("widths", "[32"), ("widths", "[32, wide]"), ("corpus", 2),
 ])  # fmt: skip
 def test_settings_refuse_a_wrong_type(name, value):
     with pytest.raises(ConfigError, match=f"{name}: received"):
         study.settings("lr_transfer", {name: value})
 
 
+@pytest.mark.parametrize(("name", "value", "read"), [
+    ("widths", "[32, 64]", (32, 64)), ("lr_sp", "[-9.5, -5]", (-9.5, -5)), ("steps", "100", 100),
+    ("weight_decay", "1e-4", 1e-4), ("weight_decay", "2", 2.0), ("fresh", "true", True),
+    ("lr_sp", ["-1e1", "-5e-1"], (-10.0, -0.5)), ("schemes", "[sp, umup]", ("sp", "umup")),
+    ("schemes", '["sp"]', ("sp",)), ("corpus", "[2]", "[2]"), ("corpus", "1e-4", "1e-4"),
+])  # fmt: skip
+def test_settings_read_text_as_papermill_hands_it_over(name, value, read):
+    # papermill -p reads no list, -r nothing; -f and -y take 1e-4 for text.
+    assert getattr(study.settings("lr_transfer", {name: value}), name) == read
+
+
+def test_text_that_cannot_be_read_is_told_how_to_write_it():
+    with pytest.raises(ConfigError, match=r"widths: received '\[32'; .* -y '\{\"widths\":\[\d"):
+        study.settings("lr_transfer", {"widths": "[32"})
+
+
 def test_names_profiles_and_parameters(workplace):
     assert study.names() == ["toy"]
-    assert study.profiles("toy") == ["other", "tiny"]
-    assert study.parameters("toy", "other") == {"profile": "other", "widths": [16, 32]}
+    assert study.profiles("toy") == ["other", "own", "tiny"]
+    given = {"profile": "other", "mode": "run", "widths": [16, 32]}
+    assert study.parameters("toy", "other") == given
     assert study.experiments_folder() == workplace / "experiments"
+
+
+def test_the_notebooks_own_profile_needs_no_file_and_others_hold_what_differs(workplace):
+    toy = workplace / "experiments/toy"
+    assert study.parameters("toy", "own") == {"profile": "own", "mode": "run", "widths": [64]}
+    (toy / "own.yaml").write_text("mode: load\n")
+    assert study.parameters("toy", "own") == {"profile": "own", "mode": "load", "widths": [64]}
+    (toy / "empty.yaml").write_text("# nothing\n")
+    assert study.parameters("toy", "empty") == {"profile": "empty", "mode": "run", "widths": [64]}
+
+
+def test_a_file_of_another_profile_is_refused(workplace):
+    # Its runs would be mixed into the other one's records.
+    (workplace / "experiments/toy/mine.yaml").write_text("profile: tiny\n")
+    with pytest.raises(StudyError, match=r"mine.yaml: profile: received 'tiny'; allowed: mine"):
+        study.parameters("toy", "mine")
 
 
 def test_unknown_study_and_profile(workplace):
@@ -99,7 +139,7 @@ def test_unknown_study_and_profile(workplace):
     with pytest.raises(StudyError, match="study"):
         study.parameters("nope", "tiny")
     with pytest.raises(
-        StudyError, match=r"profile: received 'tinny'.*other, tiny; did you mean 'tiny'"
+        StudyError, match=r"profile: received 'tinny'.*own, tiny; did you mean 'tiny'"
     ):
         study.parameters("toy", "tinny")
     with pytest.raises(StudyError, match="profile: received 'claims'"):
@@ -115,27 +155,26 @@ def test_malformed_profiles(workplace, text, message):
         study.parameters("toy", "bad")
 
 
-def test_an_empty_profile_means_the_defaults(workplace):
-    (workplace / "experiments/toy/empty.yaml").write_text("# nothing\n")
-    assert study.parameters("toy", "empty") == {}
-
-
 def test_the_projects_own_profiles_are_valid():
     root = Path(__file__).parents[1] / "experiments"
-    found = [path for path in root.glob("*/*.yaml") if path.stem != "claims"]
-    assert found
-    for path in found:
-        given = study.parameters(path.parent, path.stem)
-        design = study.design_of(path.parent.name).from_dict(given)
-        assert design.profile == path.stem, path
+    folders = [path.parent for path in root.glob("*/study.ipynb")]
+    assert folders
+    for folder in folders:
+        assert study.profiles(folder) == ["cpu", "h100", "smoke"]
+        for profile in study.profiles(folder):
+            design = study.design_of(folder.name).from_dict(study.parameters(folder, profile))
+            assert (design.profile, design.mode) == (profile, "run"), folder
+            assert design.fresh == (profile == "smoke"), folder
 
 
 # --- run or load ----------------------------------------------------------------------------------
 
 
-def test_load_without_records(workplace):
-    with pytest.raises(StudyError, match=r"records: received 'tiny'.*umup run toy --profile tiny"):
-        study.run_or_load("toy", tiny(workplace, mode="load"))
+def test_load_without_records_is_a_page_on_which_nothing_is_measured(workplace, capsys):
+    results = study.run_or_load("toy", tiny(workplace, mode="load"))
+    assert results.runs.empty and results.points.empty and "key" in results.runs
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1 and "`umup run toy --profile tiny` measures it" in out
     assert not (workplace / "experiments/toy/records").exists(), "loading writes nothing"
 
 
@@ -196,8 +235,7 @@ def test_stale_records_are_neither_shown_nor_counted(workplace, pretend, monkeyp
         older.setattr(RunConfig, "key", lambda self, key=RunConfig.key: "old" + key(self))
         study.run_or_load("toy", tiny(workplace))
     search._key.cache_clear()
-    with pytest.raises(StudyError, match="records"):
-        study.run_or_load("toy", tiny(workplace, mode="load"))
+    assert study.run_or_load("toy", tiny(workplace, mode="load")).runs.empty
     found = study.status("toy", "tiny")
     assert (found["done"], found["stale"], found["missing"]) == (0, 3, 3)
     assert set(study.run_or_load("toy", tiny(workplace)).runs["key"]) == keys
@@ -304,15 +342,3 @@ def test_a_failure_is_not_hidden_by_another_worker_out_of_time(workplace, interp
     interpreter('mkdir first 2>/dev/null && exit 75; sleep 1; echo "ValueError: no" >&2; exit 1')
     with pytest.raises(StudyError, match="ValueError: no"):
         study.run_or_load("toy", tiny(workplace, workers=2))
-
-
-def test_parameters_names_the_profiles_there_are(tmp_path):
-    (tmp_path / "smoke.yaml").write_text("n: 3\n", encoding="utf-8")
-    (tmp_path / "claims.yaml").write_text("[]\n", encoding="utf-8")
-    assert study.parameters(tmp_path, "smoke") == {"n": 3}
-    for profile in ("cpu", "claims"):
-        with pytest.raises(StudyError, match=r"allowed: one of smoke$"):
-            study.parameters(tmp_path, profile)
-    (tmp_path / "cpu.yaml").write_text("- 1\n", encoding="utf-8")
-    with pytest.raises(StudyError, match="mapping"):
-        study.parameters(tmp_path, "cpu")

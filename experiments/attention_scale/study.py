@@ -20,53 +20,54 @@
 # which division do the best $\alpha_\text{attn}$ and the best $\eta$ stay where they are?
 
 # %% tags=["parameters", "hide-input"]
-# Parameters, as papermill sets them; these are the smoke profile's.
-profile: str = "smoke"  # a file beside this notebook: smoke, cpu or h100
-mode: str = "run"  # "run" makes what the records lack, "load" only reads them
-fresh: bool = True  # make everything anew and keep no records
-digits: int = 1  # decimals that are printed
+# Parameters, as papermill sets them; smoke.yaml and h100.yaml hold what differs there.
+# Two CPU cores, about ten minutes: width 128, heads of 8 to 128, 500 steps.
+profile: str = "cpu"  # cpu, or one of the files: smoke, h100
+mode: str = "load"  # "load" only reads the records, "run" makes what they lack
+fresh: bool = False  # make everything anew and keep no records
+digits: int = 2  # decimals that are printed
 corpus: str = "sotu"
 tokenizer: str = "bytes"
-width: int = 32  # d_model of every run; the number of heads is width / d_head
-n_layers: int = 1
+width: int = 128  # d_model of every run; the number of heads is width / d_head
+n_layers: int = 2
 ff_ratio: float = 2.75  # d_ff / d_model
-seq_len: int = 16
+seq_len: int = 64
 batch_size: int = 8
-steps: int = 40
+steps: int = 500
 warmup_ratio: float = 0.25
 weight_decay: float = 2.0**-13
 dtype: str = "float32"
 unroll: int = 0
-eval_batches: int = 2
+eval_batches: int = 16
 base_width: int = 32  # where μP equals SP
-base_d_head: int = 16
-schemes: list = ["umup"]  # probed
-d_heads: list = [4, 16]  # of the probed runs and of the searches over α_attn
-eta_d_heads: list = [4]  # of the searches over η
-probe_steps: list = [0, 20, 40]
-log2_lr_umup: float = 1.0  # default η
+base_d_head: int = 32
+schemes: list = ["umup", "umup_sqrt_attention", "mup"]  # probed
+d_heads: list = [8, 16, 32, 64, 128]  # of the probed runs and of the searches over α_attn
+eta_d_heads: list = [8, 32, 128]  # of the searches over η
+probe_steps: list = [0, 20, 40, 60, 100, 140, 200, 300, 400, 500]
+log2_lr_umup: float = 0.0  # default η
 log2_lr_mup: float = -6.5
-eta: list = [-2, 1]  # log2 of the coarse grid's ends
-alpha: list = [-1, 2]  # the same for α in α·q·k/d
+eta: list = [-1, 2]  # log2 of the coarse grid's ends
+alpha: list = [-1, 5]  # the same for α in α·q·k/d
 refine: float = 0.5  # octaves between points near the optimum of η
-window: float = 0.0  # octaves around the best in which all seeds run
+window: float = 1.0  # octaves around the best in which all seeds run
 alpha_refine: float = 1.0  # the same two for α_attn
-alpha_window: float = 0.0
-seeds: int = 1
-extend: int = 0  # octaves by which a grid may grow
-layer_d_heads: list = [16, 256]  # of the layer at initialization
-layer_width: int = 256
-layer_seq_len: int = 16
+alpha_window: float = 2.0
+seeds: int = 3
+extend: int = 2  # octaves by which a grid may grow
+layer_d_heads: list = [16, 32, 64, 128, 256, 512]  # of the layer at initialization
+layer_width: int = 512
+layer_seq_len: int = 32
 layer_batch: int = 4
-layer_seeds: int = 2
-correlations: list = [0.0, 1.0]
-workers: int = 0  # processes, one core each; 0 works in this one
+layer_seeds: int = 4
+correlations: list = [0.0, 0.1, 0.3, 1.0]
+workers: int = 2  # processes, one core each; 0 works in this one
 lanes: int = 1
 lanes_at_once: int = 1
-chunk_steps: int = 20
+chunk_steps: int = 20  # divides every probe step, so that one program serves all chunks
 time_limit_minutes: float = 0.0
-assumed_tflops: float = 0.1
-point_seconds: float = 0.5
+assumed_tflops: float = 0.12
+point_seconds: float = 0.2
 
 # %% tags=["hide-input", "answer"]
 from IPython.display import Markdown

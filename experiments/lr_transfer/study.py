@@ -19,53 +19,55 @@
 # hyperparameters at the defaults? And whose loss is lower?
 
 # %% tags=["parameters", "hide-input"]
-# Parameters, as papermill sets them; these are the smoke profile's.
-profile: str = "smoke"  # a file beside this notebook: smoke, cpu or h100
-mode: str = "run"  # "run" trains what the records lack, "load" only reads them
-fresh: bool = True  # train everything anew and keep no records
-digits: int = 1  # decimals that are printed
+# Parameters, as papermill sets them; smoke.yaml and h100.yaml hold what differs there.
+# Two CPU cores, about two hours: widths 32 to 256 at 2000 steps, and two further horizons.
+profile: str = "cpu"  # cpu, or one of the files: smoke, h100
+mode: str = "load"  # "load" only reads the records, "run" trains what they lack
+fresh: bool = False  # train everything anew and keep no records
+digits: int = 2  # decimals that are printed
 corpus: str = "sotu"
 tokenizer: str = "bytes"
 schemes: list = ["sp", "mup", "umup"]
-widths: list = [16, 64]
-full_grid_width: int = 64  # above it, the grid is moved to the predicted optimum
+widths: list = [32, 64, 128, 256]
+full_grid_width: int = 128  # above it, the grid is moved to the predicted optimum
 n_layers: int = 2
-d_head: int = 16
+d_head: int = 32
 ff_ratio: float = 2.75  # d_ff / d_model
-seq_len: int = 32
+seq_len: int = 64
 batch_size: int = 8
-steps: int = 160
-short_steps: int = 0  # further horizons, 0 for none
-short_widths: list = []
-long_steps: int = 0
-long_widths: list = []
+steps: int = 2000
+short_steps: int = 500  # further horizons, 0 for none
+short_widths: list = [32, 64, 128]
+long_steps: int = 8000
+long_widths: list = [64]
 warmup_ratio: float = 0.25
 weight_decay: float = 2.0**-13
-base_width: int = 16  # where μP equals SP
+base_width: int = 32  # where μP equals SP
 dtype: str = "float32"
 unroll: int = 0
-lr_sp: list = [-8, -4]  # log2 of the coarse grid's ends
-lr_mup: list = [-8, -4]
-lr_umup: list = [-2, 2]
+lr_sp: list = [-12, -4]  # log2 of the coarse grid's ends
+lr_mup: list = [-11, -4]
+lr_umup: list = [-5, 3]
 refine: float = 0.5  # octaves between points near the optimum
-window: float = 0.5  # octaves around the best in which all seeds run
-seeds: int = 2
-eval_batches: int = 8
-workers: int = 0  # processes, one core each; 0 trains in this one
+window: float = 1.0  # octaves around the best in which all seeds run
+seeds: int = 3
+eval_batches: int = 64
+workers: int = 2  # processes, one core each; 0 trains in this one
 lanes: int = 1
 lanes_at_once: int = 1
-chunk_steps: int = 160
+chunk_steps: int = 250
 time_limit_minutes: float = 0.0
-assumed_tflops: float = 0.1
+assumed_tflops: float = 0.12
 
 # %% tags=["hide-input", "answer"]
 from IPython.display import Markdown
 
 from umup import claims, figures, report, study
 
-sweep = study.settings("lr_transfer", globals())
-runs = study.run_or_load("lr_transfer", sweep).runs
-Markdown(report.answer(runs, sweep.schemes, sweep.digits))
+design = study.settings("lr_transfer", globals())
+results = study.run_or_load("lr_transfer", design)
+runs = results.runs
+Markdown(report.answer(runs, design.schemes, design.digits))
 
 # %% [markdown]
 # ## What was run
@@ -79,7 +81,7 @@ Markdown(report.answer(runs, sweep.schemes, sweep.digits))
 Markdown(report.what_ran(runs))
 
 # %% tags=["remove-cell"]
-for scheme, text in report.drift_texts(runs, sweep.schemes, sweep.digits).items():
+for scheme, text in report.drift_texts(runs, design.schemes, design.digits).items():
     report.glue(f"drift_{scheme}", text)
 
 # %% [markdown]
@@ -92,7 +94,7 @@ figures.lr_transfer(runs)
 figures.drift(runs)
 
 # %% tags=["hide-input"]
-Markdown(report.optima_table(runs, sweep.digits))
+Markdown(report.optima_table(runs, design.digits))
 
 # %% [markdown]
 # ## Whose loss is lower?
@@ -105,13 +107,13 @@ Markdown(report.optima_table(runs, sweep.digits))
 figures.default_losses(runs)
 
 # %% tags=["hide-input"]
-Markdown(report.default_table(runs, sweep.digits))
+Markdown(report.default_table(runs, design.digits))
 
 # %% [markdown]
 # On text that no run has seen, at the same learning rates:
 
 # %% tags=["hide-input"]
-Markdown(report.validation_table(runs, sweep.digits))
+Markdown(report.validation_table(runs, design.digits))
 
 # %% [markdown]
 # ## Verdicts
@@ -119,8 +121,8 @@ Markdown(report.validation_table(runs, sweep.digits))
 # Bounds were written before the runs, in `claims.yaml`.
 
 # %% tags=["hide-input", "verdicts"]
-verdicts = claims.evaluate("lr_transfer", runs, sweep.profile)
-Markdown(claims.format_table(verdicts, sweep.digits))
+verdicts = claims.evaluate("lr_transfer", results, design.profile)
+Markdown(claims.format_table(verdicts, design.digits))
 
 # %% [markdown]
 # :::{admonition} What to take from it

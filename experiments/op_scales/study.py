@@ -20,31 +20,32 @@
 # how much?
 
 # %% tags=["parameters", "hide-input"]
-# Parameters, as papermill sets them; these are the smoke profile's.
-profile: str = "smoke"  # a file beside this notebook: smoke, cpu or h100
-mode: str = "run"  # "run" measures what the records lack, "load" only reads them
-fresh: bool = True  # measure everything anew and keep no records
-digits: int = 1  # decimals that are printed
-seq_lens: list = [64]
-d_heads: list = [16, 64]
-alphas: list = [0.25, 1.0, 4.0]  # attention
-correlations: list = [0.1]  # between the values of two positions
-ffn_alphas: list = [0.25, 1.0, 4.0]  # gated SiLU
-softmax_sizes: list = [64]
-softmax_mults: list = [0.25, 1.0, 4.0]
-vocab_sizes: list = [16, 256]
+# Parameters, as papermill sets them; smoke.yaml and h100.yaml hold what differs there.
+# Two CPU cores, some minutes: every grid, five seeds, float32.
+profile: str = "cpu"  # cpu, or one of the files: smoke, h100
+mode: str = "load"  # "load" only reads the records, "run" measures what they lack
+fresh: bool = False  # measure everything anew and keep no records
+digits: int = 2  # decimals that are printed
+seq_lens: list = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
+d_heads: list = [16, 32, 64, 128]
+alphas: list = [0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0]  # attention
+correlations: list = [0.003, 0.01, 0.03, 0.1, 0.3]  # between the values of two positions
+ffn_alphas: list = [0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0]  # gated SiLU
+softmax_sizes: list = [2, 8, 64, 512, 4096, 32000]
+softmax_mults: list = [0.25, 0.5, 1.0, 2.0, 4.0]
+vocab_sizes: list = [2, 16, 256, 4096, 32000]
 loss_alphas: list = [0.25, 1.0, 4.0]
 logits_rms: list = [0.0625, 1.0]
-loss_tokens: list = [16, 256]
-widths: list = [64]
-readout_vocab_sizes: list = [256]
+loss_tokens: list = [4, 64, 1024, 16384]
+widths: list = [128, 256, 1024]
+readout_vocab_sizes: list = [256, 4096, 32000]
 residual_layers: int = 4
-tokens: int = 256
-coordinates: int = 2048  # least number of heads times head size
-elements: int = 65536  # values of a tensor otherwise
-seeds: int = 3
+tokens: int = 512
+coordinates: int = 4096  # least number of heads times head size
+elements: int = 1048576  # values of a tensor otherwise
+seeds: int = 5
 dtypes: list = ["float32"]
-workers: int = 0  # processes, one core each; 0 measures in this one
+workers: int = 2  # processes, one core each; 0 measures in this one
 time_limit_minutes: float = 0.0
 point_seconds: float = 0.5  # assumed, for the estimate
 
@@ -57,7 +58,7 @@ from umup.studies import op_scales_report as words
 
 design = study.settings("op_scales", globals())
 results = study.run_or_load("op_scales", design)
-Markdown(words.answer(results, digits))
+Markdown(words.answer(results, design.digits))
 
 # %% [markdown]
 # ## What was measured
@@ -72,7 +73,7 @@ Markdown(words.answer(results, digits))
 Markdown(words.what_ran(results))
 
 # %% tags=["remove-cell"]
-for name, text in words.texts(results, digits).items():
+for name, text in words.texts(results, design.digits).items():
     report.glue(name, text)
 
 # %% [markdown]
@@ -175,7 +176,7 @@ pictures.readout(results)
 # cancel.
 
 # %% tags=["hide-input", "claim:linear-unit", "claim:residual-unit"]
-Markdown(words.worst_table(results, digits))
+Markdown(words.worst_table(results, design.digits))
 
 # %% [markdown]
 # ## Verdicts
@@ -184,8 +185,8 @@ Markdown(words.worst_table(results, digits))
 # its interval runs from the largest lower to the largest upper end of the cells.
 
 # %% tags=["hide-input", "verdicts"]
-verdicts = claims.evaluate("op_scales", results, profile)
-Markdown(claims.format_table(verdicts, digits))
+verdicts = claims.evaluate("op_scales", results, design.profile)
+Markdown(claims.format_table(verdicts, design.digits))
 
 # %% [markdown]
 # :::{admonition} What to take from it

@@ -20,37 +20,39 @@
 # wrong? The chapter "Your own model" shows their code.
 
 # %% tags=["parameters", "hide-input"]
-# Parameters, as papermill sets them; these are the smoke profile's.
-profile: str = "smoke"  # a file beside this notebook: smoke, cpu or h100
-mode: str = "run"  # "run" measures what the records lack, "load" only reads them
-fresh: bool = True  # measure everything anew and keep no records
-digits: int = 1  # decimals that are printed
-models: list = ["mlp"]
-mlp_widths: list = [32, 64, 128]  # the first is the base width
-vit_widths: list = [8, 16, 32]
-mlp_sp: list = [-6, -6, -6]  # log2 η in the middle of the grid, by width
-mlp_mup: list = [-6, -6, -6]
-vit_sp: list = [-5, -6, -7]
-vit_mup: list = [-5, -5, -5]
+# Parameters, as papermill sets them; smoke.yaml and h100.yaml hold what differs there.
+# Two CPU cores, about ten minutes: eight times the base width for either model. A one-seed pilot
+# placed the grids; under μP the grid is one and the same at every width.
+profile: str = "cpu"  # cpu, or one of the files: smoke, h100
+mode: str = "load"  # "load" only reads the records, "run" measures what they lack
+fresh: bool = False  # measure everything anew and keep no records
+digits: int = 2  # decimals that are printed
+models: list = ["mlp", "vit"]
+mlp_widths: list = [128, 256, 512, 1024]  # the first is the base width
+vit_widths: list = [24, 48, 96, 192]
+mlp_sp: list = [-6, -6.5, -7.5, -8]  # log2 η in the middle of the grid, by width
+mlp_mup: list = [-6, -6, -6, -6]
+vit_sp: list = [-6.5, -7.5, -9, -10]
+vit_mup: list = [-6.5, -6.5, -6.5, -6.5]
 spacing: float = 0.5  # octaves
-near: float = 1.0  # half-width of the grid of all seeds
-far: float = 2.0  # half-width of the grid of one seed, at whole octaves
-steps: int = 50
-mlp_batch: int = 32
-vit_batch: int = 16
+near: float = 1.5  # half-width of the grid of all seeds
+far: float = 3.0  # half-width of the grid of one seed, at whole octaves
+steps: int = 300
+mlp_batch: int = 64
+vit_batch: int = 32
 warmup_ratio: float = 0.1
-held_out: int = 256  # images
-seeds: int = 1
-wide_seeds: int = 1  # at the largest width
-wrong_curves: list = []  # MODEL.path of what is marked as hidden though it is not
-wrong_checks: list = []
-check_etas: list = [-6]  # log2 η of the coordinate checks
+held_out: int = 2048  # images
+seeds: int = 6
+wide_seeds: int = 3  # at the largest width
+wrong_curves: list = ["mlp.readout.kernel"]  # MODEL.path of what is marked as hidden though it is not
+wrong_checks: list = ["mlp.hidden.bias", "mlp.readout.kernel", "vit.norm.scale"]
+check_etas: list = [-10, -6]  # log2 η of the coordinate checks
 look_at: list = [1, 10]  # numbers of updates
-check_seeds: int = 1
+check_seeds: int = 3
 tolerance: float = 0.2  # the slope that counts as none
-workers: int = 0  # processes, one core each; 0 works in this one
+workers: int = 2  # processes, one core each; 0 works in this one
 time_limit_minutes: float = 0.0
-point_seconds: float = 2.0  # assumed, for the estimate
+point_seconds: float = 25.0  # assumed, for the estimate
 
 # %% tags=["hide-input", "answer"]
 from IPython.display import Markdown
@@ -61,7 +63,7 @@ from umup.studies import own_model_report as words
 
 design = study.settings("own_model", globals())
 results = study.run_or_load("own_model", design)
-Markdown(words.answer(results, digits))
+Markdown(words.answer(results, design.digits))
 
 # %% [markdown]
 # ## What is measured
@@ -77,7 +79,7 @@ Markdown(words.answer(results, digits))
 Markdown(words.what_ran(results))
 
 # %% tags=["remove-cell"]
-for name, text in words.numbers(results, digits).items():
+for name, text in words.numbers(results, design.digits).items():
     report.glue(name, text)
 
 # %% [markdown]
@@ -90,7 +92,7 @@ pictures.transfer(results)
 pictures.drift(results)
 
 # %% tags=["hide-input"]
-Markdown(words.widths_table(results, digits))
+Markdown(words.widths_table(results, design.digits))
 
 # %% [markdown]
 # ## The coordinate check
@@ -102,7 +104,7 @@ Markdown(words.widths_table(results, digits))
 pictures.updates(results)
 
 # %% tags=["hide-input", "claim:readout-as-hidden-costs"]
-Markdown(words.checks_table(results, digits))
+Markdown(words.checks_table(results, design.digits))
 
 # %% [markdown]
 # A readout marked as hidden moves the best η of the MLP by {glue:text}`wrong_shift` octaves over 8× in width, and the
@@ -118,7 +120,7 @@ Markdown(words.checks_table(results, digits))
 
 # %% tags=["hide-input", "verdicts"]
 verdicts = claims.evaluate("own_model", results, design.profile)
-Markdown(claims.format_table(verdicts, digits))
+Markdown(claims.format_table(verdicts, design.digits))
 
 # %% [markdown]
 # :::{admonition} What to take from it

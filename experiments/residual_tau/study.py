@@ -21,33 +21,34 @@
 # output, does the stream keep its scale, and does the learning rate transfer over depth?
 
 # %% tags=["parameters", "hide-input"]
-# Parameters, as papermill sets them; these are the smoke profile's.
-profile: str = "smoke"  # a file beside this notebook: smoke, cpu or h100
-mode: str = "run"  # "run" makes what the records lack, "load" only reads them
-fresh: bool = True  # make everything anew and keep no records
-digits: int = 1  # decimals that are printed
+# Parameters, as papermill sets them; smoke.yaml and h100.yaml hold what differs there.
+# Two CPU cores, about ten minutes: depths 2 to 32 at width 32, walks to depth 64 at width 128.
+profile: str = "cpu"  # cpu, or one of the files: smoke, h100
+mode: str = "load"  # "load" only reads the records, "run" makes what they lack
+fresh: bool = False  # make everything anew and keep no records
+digits: int = 2  # decimals that are printed
 corpus: str = "sotu"
 tokenizer: str = "bytes"
-alphas: list = [0.25, 4.0]  # α_residual
-ratios: list = [0.25, 4.0]  # α_residual_attn_ratio
-lemma_depths: list = [1, 16]
-lemma_seeds: int = 1
-walk_depths: list = [2]
-walk_arms: list = ["derived", "printed", "sp"]  # and library, mup, completep
-walk_width: int = 32
-walk_seeds: int = 3
-grid_depth: int = 2  # depth of the walks over alphas and ratios
-trained_depths: list = []
-trained_seeds: int = 1
-trained_lr: float = 0.0  # log2 η
-arms: list = ["derived"]  # of derived, library, printed (u-μP's τ), mup, completep
-depths: list = [1, 2]
-d_model: int = 16
+alphas: list = [0.25, 0.5, 1.0, 2.0, 4.0]  # α_residual
+ratios: list = [0.25, 0.5, 1.0, 2.0, 4.0]  # α_residual_attn_ratio
+lemma_depths: list = [1, 2, 4, 8, 16, 32, 64]
+lemma_seeds: int = 3
+walk_depths: list = [2, 4, 8, 16, 32, 64]
+walk_arms: list = ["derived", "library", "printed", "mup", "completep", "sp"]  # walked, not trained: those of `arms`, and sp
+walk_width: int = 128
+walk_seeds: int = 5
+grid_depth: int = 8  # depth of the walks over alphas and ratios
+trained_depths: list = [2, 16]
+trained_seeds: int = 2
+trained_lr: float = 0.5  # log2 η
+arms: list = ["derived", "library", "printed", "mup", "completep"]  # of derived, library, printed (u-μP's τ), mup, completep
+depths: list = [2, 4, 8, 16, 32]
+d_model: int = 32
 d_head: int = 16
 ff_ratio: float = 2.75  # d_ff / d_model
-seq_len: int = 32
+seq_len: int = 64
 batch_size: int = 8
-steps: int = 60
+steps: int = 400
 warmup_ratio: float = 0.25
 weight_decay: float = 2.0**-13
 base_depth: int = 2  # where μP and CompleteP equal SP
@@ -57,15 +58,15 @@ lr_umup: list = [-1, 2]  # log2 of the coarse grid's ends
 lr_mup: list = [-7, -4]
 refine: float = 1.0  # octaves between points near the optimum
 window: float = 1.0  # octaves around the best in which all seeds run
-seeds: int = 1
-eval_batches: int = 2
-workers: int = 0  # processes, one core each; 0 works in this one
+seeds: int = 3
+eval_batches: int = 16
+workers: int = 2  # processes, one core each; 0 works in this one
 lanes: int = 1
 lanes_at_once: int = 1
-chunk_steps: int = 60
+chunk_steps: int = 200
 time_limit_minutes: float = 0.0
 assumed_tflops: float = 0.03
-point_seconds: float = 2.0
+point_seconds: float = 4.0
 
 # %% tags=["hide-input", "answer"]
 from IPython.display import Markdown

@@ -20,45 +20,46 @@
 # or with the budget?
 
 # %% tags=["parameters", "hide-input"]
-# Parameters, as papermill sets them; these are the smoke profile's.
-profile: str = "smoke"  # a file beside this notebook: smoke, cpu or h100
-mode: str = "run"  # "run" makes what the records lack, "load" only reads them
-fresh: bool = True  # make everything anew and keep no records
-digits: int = 1  # decimals that are printed
+# Parameters, as papermill sets them; smoke.yaml and h100.yaml hold what differs there.
+# Two CPU cores, about ten minutes: width 32, budgets of 250 to 4000 steps, the same 50 of warm-up.
+profile: str = "cpu"  # cpu, or one of the files: smoke, h100
+mode: str = "load"  # "load" only reads the records, "run" makes what they lack
+fresh: bool = False  # make everything anew and keep no records
+digits: int = 2  # decimals that are printed
 corpus: str = "sotu"
 tokenizer: str = "bytes"
-width: int = 16
-n_layers: int = 1
-d_head: int = 8
+width: int = 32
+n_layers: int = 2
+d_head: int = 16
 ff_ratio: float = 2.75  # d_ff / d_model
-seq_len: int = 16
+seq_len: int = 64
 batch_size: int = 8
-warmup_steps: int = 10  # of every run, whatever its budget
+warmup_steps: int = 50  # of every run, whatever its budget
 final_lr_ratio: float = 0.1  # where every schedule ends
 weight_decay: float = 2.0**-13
 base_width: int = 16  # where μP equals SP
 dtype: str = "float32"
 unroll: int = 0
-eval_batches: int = 4
-schedules: list = ["cosine", "wsd"]
-budgets: list = [40, 80]  # steps
-main: int = 80  # the budget at which all schedules are compared
-compare: list = []  # further schemes, at the main budget
+eval_batches: int = 64
+schedules: list = ["cosine", "linear", "two_step", "wsd", "wsd_sqrt"]
+budgets: list = [250, 500, 1000, 2000, 4000]  # steps
+main: int = 1000  # the budget at which all schedules are compared
+compare: list = ["mup"]  # further schemes, at the main budget
 share: float = 0.2  # of a WSD run's steps that decays
-shares: list = []  # further decay shares, at the budgets
-share_budgets: list = []
-lr_umup: list = [-2, 1]  # log2 of the ends of the grid of η
-lr_mup: list = [-7, -5]
-spacing: float = 1.0  # octaves between its points
-seeds: int = 2
-fork_budgets: list = [40]  # at which forked and unforked runs are compared
-workers: int = 0  # processes, one core each; 0 works in this one
-lanes: int = 8
+shares: list = [0.05, 0.1, 0.3]  # further decay shares, at the budgets
+share_budgets: list = [1000, 4000]
+lr_umup: list = [-2, 2]  # log2 of the ends of the grid of η; [-2, 1] did not bracket cosine at 250 and 500 steps
+lr_mup: list = [-7.5, -4]  # -5 left cosine open under μP
+spacing: float = 0.5  # octaves between its points
+seeds: int = 3
+fork_budgets: list = [1000]  # at which forked and unforked runs are compared
+workers: int = 2  # processes, one core each; 0 works in this one
+lanes: int = 3  # divides the runs of every arm, so that one program serves them
 lanes_at_once: int = 1
-chunk_steps: int = 80
+chunk_steps: int = 250
 time_limit_minutes: float = 0.0
 assumed_tflops: float = 0.03
-point_seconds: float = 2.0
+point_seconds: float = 30.0
 
 # %% tags=["hide-input", "answer"]
 from IPython.display import Markdown

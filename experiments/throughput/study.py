@@ -19,41 +19,43 @@
 # products allow? And of what could make it faster, what does?
 
 # %% tags=["parameters", "hide-input"]
-# Parameters, as papermill sets them; these are the smoke profile's.
-profile: str = "smoke"  # a file beside this notebook: smoke, cpu or h100
-mode: str = "run"  # "run" measures what the records lack, "load" only reads them
-fresh: bool = True  # measure everything anew and keep no records
-digits: int = 1  # decimals that are printed; with fewer than two no times are
-n_layers: int = 1
+# Parameters, as papermill sets them; smoke.yaml and h100.yaml hold what differs there.
+# Two CPU cores and nothing else running, about eight minutes. PyTorch and unit-scaling come with
+# `pip install 'umup[bench]'`; torch.compile needs a C++ compiler.
+profile: str = "cpu"  # cpu, or one of the files: smoke, h100
+mode: str = "load"  # "load" only reads the records, "run" measures what they lack
+fresh: bool = False  # measure everything anew and keep no records
+digits: int = 2  # decimals that are printed; with fewer than two no times are
+n_layers: int = 4
 d_head: int = 32  # at least two heads
 ff_ratio: int = 4  # d_ff over width
-vocab_size: int = 64
-seq_len: int = 32
-batch_size: int = 4
+vocab_size: int = 512
+seq_len: int = 128
+batch_size: int = 16
 dtype: str = "float32"
-widths: list = [16]  # of the steps beside PyTorch
+widths: list = [32, 64, 128, 256]  # of the steps beside PyTorch
 big_width: int = 0  # one more step, of its own depth
 big_layers: int = 0
-settings: list = []  # our own steps beside the plain one
-references: list = []  # PyTorch: eager, compiled
-compiled_widths: list = []  # where torch.compile runs, a minute each
-samples: int = 2  # timed, the sides in turn
-close_widths: list = []  # of more samples
+settings: list = ["blocked"]  # our own steps beside the plain one
+references: list = ["eager", "compiled"]  # PyTorch: eager, compiled
+compiled_widths: list = [64]  # where torch.compile runs, a minute each
+samples: int = 13  # timed, the sides in turn
+close_widths: list = [32, 64]  # of more samples
 close_samples: int = 41
-steps: int = 1  # a sample
-tried: list = ["remat_full"]  # changes to our step
-tried_widths: list = [16]
-parts_widths: list = [16]  # where pieces of a step are timed
-gemm_sizes: list = [64]  # square products, for the peak
-depths: list = [1]  # for compile times
-lanes: int = 2
-lanes_at_once: int = 1
-lane_width: int = 16
-lane_steps: int = 0  # 0: no sweep of lanes
-memory_width: int = 0  # 0: no resident memory
+steps: int = 4  # a sample
+tried: list = ["blocked", "no_rope", "scanned", "remat_dots", "remat_full", "remat_unrolled", "accumulate", "bfloat16", "wide_vectors", "fast_math", "no_library", "library_dots", "old_emitters"]  # changes to our step
+tried_widths: list = [64]
+parts_widths: list = [32, 256]  # where pieces of a step are timed
+gemm_sizes: list = [512, 1024, 2048]  # square products, for the peak
+depths: list = [2, 8, 32]  # for compile times
+lanes: int = 8
+lanes_at_once: int = 2
+lane_width: int = 32
+lane_steps: int = 50  # 0: no sweep of lanes
+memory_width: int = 256  # 0: no resident memory
 workers: int = 0  # 0 measures in this process, on all cores
 time_limit_minutes: float = 0.0
-point_seconds: float = 8.0  # assumed, for the estimate
+point_seconds: float = 16.0  # assumed, for the estimate
 
 # %% tags=["hide-input", "answer"]
 from IPython.display import Markdown
@@ -64,7 +66,7 @@ from umup.studies import throughput_report as words
 
 design = study.settings("throughput", globals())
 results = study.run_or_load("throughput", design)
-Markdown(words.answer(results, digits))
+Markdown(words.answer(results, design.digits))
 
 # %% [markdown]
 # ## What was measured
@@ -76,10 +78,10 @@ Markdown(words.answer(results, digits))
 # the median over neighbouring samples; its 95 % interval is that of order statistics.
 
 # %% tags=["hide-input"]
-Markdown(words.what_ran(results, digits))
+Markdown(words.what_ran(results, design.digits))
 
 # %% tags=["remove-cell"]
-for name, text in words.texts(results, digits).items():
+for name, text in words.texts(results, design.digits).items():
     report.glue(name, text)
 
 # %% [markdown]
@@ -93,7 +95,7 @@ pictures.beside(results)
 # the best matrix product of the same run) and the memory that the compiled program takes:
 
 # %% tags=["hide-input", "claim:cpu-peak", "claim:h100-peak", "claim:h100-fp8"]
-Markdown(words.step_table(results, digits))
+Markdown(words.step_table(results, design.digits))
 
 # %% [markdown]
 # ## Where the time goes
@@ -122,7 +124,7 @@ pictures.where(results)
 pictures.changes(results)
 
 # %% tags=["hide-input", "claim:remat-memory"]
-Markdown(words.tried_table(results, digits))
+Markdown(words.tried_table(results, design.digits))
 
 # %% [markdown]
 # ## Beyond the step
@@ -140,8 +142,8 @@ pictures.beyond(results)
 # unrolled, was timed beside scanned layers. What was measured once, such as compile times, has no interval.
 
 # %% tags=["hide-input", "verdicts"]
-verdicts = claims.evaluate("throughput", results, profile)
-Markdown(claims.format_table(verdicts, digits))
+verdicts = claims.evaluate("throughput", results, design.profile)
+Markdown(claims.format_table(verdicts, design.digits))
 
 # %% [markdown]
 # :::{admonition} What to take from it

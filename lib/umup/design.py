@@ -7,14 +7,26 @@ their specification, so that finished ones are found again and killed work goes 
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 
-from umup.config import COUNT, NUMERICS, POSITIVE, Config, Range, RunConfig, digest
+from umup.config import (
+    COUNT,
+    NUMERICS,
+    POSITIVE,
+    Config,
+    Range,
+    RunConfig,
+    canonical_json,
+    digest,
+)
 from umup.data import Dataset
+from umup.errors import ConfigError
+from umup.yaml_reader import read_yaml
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,28 @@ class Design(Config):
         "assumed_tflops": POSITIVE, "point_seconds": POSITIVE,
     }  # fmt: skip
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build from papermill parameters, however they were handed over.
+
+        Papermill hands over text where ``-p`` names a list or ``-r`` anything, and where ``-f`` and
+        ``-y`` read ``1e-4``: text in place of a number, a switch or a list is read as YAML.
+
+        Raises:
+            ConfigError: a key is unknown, or a value has a wrong type or is out of range.
+        """
+        kinds = typing.get_type_hints(cls)
+        try:
+            return super().from_dict(
+                {k: _untexted(v, kinds.get(k, str)) for k, v in values.items()}
+            )
+        except ConfigError as error:
+            if not isinstance(values.get(error.field), str) or error.field not in kinds:
+                raise
+            example = canonical_json({error.field: getattr(cls, error.field)})[1:-1]
+            allowed = f"{error.allowed}; lists and numbers by papermill's -y, as -y '{{{example}}}'"
+            raise ConfigError(error.field, values[error.field], allowed) from None
+
     def points(self) -> list[Point]:
         """Every measurement wanted, in the order in which to make them."""
         return []
@@ -97,3 +131,16 @@ class Design(Config):
             for r in runs
         )  # fmt: skip
         return flops / (self.assumed_tflops * 1e12) / max(self.workers, 1)
+
+
+def _untexted(value: Any, kind: Any) -> Any:
+    """A parameter of a type (as ``get_type_hints`` has it), read as YAML where it is text."""
+    if isinstance(value, str) and kind is not str:
+        try:
+            found = read_yaml(value, "parameter")
+        except ConfigError:
+            return value
+        return value if found is None or isinstance(found, str) else _untexted(found, kind)
+    if isinstance(value, (list, tuple)) and typing.get_origin(kind) is tuple:
+        return [_untexted(item, typing.get_args(kind)[0]) for item in value]
+    return value

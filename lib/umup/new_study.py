@@ -1,4 +1,4 @@
-"""A new study from the template: files, a notebook that ran, its test and its page in the book.
+"""A new study from the template: files, a notebook that runs, its test and its page in the book.
 
 All of it is made and run in a temporary folder of the checkout first, and moved into place at the
 end, so that a failure leaves nothing behind.
@@ -14,9 +14,8 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-from umup import site
+from umup import notebook, study
 from umup.errors import BookError, StudyError
 
 TEMPLATE = Path(__file__).parent / "template"
@@ -41,7 +40,7 @@ def checkout(start: Path | None = None) -> Path:
 def files(name: str) -> dict[str, Path]:
     """Template file → where the study ``name`` has it, relative to the checkout."""
     folder = Path("experiments", name)
-    of_folder = ("study.py", "smoke.yaml", "cpu.yaml", "h100.yaml", "claims.yaml")
+    of_folder = ("study.py", "smoke.yaml", "h100.yaml", "claims.yaml")
     return {f"{file}.in": folder / file for file in of_folder} | {
         "module.py.in": Path("lib", "umup", "studies", f"{name}.py"),
         "test.py.in": Path("tests", "studies", f"test_{name}.py"),
@@ -51,7 +50,7 @@ def files(name: str) -> dict[str, Path]:
 def create(
     root: Path, name: str, title: str | None = None, say: Callable[[str], None] = print
 ) -> list[Path]:
-    """Make the study ``name``, run it at smoke, and put it into the checkout and its book.
+    """Make the study ``name``, run it live at smoke, and put it into the checkout and its book.
 
     Args:
         root: the checkout.
@@ -77,9 +76,9 @@ def create(
             draft = Path(place)
             _write(draft, name, title)
             _link_library(root, draft)
-            say(f"running {name} at smoke, for the notebook's outputs")
+            say(f"running {name} live at smoke")
             with _library(draft / "lib"):
-                make_notebook(draft / "experiments" / name, draft)
+                _try_out(draft / "experiments" / name, draft)
             (draft / "_toc.yml").write_text(contents, encoding="utf-8")
             with _all_or_nothing() as move:
                 for path in made:
@@ -138,6 +137,12 @@ def _link_library(root: Path, draft: Path) -> None:
                 (draft / folder / entry.name).symlink_to(entry)
 
 
+def _try_out(folder: Path, draft: Path) -> None:
+    """Make the study's notebook, which has no records to show yet, and run it live at smoke."""
+    written = notebook.make(folder)
+    notebook.execute(written, draft / "smoke.ipynb", study.parameters(folder, "smoke"), draft)
+
+
 @contextlib.contextmanager
 def _library(folder: Path) -> Iterator[None]:
     """Let kernels that are started in this block import the library in ``folder``."""
@@ -169,50 +174,16 @@ def _all_or_nothing() -> Iterator[Callable[[Path, Path], None]]:
         raise
 
 
-def make_notebook(folder: Path, cwd: Path) -> Path:
-    """Execute a study's ``study.py`` with its default parameters and write its pair.
-
-    Cells get the tags of the source and stable ids, so that the notebook changes where the study
-    does.
-
-    Args:
-        folder: with ``study.py``; gets ``study.ipynb``.
-        cwd: where the kernel runs.
-
-    Raises:
-        StudyError: a cell failed.
-    """
-    import jupytext
-    import nbformat
-
-    notebook: Any = jupytext.read(folder / "study.py")
-    tags = [dict(cell.metadata) for cell in notebook.cells]
-    with tempfile.TemporaryDirectory() as scratch:
-        source = Path(scratch) / "study.ipynb"
-        nbformat.write(notebook, source)
-        try:
-            executed = site.execute(source, Path(scratch) / "out.ipynb", {}, cwd)
-        except StudyError as error:  # whose paths are gone in a moment
-            todo = "a study that runs at its default parameters"
-            raise StudyError(f"{folder.name}/study.py", error.received, todo) from None
-    done: Any = nbformat.from_dict(site.strip(executed))
-    for number, (cell, metadata) in enumerate(zip(done.cells, tags, strict=True)):
-        cell.metadata, cell["id"] = nbformat.from_dict(metadata), f"cell-{number}"
-    done.metadata = notebook.metadata
-    target = folder / "study.ipynb"
-    jupytext.write(done, target, fmt="ipynb")
-    return target
-
-
 def next_steps(name: str, made: list[Path]) -> str:
     """What was made and what to do with it, for the terminal."""
     return "\n".join([
         "made: " + "\n      ".join(map(str, made)),
         f"next: say what is varied (AXIS and `at` in lib/umup/studies/{name}.py) and its values",
-        f"      (experiments/{name}/*.yaml and the parameters in study.py)",
+        "      (the parameters in study.py; the .yaml files beside it hold what differs elsewhere)",
         f"      write the claims: experiments/{name}/claims.yaml",
-        f"      python scripts/notebook.py {name}     the notebook anew, after every change",
+        f"      make notebook STUDY={name}     the notebook anew, after every change",
         f"      umup run {name} --profile cpu --dry-run, then without --dry-run",
+        f"      make notebook STUDY={name}     once more, to show what was measured",
         "The book shows the claims as not measured until there are records. Its chapter *Your own",
         "study* goes through these steps.",
     ])  # fmt: skip

@@ -23,8 +23,8 @@ from typing import Any
 import pandas as pd
 
 from umup import config, hardware, planner_page, records, rules, schemas
-from umup.errors import BookError
-from umup.yaml_reader import read_yaml_file
+from umup.study import parameters
+from umup.study import profiles as profiles_of
 
 PROFILES = ("h100", "cpu", "smoke")
 """Profiles, the one that says most first."""
@@ -286,12 +286,11 @@ def profiles(experiments: Path) -> str:
     """The parameters of every study's profiles, side by side."""
     parts = []
     for folder in sorted(p.parent for p in experiments.glob("*/study.ipynb")):
-        names = [n for n in reversed(PROFILES) if (folder / f"{n}.yaml").exists()]
-        values = {n: read_yaml_file(folder / f"{n}.yaml", BookError) or {} for n in names}
+        names = [n for n in reversed(PROFILES) if n in profiles_of(folder)]
+        values = {n: parameters(folder, n) for n in names}
         keys = dict.fromkeys(key for v in values.values() for key in v)
         rows = [[f"`{k}`", *(_plain(values[n].get(k)) for n in names)] for k in keys]
-        grid = table(["parameter", *names], rows, "wrap") if rows else "No profile files.\n"
-        parts.append(f"### {folder.name}\n\n{grid}")
+        parts.append(f"### {folder.name}\n\n{table(['parameter', *names], rows, 'wrap')}")
     return "\n".join(parts)
 
 

@@ -1,33 +1,41 @@
 """Build and check the book: run every study, render it from its records, make the site.
 
-``python -m umup.site build`` does, in order: every notebook live at its smoke profile; every
-notebook again, loading the records of its best committed profile; the fragments that
-`umup.pages` makes; jupyter-book with warnings as errors; `check`. All of it lands in
-``book/_build``: ``smoke/`` and ``src/`` for the curious, ``html/`` for the reader.
+``python -m umup.site build`` does, in order: every notebook live at its smoke profile, unless
+that has been done with this very code; every notebook again, loading the records of its best
+committed profile; the fragments that `umup.pages` makes; jupyter-book with warnings as errors;
+`check`. All of it lands in ``book/_build``: ``src/`` for the curious, ``html/`` for the reader.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from html.parser import HTMLParser
+from importlib import metadata
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from umup import pages
-from umup.errors import BookError, StudyError, UmupError
+from umup import machine, pages
+from umup.errors import BookError, UmupError
+from umup.notebook import execute, finish
 from umup.study import parameters
 
-EXPECTED = {"smoke": 90.0, "render": 20.0, "pages": 10.0, "html": 40.0, "check": 2.0}
+AT_ONCE = 2
+"""Notebooks that are executed at a time: half of what a kernel does, compiling, is one thread's."""
+
+EXPECTED = {"smoke": 15.0, "render": 8.0, "pages": 10.0, "html": 40.0, "check": 2.0}
 """Seconds each kind of step takes on two cores, until a build has measured it here."""
 
 
@@ -96,83 +104,91 @@ def study_folders(root: Path) -> list[Path]:
 
 
 def best_profile(folder: Path) -> str:
-    """The first of h100, cpu, smoke that has committed records (smoke needs none)."""
+    """The first of h100 and cpu that has committed records; cpu where neither has."""
     for profile in pages.PROFILES[:-1]:
         if any((folder / "records" / profile).rglob("[!.]*.parquet")):
             return profile
-    return "smoke"
+    return "cpu"
 
 
-def execute(notebook: Path, output: Path, given: Mapping[str, Any], cwd: Path) -> dict[str, Any]:
-    """Run a notebook with papermill and return it, executed.
+def smoke(folder: Path, root: Path) -> Path:
+    """The study's notebook, executed live at its smoke profile.
 
-    A failed start of the kernel is tried once more (papermill's ports sometimes collide).
+    It is kept in ``.cache/smoke`` until something that can change it does: the library, the study,
+    a package, the machine's cores, or what the environment tells JAX and its libraries.
+
+    Args:
+        folder: of the study.
+        root: the checkout; the kernel runs there.
+
+    Returns:
+        The executed notebook. Its last output is the JSON of what was made, which no records keep:
+        ``runs`` with key, status and final_loss, ``points`` with key and result.
 
     Raises:
-        StudyError: a parameter the notebook does not have, no `parameters` cell, or a cell failed.
+        StudyError: the study fails.
     """
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
+    kept = root / ".cache" / "smoke" / f"{folder.name}-{_smoke_digest(folder, root)}.ipynb"
+    if not kept.exists():
+        notebook = json.loads((folder / "study.ipynb").read_text(encoding="utf-8"))
+        cell = {"cell_type": "code", "execution_count": None, "id": "made", "metadata": {}}
+        notebook["cells"].append(cell | {"outputs": [], "source": MADE})
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=kept.parent) as draft:
+            given, output = Path(draft, "study.ipynb"), Path(draft, "output.ipynb")
+            given.write_text(json.dumps(notebook), encoding="utf-8")
+            execute(given, output, parameters(folder, "smoke"), root)
+            for older in kept.parent.glob(f"{folder.name}-*.ipynb"):
+                older.unlink(missing_ok=True)
+            output.replace(kept)
+    return kept
 
-    source = json.loads(notebook.read_text(encoding="utf-8"))
-    if not any("parameters" in c["metadata"].get("tags", []) for c in source["cells"]):
-        raise StudyError(str(notebook), "no cell tagged `parameters`", "tag the cell of defaults")
-    known = papermill.inspect_notebook(str(notebook))
-    for name in given:
-        if name not in known:
-            raise StudyError(name, given[name], f"a parameter of the notebook: {', '.join(known)}")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    for attempt in (1, 2):
+
+MADE = """\
+import json
+
+print(json.dumps({
+    "runs": results.runs[["key", "status", "final_loss"]].to_dict("records"),
+    "points": results.points[["key", "result"]].to_dict("records"),
+}))
+"""
+"""The cell that a smoke run ends with."""
+
+SMOKE_VARIABLES = ("JAX_", "XLA_", "OMP_", "OPENBLAS_", "MKL_")
+"""Beginnings of the environment variables that may change what a smoke run computes."""
+
+
+def _smoke_digest(folder: Path, root: Path) -> str:
+    """Digest of everything that can change the study's smoke run."""
+    packages = sorted(f"{d.name}=={d.version}" for d in metadata.distributions())
+    environment = sorted(i for i in os.environ.items() if i[0].startswith(SMOKE_VARIABLES))
+    seen = hashlib.sha256(repr((sys.version, packages, environment, machine.cores())).encode())
+    library = (path for path in (root / "lib").rglob("*") if path.suffix != ".pyc")
+    study = (path for path in folder.rglob("*") if "records" not in path.relative_to(folder).parts)
+    for path in sorted(path for path in (*library, *study) if path.is_file()):
+        seen.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    return seen.hexdigest()[:16]
+
+
+def render(study: pages.Study, root: Path) -> None:
+    """Write the study's page: its notebook, executed on the records of its profile.
+
+    Raises:
+        StudyError: the study fails.
+    """
+    given = parameters(study.folder, study.profile) | {"mode": "load"}
+    notebook = finish(execute(study.folder / "study.ipynb", study.page, given, root))
+    study.page.write_text(json.dumps(notebook, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+@contextmanager
+def _at_once(jobs: Sequence[Callable[[], object]]) -> Iterator[list[Future]]:
+    """Start the jobs, `AT_ONCE` at a time; those that have not begun are dropped on an error."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         try:
-            papermill.execute_notebook(
-                str(notebook), str(output), parameters=dict(given), cwd=str(cwd),
-                progress_bar=False, start_timeout=120, extra_arguments=["--log-level=ERROR"],
-            )  # fmt: skip
-            break
-        except PapermillExecutionError as error:
-            received = f"{error.ename}: {error.evalue}"
-            todo = f"a notebook that runs; cell {error.exec_count} of {output} shows the traceback"
-            raise StudyError(str(notebook), received, todo) from None
-        except RuntimeError:
-            if attempt == 2:
-                raise
-    return verify(json.loads(output.read_text(encoding="utf-8")), output)
-
-
-def verify(notebook: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return an executed notebook if it ran to its end.
-
-    Raises:
-        StudyError: papermill's metadata says exception or pending, an output is an error, or a
-            cell that promises a figure shows none.
-    """
-    todo = "a notebook that papermill ran to its end"
-    if notebook["metadata"].get("papermill", {}).get("exception"):
-        raise StudyError(str(path), "papermill reports an exception", todo)
-    for index, cell in enumerate(notebook["cells"]):
-        state = cell["metadata"].get("papermill", {})
-        if state.get("exception") or state.get("status") in ("pending", "running", "failed"):
-            raise StudyError(f"{path} cell {index}", state, todo)
-        outputs = cell.get("outputs", [])
-        if any(o["output_type"] == "error" for o in outputs):
-            raise StudyError(f"{path} cell {index}", "an error output", todo)
-        shown = [mime for o in outputs for mime in o.get("data", {}) if mime.startswith("image/")]
-        if "figure" in cell["metadata"].get("mystnb", {}) and not shown:
-            name = cell["metadata"]["mystnb"]["figure"].get("name")
-            raise StudyError(f"{path} cell {index}", f"no image for figure {name}", "a PNG output")
-    return notebook
-
-
-def strip(notebook: dict[str, Any]) -> dict[str, Any]:
-    """Make an executed notebook a page: no run metadata, injected parameters hidden."""
-    notebook["metadata"].pop("papermill", None)
-    for cell in notebook["cells"]:
-        for key in ("papermill", "execution"):
-            cell["metadata"].pop(key, None)
-        tags = cell["metadata"].get("tags", [])
-        if "injected-parameters" in tags and "remove-cell" not in tags:
-            tags.append("remove-cell")
-    return notebook
+            yield [pool.submit(job) for job in jobs]
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def stage(root: Path, staging: Path) -> None:
@@ -344,19 +360,18 @@ def build(
         out / "timings.json",
         say,
     )
-    for folder in folders if live else ():
-        with steps.step():
-            target = out / "smoke" / f"{folder.name}.ipynb"
-            execute(folder / "study.ipynb", target, parameters(folder, "smoke"), root)
+    with _at_once([partial(smoke, folder, root) for folder in folders if live]) as runs:
+        for run in runs:
+            with steps.step():
+                run.result()
     stage(root, staging)
-    studies = []
-    for folder in folders:
-        with steps.step():
-            page = staging / "studies" / f"{folder.name}.ipynb"
-            given = parameters(folder, best[folder]) | {"mode": "load"}
-            notebook = strip(execute(folder / "study.ipynb", page, given, root))
-            page.write_text(json.dumps(notebook, indent=1, ensure_ascii=False), encoding="utf-8")
-            studies.append(pages.Study(folder.name, folder, page, best[folder]))
+    studies = [
+        pages.Study(f.name, f, staging / "studies" / f"{f.name}.ipynb", best[f]) for f in folders
+    ]
+    with _at_once([partial(render, study, root) for study in studies]) as runs:
+        for run in runs:
+            with steps.step():
+                run.result()
     with steps.step():
         pages.generate(root, staging, studies)
     with steps.step():

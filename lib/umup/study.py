@@ -25,16 +25,16 @@ from typing import Any
 
 import pandas as pd
 
-from umup import data, machine, studies
+from umup import data, machine, notebook, studies
 from umup.config import NUMERICS, RunConfig, canonical_json
 from umup.design import Design, Point
 from umup.errors import StudyError, memory_for
+from umup.notebook import PLAIN
 from umup.records import Results, Store, current, provenance, read_results, stale
 from umup.search import LRSweep
 from umup.sweep import OutOfTime, Progress, Settings, run_pending
 from umup.yaml_reader import read_yaml_file
 
-PLAIN = (int, float, str, bool, list, tuple, dict, type(None))
 KERNEL_NAMES = {"In", "Out", "exit", "quit"}
 
 
@@ -71,23 +71,31 @@ def folder(study: str | Path) -> Path:
 
 
 def profiles(study: str | Path) -> list[str]:
-    """The study's profiles: its parameter files."""
-    return sorted(p.stem for p in folder(study).glob("*.yaml") if p.stem != "claims")
+    """The study's profiles: that of its notebook, and its parameter files."""
+    own = notebook.parameters(folder(study) / "study.ipynb").get("profile")
+    files = {path.stem for path in folder(study).glob("*.yaml")} - {"claims"}
+    return sorted(files | ({own} if own else set()))
 
 
 def parameters(study: str | Path, profile: str) -> dict[str, Any]:
-    """The papermill parameters of a profile.
+    """The papermill parameters of a profile: the notebook's own, those of its file over them.
+
+    The notebook's own profile needs no file. Mode is ``run`` unless the file says otherwise.
 
     Raises:
-        StudyError: unknown profile, or a file that is not a mapping.
+        StudyError: an unknown profile, or a file that is not a mapping, or of another profile.
     """
+    if profile not in (known := profiles(study)):
+        raise StudyError("profile", profile, _choices(profile, known))
     path = folder(study) / f"{profile}.yaml"
-    if profile == "claims" or not path.exists():
-        raise StudyError("profile", profile, _choices(profile, profiles(study)))
-    found = read_yaml_file(path, StudyError)
+    found = read_yaml_file(path, StudyError) if path.exists() else None
     if not isinstance(found, dict | None):
         raise StudyError(str(path), found, "a mapping of parameter names to values")
-    return found or {}
+    found = found or {}
+    if found.get("profile", profile) != profile:  # it would write into the other one's records
+        raise StudyError(f"{path}: profile", found["profile"], f"{profile}, as the file is named")
+    own = notebook.parameters(folder(study) / "study.ipynb")
+    return own | {"profile": profile, "mode": "run"} | found
 
 
 def _choices(received: object, options: list[str]) -> str:
@@ -141,10 +149,11 @@ def run_or_load(study: str | Path, design: Design) -> Results:
     shows that the code works rather than that a file exists.
 
     Returns:
-        Runs and points of the current numerics.
+        Runs and points of the current numerics. In mode ``load`` there may be none: a line is
+        printed then, and the study has still a page, on which nothing is measured.
 
     Raises:
-        StudyError: mode ``load`` and no records, or a worker failed.
+        StudyError: a worker failed.
         OutOfTime: the time limit passed; run the same command again to go on.
     """
     if design.fresh:
@@ -157,8 +166,8 @@ def run_or_load(study: str | Path, design: Design) -> Results:
         _make(study, design, place)
     results = read_results(place)
     if results.runs.empty and results.points.empty:
-        todo = f"records first: umup run {_name(study)} --profile {design.profile}"
-        raise StudyError("records", str(place.folder.name), todo)
+        command = f"umup run {_name(study)} --profile {design.profile}"
+        print(f"Nothing is on record for the profile {design.profile}: `{command}` measures it.")
     return results
 
 

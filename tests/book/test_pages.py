@@ -150,12 +150,13 @@ def test_status_counts_stale_records_and_names_commits():
 def test_profiles_stand_side_by_side(tmp_path):
     folder = tmp_path / "lr"
     folder.mkdir()
-    (folder / "study.ipynb").write_text("{}", encoding="utf-8")
+    source = "profile: str = 'cpu'\nwidths: list = [32]\nseeds: int = 3\n"
+    cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": source}
+    (folder / "study.ipynb").write_text(json.dumps({"cells": [cell]}), encoding="utf-8")
     (folder / "smoke.yaml").write_text("widths: [32, 64]\n", encoding="utf-8")
-    (folder / "cpu.yaml").write_text("widths: [32]\nseeds: 3\n", encoding="utf-8")
     text = pages.profiles(tmp_path)
     assert "| parameter | smoke | cpu |" in text
-    assert "| `widths` | [32, 64] | [32] |" in text and "| `seeds` | default | 3 |" in text
+    assert "| `widths` | [32, 64] | [32] |" in text and "| `seeds` | 3 | 3 |" in text
 
 
 def test_headings_are_shifted_outside_code():

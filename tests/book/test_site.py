@@ -1,29 +1,18 @@
-"""The builder: what it refuses, what it strips, and what the site check sees."""
+"""The builder: what it refuses, what it runs again, and what the site check sees."""
 
 from __future__ import annotations
 
 import json
+import threading
+from functools import partial
 from pathlib import Path
 
-import nbformat
 import pytest
 
 from umup import site
 from umup.errors import BookError, StudyError
 
-CODE = nbformat.v4.new_code_cell
 SOUND = "<!doctype html><body><h1 id='top'>x</h1>"
-
-
-def notebook(folder: Path, *cells, tagged: bool = True) -> Path:
-    first = CODE(
-        "n: int = 1\nmode: str = 'run'", metadata={"tags": ["parameters"]} if tagged else {}
-    )
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    book = nbformat.v4.new_notebook(cells=[first, *cells], metadata=kernel)
-    path = folder / "study.ipynb"
-    nbformat.write(book, path)
-    return path
 
 
 def pages_of(folder: Path, **pages: str) -> list[str]:
@@ -78,83 +67,14 @@ def test_check_refuses_a_folder_without_a_site(tmp_path):
         site.check(tmp_path)
 
 
-def test_execute_runs_with_the_given_parameters(tmp_path):
-    path = notebook(tmp_path, CODE("print(n + 41, mode)"))
-    done = site.execute(path, tmp_path / "out" / "x.ipynb", {"n": 2, "mode": "load"}, tmp_path)
-    assert done["cells"][-1]["outputs"][0]["text"] == ["43 load\n"]
-
-
-def test_execute_refuses_an_unknown_parameter_before_it_runs(tmp_path):
-    path = notebook(tmp_path, CODE("open('ran', 'w')"))
-    with pytest.raises(StudyError, match=r"widths.*n, mode"):
-        site.execute(path, tmp_path / "x.ipynb", {"widths": 2}, tmp_path)
-    assert not (tmp_path / "ran").exists()
-
-
-def test_execute_refuses_a_notebook_without_the_tag(tmp_path):
-    path = notebook(tmp_path, tagged=False)
-    with pytest.raises(StudyError, match="tagged `parameters`"):
-        site.execute(path, tmp_path / "x.ipynb", {}, tmp_path)
-
-
-def test_a_failing_cell_stops_the_build_and_is_named(tmp_path):
-    path = notebook(tmp_path, CODE("1 / 0"))
-    with pytest.raises(StudyError, match="ZeroDivisionError: division by zero"):
-        site.execute(path, tmp_path / "x.ipynb", {}, tmp_path)
-    # What papermill left behind is refused as well, whatever it is called.
-    left = json.loads((tmp_path / "x.ipynb").read_text("utf-8"))
-    with pytest.raises(StudyError, match="exception"):
-        site.verify(left, tmp_path / "x.ipynb")
-
-
-@pytest.mark.parametrize(
-    ("whole", "cell", "outputs"),
-    [
-        ({"exception": True}, {}, []),
-        ({}, {"status": "pending"}, []),
-        ({}, {"exception": True, "status": "failed"}, []),
-        ({}, {}, [{"output_type": "error", "ename": "E", "evalue": "", "traceback": []}]),
-    ],
-)
-def test_verify_refuses_what_did_not_finish(whole, cell, outputs):
-    book = {
-        "metadata": {"papermill": whole},
-        "cells": [{"cell_type": "code", "metadata": {"papermill": cell}, "outputs": outputs}],
-    }
-    with pytest.raises(StudyError, match="to its end"):
-        site.verify(book, Path("x.ipynb"))
-
-
-def test_verify_refuses_a_figure_without_an_image():
-    cell = {"metadata": {"mystnb": {"figure": {"name": "fig-a"}}}}
-    text = {"output_type": "display_data", "data": {"text/plain": "<Figure>"}}
-    image = {"output_type": "display_data", "data": {"image/png": "xx"}}
-    with pytest.raises(StudyError, match="no image for figure fig-a"):
-        site.verify({"metadata": {}, "cells": [cell | {"outputs": [text]}]}, Path("x.ipynb"))
-    sound = {"metadata": {}, "cells": [cell | {"outputs": [text, image]}]}
-    assert site.verify(sound, Path("x.ipynb")) is sound
-
-
-def test_strip_hides_injected_parameters_and_drops_run_metadata():
-    cells = [
-        {"metadata": {"tags": ["parameters"], "papermill": {"status": "completed"}}},
-        {"metadata": {"tags": ["injected-parameters"], "execution": {"started": "now"}}},
-    ]
-    done = site.strip({"metadata": {"papermill": {}, "kernelspec": {}}, "cells": cells})
-    assert done["metadata"] == {"kernelspec": {}}
-    assert done["cells"][0]["metadata"] == {"tags": ["parameters"]}
-    assert done["cells"][1]["metadata"] == {"tags": ["injected-parameters", "remove-cell"]}
-    assert site.strip(done)["cells"][1]["metadata"]["tags"].count("remove-cell") == 1
-
-
 def test_best_profile_prefers_h100_then_cpu_and_ignores_empty_folders(tmp_path):
-    assert site.best_profile(tmp_path) == "smoke"
-    for profile, best in (("cpu", "cpu"), ("h100", "h100")):
-        folder = tmp_path / "records" / profile
-        folder.mkdir(parents=True)
-        before = site.best_profile(tmp_path)
-        (folder / "a.parquet").write_bytes(b"")
-        assert before != best and site.best_profile(tmp_path) == best
+    assert site.best_profile(tmp_path) == "cpu", "a page on which nothing is measured"
+    (tmp_path / "records" / "cpu").mkdir(parents=True)
+    (tmp_path / "records" / "h100").mkdir()
+    assert site.best_profile(tmp_path) == "cpu"
+    for profile in ("cpu", "h100"):
+        (tmp_path / "records" / profile / "a.parquet").write_bytes(b"")
+        assert site.best_profile(tmp_path) == profile
 
 
 def test_steps_tell_time_left_and_remember(tmp_path):
@@ -163,7 +83,7 @@ def test_steps_tell_time_left_and_remember(tmp_path):
     steps = site.Steps(names, tmp_path / "t.json", said.append)
     with steps.step():
         pass
-    assert said[0] == "[1/2] a (about 2 min left)"  # 90 s + 2 s by default
+    assert said[0] == "[1/2] a (about 17 s left)"  # 15 s + 2 s by default
     with steps.step():
         pass
     assert said[2] == "[2/2] b (about 2 s left)"
@@ -171,6 +91,87 @@ def test_steps_tell_time_left_and_remember(tmp_path):
     assert again.left() == "0 s"  # both took no time the first time
     memory = json.loads((tmp_path / "t.json").read_text("utf-8"))
     assert set(memory) == {"a", "b"} and max(memory.values()) < 1
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """A checkout with one study, `toy`."""
+    toy = tmp_path / "experiments" / "toy"
+    (toy / "records" / "cpu").mkdir(parents=True)
+    cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": "profile = 'cpu'"}
+    (toy / "study.ipynb").write_text(json.dumps({"cells": [cell]}), encoding="utf-8")
+    (toy / "smoke.yaml").write_text("fresh: true\n", encoding="utf-8")
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "code.py").write_text("n = 1\n", encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def ran(monkeypatch) -> list[dict]:
+    """The parameters of every notebook that was run, which is only pretended."""
+    found: list[dict] = []
+
+    def execute(notebook: Path, output: Path, given: dict, cwd: Path) -> None:
+        found.append(given)
+        output.write_text(notebook.read_text(encoding="utf-8"), encoding="utf-8")
+
+    monkeypatch.setattr(site, "execute", execute)
+    return found
+
+
+def test_a_smoke_run_is_kept_until_something_that_can_change_it_does(checkout, ran, monkeypatch):
+    toy = checkout / "experiments" / "toy"
+    first = site.smoke(toy, checkout)
+    assert ran == [{"profile": "smoke", "mode": "run", "fresh": True}]
+    last = json.loads(first.read_text("utf-8"))["cells"][-1]
+    assert last["source"] == site.MADE, "it ends by saying what was made"
+    assert site.smoke(toy, checkout) == first and len(ran) == 1
+    (toy / "records" / "cpu" / "a.parquet").write_bytes(b"x")  # which a smoke run does not read
+    assert site.smoke(toy, checkout) == first and len(ran) == 1
+    changes = [
+        lambda: (checkout / "lib" / "code.py").write_text("n = 2\n", encoding="utf-8"),
+        lambda: (toy / "smoke.yaml").write_text("fresh: true\nn: 2\n", encoding="utf-8"),
+        lambda: monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_max_isa=AVX2"),
+        lambda: monkeypatch.setattr(site.machine, "cores", lambda: 64),
+    ]
+    for number, change in enumerate(changes, 2):
+        change()
+        site.smoke(toy, checkout)
+        assert len(ran) == number
+    assert len(list((checkout / ".cache" / "smoke").iterdir())) == 1, "older ones are removed"
+
+
+def test_a_smoke_run_that_fails_is_not_kept(checkout, monkeypatch):
+    def fail(notebook: Path, output: Path, given: dict, cwd: Path) -> None:
+        output.write_text("half", encoding="utf-8")
+        raise StudyError("cell", "x", "y")
+
+    monkeypatch.setattr(site, "execute", fail)
+    for _ in range(2):
+        with pytest.raises(StudyError):
+            site.smoke(checkout / "experiments" / "toy", checkout)
+    assert list((checkout / ".cache" / "smoke").iterdir()) == []
+
+
+def test_of_notebooks_run_two_at_a_time_an_error_drops_those_not_begun():
+    begun, go = [], threading.Event()
+
+    def job(number: int) -> None:
+        begun.append(number)
+        if number == 0:
+            raise StudyError("cell", "x", "y")
+        go.wait(60)
+
+    with (
+        pytest.raises(StudyError),
+        site._at_once([partial(job, number) for number in range(9)]) as runs,
+    ):
+        try:
+            runs[0].result()
+        finally:
+            cancelled = [run for run in runs if run.cancel()]
+            go.set()
+    assert len(cancelled) >= 6 and len(begun) <= 3
 
 
 def test_build_needs_a_study(tmp_path):

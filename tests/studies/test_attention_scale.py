@@ -12,7 +12,6 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
@@ -27,6 +26,7 @@ from umup.studies import attention_scale_figures as figures
 from umup.studies import attention_scale_report as report
 from umup.studies import attention_scale_tables as tables
 from umup.studies.attention_scale_tables import PER_D, PER_ROOT, QUANTITIES
+from umup.study import parameters
 
 HERE = Path(__file__).parents[2] / "experiments" / "attention_scale"
 TEXT = cast(Dataset, SimpleNamespace(digest="d", vocab_size=256))
@@ -398,10 +398,10 @@ def test_every_claim_is_judged_from_full_records(results: Results) -> None:
 
 def test_profiles_are_designs_whose_plan_knows_its_size() -> None:
     for profile in ("smoke", "cpu", "h100"):
-        values = yaml.safe_load((HERE / f"{profile}.yaml").read_text(encoding="utf-8"))
+        values = parameters(HERE, profile)
         design = study.AttentionScale.from_dict(values)
         assert not [s for s in design.probe_steps if s % design.chunk_steps], "one program serves"
-    cpu = yaml.safe_load((HERE / "cpu.yaml").read_text(encoding="utf-8"))
+    cpu = parameters(HERE, "cpu")
     assert 150 < len(played(study.AttentionScale.from_dict(cpu))) < 240
 
 

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from matplotlib.figure import Figure
 
 from umup import claims, fp8, ops, study, train
@@ -36,6 +35,7 @@ from umup.studies import fp8_drift_report as report
 from umup.studies import fp8_drift_settings_figures as effects
 from umup.studies import fp8_drift_tables as tables
 from umup.studies.fp8_drift import Fp8Drift
+from umup.study import parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "experiments" / "fp8_drift"
@@ -266,7 +266,7 @@ def test_bad_parameters_are_named(field: str, value: Any) -> None:
 
 @pytest.mark.parametrize("profile", ["smoke", "cpu", "h100"])
 def test_profiles_are_designs(profile: str) -> None:
-    values = yaml.safe_load((FOLDER / f"{profile}.yaml").read_text(encoding="utf-8"))
+    values = parameters(FOLDER, profile)
     assert Fp8Drift.from_dict(values).runs(TEXT)
 
 

@@ -15,7 +15,6 @@ import numpy as np
 import optax
 import pandas as pd
 import pytest
-import yaml
 from flax import nnx
 from matplotlib.figure import Figure
 
@@ -34,6 +33,7 @@ from umup.studies import own_model_models as models
 from umup.studies import own_model_plain as plain
 from umup.studies import own_model_report as report
 from umup.studies import own_model_tables as tables
+from umup.study import parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "experiments" / "own_model"
@@ -405,7 +405,7 @@ def test_every_claim_is_judged_from_full_records(results: Results) -> None:
 
 def test_profiles_are_designs() -> None:
     for profile in ("smoke", "cpu", "h100"):
-        values = yaml.safe_load((HERE / f"{profile}.yaml").read_text(encoding="utf-8"))
+        values = parameters(HERE, profile)
         design = study.OwnModel.from_dict(values)
         if profile != "smoke":
             assert all(max(w) >= 8 * min(w) for w in (design.mlp_widths, design.vit_widths))

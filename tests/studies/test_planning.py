@@ -22,15 +22,14 @@ from umup.studies import planning as study
 from umup.studies import planning_figures as figures
 from umup.studies import planning_report as report
 from umup.studies import planning_tables as tables
+from umup.study import parameters
 
 HERE = Path(__file__).resolve().parents[2] / "experiments" / "planning"
 EMPTY = Results(pd.DataFrame(), pd.DataFrame())
 
 
 def design_of(profile: str) -> study.Planning:
-    return study.Planning.from_dict(
-        yaml.safe_load((HERE / f"{profile}.yaml").read_text(encoding="utf-8"))
-    )
+    return study.Planning.from_dict(parameters(HERE, profile))
 
 
 CPU = design_of("cpu")

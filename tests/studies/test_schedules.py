@@ -12,7 +12,6 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from matplotlib.figure import Figure
 
 from umup import claims
@@ -26,6 +25,7 @@ from umup.studies import schedules_figures as figures
 from umup.studies import schedules_report as report
 from umup.studies import schedules_tables as tables
 from umup.studies.schedules_tables import Line
+from umup.study import parameters
 
 HERE = Path(__file__).parents[2] / "experiments" / "schedules"
 TEXT = cast(Dataset, SimpleNamespace(digest="d", vocab_size=256))
@@ -336,7 +336,7 @@ def test_a_claim_over_more_budgets_than_measured_is_not_measured(results: Result
 
 def test_profiles_are_designs_and_claims_have_their_runs(results: Results) -> None:
     for profile in ("smoke", "cpu", "h100"):
-        given = yaml.safe_load((HERE / f"{profile}.yaml").read_text())
+        given = parameters(HERE, profile)
         design = study.Schedules.from_dict(given)
         assert design.profile == profile
     verdicts = {v.id: v for v in claims.evaluate(HERE, results, "cpu")}

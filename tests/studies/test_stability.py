@@ -12,7 +12,6 @@ from typing import cast
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from matplotlib.figure import Figure
 
 from umup import claims
@@ -26,6 +25,7 @@ from umup.studies import stability_drills as drills
 from umup.studies import stability_figures as figures
 from umup.studies import stability_report as report
 from umup.studies import stability_tables as tables
+from umup.study import parameters
 
 HERE = Path(__file__).parents[2] / "experiments" / "stability"
 TEXT = cast(Dataset, SimpleNamespace(digest="d", vocab_size=256))
@@ -204,7 +204,7 @@ def test_every_claim_is_judged_from_full_records_and_none_from_empty(results: Re
 
 def test_profiles_are_designs() -> None:
     for profile in ("smoke", "cpu", "h100"):
-        values = yaml.safe_load((HERE / f"{profile}.yaml").read_text(encoding="utf-8"))
+        values = parameters(HERE, profile)
         assert study.Stability.from_dict(values).points()
 
 

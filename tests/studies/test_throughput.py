@@ -26,12 +26,13 @@ from umup.studies import throughput_measures as measures
 from umup.studies import throughput_pieces as pieces
 from umup.studies import throughput_report as report
 from umup.studies import throughput_tables as tables
+from umup.study import parameters
 
 HERE = Path(__file__).resolve().parents[2] / "experiments" / "throughput"
 
 
 def design_of(profile: str) -> study.Throughput:
-    values = yaml.safe_load((HERE / f"{profile}.yaml").read_text(encoding="utf-8"))
+    values = parameters(HERE, profile)
     return study.Throughput.from_dict(values)
 
 
