@@ -41,7 +41,6 @@ book: $(READY) ## every study live at smoke, pages from records, the site, check
 test: $(READY) ## every test, and the notebooks re-executed and compared
 	@$(if $(wildcard $(SITE)),,echo "The browser tests need the built book: make book runs them.")
 	@$(STEP) test 1 -- $(PY) -m pytest -n $(JOBS) --dist loadfile --nbval --nbval-current-env \
-		--nbval-sanitize-with experiments/nbval.cfg \
 		$(if $(wildcard $(SITE)),,-m "not browser") $(TESTS) \
 		$(if $(filter tests/% experiments/%,$(TESTS)),,tests $(wildcard experiments/*/study.ipynb))
 
