@@ -29,9 +29,11 @@ class Coord(NamedTuple):
     """One model at one width and seed, as ``coord_check`` asks for it.
 
     Attributes:
-        params: pytree of arrays (nested dicts, ``nnx.State``). The last two axes of a leaf are
-            (fan_in, fan_out), y = x W; earlier axes stack matrices, such as layers or taps of a
-            convolution; a vector counts as (1, n). A leaf's name is its path: ``mlp.down.w``.
+        params: pytree of arrays (nested dicts, ``nnx.State``). Parameters of a Flax model that
+            ``umup.optim.mark`` has marked have the fans that it found. Of any other leaf the last
+            two axes are (fan_in, fan_out), y = x W; earlier axes stack matrices, such as layers or
+            taps of a convolution; a vector counts as (1, n). A leaf's name is its path:
+            ``mlp.down.w``.
         loss: (params, batch) → (loss, activations): the loss a scalar, activations a mapping from
             name to array, of the same names and number of axes at every width. Loss functions
             and optimizers that are one object for several models are compiled once.
@@ -232,7 +234,7 @@ def _fans(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _leaves(params: Any) -> list[tuple[tuple, Any]]:
-    """Paths and weights; parts that a `umup.layers.Weight` keeps side by side are one matrix."""
+    """Paths and weights; those with marks (``umup.optim.mark``) as matrices of their fans."""
     found = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_variable)[0]
     return [(path, _merged(leaf) if _is_variable(leaf) else leaf) for path, leaf in found]
 
@@ -242,10 +244,15 @@ def _is_variable(leaf: Any) -> bool:
 
 
 def _merged(variable: nnx.Variable) -> Any:
-    w = variable.get_value()
-    if "parts" in variable.get_metadata().get("axes", ()):
-        return w.reshape(*w.shape[:-2], -1)
-    return w
+    """Its matrices (stacked, fan_in, fan_out): heads, taps and parts side by side belong to one."""
+    w, meta = variable.get_value(), variable.get_metadata()
+    if "fan_in" not in meta or "fan_out" not in meta:
+        return w
+    size = meta["fan_in"] * meta["fan_out"]
+    if all(math.prod(w.shape[axis:]) != size for axis in range(w.ndim + 1)):
+        todo = f"axes that stack layers before those of fan-in and fan-out, {size} elements"
+        raise ConfigError("params", w.shape, todo)
+    return w.reshape(-1, meta["fan_in"], meta["fan_out"])
 
 
 def _name(path: tuple) -> str:

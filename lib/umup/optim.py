@@ -11,18 +11,25 @@ optax's; what is ours is the factor of each weight, which the rules give.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import zlib
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
 
 from umup.config import OptimConfig
 from umup.errors import ConfigError
 from umup.powers import Number
+from umup.roles import mark as mark
 from umup.rules import Parametrization
+from umup.sampling import mix
 from umup.schemes import ROLES
 
 
@@ -77,36 +84,6 @@ def schedule(config: OptimConfig) -> optax.Schedule:
     return factor
 
 
-def mark(part: nnx.Module | nnx.Param, role: str, *, residual: bool = False) -> None:
-    """Give the parameters of any Flax NNX module what ``lr_factors`` reads.
-
-    Matrices (fan_in, fan_out) get ``role``; earlier axes, as of convolutions, count as fan-in.
-    Vectors are ``input`` in any layer: a bias is the weight of a constant 1 and a gain that of one
-    feature, so that their fan-in is 1 and does not grow (Tensor Programs V, arXiv 2203.03466,
-    Appendix B). Only a vector that is given alone keeps the role that it is given.
-
-    Args:
-        part: a layer, a whole module, or one parameter.
-        role: ``input`` (fan_in fixed, fan_out grows), ``hidden`` (both grow) or ``output``.
-        residual: whether it lies on a residual branch.
-
-    Raises:
-        ConfigError: unknown role, or nothing to mark.
-    """
-    if role not in ROLES:
-        raise ConfigError("role", role, " | ".join(ROLES))
-    alone = isinstance(part, nnx.Param)
-    params = [part] if alone else [p for _, p in nnx.iter_graph(part) if isinstance(p, nnx.Param)]
-    if not params:
-        raise ConfigError("part", type(part).__name__, "a module with parameters")
-    for param in params:
-        fan_out = param.shape[-1] if param.ndim else 1
-        param.set_metadata(
-            role=role if alone or param.ndim > 1 else "input",
-            fan_in=param.size // fan_out, fan_out=fan_out, residual=residual,
-        )  # fmt: skip
-
-
 def lr_factors(
     params: nnx.State, numbers_of: Parametrization, *, optimizer: str = "adam"
 ) -> nnx.State:
@@ -128,7 +105,7 @@ def lr_factors(
 
     def factor(path, param):
         meta = param.get_metadata() if isinstance(param, nnx.Variable) else {}
-        name = ".".join(str(getattr(p, "key", getattr(p, "name", p))) for p in path)
+        name = _name(path)
         if "role" not in meta:
             raise ConfigError(name, "a parameter without a role", " | ".join(ROLES))
         if meta["role"] not in ROLES:
@@ -136,31 +113,61 @@ def lr_factors(
         missing = [field for field in ("fan_in", "fan_out", "residual") if field not in meta]
         if missing:
             raise ConfigError(name, f"a parameter without {missing[0]}", "a parameter with it")
-        numbers = numbers_of.weight(
+        numbers = of_vector.get(meta.get("vector", ""), numbers_of).weight(
             meta["role"], meta["fan_in"], meta["fan_out"], residual=meta["residual"]
         )
         value = jnp.asarray(getattr(numbers, f"{optimizer}_lr"), jnp.float32)
         return param.replace(value)
 
-    return jax.tree.map_with_path(factor, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    # η̂_emb is the embedding's alone; a vector of the output layer, its bias, does not widen.
+    ours = dataclasses.replace(numbers_of, hps={**numbers_of.hps, "eta_emb": 1.0})
+    model = dataclasses.replace(ours.model, base_width=ours.model.d_model)
+    of_vector = {"input": ours, "fixed": dataclasses.replace(ours, model=model)}
+    return jax.tree.map_with_path(factor, params, is_leaf=_is_variable)
+
+
+def _is_variable(leaf) -> bool:
+    return isinstance(leaf, nnx.Variable)
+
+
+def _name(path: tuple) -> str:
+    return ".".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
 
 
 def _descend(
     config: OptimConfig, factors, hps: Mapping[str, Number]
 ) -> optax.GradientTransformation:
-    """The step of the module's equations from a direction u."""
+    """The step of the module's equations from a direction u.
+
+    Factors are found by the name of the weight: what Flax and optax hand over may be bare arrays,
+    a part of the weights, or a tree with masked nodes, where the factors are an ``nnx.State``.
+    """
     factor_of = schedule(config)
     eta, decay = hps["eta"], hps["weight_decay"]
     coupled = config.decay == "coupled"
+    named = {}
+    for path, factor in jax.tree.leaves_with_path(factors, is_leaf=_is_variable):
+        named[_name(path)] = factor[...] if _is_variable(factor) else factor
 
-    def update(updates, state, params):
+    def update(updates, state, params=None):
+        if params is None:
+            raise ConfigError("params", None, "the weights, as update(gradients, state, params)")
         s = factor_of(state.count)
 
-        def one(factor, direction, param):
-            lr = s * eta * factor
-            return -(lr * direction) - (lr if coupled else s) * decay * param
+        def one(path, direction, param):
+            name = _name(path)
+            if name not in named:
+                raise ConfigError(name, "a weight without a factor", ", ".join(named))
+            if _is_variable(direction):
+                return direction.replace(one(path, direction[...], param[...]))
+            lr = s * eta * named[name]
+            held = param.astype(jnp.float32)
+            step = -(lr * direction) - (lr if coupled else s) * decay * held
+            if param.dtype == held.dtype:
+                return step
+            return round_at_random(held + step, param.dtype, name, state.count) - held
 
-        new = jax.tree.map(one, factors, updates, params)
+        new = jax.tree.map_with_path(one, updates, params, is_leaf=_is_variable)
         return new, optax.ScaleByScheduleState(count=state.count + 1)
 
     return optax.GradientTransformation(
@@ -168,19 +175,63 @@ def _descend(
     )
 
 
+def round_at_random(x: Array, dtype: DTypeLike, name: str, step: Array) -> Array:
+    """x, float32, rounded up or down to a value of ``dtype`` so that its expectation is x.
+
+    Rounded to nearest, a weight in bfloat16 stands still under every update below 1/512 of it: most
+    of its decay and the small steps at the end of a schedule are lost (arXiv 2010.06192, §3).
+    Equal names and steps draw equal bits, on one device or many, with or without a restart.
+
+    Returns:
+        float32, of x's shape. Magnitudes beyond the largest of ``dtype`` are infinite.
+    """
+    near = x.astype(dtype)
+    back = near.astype(jnp.float32)
+    way = jnp.where(x > back, jnp.inf, -jnp.inf).astype(dtype)
+    other = jax.lax.nextafter(near, way).astype(jnp.float32)
+    share = (x - back) / (other - back)
+    key = mix(np.uint32(zlib.crc32(name.encode())) ^ step.astype(jnp.uint32))
+    index, size = jnp.zeros(x.shape, jnp.uint32), 1
+    for axis in reversed(range(x.ndim)):
+        index += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * np.uint32(size % 2**32)
+        size *= x.shape[axis]
+    drawn = (mix(mix(index) ^ key) >> np.uint32(8)).astype(jnp.float32) * 2.0**-24
+    return jnp.where(drawn < share, other, back)
+
+
+def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Moments in float32, whatever the weights are kept in."""
+
+    def float32(tree):
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
+
+    return optax.GradientTransformation(
+        lambda params: inner.init(float32(params)),
+        lambda updates, state, params=None: inner.update(float32(updates), state),
+    )
+
+
 def adamw(config: OptimConfig, factors, hps: Mapping[str, Number]) -> optax.GradientTransformation:
     """AdamW with per-weight factors.
 
+    It can be chained, masked and given to ``nnx.Optimizer``. Moments are float32. Weights in
+    bfloat16 or float16 get updates that take them to a neighbour at random, the expected step being
+    the exact one: apply them as they are, with ``optax.apply_updates``.
+
     Args:
         config: betas, ε, schedule and kind of decay.
-        factors: tree of learning-rate factors, as ``lr_factors`` gives it.
+        factors: tree of learning-rate factors, as ``lr_factors`` gives it; weights are told by
+            their names, so that an optimizer of some weights may have the factors of all.
         hps: ``eta`` and ``weight_decay``, floats or traced scalars.
 
     Returns:
-        A transformation whose update needs ``params``.
+        A transformation whose update needs ``params`` and is float32.
+
+    Raises:
+        ConfigError: at an update, of a weight without a factor or without ``params``.
     """
     adam = optax.scale_by_adam(config.beta1, config.beta2, config.eps)
-    return optax.chain(adam, _descend(config, factors, hps))
+    return optax.chain(_in_float32(adam), _descend(config, factors, hps))
 
 
 def sgd(
@@ -190,7 +241,7 @@ def sgd(
 
     Args:
         config: schedule and kind of decay; its betas and ε are Adam's and not read.
-        factors: as ``lr_factors(..., optimizer="sgd")`` gives it.
+        factors: see ``adamw``; as ``lr_factors(..., optimizer="sgd")`` gives it.
         hps: ``eta`` and ``weight_decay``, floats or traced scalars.
         momentum: in [0, 1).
 
@@ -203,4 +254,4 @@ def sgd(
     if not 0.0 <= momentum < 1.0:
         raise ConfigError("momentum", momentum, "a number in [0, 1)")
     descend = _descend(config, factors, hps)
-    return optax.chain(optax.trace(momentum), descend) if momentum else descend
+    return optax.chain(_in_float32(optax.trace(momentum)), descend) if momentum else descend

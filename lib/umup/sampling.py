@@ -91,14 +91,14 @@ def _feistel(n: int, seed: Any, epoch: Any) -> Callable[[Any], Any]:
     """One pass of the network, on uint32 of NumPy or JAX alike: the operators are all it needs."""
     a = math.isqrt(n - 1) + 1 if n > 1 else 1
     b = -(-n // a)
-    key = _mix(_mix(seed + np.uint32(0x9E3779B9)) ^ epoch)
-    keys = [_mix(key + np.uint32(r * 0x9E3779B9 % 2**32)) for r in range(_ROUNDS)]
+    key = mix(mix(seed + np.uint32(0x9E3779B9)) ^ epoch)
+    keys = [mix(key + np.uint32(r * 0x9E3779B9 % 2**32)) for r in range(_ROUNDS)]
 
     def feistel(x: Any) -> Any:
         left, right = x % np.uint32(a), x // np.uint32(a)
         for r, round_key in enumerate(keys):
             size = np.uint32(b if r % 2 else a)
-            left, right = right, (left + _mix(right ^ round_key) % size) % size
+            left, right = right, (left + mix(right ^ round_key) % size) % size
         return left + right * np.uint32(a)
 
     return feistel
@@ -195,7 +195,7 @@ def _uint32(x: ArrayLike) -> Array:
     return jnp.asarray(x).astype(jnp.uint32)
 
 
-def _mix(x: Any) -> Any:
+def mix(x: Any) -> Any:
     """The 32-bit finalizer of MurmurHash3 (A. Appleby, public domain)."""
     x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
     x = (x ^ (x >> np.uint32(13))) * np.uint32(0xC2B2AE35)

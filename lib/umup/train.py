@@ -125,16 +125,12 @@ def _optimizer(run: RunConfig, factors: nnx.State, lane: Lane) -> optax.Gradient
     return optim.adamw(run.optim, factors, lane.hps)
 
 
-def _float32(tree):
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
-
-
 def init(run: RunConfig, lane: Lane) -> TrainState:
     """The state before the first step; the optimizer's is float32 whatever the weights are."""
     parts = parts_of(build(run, lane))
     params = parts.params
     factors = optim.lr_factors(params, parametrization(run, lane.hps))
-    opt = _optimizer(run, factors, lane).init(_float32(params))
+    opt = _optimizer(run, factors, lane).init(params)
     numbers = Numbers(parts.scales, factors)
     return TrainState(numbers, params, opt, jnp.zeros([], jnp.int32), parts.amax)
 
@@ -208,12 +204,8 @@ def step(run: RunConfig, lane: Lane, state: TrainState, batch: tuple) -> tuple[T
         factor = jnp.minimum(1.0, run.optim.clip / norm)
         grads = jax.tree.map(lambda grad: grad * factor.astype(grad.dtype), grads)
     optimizer = _optimizer(run, state.numbers.lr_factors, lane)
-    held = _float32(state.params)
-    updates, opt = optimizer.update(_float32(grads), state.opt, held)
-    params = jax.tree.map(
-        lambda held, update, was: jnp.add(held, update).astype(was.dtype),
-        held, updates, state.params,
-    )  # fmt: skip
+    updates, opt = optimizer.update(grads, state.opt, state.params)
+    params = optax.apply_updates(state.params, updates)
     after = TrainState(state.numbers, params, opt, state.step + 1, amax)
     return after, Signals(loss, norm)
 

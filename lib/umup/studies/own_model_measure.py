@@ -49,7 +49,7 @@ class Setup(NamedTuple):
             params = {name: p for name, p in found.items() if isinstance(p, nnx.Param)}
             if self.wrong not in params:
                 raise ConfigError("wrong", self.wrong, " | ".join(params))
-            mark(params[self.wrong], "hidden")
+            mark(params[self.wrong], "hidden", replace=True)
         return made
 
     def numbers(self) -> Parametrization:
