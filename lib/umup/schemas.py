@@ -119,7 +119,7 @@ class Schema:
         if _broken(data):
             raise DamagedShard(name, "bytes that differ from their digest")
         try:
-            table = pq.ParquetFile(io.BytesIO(data)).read()
+            table = pq.ParquetFile(pa.BufferReader(data)).read()
             table.validate(full=True)
         except Exception as error:  # whatever a parser makes of damaged bytes
             raise DamagedShard(name, f"unreadable Parquet ({error})") from error
