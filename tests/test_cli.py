@@ -32,6 +32,8 @@ def test_studies_lists_the_profiles(capsys):
         (["run", "lr_transfer", "-p", "steps", "fast"], "steps: received 'fast'"),
         (["run", "lr_transfer", "-p", "corpus", "shakespeare"], "corpus: received 'shakespeare'"),
         (["data", "card", "nowhere"], "corpus: received 'nowhere'"),
+        (["watch", ".", "--every", "nan"], "--every: received nan; allowed: seconds"),
+        (["watch", ".", "--every", "-1"], "--every: received -1.0"),
     ],
 )
 def test_bad_input_is_one_line_before_any_compute(capsys, monkeypatch, argv, told):

@@ -45,7 +45,7 @@ FLOORS = (
         "replicas",
         "hlo",
     ),
-    ("scale", "arguments", "fp8", "probe", "recovery", "machine", "distributed"),
+    ("scale", "arguments", "fp8", "probe", "recovery", "machine", "terminal", "distributed"),
     ("ops", "unit", "mesh"),
     (
         "layers",
@@ -120,6 +120,7 @@ NO_JAX = {
     "writers",
     "telemetry",
     "watch",
+    "terminal",
 }
 IMPORT_NAMES = {"PIL": "pillow", "yaml": "pyyaml", "orbax": "orbax-checkpoint", "jaxlib": "jax"}
 

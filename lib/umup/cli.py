@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from umup import terminal
+from umup.config import POSITIVE
 from umup.errors import UmupError
 from umup.yaml_reader import read_overrides
 
@@ -277,6 +279,8 @@ def run_train(chosen: argparse.Namespace) -> int:
     config = runfile.read_config(chosen.config, overrides)
     if (chosen.fork is None) != (chosen.decay is None):
         raise TrainError("--fork", chosen.fork, "a step, together with --decay STEPS")
+    if chosen.minutes is not None and chosen.minutes not in POSITIVE:
+        raise TrainError("--minutes", chosen.minutes, str(POSITIVE))
     distributed.start(chosen.coordinator, chosen.processes, chosen.process)
     dataset = data.load(
         config.corpus, config.tokenizer, seq_len=config.model.seq_len, max_tokens=config.max_tokens
@@ -322,53 +326,70 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point.
 
     Returns:
-        0 done, 1 bad input (the message says which field), 75 told to stop or out of time (the
-        same command goes on), 76 a run that recovery could not heal.
+        0 done, 1 bad input (the message says which field) or a file that cannot be read or written,
+        75 told to stop or out of time (the same command goes on), 76 a run that recovery could not
+        heal, 130 interrupted, 141 nobody reads the output any more.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    terminal.prepare()
     try:
-        if argv[:1] == ["bench"]:
-            from umup import bench
-
-            return bench.main(argv[1:])
-        chosen = parser().parse_args(argv)
-        if chosen.command == "studies":
-            show_studies()
-        elif chosen.command == "run":
-            overrides = read_overrides(chosen.parameter)
-            options = executor_options(chosen)
-            return run_study(
-                chosen.study, chosen.profile, overrides, chosen.dry_run, options, chosen.wait
-            )
-        elif chosen.command == "status":
-            show_status(chosen.study, chosen.repair)
-        elif chosen.command == "new-study":
-            from umup import new_study
-
-            made = new_study.create(new_study.checkout(), chosen.name, chosen.title)
-            print(new_study.next_steps(chosen.name, made))
-        elif chosen.command == "train":
-            return run_train(chosen)
-        elif chosen.command == "plan":
-            from umup import plan_cli
-
-            return plan_cli.run(chosen)
-        elif chosen.command == "watch":
-            from umup import watch
-
-            return watch.watch(chosen.folder, once=chosen.once, every=chosen.every)
-        elif chosen.command == "data":
-            return run_data(
-                chosen.action, chosen.corpus, chosen.tokenizer, chosen.max_tokens, chosen.force
-            )
-        elif chosen.command == "book":
-            from umup import site
-
-            return site.main(["build", *(["--no-live"] if chosen.no_live else [])])
-        return 0
+        try:
+            return _command(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
     except UmupError as error:
         print(f"umup: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        writable = terminal.writable()
+        if isinstance(error, BrokenPipeError):
+            return 141
+        print(f"umup: {error if writable else f'standard output: {error}'}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _command(argv: list[str]) -> int:
+    """Run one command; returns the exit status."""
+    if argv[:1] == ["bench"]:
+        from umup import bench
+
+        return bench.main(argv[1:])
+    chosen = parser().parse_args(argv)
+    if chosen.command == "studies":
+        show_studies()
+    elif chosen.command == "run":
+        overrides = read_overrides(chosen.parameter)
+        options = executor_options(chosen)
+        return run_study(
+            chosen.study, chosen.profile, overrides, chosen.dry_run, options, chosen.wait
+        )
+    elif chosen.command == "status":
+        show_status(chosen.study, chosen.repair)
+    elif chosen.command == "new-study":
+        from umup import new_study
+
+        made = new_study.create(new_study.checkout(), chosen.name, chosen.title)
+        print(new_study.next_steps(chosen.name, made))
+    elif chosen.command == "train":
+        return run_train(chosen)
+    elif chosen.command == "plan":
+        from umup import plan_cli
+
+        return plan_cli.run(chosen)
+    elif chosen.command == "watch":
+        from umup import watch
+
+        return watch.watch(chosen.folder, once=chosen.once, every=chosen.every)
+    elif chosen.command == "data":
+        return run_data(
+            chosen.action, chosen.corpus, chosen.tokenizer, chosen.max_tokens, chosen.force
+        )
+    elif chosen.command == "book":
+        from umup import site
+
+        return site.main(["build", *(["--no-live"] if chosen.no_live else [])])
+    return 0
 
 
 if __name__ == "__main__":

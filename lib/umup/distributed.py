@@ -29,7 +29,7 @@ def start(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
         TrainError: only some of the three are given, or they do not fit; a launcher's variable is
             no number, or speaks of tasks that nothing has started; JAX's runtime does not start.
     """
-    if coordinator or processes or process >= 0:
+    if coordinator or processes or process != -1:
         if not coordinator or processes < 1:
             given = {"coordinator": coordinator, "processes": processes, "process": process}
             raise TrainError("coordinator", given, "HOST:PORT with --processes and --process")
