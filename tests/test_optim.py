@@ -8,6 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -201,6 +202,151 @@ def test_sgd_by_hand(decay, momentum):
             rate = s * 0.05 * scale[k]
             w[k] = w[k] - rate * m[k] - (rate if decay == "coupled" else s) * 0.02 * w[k]
             np.testing.assert_allclose(ours[k], w[k], rtol=2e-5, atol=1e-6)
+
+
+# --- in Flax's own loop ---------------------------------------------------------------------------
+
+
+class Two(nnx.Module):
+    """y = W₂ W₁ x with biases; its factors differ by layer."""
+
+    def __init__(self, dtype=jnp.float32):
+        kind = {"rngs": nnx.Rngs(0), "param_dtype": dtype}
+        self.first, self.second = nnx.Linear(3, 8, **kind), nnx.Linear(8, 8, **kind)
+        optim.mark(self.first, "input")
+        optim.mark(self.second, "hidden")
+
+    def __call__(self, x):
+        return self.second(self.first(x))
+
+
+def labels(params):
+    return jax.tree.map_with_path(
+        lambda path, _: "frozen" if "bias" in str(path) else "trained", params
+    )
+
+
+FLAX = OptimConfig(steps=9, warmup_steps=0, final_lr_ratio=1.0)
+WRAPPED = {
+    "plain": lambda t: t,
+    "clipped": lambda t: optax.chain(optax.clip_by_global_norm(1e9), t),
+    "one in two": lambda t: optax.MultiSteps(t, 2),
+    "if finite": lambda t: optax.apply_if_finite(t, 3),
+    "by label": lambda t: optax.multi_transform(
+        {"trained": t, "frozen": optax.set_to_zero()}, labels
+    ),
+}
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("name", WRAPPED)
+def test_flax_optimizer_makes_adams_first_step_times_each_factor(name, jit):
+    """Adam's first step has size η times the factor wherever the gradient is not zero."""
+    model = Two()
+    numbers = Parametrization.of_width("mup", 8, base_width=2)
+    factors = optim.lr_factors(nnx.state(model, nnx.Param), numbers)
+    transform = optim.adamw(FLAX, factors, {"eta": 0.125, "weight_decay": 0.0})
+    optimizer = nnx.Optimizer(model, WRAPPED[name](transform), wrt=nnx.Param)
+    x = jax.random.normal(jax.random.key(0), (4, 3))
+
+    def step(model, optimizer):
+        _, grads = nnx.value_and_grad(lambda m: jnp.mean((m(x) - 1.0) ** 2))(model)
+        optimizer.update(model, grads)
+
+    before = jax.device_get(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+    for _ in range(2 if name == "one in two" else 1):
+        (nnx.jit(step) if jit else step)(model, optimizer)
+    after = jax.device_get(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), after, before)
+    bias = 0.0 if name == "by label" else 0.125
+    assert moved == {
+        "first": {"kernel": pytest.approx(0.125, rel=1e-3), "bias": pytest.approx(bias, rel=1e-3)},
+        "second": {"kernel": pytest.approx(0.125 / 4, rel=1e-3),
+                   "bias": pytest.approx(bias, rel=1e-3)},
+    }  # fmt: skip
+
+
+def test_a_mask_and_a_part_of_the_weights_leave_the_rest_as_it_is():
+    model = Two()
+    factors = optim.lr_factors(
+        nnx.state(model, nnx.Param), Parametrization.of_width("mup", 8, base_width=2)
+    )
+    transform = optim.sgd(FLAX, factors, {"eta": 0.1, "weight_decay": 0.5}, momentum=0.5)
+    masked = optax.masked(
+        transform, lambda p: jax.tree.map(lambda label: label == "trained", labels(p))
+    )
+    part = nnx.All(nnx.Param, nnx.PathContains("second"))
+    for tx, wrt in ((masked, nnx.Param), (transform, part)):
+        grads = jax.tree.map(jnp.zeros_like, nnx.state(model, wrt))
+        before = model.second.kernel[...]
+        nnx.Optimizer(model, tx, wrt=wrt).update(model, grads)
+        np.testing.assert_allclose(model.second.kernel[...], 0.5 * before, rtol=1e-6)
+
+
+def test_a_weight_without_a_factor_and_an_update_without_weights_are_errors():
+    optimizer = optim.adamw(FLAX, {"a": 1.0}, {"eta": 1.0, "weight_decay": 0.0})
+    w = {"b": jnp.ones(2)}
+    with pytest.raises(ConfigError, match="b: received 'a weight without a factor'; allowed: a"):
+        optimizer.update(w, optimizer.init(w), w)
+    with pytest.raises(ConfigError, match=r"params: received None; allowed: the weights"):
+        optimizer.update(w, optimizer.init(w))
+
+
+# --- weights of few bits --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_rounding_at_random_is_right_on_average_and_to_a_neighbour(dtype):
+    # A step of a quarter and of a sixteenth of what separates 1 and the next value down.
+    gap = float(jnp.finfo(dtype).epsneg)
+    for share in (0.25, 0.0625):
+        x = jnp.full((64, 64), 1.0 - share * gap, jnp.float32)
+        found = np.asarray(optim.round_at_random(x, dtype, "w", jnp.int32(3)))
+        assert set(np.unique(found)) == {1.0 - gap, 1.0}
+        down = np.mean(found < 1.0)
+        assert abs(down - share) < 5 * math.sqrt(share * (1 - share) / x.size)
+    kept = jnp.asarray([1.0, -2.5, 0.0, jnp.inf, jnp.nan], jnp.float32)
+    np.testing.assert_array_equal(optim.round_at_random(kept, dtype, "w", jnp.int32(0)), kept)
+
+
+def test_draws_differ_by_step_name_and_element_and_by_nothing_else():
+    x = jnp.full((4, 512), 1.0 + 2.0**-8, jnp.float32)  # half-way between neighbours
+
+    def drawn(name, step):
+        return np.asarray(optim.round_at_random(x, jnp.bfloat16, name, jnp.int32(step))) > 1.0
+
+    first = drawn("w", 0)
+    np.testing.assert_array_equal(first, drawn("w", 0))
+    for other in (drawn("w", 1), drawn("v", 0), np.roll(first, 1, 1), np.roll(first, 1, 0)):
+        assert 0.4 < np.mean(first == other) < 0.6
+
+
+@pytest.mark.parametrize("momentum", [None, 0.5])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_weights_of_few_bits_decay_as_asked(dtype, momentum):
+    """Decay of 2⁻¹² a step is below half of what separates neighbours: to nearest, none moves."""
+    config = OptimConfig(steps=256, warmup_steps=0, final_lr_ratio=1.0)
+    hps = {"eta": 0.0, "weight_decay": 2.0**-12}
+    one = {"w": 1.0}
+    optimizer = (
+        optim.adamw(config, one, hps)
+        if momentum is None
+        else optim.sgd(config, one, hps, momentum=momentum)
+    )
+    w = {"w": jax.random.uniform(jax.random.key(0), (1024,), minval=1.0, maxval=2.0).astype(dtype)}
+    state = optimizer.init(w)
+    moments = [leaf for leaf in jax.tree.leaves(state) if leaf.shape]
+    assert moments and {leaf.dtype.name for leaf in moments} == {"float32"}
+
+    def step(carry, _):
+        w, state = carry
+        updates, state = optimizer.update(jax.tree.map(jnp.zeros_like, w), state, w)
+        return (optax.apply_updates(w, updates), state), None
+
+    (after, _), _ = jax.jit(lambda c: jax.lax.scan(step, c, None, length=256))((w, state))
+    assert after["w"].dtype == dtype
+    kept = float(jnp.mean(after["w"].astype(jnp.float32)) / jnp.mean(w["w"].astype(jnp.float32)))
+    assert kept == pytest.approx((1 - 2.0**-12) ** 256, abs=0.004)  # of 0.939
 
 
 @pytest.mark.parametrize("momentum", [1.0, -0.1, math.nan])
