@@ -256,7 +256,8 @@ def mutations(source: str, module: str) -> list[Mutation]:
         one = _replaced(tree.body[i], tuple(path), new)
         changed = "\n".join([*statements[:i], one, *statements[i + 1 :]])
         text = f"{_short(old)} → {_short(new)}"
-        if isinstance(old, (ast.Name, ast.Constant)) and not isinstance(parent, ast.stmt):
+        block = isinstance(parent, ast.stmt) and hasattr(parent, "body")
+        if isinstance(old, (ast.Name, ast.Constant)) and not block:
             text += f" in {_short(parent, 80)}"  # a name alone says little
         if changed != unchanged and changed not in found:
             line = getattr(old, "lineno", 0)

@@ -56,6 +56,8 @@ RENDERED = ("tables_in_three_styles", "table_of_variants", "table_says", "test_r
 _FORWARD_ONLY = "the value alone is kept, the backward scale is not read"
 _OF_LINEAR = "_linear_fwd(x, w, forward, backward, weight_grad, history, casts, fused)"
 EQUIVALENT = {
+    ("powers.py", "evaluate", "1.0 → 2.0 in numerator = denominator = 1.0"):
+        "both begin alike, and only their ratio is used",
     ("schemes.py", "_rung", "scale.weights[role].forward → scale.weights[role].backward"):
         "SP and μP have true gradients: their scales of the two directions are one",
     ("ops.py", "_linear", f"backward → forward in {_OF_LINEAR}"): _FORWARD_ONLY,
