@@ -1,8 +1,9 @@
 """Flax NNX modules. They hold weights and numbers and never name a scheme.
 
 Every weight is an ``nnx.Param`` that carries, as metadata, its role, fans and place (on a
-residual branch or not) and its Adam learning-rate factor; every scale is a ``Scale`` variable, so
-that hyperparameters stay traced values and ``model(ids)`` needs no further argument.
+residual branch or not), from which ``umup.optim.lr_factors`` computes its learning-rate factor;
+every scale is a ``Scale`` variable, so that hyperparameters stay traced values and ``model(ids)``
+needs no further argument.
 """
 
 from __future__ import annotations
@@ -92,7 +93,9 @@ class Weight(nnx.Module):
 
 
 class Linear(Weight):
-    """x (tokens, fan_in) → (tokens, fan_out), or a tuple of ``parts`` such, scaled by its numbers.
+    """x (tokens, fan_in) → (tokens, fan_out), scaled by its numbers.
+
+    With several ``parts`` the result is one array (tokens, parts, fan_out/parts).
 
     Args:
         recipe: how operands are cast; delayed scaling keeps state.
