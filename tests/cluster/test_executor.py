@@ -132,8 +132,8 @@ def test_records_that_cannot_be_written(workplace, commands, capsys):
     commands(**CLUSTER)
     (workplace / "experiments/toy/records").write_text("a file where the folder should be")
     err = refused(capsys, workplace)
-    assert "records/tiny: received 'write failed: Not a directory'" in err
-    assert "a folder that you and the tasks can write" in err
+    assert "records/tiny: received 'unreadable (Not a directory)'" in err
+    assert "a folder that can be read" in err
 
 
 def test_what_sbatch_took_is_cancelled_when_the_rest_fails(workplace, commands, monkeypatch):
