@@ -36,7 +36,18 @@ class _TidyLoops(asyncio.AbstractEventLoopPolicy):  # pyright: ignore[reportGene
                 loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
             close()
 
+        hand_over = loop.call_soon_threadsafe
+
+        def hand_over_while_open(*args, **named):
+            try:
+                return hand_over(*args, **named)
+            except RuntimeError:
+                # A read or write that was cancelled may end in its thread after the loop has.
+                if not loop.is_closed():
+                    raise
+
         loop.close = end_and_close
+        loop.call_soon_threadsafe = hand_over_while_open
         return loop
 
 

@@ -110,7 +110,7 @@ TINY = {"d_model": 64, "d_head": 32, "d_ff": 128, "n_layers": 2, "seq_len": 32}
     [
         ({"model": TINY}, "configurations"),
         ({"name": "a", "models": TINY}, "configurations"),
-        ({"name": "a", "model": TINY | {"d_head": 48}}, "a: d_head"),
+        ({"name": "a", "model": TINY | {"d_head": 48}}, "a: model.d_head"),
         ({"name": "a", "model": TINY, "mesh": {"tensor": 3}}, "a: mesh.tensor"),
         (
             {"name": "a", "model": TINY, "mesh": {"data": 1024}, "optim": {"batch_size": 1024}},
