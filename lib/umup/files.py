@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from umup.errors import UmupError
 
-_TODO = {
+_REMEDY = {
     errno.ENOSPC: "free some disk space and run the same command again",
     errno.EDQUOT: "free some of your disk quota and run the same command again",
     errno.EFBIG: "raise the file size limit (ulimit -f) and run the same command again",
@@ -67,7 +67,7 @@ def writing(path: Path, kind: type[UmupError], intact: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        todo = _TODO.get(error.errno or 0, "a writable folder")
+        todo = _REMEDY.get(error.errno or 0, "a writable folder")
         received = f"write failed: {error.strerror or error}"
         raise kind(str(path), received, f"{todo}; {intact}") from error
 
