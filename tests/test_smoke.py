@@ -38,7 +38,7 @@ def test_the_smoke_profile_runs_to_its_verdicts(name: str) -> None:
 
     (board,) = [c for c in cells if "verdicts" in c["metadata"].get("tags", [])]
     verdicts = "".join(board["outputs"][0]["data"]["text/markdown"])
-    for claim in claims.load(folder / "claims.yaml"):
-        start = f"| {claim.statement} |"  # another statement may go on after this one's words
-        (row,) = [line for line in verdicts.splitlines() if line.startswith(start)]
+    rows = verdicts.splitlines()[2:]  # below the heading, in the order of the file
+    for claim, row in zip(claims.load(folder / "claims.yaml"), rows, strict=True):
+        assert row.startswith(f"| {claim.statement} |")
         assert re.search(r"\| (holds|fails|inconclusive|not measured)\b[^|]*\|$", row), row
