@@ -134,7 +134,7 @@ def test_two_processes_are_one_run(tmp_path, monkeypatch):
     file.write_text(yaml.safe_dump(plain), encoding="utf-8")
     assert cli.main(["train", str(file), "--run", str(tmp_path / "one")]) == 0
 
-    mesh = ["-p", "mesh", "{data: 2, fsdp: 2}"]
+    mesh = ["-p", "mesh.data", "2", "-p", "mesh.fsdp", "2"]
     pair, log = Pair(file, tmp_path / "two", *mesh), tmp_path / "two" / "log.jsonl"
     deadline = time.monotonic() + 120
     while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:

@@ -24,7 +24,7 @@ def make_run(scheme="umup", *, seed=1, eta=0.5, steps=6, probe_steps=(), **model
     return RunConfig(
         scheme=scheme, model=ModelConfig(**(shape | model)),
         optim=OptimConfig(steps=steps, batch_size=4, warmup_steps=2), hps=HPs(eta=eta), seed=seed,
-        corpus="c", tokenizer="t", data_digest="d", probe_steps=probe_steps,
+        corpus="c", tokenizer="t", data_digest="squares", probe_steps=probe_steps,
     )  # fmt: skip
 
 
@@ -145,7 +145,7 @@ def test_looking_changes_no_number(tmp_path):
 
     dataset = Dataset(
         corpus="c", tokenizer="t", vocab_size=16, train=TOKENS, val=TOKENS, bytes_per_token=1.0,
-        digest="d", tokenizer_digest="t",
+        digest="squares", tokenizer_digest="t",
     )  # fmt: skip
     plain = run_group([make_run()], dataset, tmp_path, study="s", profile="p")[0]
     steps = (0, 1, 4, 6)
