@@ -1,11 +1,20 @@
-"""Runs made from known parabolas, for the tests of tables, claims and figures."""
+"""Records made by hand: runs from known parabolas, and rows of planted results."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterable, Mapping
+
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
 
-from umup.config import NUMERICS
+from umup import schemas
+from umup.config import NUMERICS, RunConfig
+from umup.data import Dataset
+from umup.design import Design, Point
+from umup.records import Results
 
 CURVATURE = 0.03  # nats an octave²
 WIDTHS = (32, 64, 128, 256)
@@ -66,3 +75,69 @@ def make_runs(
         "numerics": NUMERICS,
     }
     return pd.DataFrame(rows).assign(**(fixed | columns))
+
+
+EMPTY = Results(
+    pd.DataFrame(columns=list(schemas.RUNS.columns)),
+    pd.DataFrame(columns=list(schemas.POINTS.columns)),
+)
+"""The records of a study of which nothing is measured yet."""
+
+
+def rows_of(runs: Iterable[RunConfig], result: Callable[[RunConfig], dict]) -> pd.DataFrame:
+    """The rows that training runs leave: what their configuration says, and ``result`` of each."""
+    none = {"probe_steps": [], "probe_tensors": [], "probe_values": []}
+    rows = [
+        {
+            "key": run.key(), "study": "s", "profile": "cpu", "scheme": run.scheme,
+            "d_model": run.model.d_model, "n_layers": run.model.n_layers,
+            "d_head": run.model.d_head, "vocab_size": run.model.vocab_size,
+            "seq_len": run.model.seq_len, "batch_size": run.optim.batch_size,
+            "steps": run.optim.steps, "lr": run.hps.eta, "seed": run.seed, "status": "ok",
+            "data_digest": run.data_digest, "numerics": NUMERICS,
+            "spec": json.dumps(run.to_dict()), **none, **result(run),
+        }
+        for run in runs
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=EMPTY.runs.columns)
+
+
+def point_row(what: str, spec: Mapping, result: Mapping, **more) -> dict:
+    """The row that a point of a specification leaves with a result."""
+    return {
+        "what": what, "spec": json.dumps(dict(spec)), "result": json.dumps(result), "study": "s",
+        "profile": "cpu", "numerics": NUMERICS, **more,
+    }  # fmt: skip
+
+
+def points_of(points: Iterable[Point], result: Callable[[Point], Mapping]) -> pd.DataFrame:
+    """The rows that points leave, with ``result`` of each."""
+    rows = [point_row(p.what, p.spec, result(p)) for p in points]
+    return pd.DataFrame(rows, columns=EMPTY.points.columns)
+
+
+def played(design: Design, text: Dataset, loss: Callable[[RunConfig], float]) -> list[RunConfig]:
+    """Every run that an adaptive design asks for when losses are those given."""
+    done: dict[str, RunConfig] = {}
+    while todo := design.pending(
+        pd.DataFrame({"key": list(done), "final_loss": [loss(r) for r in done.values()]}), text
+    ):
+        assert not {run.key() for run in todo} & set(done), "asked for a run on record"
+        done |= {run.key(): run for run in todo}
+    return list(done.values())
+
+
+def drawn(ax: Axes) -> dict[str, np.ndarray]:
+    """Label → the (n, 2) points of the lines, with or without error bars, that carry it."""
+    found: dict[str, list] = {}
+    for artist in (*ax.containers, *ax.lines):
+        if not (label := str(artist.get_label())).startswith("_"):
+            line = artist.lines[0] if isinstance(artist, ErrorbarContainer) else artist
+            found.setdefault(label, []).append(line.get_xydata())
+    return {label: np.concatenate(points) for label, points in found.items()}
+
+
+def marks(ax: Axes) -> np.ndarray:
+    """The (n, 2) points of everything drawn with error bars, in the order of drawing."""
+    bars = [c.lines[0].get_xydata() for c in ax.containers if isinstance(c, ErrorbarContainer)]
+    return np.concatenate(bars)

@@ -185,6 +185,27 @@ def test_board_takes_the_best_profile_that_measured_a_claim_and_never_smoke(tmp_
     assert claims.board(tmp_path)[0].profile == "h100"
 
 
+def test_board_says_why_current_records_do_not_do_rather_than_that_others_are_stale(tmp_path):
+    study = write(tmp_path / "one", ENTRY)
+    rows = {"cpu": make_row("a"), "h100": make_row("b", numerics=NUMERICS - 1)}
+    for profile, row in rows.items():
+        Store(study / "records" / profile).append([row | {"profile": profile, "study": "one"}])
+    (v,) = claims.board(tmp_path)
+    assert (v.verdict, v.profile) == ("not measured", "cpu") and "span 1×" in v.note
+    shutil.rmtree(study / "records" / "cpu")
+    (v,) = claims.board(tmp_path)
+    assert (v.verdict, v.profile) == ("not measured", "h100") and "stale" in v.note
+
+
+def test_a_quantity_of_diverged_runs_alone_is_not_measured(monkeypatch):
+    nothing = Interval(math.nan, -math.inf, math.inf)
+    monkeypatch.setitem(claims.QUANTITIES, "shift", lambda runs, **args: nothing)
+    verdicts = {v.id: v for v in claims.evaluate(STUDY, make_runs())}
+    shifts = [v for v in verdicts.values() if v.quantity == "shift"]
+    assert shifts and {v.verdict for v in shifts} == {"not measured"}
+    assert all("missing or diverged" in v.note for v in shifts)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

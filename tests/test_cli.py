@@ -38,7 +38,7 @@ def test_studies_lists_the_profiles(capsys):
 )
 def test_bad_input_is_one_line_before_any_compute(capsys, monkeypatch, argv, told):
     monkeypatch.setattr(study, "work", lambda *_: pytest.fail("training started"))
-    monkeypatch.setattr("umup.site.execute", lambda *_: pytest.fail("a notebook started"))
+    monkeypatch.setattr("umup.notebook.execute", lambda *_: pytest.fail("a notebook started"))
     if "shakespeare" in argv:
         argv = [*argv, "-p", "fresh", "false"]
     status, out, err = run(capsys, *argv)

@@ -15,7 +15,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from synthetic import make_runs
+from synthetic import drawn, make_runs, marks
 from umup import claims, figures, tables
 
 HERE = Path(__file__).parent
@@ -64,7 +64,26 @@ def test_poor_data_still_draw(name, kind, runs):
         "one seed": runs[runs.seed == 0],
         "all diverged": runs.assign(status="diverged", final_loss=np.nan),
     }[kind]
-    assert len(pixels(DRAW[name](poor))) > 0
+    figure = DRAW[name](poor)
+    assert pixels(figure)  # without a warning
+    main = poor[poor.steps == (tables.main_horizon(poor) if len(poor) else 0)]
+    losses = tables.loss_by_lr(main)
+    points = {
+        "lr_transfer": losses[losses.n > 0],
+        "drift": tables.optima(main).dropna(subset=["log2_lr"]),
+        "default_losses": tables.default_losses(main),
+    }
+    if name == "claims_board":
+        said = [text.get_text() for text in figure.texts]
+        for v in claims.evaluate(STUDY, poor):
+            assert (f"{v.verdict} ({v.profile})" if v.profile else v.verdict) in said
+    elif points[name].empty:
+        assert figure.axes[0].texts[0].get_text().startswith("not measured: no ")
+    elif name == "lr_transfer":
+        shown = [len(points) for ax in figure.axes for points in drawn(ax).values()]
+        assert sum(shown) == len(points[name])
+    else:
+        assert len(marks(figure.axes[0])) == len(points[name])
 
 
 @pytest.mark.parametrize("name", DRAW)

@@ -74,6 +74,7 @@ FLOORS = (
     ),
     ("records", "design", "sweep", "search", "runfile", "loop", "aot"),
     (
+        "absent",
         "tables",
         "plan",
         "plan_cli",
@@ -93,6 +94,7 @@ FLOORS = (
         "bench",
         "javascript",
         "planner_page",
+        "shown",
         "pages",
         "site",
         "new_study",
@@ -112,6 +114,7 @@ NO_JAX = {
     "powers",
     "rules",
     "recovery",
+    "absent",
     "tables",
     "laws",
     "claims",

@@ -12,6 +12,7 @@ from synthetic import SLOPES, level, make_runs, optimum
 from umup import tables
 from umup.config import NUMERICS
 from umup.errors import RecordError
+from umup.records import Results
 
 
 def by_hand():
@@ -101,22 +102,12 @@ def test_default_differences_are_paired_by_seed():
         assert ends == pytest.approx([gap] * 3, abs=1e-9)
 
 
-def test_summary_counts():
-    runs = make_runs(widths=(32,), steps=(500, 2000), diverge_above=1.9)
-    table = tables.summary(runs).set_index(["scheme", "steps"])
-    sp = table.loc["sp", 500]
-    # 13 rates from -3 to 3 octaves; above 1.9 lie 2, 2.5 and 3, by three seeds
-    assert (sp.n_lr, sp.n_seeds, sp.ok, sp.diverged) == (13, 3, 30, 9)
-    assert table.loc["umup", 2000].diverged == 0
-    assert table.ok.sum() + table.diverged.sum() == len(runs)
-
-
 def test_stale_runs_never_show():
     runs = make_runs(widths=(32,))
     stale = runs.assign(numerics=NUMERICS - 1, final_loss=0.0)
     both = pd.concat([stale, runs])
     pd.testing.assert_frame_equal(tables.loss_by_lr(both), tables.loss_by_lr(runs))
-    assert tables.summary(stale).empty
+    assert tables.loss_by_lr(stale).empty
 
 
 @pytest.mark.parametrize("column", tables.FIXED)
@@ -124,13 +115,13 @@ def test_runs_that_differ_elsewhere_are_not_pooled(column):
     runs = make_runs(widths=(32,))
     other = runs.assign(**{column: "other"}).assign(seed=runs.seed + 10)
     with pytest.raises(RecordError, match=column):
-        tables.summary(pd.concat([runs, other]))
+        tables.prepare(pd.concat([runs, other]))
 
 
 def test_two_runs_of_a_point_are_refused():
     runs = make_runs(widths=(32,))
     with pytest.raises(RecordError, match="one run a point"):
-        tables.summary(pd.concat([runs, runs.iloc[[0]]]))
+        tables.prepare(pd.concat([runs, runs.iloc[[0]]]))
 
 
 def test_order_and_rows_do_not_depend_on_the_order_of_runs():
@@ -142,7 +133,6 @@ def test_order_and_rows_do_not_depend_on_the_order_of_runs():
         tables.drifts,
         tables.default_losses,
         tables.default_differences,
-        tables.summary,
         lambda r: tables.transferred(r, 32),
     ):
         pd.testing.assert_frame_equal(table(runs), table(shuffled))
@@ -157,8 +147,40 @@ def test_no_runs_give_empty_tables_with_their_columns():
         tables.drifts,
         tables.default_losses,
         tables.default_differences,
-        tables.summary,
         lambda r: tables.transferred(r, 32),
     ):
         empty = table(runs)
         assert empty.empty and list(empty.columns) == list(table(full).columns)
+
+
+def test_the_main_horizon_has_the_most_widths_then_the_most_steps():
+    table = pd.DataFrame({"steps": [500, 500, 2000, 2000, 8000], "d_model": [32, 64, 32, 64, 32]})
+    assert tables.main_horizon(table) == 2000
+
+
+def test_what_is_remembered_is_of_the_same_frames_and_arguments_alone():
+    made = []
+
+    @tables.remembered
+    def total(frame, factor=1):
+        made.append(factor)
+        return factor * int(frame["x"].sum())
+
+    frame, equal = pd.DataFrame({"x": [1, 2]}), pd.DataFrame({"x": [1, 2]})
+    assert [total(frame), total(frame), total(frame, 2), total(frame, factor=3)] == [3, 3, 6, 9]
+    assert made == [1, 2, 3]
+    total(equal)
+    assert made == [1, 2, 3, 1]  # equal frames are not the same frame
+    other = Results(frame, pd.DataFrame({"x": [5]}))
+    first = tables.remembered(lambda results: made.append("both") or len(results))
+    first(other), first(Results(*other)), first(Results(frame, equal))
+    assert made.count("both") == 2
+
+
+def test_nothing_is_remembered_of_a_frame_that_is_gone():
+    @tables.remembered
+    def total(frame):
+        return int(frame["x"].sum())
+
+    for i in range(50):  # later frames take the place in memory of earlier ones
+        assert total(pd.DataFrame({"x": [i]})) == i

@@ -150,6 +150,20 @@ def measure(plan: Plan = Plan(), say: Callable[[str], None] = lambda line: None)
     }  # fmt: skip
 
 
+def timed_steps(profile: str) -> list[dict[str, Any]]:
+    """The training steps that the study ``throughput`` timed in a profile, one point each.
+
+    Returns:
+        Their shape (fields of `Plan`), width, n_layers, sides (``umup``, a name in
+        `timing.CHANGES` or one of PyTorch's) and ms (side → times of the samples).
+    """
+    from umup import study
+    from umup.records import read_results
+
+    found = read_results(study.store("throughput", profile))
+    return [p for what in ("step", "tried") for p in found.table(what).to_dict("records")]
+
+
 def steps(plan: Plan) -> Iterator[dict[str, Any]]:
     """The GEMM peak, then one training step at each width, ours and PyTorch's in turn."""
     yield from gemm(plan)

@@ -15,31 +15,28 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from umup import records, studies, tables
+from umup import records, schemas, studies, tables
+from umup.absent import NotMeasured
 from umup.errors import ClaimError
 from umup.laws import Interval
 from umup.records import Results, Store
 from umup.yaml_reader import read_yaml_file
 
 PROFILES = ("h100", "cpu")  # best first; a smoke run proves nothing but that the study runs
-VERDICTS = ("holds", "fails", "inconclusive", "not measured")
 NAMES = tables.NAMES
 NO_RECORDS = "no records"
-
-
-class NotMeasured(LookupError):
-    """The runs that a quantity needs are not there; the message says which."""
+STALE = "only stale records, measured with other numerics"
 
 
 @dataclass(frozen=True)
@@ -91,8 +88,7 @@ def _horizon(runs: pd.DataFrame, scheme: str, steps: int | None) -> pd.DataFrame
     if runs.empty:
         raise NotMeasured(f"no current {NAMES.get(scheme, scheme)} runs")
     if steps is None:
-        widths = runs.groupby("steps")["d_model"].nunique()
-        steps = int(max(widths.index, key=lambda s: (widths[s], s)))
+        steps = tables.main_horizon(runs)
     at = runs[runs["steps"] == steps]
     if at.empty:
         have = ", ".join(map(str, sorted(runs["steps"].unique())))
@@ -213,6 +209,17 @@ def load(path: str | Path) -> list[Claim]:
     return claims
 
 
+def bound(study: str, claim: str) -> float:
+    """The upper bound of a claim of a study, which its figures draw."""
+    path = _folder(study) / "claims.yaml"
+    return _bounds(path, path.stat().st_mtime_ns)[claim]
+
+
+@functools.lru_cache  # figures ask for one bound after the other
+def _bounds(path: Path, changed: int) -> dict[str, float]:
+    return {claim.id: claim.bound_max for claim in load(path)}
+
+
 _TEXTS = ("id", "statement", "source", "quantity", "unit", "why")
 
 
@@ -285,12 +292,26 @@ def evaluate(
     """
     folder = _folder(study)
     if not isinstance(results, Results):
-        results = Results(results, pd.DataFrame())
+        results = Results(results, pd.DataFrame(columns=list(schemas.POINTS.columns)))
     if profile is None:
         some = results.runs if len(results.runs) else results.points
         profile = str(some["profile"].iloc[0]) if len(some) else ""
-    claims = load(folder / "claims.yaml")
-    return [_verdict(claim, results, folder.name, profile) for claim in claims]
+    claims, known = load(folder / "claims.yaml"), _current(results)
+    return [_verdict(claim, known, folder.name, profile) for claim in claims]
+
+
+def _current(results: Results) -> Results | str:
+    """The rows of the present numerics, or why there are none.
+
+    A frame that is current stays the same object, so that what is ``remembered`` of it serves.
+    """
+    if results.runs.empty and results.points.empty:
+        return NO_RECORDS
+    stale = [len(t) > 0 and len(records.stale(t)) > 0 for t in results]
+    found = Results(*(records.current(t) if s else t for t, s in zip(results, stale, strict=True)))
+    if found.runs.empty and found.points.empty:
+        return STALE
+    return found
 
 
 def _folder(study: str | Path) -> Path:
@@ -302,23 +323,22 @@ def _folder(study: str | Path) -> Path:
     raise ClaimError("study", str(study), "a study with a claims.yaml, or the path of its folder")
 
 
-def _verdict(claim: Claim, results: Results, study: str, profile: str) -> Verdict:
+def _verdict(claim: Claim, known: Results | str, study: str, profile: str) -> Verdict:
+    """The verdict from current records, or from a sentence that says why there are none."""
     args = {**claim.args, **claim.profiles.get(profile, {})}
     empty = Verdict(
         claim.id, claim.statement, claim.source, claim.quantity, math.nan, math.nan, math.nan,
         claim.bound_min, claim.bound_max, claim.unit, "not measured", "", study, profile,
     )  # fmt: skip
+    if isinstance(known, str):
+        return replace(empty, note=known)
     try:
-        runs, points = results
-        if runs.empty and points.empty:
-            raise NotMeasured(NO_RECORDS)
-        current = Results(*(records.current(t) if len(t) else t for t in results))
-        if current.runs.empty and current.points.empty:
-            raise NotMeasured("only stale records, measured with other numerics")
         if claim.quantity in QUANTITIES:
-            m = QUANTITIES[claim.quantity](tables.prepare(current.runs), **args)
+            m = QUANTITIES[claim.quantity](tables.prepare(known.runs), **args)
         else:
-            m = quantities(study)[claim.quantity](current, **args)
+            m = quantities(study)[claim.quantity](known, **args)
+        if math.isnan(m.value):
+            raise NotMeasured("the runs that it needs are missing or diverged")
     except NotMeasured as missing:
         return replace(empty, note=str(missing))
     verdict = judge(m, claim.bound_min, claim.bound_max)
@@ -338,17 +358,18 @@ def board(experiments: str | Path) -> list[Verdict]:
     """
     verdicts = []
     for path in sorted(Path(experiments).glob("*/claims.yaml")):
-        read = cache(lambda profile, place=path.parent / "records": _all(Store(place / profile)))
+        found = {p: _read(Store(path.parent / "records" / p)) for p in PROFILES}
         for claim in load(path):
-            tried = [_verdict(claim, read(p), path.parent.name, p) for p in PROFILES]
+            tried = [_verdict(claim, found[p], path.parent.name, p) for p in PROFILES]
             known = [v for v in tried if v.verdict != "not measured"]
-            said = [v for v in tried if v.note != NO_RECORDS]
-            verdicts.append((known or said or [replace(tried[0], profile="")])[0])
+            tried.sort(key=lambda v: (v.note == NO_RECORDS, v.note == STALE))  # why, not "stale"
+            best = tried[0] if tried[0].note != NO_RECORDS else replace(tried[0], profile="")
+            verdicts.append(known[0] if known else best)
     return verdicts
 
 
-def _all(store: Store) -> Results:
-    return Results(store.read(), store.points.read())
+def _read(store: Store) -> Results | str:
+    return _current(Results(store.read(), store.points.read()))
 
 
 def format_number(value: float, digits: int = 2) -> str:

@@ -197,7 +197,7 @@ def run_study(
 
     With the ``executor.Options`` the work is submitted, and ``wait`` says whether to follow it.
     """
-    from umup import site, study
+    from umup import notebook, study
     from umup.sweep import OutOfTime
 
     given = study.parameters(name, profile) | overrides
@@ -225,7 +225,7 @@ def run_study(
     root = study.experiments_folder().parent
     output = root / "book" / "_build" / "runs" / f"{name}-{profile}.ipynb"
     print(f"executing the notebook of {name} at profile {profile}")
-    site.execute(study.folder(name) / "study.ipynb", output, given, root)
+    notebook.execute(study.folder(name) / "study.ipynb", output, given, root)
     print(f"executed: {output.relative_to(root)}")
     if not design.fresh:
         print(f"records:  {place.folder.relative_to(root)}")

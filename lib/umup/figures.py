@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from umup import claims, tables
+from umup.absent import otherwise, required
 from umup.claims import Verdict
 from umup.tables import NAMES
 
@@ -87,6 +89,23 @@ def empty(message: str) -> Figure:
     return figure
 
 
+drawn = otherwise(lambda missing: empty(f"not measured: {missing}"))
+"""Decorator of a function that draws a figure: it says what is not measured."""
+
+
+def note(ax: Axes, message: str) -> None:
+    """Say in an empty panel why there is nothing to draw; its labels stay."""
+    ax.tick_params(bottom=False, left=False, labelbottom=False, labelleft=False)
+    text = textwrap.fill(f"not measured: {message}", 30)
+    centred = {"ha": "center", "va": "center", "transform": ax.transAxes}
+    ax.text(0.5, 0.5, text, fontsize=9, color=OTHER, **centred)
+
+
+def panel(ax: Axes, draw: Callable[..., None], *args: Any) -> None:
+    """``draw(ax, *args)``; where that raises NotMeasured, `note` says so in the panel."""
+    otherwise(lambda missing: note(ax, missing))(draw)(ax, *args)
+
+
 def _schemes(table: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(table["scheme"]))  # tables sort them
 
@@ -109,12 +128,7 @@ def _width_axis(ax: Axes, widths: Sequence[int]) -> None:
     ax.set_xlabel("width d_model")
 
 
-def _horizon(table: pd.DataFrame, steps: int | None) -> int:
-    """`steps`, or the horizon with the most widths, then the longest."""
-    widths = table.groupby("steps")["d_model"].nunique()
-    return steps or int(max(widths.index, key=lambda s: (widths[s], s)))
-
-
+@drawn
 def lr_transfer(runs: pd.DataFrame, steps: int | None = None) -> Figure:
     """Loss against learning rate, a panel a scheme and a line a width.
 
@@ -126,9 +140,8 @@ def lr_transfer(runs: pd.DataFrame, steps: int | None = None) -> Figure:
         steps: the horizon; by default that of the most widths, then the longest.
     """
     losses, optima = tables.loss_by_lr(runs), tables.optima(runs)
-    if not losses["n"].sum():
-        return empty("no current runs that did not diverge")
-    steps = _horizon(losses[losses["n"] > 0], steps)
+    measured = required(losses[losses["n"] > 0], "no current runs that did not diverge")
+    steps = steps or tables.main_horizon(measured)
     losses, optima = losses[losses["steps"] == steps], optima[optima["steps"] == steps]
     schemes, widths = _schemes(losses), sorted(losses["d_model"].unique())
     colours = dict(zip(widths, sns.color_palette("flare", len(widths)), strict=True))
@@ -169,6 +182,7 @@ def lr_transfer(runs: pd.DataFrame, steps: int | None = None) -> Figure:
     return figure
 
 
+@drawn
 def drift(runs: pd.DataFrame, steps: int | None = None) -> Figure:
     """Optimal learning rate against width, relative to the smallest width of each scheme.
 
@@ -176,10 +190,8 @@ def drift(runs: pd.DataFrame, steps: int | None = None) -> Figure:
     slopes, the band ±½ octave: a sweep in factors of 2 cannot tell anything inside it from none.
     """
     optima = tables.optima(runs)
-    optima = optima[np.isfinite(optima["log2_lr"].astype(float))]
-    if optima.empty:
-        return empty("no optimum is measured")
-    steps = _horizon(optima, steps)
+    optima = required(optima[np.isfinite(optima["log2_lr"].astype(float))], "no optimum")
+    steps = steps or tables.main_horizon(optima)
     optima = optima[optima["steps"] == steps]
     drifts = tables.drifts(runs)
     drifts = drifts[drifts["steps"] == steps].set_index("scheme")
@@ -221,16 +233,15 @@ def drift(runs: pd.DataFrame, steps: int | None = None) -> Figure:
     return figure
 
 
+@drawn
 def default_losses(runs: pd.DataFrame) -> Figure:
     """Loss at the best learning rate with HPs at default: against width, and against horizon.
 
     Left, every width at the main horizon; right, the width measured at the most horizons, as the
     difference from u-μP (above 0: u-μP is better). Bars are 95 % intervals, paired by seed right.
     """
-    best = tables.default_losses(runs)
-    if best.empty:
-        return empty("no current runs that did not diverge")
-    main = _horizon(best, None)
+    best = required(tables.default_losses(runs), "no current runs that did not diverge")
+    main = tables.main_horizon(best)
     horizons = best.groupby("d_model")["steps"].nunique()
     width = max(horizons.index, key=lambda w: (horizons[w], w))
     differences = tables.default_differences(runs)

@@ -10,6 +10,7 @@ between runs suggests. Intervals are 95 %.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -81,12 +82,18 @@ class Drift:
     largest: Interval
 
 
+@functools.cache  # a quantile takes SciPy longer than all else of an interval
+def student(dof: int) -> float:
+    """The quantile of Student's t that bounds the central 95 %, for ``dof`` degrees of freedom."""
+    return float(stats.t.ppf(TAIL, dof))
+
+
 def mean_interval(values: ArrayLike) -> Interval:
     """Mean of independent values, with Student's t interval (infinite for a single value)."""
     y = np.asarray(values, float)
     if y.size < 2:
         return Interval(float(y.mean()) if y.size else math.nan, -math.inf, math.inf)
-    half = stats.t.ppf(TAIL, y.size - 1) * y.std(ddof=1) / math.sqrt(y.size)
+    half = student(y.size - 1) * y.std(ddof=1) / math.sqrt(y.size)
     return Interval(float(y.mean()), float(y.mean() - half), float(y.mean() + half))
 
 
@@ -175,7 +182,7 @@ def fit_optimum(
 
     rng = np.random.default_rng(rng_seed)
     dof = n - n_seeds - 2
-    inflation = math.sqrt(n / dof) * stats.t.ppf(TAIL, dof) / stats.norm.ppf(TAIL)
+    inflation = math.sqrt(n / dof) * student(dof) / stats.norm.ppf(TAIL)
     residual = (y - design @ coefficients) * inflation
     y_draws = design @ coefficients + residual[rng.integers(n, size=(n_boot, n))]
     fits = y_draws @ solve.T

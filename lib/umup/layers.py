@@ -196,21 +196,33 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Array, seq_len: int, casts: BlockCasts = PLAIN_BLOCK) -> Array:
         """x (B·T, d_model) → (B·T, d_model), T = ``seq_len``."""
+        q, k, v = self.heads(x, seq_len, casts)
+        if self.scores.on:
+            q = self.scores(q, *ops.attention_report(q, k, self.logit[...]))
+        y = ops.attention(
+            q, k, v, self.logit[...], self.out_scale[...], self.config.attention
+        ).transpose(0, 2, 1, 3)  # fmt: skip
+        return self.out(y.reshape(x.shape), casts.attn_out)
+
+    def heads(
+        self, x: Array, seq_len: int, casts: BlockCasts = PLAIN_BLOCK
+    ) -> tuple[Array, Array, Array]:
+        """Queries, keys and values as the softmax sees them, each (B, n_heads, T, d_head).
+
+        Queries and keys are normalized and rotated where the configuration says so.
+
+        Args:
+            x: (B·T, d_model). seq_len: T. casts: of the block's linears.
+        """
         heads, d_head = self.config.n_heads, self.config.d_head
-        batch = x.shape[0] // seq_len
-        qkv = self.qkv(x, casts.qkv).reshape(batch, seq_len, 3, heads, d_head)
+        qkv = self.qkv(x, casts.qkv).reshape(-1, seq_len, 3, heads, d_head)
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)
         if self.config.qk_norm:
             q, k = ops.rms_norm(q), ops.rms_norm(k)
         if self.config.rope:
             cos, sin = ops.rope_tables(seq_len, d_head, self.config.rope_theta)
             q, k = ops.rope(q, cos, sin), ops.rope(k, cos, sin)
-        if self.scores.on:
-            q = self.scores(q, *ops.attention_report(q, k, self.logit[...]))
-        y = ops.attention(
-            q, k, v, self.logit[...], self.out_scale[...], self.config.attention
-        ).transpose(0, 2, 1, 3)  # fmt: skip
-        return self.out(y.reshape(batch * seq_len, heads * d_head), casts.attn_out)
+        return q, k, v
 
 
 class MLP(nnx.Module):

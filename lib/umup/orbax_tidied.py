@@ -47,7 +47,7 @@ class _TidyLoops(asyncio.AbstractEventLoopPolicy):  # pyright: ignore[reportGene
                     raise
 
         loop.close = end_and_close
-        loop.call_soon_threadsafe = hand_over_while_open
+        loop.call_soon_threadsafe = hand_over_while_open  # pyright: ignore
         return loop
 
 

@@ -22,12 +22,10 @@ from typing import Any
 
 import pandas as pd
 
-from umup import config, hardware, planner_page, records, rules, schemas
+from umup import config, hardware, planner_page, records, rules, schemas, shown
+from umup.claims import PROFILES
 from umup.study import parameters
 from umup.study import profiles as profiles_of
-
-PROFILES = ("h100", "cpu", "smoke")
-"""Profiles, the one that says most first."""
 
 SOFTWARE = ("python", "jax", "jaxlib", "flax", "xla_flags")
 
@@ -191,6 +189,16 @@ def _glued(key: str, study: Study) -> str:
     return f"{{glue:text}}`{key}`" if ":" in key.split("::")[1] else f"{{glue:text}}`{key}:s`"
 
 
+def say_gaps(study: Study) -> None:
+    """Say under the title of a study's page what it lacks, if anything; see `shown.gaps`."""
+    if text := shown.gaps(study.folder, study.profile):
+        notebook = study.notebook
+        note = f":::{{admonition}} Not all is measured\n:class: note\n{text}\n:::"
+        cell = {"cell_type": "markdown", "id": "gaps", "metadata": {}, "source": note}
+        notebook["cells"].insert(1, cell)
+        study.page.write_text(json.dumps(notebook, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
 def png(cell: Mapping[str, Any]) -> str:
     """The last PNG among a cell's outputs, base64, or an empty string."""
     data = [output.get("data", {}) for output in cell.get("outputs", [])]
@@ -286,7 +294,7 @@ def profiles(experiments: Path) -> str:
     """The parameters of every study's profiles, side by side."""
     parts = []
     for folder in sorted(p.parent for p in experiments.glob("*/study.ipynb")):
-        names = [n for n in reversed(PROFILES) if n in profiles_of(folder)]
+        names = [n for n in ("smoke", *reversed(PROFILES)) if n in profiles_of(folder)]
         values = {n: parameters(folder, n) for n in names}
         keys = dict.fromkeys(key for v in values.values() for key in v)
         rows = [[f"`{k}`", *(_plain(values[n].get(k)) for n in names)] for k in keys]
@@ -377,6 +385,8 @@ def generate(root: Path, staging: Path, studies: Sequence[Study]) -> None:
 
     folder = staging / "_generated"
     folder.mkdir(parents=True, exist_ok=True)
+    for study in studies:
+        say_gaps(study)
     runs = read_records(root / "experiments")
     verdicts = claims.board(root / "experiments")
     boards = {}

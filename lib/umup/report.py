@@ -8,15 +8,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
 from umup import rules, tables
-from umup.claims import NotMeasured, format_number
+from umup.absent import NotMeasured, otherwise, required
+from umup.claims import format_number
 from umup.laws import Interval
+from umup.slopes import CoordCheck
 
 ABSENT = "not measured"
 """What stands for a number that the records do not have."""
+
+NO_RUNS = "no runs are on record"
+
+known = otherwise(lambda missing: ABSENT)
+"""Decorator of a function that gives a number as text: ``ABSENT`` where it is not measured."""
+
+worded = otherwise(lambda missing: f"{ABSENT.capitalize()}: {missing}.")
+"""Decorator of a function that gives a sentence or table: it says what is not measured."""
+
+
+def several(
+    names: Sequence[str], tell: Callable[..., Sequence[str]], *args: Any, **named: Any
+) -> dict[str, str]:
+    """What ``tell`` says under each of the names, or ``ABSENT`` under all of them."""
+    texts = otherwise(lambda missing: [ABSENT] * len(names))(tell)(*args, **named)
+    return dict(zip(names, texts, strict=True))
+
 
 TITLES = {name: scheme.title for name, scheme in rules.SCHEMES.items()}
 
@@ -34,11 +54,16 @@ def interval(value: float, lo: float, hi: float, digits: int = 2) -> str:
 
 def said(digits: int, quantity: Callable[..., Interval], *args, **named) -> str:
     """A claim's quantity of these arguments as `interval`, or ``ABSENT``."""
-    try:
-        got = quantity(*args, **named)
-    except NotMeasured:
+    return known(lambda: text_of(quantity(*args, **named), digits))()
+
+
+def text_of(measured: Interval, digits: int = 2) -> str:
+    """`interval` of a measurement: infinite where runs diverged, ``ABSENT`` where none is left."""
+    if math.isnan(measured.value):
         return ABSENT
-    return interval(got.value, got.lo, got.hi, digits)
+    if math.isinf(measured.value):
+        return f"{format_number(measured.value)} (diverged)"
+    return interval(measured.value, measured.lo, measured.hi, digits)
 
 
 def loss_digits(digits: int) -> int:
@@ -47,11 +72,26 @@ def loss_digits(digits: int) -> int:
 
 
 def markdown(table: pd.DataFrame, columns: Mapping[str, str]) -> str:
-    """A Markdown table of ``columns`` (name in the table → heading), empty columns left out."""
+    """A Markdown table of ``columns`` (name in the table → heading).
+
+    Columns without any text are left out, and so is a number that is not there; a table without
+    rows is said to be not measured.
+    """
+    if table.empty:
+        return f"{ABSENT.capitalize()}."
+    table = table.astype(object).where(table.notna(), "")
     columns = {name: title for name, title in columns.items() if (table[name] != "").any()}
     rows = [list(columns.values()), ["---"] * len(columns)]
     rows += [[str(row[name]) for name in columns] for row in table.to_dict("records")]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+@known
+def tally(check: CoordCheck) -> str:
+    """How many rules a coordinate check found broken, ``3 of 17``, or ``ABSENT``."""
+    if not check.findings:
+        raise NotMeasured("no rule was judged")
+    return f"{len(check.broken)} of {len(check.findings)}"
 
 
 def glue(name: str, text: str) -> None:
@@ -68,9 +108,10 @@ def glue(name: str, text: str) -> None:
     )  # fmt: skip
 
 
+@worded
 def what_ran(runs: pd.DataFrame) -> str:
     """One sentence: how many runs, of what, on what."""
-    first = runs.iloc[0]
+    first = required(runs, NO_RUNS).iloc[0]
     diverged = int((runs["status"] == "diverged").sum())
     widths = ", ".join(str(w) for w in sorted(runs["d_model"].unique()))
     steps = ", ".join(str(s) for s in sorted(runs["steps"].unique()))
@@ -87,18 +128,12 @@ def drift_texts(runs: pd.DataFrame, schemes: Sequence[str], digits: int = 2) -> 
     A scheme whose optimum was not measured at two widths has the text "not measured".
     """
     drifts = tables.drifts(runs)
-    at = drifts[drifts["steps"] == _main_horizon(runs)]
     measured = {
         r["scheme"]: interval(r["slope"], r["slope_lo"], r["slope_hi"], digits)
-        for r in at.to_dict("records")
+        for r in drifts.to_dict("records")
+        if r["steps"] == tables.main_horizon(runs)
     }
-    return {scheme: measured.get(scheme, "not measured") for scheme in schemes}
-
-
-def _main_horizon(runs: pd.DataFrame) -> int:
-    """The horizon with the most widths, then the longest."""
-    widths = runs.groupby("steps")["d_model"].nunique()
-    return int(max(widths.index, key=lambda s: (widths[s], s)))
+    return {scheme: measured.get(scheme, ABSENT) for scheme in schemes}
 
 
 def optima_table(runs: pd.DataFrame, digits: int = 2) -> str:
@@ -145,9 +180,10 @@ def validation_table(runs: pd.DataFrame, digits: int = 2) -> str:
 
     At the main horizon; the mean over seeds and, in brackets, their range.
     """
-    best = tables.default_losses(runs)
     rows = []
-    for b in best[best["steps"] == _main_horizon(runs)].to_dict("records"):
+    for b in tables.default_losses(runs).to_dict("records"):
+        if b["steps"] != tables.main_horizon(runs):
+            continue
         at = runs[(runs["lr"] == 2.0 ** b["log2_lr"]) & (runs["status"] == "ok")]
         for name in tables.GROUP:
             at = at[at[name] == b[name]]
@@ -167,25 +203,32 @@ def validation_table(runs: pd.DataFrame, digits: int = 2) -> str:
 
 def answer(runs: pd.DataFrame, schemes: Sequence[str], digits: int = 2) -> str:
     """The study's answer in one paragraph: how far each optimum moves, and whose loss is lowest."""
-    steps = _main_horizon(runs)
-    drifts = tables.drifts(runs)
-    parts = []
-    for scheme in schemes:
-        at = drifts[(drifts["scheme"] == scheme) & (drifts["steps"] == steps)]
-        if at.empty:
-            continue
-        d = at.iloc[0]
-        span = f"{int(d['d_model_max'] / d['d_model_min'])}×"
+    return f"{_moves(runs, schemes, digits)} {_lowest(runs, digits)}"
+
+
+@otherwise(lambda missing: f"How far the best learning rate moves is {ABSENT}: {missing}.")
+def _moves(runs: pd.DataFrame, schemes: Sequence[str], digits: int) -> str:
+    drifts = tables.drifts(required(runs, NO_RUNS))
+    drifts = drifts[drifts["steps"] == tables.main_horizon(runs)]
+    drifts = required(drifts[drifts["scheme"].isin(list(schemes))], "no optimum at two widths")
+    moves: dict[int, list[str]] = {}
+    for d in sorted(drifts.to_dict("records"), key=lambda d: list(schemes).index(d["scheme"])):
         shift = interval(d["shift"], d["shift_lo"], d["shift_hi"], digits)
-        parts.append(f"{TITLES[scheme]}'s by {shift} octaves")
-    moved = f"Over {span} in width the best learning rate moves: " + ", ".join(parts) + "."
-    best = tables.default_losses(runs)
-    widest = best[(best["steps"] == steps) & (best["d_model"] == best["d_model"].max())]
-    widest = widest.sort_values("loss")
-    decimals = loss_digits(digits)
-    losses = ", ".join(
-        f"{TITLES[scheme]} {format_number(loss, decimals)}"
-        for scheme, loss in zip(widest["scheme"], widest["loss"], strict=True)
+        parts = moves.setdefault(int(d["d_model_max"] / d["d_model_min"]), [])
+        parts.append(f"{TITLES[d['scheme']]}'s by {shift} octaves")
+    return " ".join(
+        f"Over {span}× in width the best learning rate moves: {', '.join(parts)}."
+        for span, parts in moves.items()
     )
-    width = int(widest["d_model"].iloc[0])
-    return f"{moved} Best loss at width {width} after {steps} steps, nats a token: {losses}."
+
+
+@otherwise(lambda missing: f"The best loss is {ABSENT}: {missing}.")
+def _lowest(runs: pd.DataFrame, digits: int) -> str:
+    best, steps = tables.default_losses(runs), tables.main_horizon(required(runs, NO_RUNS))
+    best = required(best[best["steps"] == steps], "every learning rate has a run that diverged")
+    width = int(best["d_model"].max())
+    losses = ", ".join(
+        f"{TITLES[b['scheme']]} {format_number(b['loss'], loss_digits(digits))}"
+        for b in best[best["d_model"] == width].sort_values("loss").to_dict("records")
+    )
+    return f"Best loss at width {width} after {steps} steps, nats a token: {losses}."

@@ -30,6 +30,7 @@ from urllib.parse import unquote, urlsplit
 from umup import machine, pages
 from umup.errors import BookError, UmupError
 from umup.notebook import execute, finish
+from umup.shown import best_profile
 from umup.study import parameters
 
 AT_ONCE = 2
@@ -101,14 +102,6 @@ def study_folders(root: Path) -> list[Path]:
         lacks = "a page in the table of contents" if name in found else "a study.ipynb"
         raise BookError("book/_toc.yml", f"studies/{name}, which lacks {lacks}", "both of them")
     return [found[name] for name in listed]
-
-
-def best_profile(folder: Path) -> str:
-    """The first of h100 and cpu that has committed records; cpu where neither has."""
-    for profile in pages.PROFILES[:-1]:
-        if any((folder / "records" / profile).rglob("[!.]*.parquet")):
-            return profile
-    return "cpu"
 
 
 def smoke(folder: Path, root: Path) -> Path:

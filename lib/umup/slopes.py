@@ -25,9 +25,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy import stats
 
-from umup.laws import TAIL, Interval
+from umup.laws import Interval, student
 
 COLUMNS = ("width", "seed", "eta", "step", "kind", "tensor", "quantity", "value", "shape")
 AT_START = ("size", "norm")
@@ -58,7 +57,7 @@ def fit_slope(width: ArrayLike, value: ArrayLike) -> Interval:
         return Interval(slope, -math.inf, math.inf)
     residual = y - y.mean() - slope * centred
     error = math.sqrt(float(residual @ residual) / (x.size - 2) / spread)
-    half = float(stats.t.ppf(TAIL, x.size - 2)) * error
+    half = student(x.size - 2) * error
     return Interval(slope, slope - half, slope + half)
 
 
@@ -282,6 +281,8 @@ class CoordCheck:
     def text(self, digits: int = 2) -> str:
         """The verdict to ``digits`` decimals; below two without intervals."""
         widths = sorted(set(self.table["width"]))
+        if len(widths) < 2:
+            return "not measured: a slope needs two widths"
         head = (
             f"{'passes' if self.passed else 'fails'}: {len(self.broken)} of {len(self.findings)} "
             f"rules broken, {len(self.undecided)} undecided "

@@ -7,15 +7,17 @@ training loss of the last 10 % of steps, nats a token; intervals are 95 %.
 
 from __future__ import annotations
 
+import functools
 import math
+import weakref
 import zlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from umup import laws, records, schemas
+from umup import laws, records
 from umup.errors import RecordError
 from umup.laws import Drift, Interval, Optimum
 
@@ -23,9 +25,34 @@ GROUP = ["scheme", "d_model", "steps"]
 FIXED = ["study", "profile", "n_layers", "vocab_size", "seq_len", "batch_size", "data_digest"]
 SCHEMES = ("sp", "mup", "umup")  # the order of rows, panels and legends
 NAMES = {"sp": "SP", "mup": "μP", "umup": "u-μP"}
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
 NEAR = 0.51  # octaves between a wanted and a measured learning rate: a factor-2 grid reaches ½
 
 
+def remembered(make: Callable[Concatenate[T, P], R]) -> Callable[Concatenate[T, P], R]:
+    """A decorator: what ``make`` gives for some frames and arguments is kept while they live.
+
+    Claims, texts and figures ask for the same tables many times. The first argument is a frame or
+    ``records.Results``, known by identity: neither it nor what is returned may be changed in place.
+    """
+    kept: dict[tuple, R] = {}
+
+    @functools.wraps(make)
+    def recalled(source: T, *args: P.args, **named: P.kwargs) -> R:
+        frames = source if isinstance(source, records.Results) else (source,)
+        key = (*map(id, frames), args, *sorted(named.items()))
+        if key not in kept:
+            kept[key] = make(source, *args, **named)
+            for frame in frames:
+                weakref.finalize(frame, kept.pop, key, None).atexit = False
+        return kept[key]
+
+    return recalled
+
+
+@remembered
 def prepare(runs: pd.DataFrame) -> pd.DataFrame:
     """Current runs with a `log2_lr` column, sorted by scheme, width, steps, η and seed.
 
@@ -49,6 +76,12 @@ def prepare(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.sort_values(points, key=_rank, ignore_index=True)
 
 
+def main_horizon(table: pd.DataFrame) -> int:
+    """The number of steps with the most widths, then the longest, of a table with rows."""
+    widths = table.groupby("steps")["d_model"].nunique()
+    return int(max(widths.index, key=lambda steps: (widths[steps], steps)))
+
+
 def _rank(column: pd.Series) -> pd.Series:
     if column.name != "scheme":
         return column
@@ -65,6 +98,7 @@ def _ends(name: str, interval: Interval) -> dict[str, float]:
     return {name: interval.value, f"{name}_lo": interval.lo, f"{name}_hi": interval.hi}
 
 
+@remembered
 def loss_by_lr(runs: pd.DataFrame) -> pd.DataFrame:
     """Loss at every learning rate: mean and t interval over the n seeds that did not diverge.
 
@@ -81,6 +115,7 @@ def loss_by_lr(runs: pd.DataFrame) -> pd.DataFrame:
     return _frame(rows, "scheme d_model steps log2_lr mean lo hi n n_diverged")
 
 
+@remembered
 def fits(runs: pd.DataFrame, *, n_boot: int = 1000) -> dict[tuple[str, int, int], Optimum]:
     """The fitted optimum of every (scheme, d_model, steps)."""
     out = {}
@@ -154,6 +189,7 @@ def drifts(runs: pd.DataFrame, *, n_boot: int = 1000) -> pd.DataFrame:
     )
 
 
+@remembered
 def transferred(runs: pd.DataFrame, from_width: int) -> pd.DataFrame:
     """Loss at every width with the learning rate that is optimal at `from_width`.
 
@@ -192,6 +228,7 @@ def transferred(runs: pd.DataFrame, from_width: int) -> pd.DataFrame:
     return _frame(rows, columns)
 
 
+@remembered
 def default_losses(runs: pd.DataFrame) -> pd.DataFrame:
     """Loss of every (scheme, d_model, steps) at its best measured learning rate, HPs at default.
 
@@ -255,14 +292,3 @@ def default_differences(runs: pd.DataFrame, scheme: str = "umup") -> pd.DataFram
             | _ends("difference", difference)
         )
     return _frame(rows, "scheme against d_model steps difference difference_lo difference_hi n")
-
-
-def summary(runs: pd.DataFrame) -> pd.DataFrame:
-    """What was measured. Columns: scheme, d_model, steps, n_lr, n_seeds, ok, diverged."""
-    rows = [
-        dict(zip(GROUP, labels, strict=True))
-        | {"n_lr": group["log2_lr"].nunique(), "n_seeds": group["seed"].nunique()}
-        | {status: int((group["status"] == status).sum()) for status in schemas.STATUSES}
-        for labels, group in prepare(runs).groupby(GROUP, sort=False)
-    ]
-    return _frame(rows, "scheme d_model steps n_lr n_seeds ok diverged")

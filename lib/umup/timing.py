@@ -11,7 +11,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -38,6 +38,61 @@ def uncached() -> Iterator[None]:
         yield
     finally:
         jax.config.update("jax_enable_compilation_cache", before)
+
+
+class Change(NamedTuple):
+    """One change to the step, and what it was expected to do to its time.
+
+    Attributes:
+        title: in words. predicted: time over that without it, put down before the recorded run.
+        model, optim: fields of the configuration. options: XLA's, by name.
+        base: what it is timed beside: the plain step, or another of `CHANGES`.
+    """
+
+    title: str
+    predicted: float
+    model: Mapping[str, Any] = {}
+    optim: Mapping[str, Any] = {}
+    options: Mapping[str, Any] = {}
+    base: str = "umup"
+
+
+PLAIN = Change("plain", 1.0)
+"""The step without a change, layers unrolled."""
+
+
+def _library(kind: str) -> dict[str, str]:
+    return {"xla_cpu_experimental_ynn_fusion_type": f"LIBRARY_FUSION_TYPE_{kind}"}
+
+
+CHANGES = {
+    "blocked": Change("attention in causal blocks", 0.9, {"attention": "blocked"}),
+    "cudnn": Change("attention by cuDNN", 0.8, {"attention": "cudnn"}),
+    "no_rope": Change("no rotary embedding", 0.95, {"rope": False}),
+    "scanned": Change("layers scanned, not unrolled", 1.2, {"unroll": 1}),
+    "remat_dots": Change(
+        "scanned, recomputing all but products", 1.1, {"remat": "dots", "unroll": 1}, base="scanned"
+    ),
+    "remat_full": Change(
+        "scanned, recomputing blocks", 1.3, {"remat": "full", "unroll": 1}, base="scanned"
+    ),
+    # XLA's CPU backend finds the second computation equal to the first where both are in line.
+    "remat_unrolled": Change("unrolled, recomputing blocks", 1.3, {"remat": "full"}),
+    "accumulate": Change("batch in four parts", 1.05, optim={"accumulate": 4}),
+    "bfloat16": Change("activations in bfloat16", 0.8, {"dtype": "bfloat16"}),
+    "float32": Change("activations in float32", 2.0, {"dtype": "float32"}),
+    "fp8": Change("linears in FP8", 0.8, {"recipe": "fp8_seed"}),
+    "wide_vectors": Change(
+        "vectors of 512 bits", 0.97, options={"xla_cpu_prefer_vector_width": 512}
+    ),
+    "fast_math": Change("fast math", 0.95, options={"xla_cpu_enable_fast_math": True}),
+    "no_library": Change("no library kernels", 1.2, options=_library("INVALID")),
+    "library_dots": Change("library kernels for products alone", 1.0, options=_library("DOT")),
+    "old_emitters": Change(
+        "older loop emitters", 1.05, options={"xla_cpu_use_fusion_emitters": False}
+    ),
+}  # fmt: skip
+"""Changes to our step that studies time beside it, by name."""
 
 
 class Timed(Protocol):

@@ -67,16 +67,6 @@ def test_check_refuses_a_folder_without_a_site(tmp_path):
         site.check(tmp_path)
 
 
-def test_best_profile_prefers_h100_then_cpu_and_ignores_empty_folders(tmp_path):
-    assert site.best_profile(tmp_path) == "cpu", "a page on which nothing is measured"
-    (tmp_path / "records" / "cpu").mkdir(parents=True)
-    (tmp_path / "records" / "h100").mkdir()
-    assert site.best_profile(tmp_path) == "cpu"
-    for profile in ("cpu", "h100"):
-        (tmp_path / "records" / profile / "a.parquet").write_bytes(b"")
-        assert site.best_profile(tmp_path) == profile
-
-
 def test_steps_tell_time_left_and_remember(tmp_path):
     said: list[str] = []
     names = [("smoke", "a"), ("check", "b")]

@@ -324,7 +324,7 @@ def test_sigterm_asks_for_another_start_only_where_slurm_has_not_decided(
 def test_processes_here_share_the_work(workplace, monkeypatch, capsys):
     executed = []
     monkeypatch.setattr(executor, "POLL_SECONDS", 0.1)
-    monkeypatch.setattr("umup.site.execute", lambda *args: executed.append(args[2]["mode"]))
+    monkeypatch.setattr("umup.notebook.execute", lambda *args: executed.append(args[2]["mode"]))
     argv = ("tiny", "--executor", "local", "--tasks", "2", "--wait", "-p", "steps", "100")
     status, out, _ = run(capsys, *argv)
     assert status == 0 and executed == ["load"]

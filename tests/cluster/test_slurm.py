@@ -27,7 +27,7 @@ SLOWLY = ("-p", "chunk_steps", "10")  # so that tasks can be met at work; no num
 def notebooks(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     """The parameters of notebooks that were to be executed; none is."""
     executed: list[dict] = []
-    monkeypatch.setattr("umup.site.execute", lambda *args: executed.append(args[2]))
+    monkeypatch.setattr("umup.notebook.execute", lambda *args: executed.append(args[2]))
     monkeypatch.setattr(executor, "POLL_SECONDS", 0.2)
     return executed
 

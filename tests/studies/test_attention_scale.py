@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.container import ErrorbarContainer
-from matplotlib.figure import Figure
 
+from synthetic import EMPTY, drawn, played, points_of, rows_of
 from umup import claims, laws
 from umup.claims import NotMeasured
-from umup.config import NUMERICS, PROBE_STATS, RunConfig
+from umup.config import PROBE_STATS, RunConfig
 from umup.data import Dataset
+from umup.design import Point
 from umup.errors import ConfigError
 from umup.records import Results
 from umup.studies import attention_scale as study
@@ -80,54 +80,26 @@ def reports(run: RunConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def rows_of(runs: list[RunConfig], **columns: Any) -> pd.DataFrame:
-    return pd.DataFrame([
-        {
-            "key": run.key(), "study": "attention_scale", "profile": "cpu", "scheme": run.scheme,
-            "d_model": run.model.d_model, "n_layers": run.model.n_layers,
-            "d_head": run.model.d_head, "seq_len": run.model.seq_len,
-            "batch_size": run.optim.batch_size, "steps": run.optim.steps, "lr": run.hps.eta,
-            "seed": run.seed, "status": "ok", "final_loss": planted_loss(run),
-            "numerics": NUMERICS, "spec": json.dumps(run.to_dict()), **reports(run), **columns,
-        }
-        for run in runs
-    ])  # fmt: skip
+def seen(run: RunConfig) -> dict[str, Any]:
+    return {"final_loss": planted_loss(run), **reports(run)}
 
 
-def played(design: study.AttentionScale) -> list[RunConfig]:
-    """Every run that the design asks for when losses are the planted ones."""
-    done: dict[str, RunConfig] = {}
-    while todo := design.pending(
-        pd.DataFrame({"key": list(done), "final_loss": [planted_loss(r) for r in done.values()]}),
-        TEXT,
-    ):
-        assert not {run.key() for run in todo} & set(done), "asked for a run on record"
-        done |= {run.key(): run for run in todo}
-    return list(done.values())
+def planted_layer(point: Point) -> dict[str, float]:
+    d, rho = point.spec["d_head"], point.spec["correlation"]
+    return {
+        "self_rms": math.sqrt(rho**2 * d**2 + (1 + rho**2) * d), "earlier_rms": d**0.5,
+        "logit_rms": 1.0 if point.spec["scheme"] == "sp" else 1.0 + 2.0**-30,
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def runs() -> list[RunConfig]:
-    return played(DESIGN)
+    return played(DESIGN, TEXT, planted_loss)
 
 
 @pytest.fixture(scope="module")
 def results(runs: list[RunConfig]) -> Results:
-    points = []
-    for point in DESIGN.points():
-        d, rho = point.spec["d_head"], point.spec["correlation"]
-        result = {
-            "self_rms": math.sqrt(rho**2 * d**2 + (1 + rho**2) * d), "earlier_rms": d**0.5,
-            "logit_rms": 1.0 if point.spec["scheme"] == "sp" else 1.0 + 2.0**-30,
-        }  # fmt: skip
-        points.append({
-            "what": "layer", "spec": json.dumps(dict(point.spec)), "result": json.dumps(result),
-            "profile": "cpu", "numerics": NUMERICS,
-        })  # fmt: skip
-    return Results(rows_of(runs), pd.DataFrame(points))
-
-
-EMPTY = Results(rows_of([]), pd.DataFrame())
+    return Results(rows_of(runs, seen), points_of(DESIGN.points(), planted_layer))
 
 
 # The layer at initialization
@@ -402,7 +374,7 @@ def test_profiles_are_designs_whose_plan_knows_its_size() -> None:
         design = study.AttentionScale.from_dict(values)
         assert not [s for s in design.probe_steps if s % design.chunk_steps], "one program serves"
     cpu = parameters(HERE, "cpu")
-    assert 150 < len(played(study.AttentionScale.from_dict(cpu))) < 240
+    assert 150 < len(played(study.AttentionScale.from_dict(cpu), TEXT, planted_loss)) < 240
 
 
 # Words and figures
@@ -432,7 +404,6 @@ def test_figures_draw_with_labels_and_say_when_there_is_nothing(
     results: Results, name: str
 ) -> None:
     figure = FIGURES[name](results)
-    assert isinstance(figure, Figure)
     figure.draw_without_rendering()
     assert all(ax.get_xlabel() for ax in figure.axes)
     assert figure.axes[0].get_ylabel()
@@ -457,3 +428,60 @@ def test_diverged_runs_are_crosses_not_losses(results: Results) -> None:
     ax = figures.curves(Results(broken, results.points), "eta").axes[0]
     crosses = [line for line in ax.lines if line.get_marker() == "x"]
     assert {float(x) for line in crosses for x in np.asarray(line.get_xdata())} == {2.0}
+
+
+def means(table: pd.DataFrame, by: str, name: str) -> pd.DataFrame:
+    return table.groupby(by)[name].mean().reset_index()
+
+
+def test_exponents_are_drawn_beside_what_they_are_fitted_to(results: Results) -> None:
+    left, right = figures.exponents(results).axes
+    table = tables.exponents(results.runs)
+    lines = drawn(left)
+    assert list(lines) == [tables.TITLES[s] for s in (PER_D, PER_ROOT, "mup")]
+    for scheme, group in table.groupby("scheme"):
+        np.testing.assert_allclose(
+            lines[tables.TITLES[scheme]], group[["step", "exponent"]].astype(float)
+        )
+    pooled = tables.pooled(results.runs).query("scheme == @PER_D")
+    assert list(drawn(right)) == ["step 0", "step 10", "step 100"]
+    for label, points in drawn(right).items():
+        at = pooled[pooled["step"] == int(label.removeprefix("step "))]
+        np.testing.assert_allclose(points, means(at, "d_head", "qk"))
+
+
+def test_cosines_and_entropies_are_those_of_the_table(results: Results) -> None:
+    pooled = tables.pooled(results.runs)
+    own = pooled[pooled["scheme"] == PER_D]
+    left, right = figures.correlations(results).axes
+    at = own[own["step"] == 100]
+    np.testing.assert_allclose(drawn(left)["step 100"], means(at, "d_head", "cosine"))
+    for d_head in DESIGN.d_heads:
+        at = own[own["d_head"] == d_head]
+        np.testing.assert_allclose(drawn(right)[str(d_head)], means(at, "step", "cosine"))
+    axes = figures.entropy(results).axes
+    assert [ax.get_title() for ax in axes] == [tables.TITLES[s] for s in DESIGN.schemes]
+    for ax, scheme in zip(axes, DESIGN.schemes, strict=True):
+        at = pooled[(pooled["scheme"] == scheme) & (pooled["d_head"] == 128)]
+        np.testing.assert_allclose(drawn(ax)["128"], means(at, "step", "entropy"))
+
+
+def test_the_layer_and_the_searches_are_drawn_as_measured(results: Results) -> None:
+    layers = results.table("layer")
+    layers = layers[layers["scheme"] == PER_D]
+    (ax,) = figures.layer(results).axes
+    for rho, group in layers.groupby("correlation"):
+        np.testing.assert_allclose(drawn(ax)[f"ρ = {rho:g}"], means(group, "d_head", "self_rms"))
+    for hp in ("alpha", "eta"):
+        for ax, scheme in zip(figures.curves(results, hp).axes, (PER_D, PER_ROOT), strict=True):
+            curves = tables.curve_runs(results.runs, hp, scheme)
+            for d_head, group in curves.groupby("d_head"):
+                mean = means(tables.levelled(group), "x", "loss")
+                np.testing.assert_allclose(drawn(ax)[str(d_head)], mean.astype(float))
+
+
+def test_drifts_start_at_the_smallest_head(results: Results) -> None:
+    for ax, hp in zip(figures.drift(results).axes, ("alpha", "eta"), strict=True):
+        for scheme in (PER_D, PER_ROOT):
+            x = np.array([o.x for o in tables.optima(results.runs, hp, scheme).values()])
+            np.testing.assert_allclose(drawn(ax)[tables.TITLES[scheme]][:, 1], x - x[0])

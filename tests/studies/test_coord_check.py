@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import inspect
 import json
 import math
 
@@ -11,16 +13,22 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
+from flax import nnx
 
-from umup import train
+from synthetic import EMPTY, drawn, marks, point_row
+from umup import studies, train
+from umup import study as library
 from umup.claims import NotMeasured
 from umup.config import HPs, ModelConfig, OptimConfig, RunConfig
 from umup.coord import _step
 from umup.errors import ConfigError
+from umup.layers import Attention
 from umup.records import Results
+from umup.rules import Parametrization
 from umup.studies import coord_check as study
 from umup.studies import coord_check_figures as figures
 from umup.studies import coord_check_measure as measuring
+from umup.studies import own_model, own_model_measure
 
 MODEL = ModelConfig(
     d_model=8, n_layers=2, d_head=4, d_ff=16, vocab_size=11, seq_len=6, base_width=4, base_depth=2,
@@ -31,17 +39,23 @@ TEXT = np.random.default_rng(0).integers(0, 11, 400).astype(np.uint16)
 HELD_OUT = np.random.default_rng(1).integers(0, 11, 400).astype(np.uint16)
 
 
-def run(scheme: str = "umup") -> RunConfig:
-    return RunConfig(scheme, MODEL, OPTIM, HPs(eta=0.5, weight_decay=0.0), 3, "", "", "")
+def run(**shape) -> RunConfig:
+    config = dataclasses.replace(MODEL, **shape)
+    return RunConfig("umup", config, OPTIM, HPs(eta=0.5, weight_decay=0.0), 3, "", "", "")
 
 
-def model(scheme: str = "umup"):
-    lane = jax.tree.map(lambda leaf: leaf[0], train.lanes_of([run(scheme)]))
-    return train.build(run(scheme), lane)
+def lane_of(run: RunConfig) -> train.Lane:
+    return jax.tree.map(lambda leaf: leaf[0], train.lanes_of([run]))
 
 
-def test_the_watched_forward_pass_is_the_models() -> None:
-    decoder, ids = model(), jnp.asarray(TEXT[:12].reshape(2, 6).astype(np.int32))
+def model(run: RunConfig):
+    return train.build(run, lane_of(run))
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_the_watched_forward_pass_is_the_models(qk_norm: bool) -> None:
+    wanted = run(qk_norm=qk_norm)
+    decoder, ids = model(wanted), jnp.asarray(TEXT[:12].reshape(2, 6).astype(np.int32))
     both = jax.jit(
         lambda ids: (measuring.activations(decoder, ids, decoder.readout.w[...]), decoder(ids))
     )
@@ -53,36 +67,39 @@ def test_the_watched_forward_pass_is_the_models() -> None:
     assert not np.asarray(seen["logits.readout"]).any()
 
 
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_watched_attention_logits_are_those_that_the_models_probes_report(qk_norm: bool) -> None:
+    wanted = run(qk_norm=qk_norm)
+    lane, tokens = lane_of(wanted), jnp.asarray(TEXT)
+    ids, _ = train._batch(wanted, tokens, lane, jnp.int32(0))
+    decoder = model(wanted)
+    _, seen = measuring.activations(decoder, ids, decoder.readout.w[...])
+    values = train.observe(wanted, tokens, lane, train.init(wanted, lane))
+    reported = dict(zip(train.observed(wanted), np.asarray(values), strict=True))
+    for i in (0, 1):
+        rms = np.sqrt(np.square(np.asarray(seen[f"blocks.{i}.attn.qk"], float)).mean())
+        assert rms == pytest.approx(reported[f"blocks.{i}.attn.scores/qk"][0], rel=1e-4)
+
+
 def test_attention_logits_are_products_of_queries_with_keys_not_after_them() -> None:
     config = ModelConfig(**(MODEL.to_dict() | {"rope": False}))
-    config_run = RunConfig("mup", config, OPTIM, HPs(), 0, "", "", "")
-    lane = jax.tree.map(lambda leaf: leaf[0], train.lanes_of([config_run]))
-    attention = train.build(config_run, lane).blocks.attn
+    numbers = Parametrization("mup", config, HPs().to_dict(), 12)
+    attention = Attention(config, numbers, rngs=nnx.Rngs(params=2))
     x = np.random.default_rng(2).normal(size=(6, 8)).astype(np.float32)
-    w = np.asarray(attention.qkv.w[...])[0].reshape(8, -1)
+    w = np.asarray(attention.qkv.w[...]).reshape(8, -1)
     q, k, _ = np.split(x @ w, 3, axis=-1)
     by_hand = [
         math.sqrt(2) / 4 * q[t, 4 * h : 4 * h + 4] @ k[s, 4 * h : 4 * h + 4]  # √base_d_head/d_head
         for h in range(2) for t in range(6) for s in range(t + 1)
     ]  # fmt: skip
-
-    class First:
-        logit = attention.logit[...][0] * jnp.ones(1)
-
-        def __init__(self):
-            self.config = config
-
-        def qkv(self, x):
-            return x @ w
-
-    found = measuring._attention_logits(First(), jnp.asarray(x), 6)
+    found = measuring._attention_logits(attention, jnp.asarray(x), 6)
     assert np.asarray(found).ravel() == pytest.approx(by_hand, abs=1e-5)
 
 
 def test_training_is_the_librarys() -> None:
     coord = measuring.decoder("umup", MODEL, OPTIM, 3, -1.0, TEXT, HELD_OUT)
     params, opt = coord.params, coord.optimizer.init(coord.params)
-    lane = jax.tree.map(lambda leaf: leaf[0], train.lanes_of([run()]))
+    lane = lane_of(run())
     state, step = train.init(run(), lane), jax.jit(functools.partial(train.step, run()))
     for i in range(2):
         batch = coord.batch(i)
@@ -179,7 +196,7 @@ def results(lost: bool = False, widths=(16, 32, 64, 128)) -> Results:
                     spec = point(scheme=scheme, d_model=width, seed=seed, log2_eta=log2_eta)
                     noise = 1 + 0.01 * (-1) ** (seed + width // 16)
                     rows.append(_row(spec, noise * width ** (factor * p), width, lost))
-    return Results(pd.DataFrame(), pd.DataFrame(rows))
+    return Results(EMPTY.runs, pd.DataFrame(rows))
 
 
 def _row(spec: dict, value: float, width: int, lost: bool) -> dict:
@@ -197,7 +214,7 @@ def _row(spec: dict, value: float, width: int, lost: bool) -> dict:
     step, kind, tensor, quantity, shape, values = (list(column) for column in zip(*found))
     result = {"step": step, "kind": kind, "tensor": tensor, "quantity": quantity,
               "shape": shape, "value": values}  # fmt: skip
-    return {"what": "decoder", "spec": json.dumps(spec), "result": json.dumps(result)}
+    return point_row("decoder", spec, result)
 
 
 def test_slopes_are_recovered() -> None:
@@ -231,7 +248,7 @@ def test_what_is_absent_is_not_measured(changes: dict, said: str) -> None:
     with pytest.raises(NotMeasured, match=said):
         study.slope(results(), **(args | changes))
     with pytest.raises(NotMeasured):
-        study.slope(Results(pd.DataFrame(), results().points.iloc[:0]), **args)
+        study.slope(EMPTY, **args)
 
 
 def test_a_diverged_width_is_growth_without_bound() -> None:
@@ -275,5 +292,49 @@ def test_figures_draw_what_the_tables_say() -> None:
     assert "embed" in labels(figures.heat(slopes, 0.2, kind="weight"))
     assert "width d_model" in labels(figures.growth(results()))
     assert "readout's own part" in labels(figures.readout(results()))
-    empty = Results(pd.DataFrame(), results().points.iloc[:0])
-    assert "no points" in labels(figures.growth(empty)) + labels(figures.readout(empty))
+    for figure in (figures.growth(EMPTY), figures.readout(EMPTY)):
+        assert "not measured" in labels(figure)
+
+
+def test_slopes_and_growth_are_drawn_as_fitted() -> None:
+    slopes = study.fitted(study.checks(results(), 0.2))
+    ax = figures.ladder(slopes, 0.2, 2).axes[0]
+    at = slopes[(slopes["tensor"] == "logits") & (slopes["quantity"] == "change")]
+    at = at[(at["step"] == 2) & at["scheme"].isin(["sp", "mup", "umup"])]
+    wanted = at.sort_values("pace", ascending=False, kind="stable")["slope"]
+    np.testing.assert_allclose(marks(ax)[:, 1], wanted)
+    (heat, _) = figures.heat(slopes, 0.2).axes
+    at = slopes[(slopes["kind"] == "activation") & (slopes["quantity"] == "change")]
+    at = at[(at["step"] == 2) & (at["pace"] == "large")]
+    grid = at.pivot(index="scheme", columns="tensor", values="slope")
+    rows, columns = list(SLOPES), list(dict.fromkeys(at["tensor"]))
+    np.testing.assert_allclose(heat.images[0].get_array(), grid.loc[rows, columns])
+    widths = np.array([16, 32, 64, 128])
+    for ax, power in ((figures.growth(results()).axes[1], 0.5),):
+        points = drawn(ax)["SP"]
+        assert points[:, 0].tolist() == widths.tolist()
+        np.testing.assert_allclose(points[:, 1], (widths / 16) ** power, rtol=0.03)
+    left, right = figures.readout(results()).axes
+    np.testing.assert_allclose(drawn(left)["μP"][:, 1], 1.0, rtol=0.03)
+    label = study.TITLES["mup_readout_lr"]
+    np.testing.assert_allclose(drawn(right)[label][:, 1], (widths / 16) ** -1.0, rtol=0.03)
+
+
+@pytest.mark.parametrize("name", ["coord_check", "own_model"])
+def test_every_recorded_specification_is_of_its_measures_arguments(name: str) -> None:
+    module = studies.find(name)
+    assert module is not None
+    for profile in library.profiles(name):
+        for point in library.store(name, profile).points.read().to_dict("records"):
+            inspect.signature(module.MEASURES[point["what"]]).bind(**json.loads(point["spec"]))
+    for wrong in ({"hight": 3}, {}):
+        with pytest.raises(TypeError):
+            inspect.signature(next(iter(module.MEASURES.values()))).bind(**wrong)
+
+
+def test_a_measure_passes_on_all_that_it_is_given() -> None:
+    for measure, does in (
+        (study.decoder, measuring.measure), (own_model.curve, own_model_measure.curve),
+        (own_model.coord, own_model_measure.coord),
+    ):  # fmt: skip
+        assert set(inspect.signature(measure).parameters) == set(inspect.signature(does).parameters)

@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 
+from synthetic import EMPTY, drawn, marks, point_row, rows_of
 from umup import claims, fp8, ops, study, train
 from umup.claims import NotMeasured
-from umup.config import NUMERICS, PROBE_STATS, HPs, ModelConfig, OptimConfig, RunConfig
+from umup.config import PROBE_STATS, HPs, ModelConfig, OptimConfig, RunConfig
 from umup.data import Dataset
 from umup.errors import ConfigError
 from umup.hlo import Program
@@ -313,19 +313,11 @@ def probe_columns(run: RunConfig) -> dict[str, Any]:
 def planted(run: RunConfig) -> dict[str, Any]:
     failing = run.scheme == "mup" and run.model.recipe == "fp8_seed"
     loss = 1.5 + 0.01 * run.seed + (0.5 + 0.001 * run.seed) * failing
-    return {
-        "key": run.key(), "scheme": run.scheme, "d_model": run.model.d_model,
-        "n_layers": run.model.n_layers, "seq_len": run.model.seq_len,
-        "batch_size": run.optim.batch_size, "steps": run.optim.steps, "seed": run.seed,
-        "status": "ok", "final_loss": loss, "numerics": NUMERICS, "profile": "cpu",
-        "spec": json.dumps(run.to_dict()), "curve_steps": [1, 50, 100],
-        "curve_loss": [5.0, 2.0, loss], **probe_columns(run),
-    }  # fmt: skip
+    return {"final_loss": loss, "curve_steps": [1, 50, 100], "curve_loss": [5.0, 2.0, loss],
+            **probe_columns(run)}  # fmt: skip
 
 
-def point(what: str, spec: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
-    return {"what": what, "spec": json.dumps(spec), "result": json.dumps(result),
-            "numerics": NUMERICS, "device": "H100", "profile": "cpu"}  # fmt: skip
+point = functools.partial(point_row, device="H100")
 
 
 GPU = {"capable": True, "device_kind": "H100", "compute_capability": "9.0"}
@@ -351,10 +343,7 @@ def speeds() -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def results() -> Results:
-    return Results(pd.DataFrame([planted(run) for run in DESIGN.runs(TEXT)]), speeds())
-
-
-EMPTY = Results(pd.DataFrame(), pd.DataFrame())
+    return Results(rows_of(DESIGN.runs(TEXT), planted), speeds())
 
 
 def test_planted_drifts_are_recovered(results: Results) -> None:
@@ -475,7 +464,6 @@ DRAWN = {
 @pytest.mark.parametrize("name", DRAWN)
 def test_figures_are_drawn_and_labelled(name: str, results: Results) -> None:
     figure = DRAWN[name](results)
-    assert isinstance(figure, Figure)
     assert any(ax.get_xlabel() for ax in figure.axes)
     figure.canvas.draw()
     (ax,) = DRAWN[name](EMPTY).axes
@@ -492,7 +480,7 @@ def test_words_name_every_caption_and_survive_absence(results: Results) -> None:
     for words in (report.departures_table, report.losses_table, report.steps_table,
                   report.products_table, report.what_ran):  # fmt: skip
         assert words(results).count("nan") == 0
-        assert words(EMPTY).endswith(".")
+        assert "Not measured" in words(EMPTY)
 
 
 # The script.
@@ -549,3 +537,68 @@ def test_one_row_of_each_kind_is_made_here() -> None:
 
 def test_design_is_found_by_its_name() -> None:
     assert study.design_of("fp8_drift") is fp8_drift.Fp8Drift
+
+
+def test_every_tensor_is_drawn_where_it_starts_and_ends(results: Results) -> None:
+    table = tables.width_of(tables.drift(results))
+    means = table.groupby(["scheme", "step", "kind", "place"])["rms"].mean()
+    axes = iter(fp8_drift_figures.distribution(results).axes)
+    for scheme in tables.SCHEMES:
+        for step in (table["step"].min(), table["step"].max()):
+            ax = next(axes)
+            assert ax.get_title().startswith(f"{tables.NAMES[scheme]}, ")
+            shown = [x for line in ax.lines if line.get_marker() != "None"
+                     for x in line.get_xdata()]  # fmt: skip
+            np.testing.assert_allclose(sorted(shown), sorted(np.log2(means[scheme, step])))
+    for i, ax in enumerate(fp8_drift_figures.over_training(results).axes):
+        scheme, kind = tables.SCHEMES[i // 3], tables.KINDS[i % 3]
+        own = table[(table["scheme"] == scheme) & (table["kind"] == kind)]
+        curves = own.groupby(["linear", "layer", "step"])["rms"].mean()
+        shown = [line.get_ydata() for line in ax.lines if line.get_marker() != "None"]
+        np.testing.assert_allclose(np.concatenate(shown), np.log2(curves))
+
+
+def test_the_map_of_what_is_lost_has_a_row_for_every_tensor_that_loses(results: Results) -> None:
+    table = tables.width_of(tables.drift(results))
+    mup, umup, _ = fp8_drift_figures.lost(results).axes
+    for ax, scheme in ((mup, "mup"), (umup, "umup")):
+        own = table[table["scheme"] == scheme]
+        shares = own.groupby(["place", "kind", "step"])["e4m3"].mean().unstack()
+        largest = np.sort(shares[shares.max(axis=1) > 1e-3].max(axis=1))
+        shown = np.asarray(ax.images[0].get_array())
+        if len(largest):
+            np.testing.assert_allclose(np.sort(shown.max(axis=1)), largest)
+        assert len(ax.get_yticklabels()) == len(shown) == max(len(largest), 1)
+
+
+def test_differences_from_float32_are_drawn(results: Results) -> None:
+    *curves, last = fp8_drift_figures.losses(results).axes
+    table = tables.width_of(tables.loss_differences(results))
+    wanted = table[table["recipe"] != "plain"]["difference"]
+    np.testing.assert_allclose(marks(last)[:, 0], wanted)
+    assert {*drawn(curves[0])} == {"float32", "fp8_seed"}
+
+
+def test_settings_and_slopes_are_drawn_as_tabled(results: Results) -> None:
+    settings, slopes = tables.settings(results), tables.slopes(results)
+    figure = effects.settings(results, "umup")
+    own = settings[(settings["scheme"] == "umup") & (settings["varied"] == "eta")]
+    own = own[own["recipe"] == "plain"]
+    columns = len(figure.axes) // 4
+    for ax, name in zip(figure.axes[::columns], ("final_loss", *tables.FOLLOWED), strict=True):
+        mean = (own[name] if name == "final_loss" else np.log2(own[name])).groupby(own["value"])
+        np.testing.assert_allclose(ax.lines[0].get_ydata(), mean.mean())
+        np.testing.assert_allclose(ax.lines[0].get_xdata(), np.log2(list(mean.groups)))
+    for ax, scheme in zip(effects.slopes(results).axes, ("mup", "umup"), strict=True):
+        np.testing.assert_allclose(marks(ax)[:, 0], slopes[slopes["scheme"] == scheme]["slope"])
+    width = settings[(settings["varied"] == "width") & (settings["scheme"] == "umup")]
+    mean = width.groupby("value")["final_loss"].mean()
+    shown = [line.get_ydata().tolist() for line in effects.shapes(results).axes[0].lines]
+    assert pytest.approx(mean.tolist()) in shown
+
+
+def test_speeds_are_drawn_in_teraflops_and_relative_to_bf16(results: Results) -> None:
+    left, right = fp8_drift_gemm_figures.speed(results).axes
+    fp8 = drawn(left)[fp8_drift_gemm_figures.KINDS["fp8"][2]]
+    assert fp8.tolist() == [[1024, 1000], [8192, 1000]]
+    assert drawn(right)["fp8_seed"].tolist() == [[4096, pytest.approx(1.5)]]

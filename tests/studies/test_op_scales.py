@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 
+from synthetic import EMPTY, drawn, marks, points_of
 from umup import claims, study
 from umup.claims import NotMeasured
-from umup.config import NUMERICS
+from umup.design import Point
 from umup.errors import ConfigError
 from umup.records import Results
 from umup.studies import op_scales, op_scales_figures
@@ -257,25 +257,25 @@ def test_every_claim_is_shown_beside_its_evidence() -> None:
 def made_up(points: list, **noise: float) -> Results:
     """Points whose fields are 1 ± ``noise`` (0.01) over three seeds; dq is 0.9·α/√d_head."""
     size = noise.get("noise", 0.01)
-    rows = []
-    for point in points:
-        spec = dict(point.spec)
-        jitter = [1.0 - size, 1.0, 1.0 + size]
-        result: dict = dict.fromkeys(("out", "dx", "dgate", "dlogits", "dw"), jitter)
+    jitter = [1.0 - size, 1.0, 1.0 + size]
+
+    def result(point: Point) -> dict:
+        spec = point.spec
+        found: dict = dict.fromkeys(("out", "dx", "dgate", "dlogits", "dw"), jitter)
         if point.what.startswith("attention"):
             small = 0.9 * spec["alpha"] / math.sqrt(spec["d_head"])
             t = spec["seq_len"]
             at = [2**i for i in range(t.bit_length())]
-            result = {
+            found = {
                 "out": jitter, "dv": jitter, "dq": [small * j for j in jitter],
                 "dk": [small * j for j in jitter], "model": 0.25,
                 "positions": at, "by_position": [4.0 / math.sqrt(i) for i in at],
             }  # fmt: skip
         if spec.get("backward") == "fan_in":
-            result["dx"] = [math.sqrt(spec["vocab_size"] / spec["d_model"]) * j for j in jitter]
-        rows.append({"what": point.what, "spec": json.dumps(spec), "result": json.dumps(result),
-                     "numerics": NUMERICS, "profile": "cpu"})  # fmt: skip
-    return Results(pd.DataFrame(), pd.DataFrame(rows))
+            found["dx"] = [math.sqrt(spec["vocab_size"] / spec["d_model"]) * j for j in jitter]
+        return found
+
+    return Results(EMPTY.runs, points_of(points, result))
 
 
 @pytest.fixture(scope="module")
@@ -379,7 +379,6 @@ FIGURES = (
 @pytest.mark.parametrize("name", FIGURES)
 def test_figures_draw_and_are_labelled(results: Results, name: str, tmp_path: Path) -> None:
     figure = getattr(op_scales_figures, name)(results)
-    assert isinstance(figure, Figure)
     figure.savefig(tmp_path / "figure.png", dpi=40)
     panels = [ax for ax in figure.axes if ax.get_xlabel()]
     assert panels
@@ -393,3 +392,66 @@ def test_the_bound_in_a_figure_is_that_of_the_claim(results: Results) -> None:
     ax = op_scales_figures.attention_output(results).axes[0]
     band = ax.patches[0].get_extents().transformed(ax.transData.inverted())
     assert (band.y0, band.y1) == pytest.approx((1 - half, 1 + half))
+
+
+def plain(results: Results) -> pd.DataFrame:
+    table = op_scales.cells(results, "attention")
+    return table[table["seq_len"] > 1]
+
+
+def test_attention_is_drawn_by_head_size_and_alpha(results: Results) -> None:
+    table = plain(results)
+    axes = op_scales_figures.attention_output(results).axes
+    assert [ax.get_title() for ax in axes] == ["α = ¼", "α = 1", "α = 4"]
+    for ax, alpha in zip(axes, (0.25, 1.0, 4.0), strict=True):
+        for d_head in (16, 64, 256):
+            at = table[(table["alpha"] == alpha) & (table["d_head"] == d_head)]
+            at = at.sort_values("seq_len")[["seq_len", "out"]]
+            np.testing.assert_allclose(drawn(ax)[str(d_head)], at)
+    left, right = op_scales_figures.attention_gradients(results).axes
+    at = table[(table["alpha"] == 1.0) & (table["d_head"] == 64)].sort_values("seq_len")
+    np.testing.assert_allclose(drawn(left)["d_head 64"], at[["seq_len", "dq_beta"]])
+    longest = table[(table["seq_len"] == 256) & table["alpha"].isin([0.25, 1.0, 4.0])]
+    longest = longest.sort_values(["alpha", "d_head"])[["d_head", "dq"]]
+    np.testing.assert_allclose(marks(right), longest)
+    (ax,) = op_scales_figures.attention_rows(results).axes
+    row = table[(table["alpha"] == 1.0) & (table["d_head"] == 64) & (table["seq_len"] == 256)]
+    points = np.array([row["positions"].item(), row["by_position"].item()]).T
+    np.testing.assert_allclose(drawn(ax)["T = 256"], points)
+
+
+def test_the_maps_of_the_models_error_are_in_per_cent(results: Results) -> None:
+    first, *_ = op_scales_figures.attention_error(results).axes
+    table = plain(results)
+    at = table[table["seq_len"] == int(first.get_title().removeprefix("T = "))]
+    grid = 100 * (at.pivot(index="d_head", columns="alpha", values="out") - 1)
+    np.testing.assert_allclose(first.images[0].get_array(), grid)
+
+
+def test_other_ops_are_drawn_as_measured(results: Results) -> None:
+    (ax,) = op_scales_figures.attention_correlated(results).axes
+    inputs = op_scales.cells(results, "attention_inputs")
+    inputs = inputs[inputs["inputs"] == "normal"].sort_values("correlation")
+    np.testing.assert_allclose(drawn(ax)["measured"], inputs[["correlation", "out"]])
+    silu = op_scales.cells(results, "gated_silu").sort_values("alpha")
+    left, right = op_scales_figures.gated_silu(results).axes
+    np.testing.assert_allclose(drawn(left)["output"], silu[["alpha", "out"]])
+    np.testing.assert_allclose(drawn(right)["gradient of the gate"], silu[["alpha", "dgate"]])
+    softmax = op_scales.cells(results, "softmax")
+    for ax, field in zip(op_scales_figures.softmax(results).axes, ("out", "dx"), strict=True):
+        at = softmax[softmax["mult"] == 1.0].sort_values("size")
+        np.testing.assert_allclose(drawn(ax)["1"], at[["size", field]])
+
+
+def test_the_loss_and_the_readout_are_drawn_as_measured(results: Results) -> None:
+    *panels, last = op_scales_figures.loss_gradient(results).axes
+    loss = op_scales.cells(results, "cross_entropy")
+    for ax, rms in zip(panels, sorted(loss["logits_rms"].unique()), strict=True):
+        at = loss[(loss["logits_rms"] == rms) & (loss["alpha"] == 0.25)].sort_values("vocab_size")
+        np.testing.assert_allclose(drawn(ax)["¼"], at[["vocab_size", "dlogits"]])
+    tokens = op_scales.cells(results, "cross_entropy_tokens").sort_values("tokens")
+    np.testing.assert_allclose(marks(last), tokens[["tokens", "dlogits"]])
+    (ax,) = op_scales_figures.readout(results).axes
+    readout = op_scales.cells(results, "readout")
+    wanted = {(r.vocab_size / r.d_model, round(r.dx, 9)) for r in readout.itertuples()}
+    assert {(x, round(y, 9)) for x, y in marks(ax)} == wanted

@@ -13,14 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pandas as pd
 import pytest
 from flax import nnx
-from matplotlib.figure import Figure
 
+from synthetic import EMPTY, drawn, marks, points_of
 from umup import claims
 from umup.claims import NotMeasured
-from umup.config import NUMERICS, HPs, ModelConfig, OptimConfig
+from umup.config import HPs, ModelConfig, OptimConfig
 from umup.errors import ConfigError
 from umup.optim import lr_factors, mark
 from umup.records import Results
@@ -332,21 +331,11 @@ def planted_check(spec: dict) -> dict:
     return {name: list(column) for name, column in zip(names, zip(*rows))}
 
 
-def records(points: list) -> Results:
-    made = [
-        {"what": p.what, "spec": json.dumps(dict(p.spec)), "profile": "cpu", "numerics": NUMERICS,
-         "result": json.dumps((planted if p.what == "curve" else planted_check)(dict(p.spec)))}
-        for p in points
-    ]  # fmt: skip
-    return Results(pd.DataFrame(), pd.DataFrame(made))
-
-
 @pytest.fixture(scope="module")
 def results() -> Results:
-    return records(DESIGN.points())
-
-
-EMPTY = Results(pd.DataFrame(), pd.DataFrame({"what": [], "spec": [], "result": []}))
+    made = {"curve": planted, "coord": planted_check}
+    points = points_of(DESIGN.points(), lambda p: made[p.what](dict(p.spec)))
+    return Results(EMPTY.runs, points)
 
 
 @pytest.mark.parametrize("model", ["mlp", "vit"])
@@ -437,7 +426,6 @@ def test_figures_draw_with_labels_and_say_when_there_is_nothing(
     results: Results, name: str
 ) -> None:
     figure = getattr(figures, name)(results)
-    assert isinstance(figure, Figure)
     figure.draw_without_rendering()
     assert all(ax.get_title() for ax in figure.axes)
     assert figure.axes[-1].get_xlabel()
@@ -485,3 +473,32 @@ def test_the_chapter_shows_code_that_is_there_and_numbers_that_are_glued() -> No
     named = set(re.findall(r"own_model\.ipynb::(\w+):s`", text))
     assert named
     assert named <= set(report.numbers(EMPTY))
+
+
+def test_losses_over_learning_rates_are_drawn_by_width(results: Results) -> None:
+    axes = iter(figures.transfer(results).axes)
+    for model in ("mlp", "vit"):
+        for scheme in ("sp", "mup"):
+            ax, own = next(axes), tables.arm(results, model, scheme)
+            assert ax.get_title() == tables.title(model, scheme)
+            for width, at in own.groupby("width"):
+                mean = at.groupby("log2_eta")["loss"].mean().reset_index()
+                np.testing.assert_allclose(drawn(ax)[str(width)], mean)
+
+
+def test_drifts_and_updates_are_those_of_the_tables(results: Results) -> None:
+    for ax, model in zip(figures.drift(results).axes, ("mlp", "vit"), strict=True):
+        for scheme, label in tables.SCHEMES.items():
+            fits = tables.optima(tables.arm(results, model, scheme))
+            x = np.array([f.x for f in fits.values()])
+            np.testing.assert_allclose(drawn(ax)[label][:, 1], x - x[0])
+    for ax, model in zip(figures.updates(results).axes, ("mlp", "vit"), strict=True):
+        checks = tables.checks(results, tables.TOLERANCE)
+        slopes = [
+            slope
+            for arm, check in checks.items() if arm[0] == model
+            for name, (slope, *_) in figures._first_updates(check.slopes).items()
+            if not arm[2] or name == arm[2]
+        ]  # fmt: skip
+        np.testing.assert_allclose(marks(ax)[:, 0], slopes)
+        assert len(slopes) > 2

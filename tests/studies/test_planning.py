@@ -5,17 +5,15 @@ One tiny step is truly compiled, split along all three axes.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import numpy as np
 import pytest
 import yaml
-from matplotlib.figure import Figure
 
-from umup import aot, claims, formulas, records
-from umup.config import NUMERICS
+from synthetic import EMPTY, drawn, marks, points_of
+from umup import aot, bench, claims, formulas, records
 from umup.errors import ConfigError, StudyError
 from umup.records import Results
 from umup.studies import planning as study
@@ -25,7 +23,6 @@ from umup.studies import planning_tables as tables
 from umup.study import parameters
 
 HERE = Path(__file__).resolve().parents[2] / "experiments" / "planning"
-EMPTY = Results(pd.DataFrame(), pd.DataFrame())
 
 
 def design_of(profile: str) -> study.Planning:
@@ -33,14 +30,6 @@ def design_of(profile: str) -> study.Planning:
 
 
 CPU = design_of("cpu")
-
-
-def rows(points: list[tuple[Any, dict[str, Any]]], profile: str = "cpu") -> Results:
-    return Results(pd.DataFrame(), pd.DataFrame([
-        {"what": p.what, "spec": json.dumps(dict(p.spec)), "result": json.dumps(result),
-         "profile": profile, "numerics": NUMERICS}
-        for p, result in points
-    ]))  # fmt: skip
 
 
 def planted(point: Any, **changes: Any) -> dict[str, Any]:
@@ -64,7 +53,7 @@ def planted(point: Any, **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def results() -> Results:
-    return rows([(point, planted(point)) for point in CPU.points()])
+    return Results(EMPTY.runs, points_of(CPU.points(), planted))
 
 
 @pytest.fixture
@@ -73,13 +62,11 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = {"d_head": 32, "ff_ratio": 4, "vocab_size": 512, "seq_len": 128, "batch_size": 16,
              "dtype": "float32"}  # fmt: skip
     spec = {"shape": shape, "width": 64, "n_layers": 4, "samples": 9, "steps": 4}
-    found = Results(pd.DataFrame(), pd.DataFrame([
-        {"what": what, "spec": json.dumps(spec | {"sides": sides}),
-         "result": json.dumps({"ms": {side: [ms] * 9 for side in sides}}), "profile": "cpu"}
-        for what, sides, ms in (("step", ["umup", "eager"], 20.0),
-                                ("tried", ["umup", "remat_full"], 40.0))
-    ]))  # fmt: skip
-    monkeypatch.setattr(tables, "read_results", lambda store: found)
+    found = [
+        spec | {"sides": sides, "ms": {side: [ms] * 9 for side in sides}}
+        for sides, ms in ((["umup", "eager"], 20.0), (["umup", "remat_full"], 40.0))
+    ]
+    monkeypatch.setattr(bench, "timed_steps", lambda profile: found)
 
 
 # The design
@@ -136,7 +123,8 @@ def test_a_step_split_every_way_is_as_predicted() -> None:
         {"name": "tiny", "model": TINY, "optim": {"batch_size": 8}, "mesh": mesh},
     ))  # fmt: skip
     (point,) = design.points()
-    found = tables.table(rows([(point, study.compiled(**point.spec))]))
+    made = points_of([point], lambda p: study.compiled(**p.spec))
+    found = tables.table(Results(EMPTY.runs, made))
     for of, percent in (("parameters", 0), ("flops", 0), ("state", 1), ("data", 0.01),
                         ("fsdp", 1), ("tensor", 1)):  # fmt: skip
         assert tables.errors(found, of).abs().max() <= percent, of
@@ -178,7 +166,8 @@ def test_collectives_of_no_axis_are_counted_apart() -> None:
     sent = formulas.communication(tables.case(point.spec, "cpu"))["replicas"]
     both = [{"axes": axes, "bytes": size} for axes, size in
             ((["data"], sent), (["data", "fsdp"], sent / 8), ([], sent / 8))]  # fmt: skip
-    planted_ = rows([(point, planted(point, collectives=both))])
+    made = points_of([point], lambda p: planted(p, collectives=both))
+    planted_ = Results(EMPTY.runs, made)
     assert tables.unforeseen(planted_).value == pytest.approx(20.0)
     assert tables.worst(planted_, "data").value == pytest.approx(0.0)
 
@@ -202,7 +191,7 @@ def test_step_times_are_those_of_the_other_study(results: Results, steps: None) 
     with pytest.raises(claims.NotMeasured):
         tables.step_time(results, 48)
     with pytest.raises(claims.NotMeasured, match="smoke"):
-        tables.timed(rows([], "smoke"))
+        tables.timed(EMPTY)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +257,6 @@ def test_figures_draw_with_labels_and_say_when_there_is_nothing(
     results: Results, steps: None, name: str
 ) -> None:
     figure = getattr(figures, name)(results)
-    assert isinstance(figure, Figure)
     figure.draw_without_rendering()
     assert all(ax.get_xlabel() for ax in figure.axes)
     assert not getattr(figures, name)(EMPTY).axes[0].get_xlabel()
@@ -278,3 +266,40 @@ def test_recorded_points_are_those_of_the_profile() -> None:
     store = records.Store(HERE / "records" / "cpu")
     found = records.read_results(store).points
     assert set(found["key"]) == {point.key() for point in CPU.points()}
+
+
+def test_memory_is_drawn_against_what_was_compiled(results: Results) -> None:
+    left, right = figures.memory(results).axes
+    found = tables.table(results)
+    points = np.concatenate([line.get_xydata() for line in left.lines[1:]])  # the first: equality
+    wanted = found[["memory", "memory_predicted"]].to_numpy() / tables.GIB
+    np.testing.assert_allclose(points, wanted)
+    errors = [line.get_ydata()[0] for line in right.lines if line.get_marker() != "None"]
+    np.testing.assert_allclose(errors, tables.errors(found, "memory"))
+
+
+def test_bars_are_the_predicted_parts_and_the_compiled_two(results: Results) -> None:
+    found = tables.table(results, only=figures.LARGE)
+    for ax, name in zip(figures.parts(results).axes, figures.LARGE, strict=True):
+        at = found[(found["name"] == name) & (found["recipe"] == "plain")]
+        at = at.sort_values(["devices", "memory"], ascending=[True, False])
+        heights = [[bar.get_height() for bar in bars] for bars in ax.containers]
+        parts = [at[f"{part}_of"] / tables.GIB for part in figures.PARTS]
+        state = at["state"] / tables.GIB
+        np.testing.assert_allclose(heights, [*parts, state, at["memory"] / tables.GIB - state])
+        assert ax.get_title() == name
+
+
+def test_collectives_and_times_are_drawn_as_tabled(results: Results, steps: None) -> None:
+    found = tables.table(results)
+    left, right = figures.collectives(results).axes
+    for axis in ("data", "fsdp", "tensor"):
+        at = found[found[axis] > 0][[axis, f"{axis}_predicted"]] / tables.GIB
+        np.testing.assert_allclose(drawn(left)[axis], at)
+    large = found[found["name"] == "70B"]
+    large = large.sort_values(["recipe", "devices", "mesh"], ascending=False)
+    for bars, axis in zip(right.containers, figures.AXIS, strict=True):
+        wanted = large[axis] / tables.GIB
+        np.testing.assert_allclose([bar.get_width() for bar in bars], wanted)
+    timed = 1e3 * tables.timed(results)[["seconds", "predicted"]]
+    np.testing.assert_allclose(marks(figures.times(results).axes[0]), timed)

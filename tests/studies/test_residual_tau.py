@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from synthetic import EMPTY, drawn, marks, played, point_row
 from umup import claims, data, ops, records, rules, schemes, train
 from umup.config import NUMERICS, HPs, ModelConfig, OptimConfig, RunConfig
 from umup.data import Dataset
@@ -23,7 +24,6 @@ from umup.studies import residual_tau_report as words
 from umup.studies import residual_tau_tables as tables
 from umup.studies import residual_tau_walk as walks
 
-NOTHING = Results(pd.DataFrame(), pd.DataFrame())
 WALK = {
     "d_model": 16, "d_head": 8, "ff_ratio": 2.0, "seq_len": 4, "batch_size": 2, "base_depth": 2,
     "seeds": 2,
@@ -210,14 +210,8 @@ def test_the_plan_searches_every_arm_and_depth_and_ends():
     design = study.ResidualTau(arms=("derived", "mup"), depths=(2, 4), seeds=2)
     zeros = np.zeros(9, np.uint16)
     text = Dataset("c", "bytes", 7, zeros, zeros, 1.0, "d", "t")
-    done = pd.DataFrame(columns=["key", "final_loss"])
-    seen = []
-    while todo := design.pending(done, text):
-        assert len(seen) < 200
-        seen += todo
-        rows = [{"key": r.key(), "final_loss": design.guess(r, done)} for r in todo]
-        done = pd.concat([done, pd.DataFrame(rows)], ignore_index=True)
-    assert len({r.key() for r in seen}) == len(seen)
+    seen = played(design, text, lambda run: design.guess(run, EMPTY.runs))
+    assert len(seen) < 200
     shapes = {(r.scheme, r.model.n_layers) for r in seen}
     assert shapes == {("umup", 2), ("umup", 4), ("mup", 2), ("mup", 4)}
     for scheme, middle in (("umup", 0.5), ("mup", -5.5)):
@@ -267,11 +261,6 @@ def runs_of(depths=(2, 8, 32), arms=tuple(SHIFTS), spread=2, noise=0.001):
     return pd.DataFrame(rows)
 
 
-def point(what, spec, result):
-    return {"what": what, "spec": json.dumps(spec), "result": json.dumps(result),
-            "numerics": NUMERICS, "profile": "cpu"}  # fmt: skip
-
-
 def walked(arm, n_layers, seq_len, alpha=1.0, ratio=1.0, attention=1.0, wobble=0.01):
     """A walk whose attention is `attention` times what the recursion says."""
     scheme, convention, _ = tables.ARMS[arm]
@@ -290,13 +279,13 @@ def walked(arm, n_layers, seq_len, alpha=1.0, ratio=1.0, attention=1.0, wobble=0
         }  # fmt: skip
         for name, value in values.items():
             result.setdefault(name, []).append(value)
-    return point("walk", spec, result)
+    return point_row("walk", spec, result)
 
 
 @pytest.fixture(scope="module")
 def results():
     points = [
-        point("lemma", {"convention": c, "n_layers": n}, lemma.lemma(c, n, [1.0], [1.0], 1))
+        point_row("lemma", {"convention": c, "n_layers": n}, lemma.lemma(c, n, [1.0], [1.0], 1))
         for c in lemma.CONVENTIONS for n in (1, 16)
     ]  # fmt: skip
     for n in (2, 64):
@@ -310,7 +299,9 @@ def results():
         for end in ("", "_before")
         for name, value in {"embedding": 0.5, "attention": 0.6, "ffn": 0.7, "output": 1.0}.items()
     }
-    points += [point("trained", {"convention": c, "n_layers": 2}, both) for c in lemma.CONVENTIONS]
+    points += [
+        point_row("trained", {"convention": c, "n_layers": 2}, both) for c in lemma.CONVENTIONS
+    ]
     return Results(runs_of(), pd.DataFrame(points))
 
 
@@ -360,7 +351,7 @@ def test_realised_over_nominal_finds_the_worst_setting(results):
 
 def test_stream_finds_the_furthest_value_and_growth_the_ratio():
     points = [walked("sp", 2, 8), walked("sp", 64, 8, attention=3.0)]
-    some = Results(pd.DataFrame(), pd.DataFrame(points))
+    some = Results(EMPTY.runs, pd.DataFrame(points))
     found = tables.stream(some, "sp", factor=32)
     assert found.value == pytest.approx(3.0, rel=0.01) and found.lo < 3.0 < found.hi
     exact = math.sqrt(0.75 + 0.25 * 9)
@@ -378,7 +369,7 @@ def test_stream_finds_the_furthest_value_and_growth_the_ratio():
 )  # fmt: skip
 def test_nothing_on_record_is_not_measured(quantity, args):
     with pytest.raises(claims.NotMeasured):
-        study.QUANTITIES[quantity](NOTHING, **args)
+        study.QUANTITIES[quantity](EMPTY, **args)
 
 
 def test_too_short_a_span_is_not_measured(results):
@@ -418,21 +409,79 @@ def test_figures_draw_and_have_labels(results, name):
 
 @pytest.mark.parametrize("name", DRAW)
 def test_figures_say_that_there_is_nothing(name):
-    figure = getattr(figures, name)(NOTHING)
-    assert " on record" in figure.axes[0].texts[0].get_text() or name == "trained"
+    figure = getattr(figures, name)(EMPTY)
+    assert figure.axes[0].texts[0].get_text().startswith("not measured: no ")
 
 
 def test_words(results):
     said = words.answer(results)
     assert "16×" in said and "CompleteP" in said
     assert words.texts(results)["emb_derived"] == "50"
-    assert words.answer(NOTHING) == "Nothing is measured yet."
+    assert words.answer(EMPTY).count("not measured") == 3
     assert "derived" in words.realised_table(results)
     assert words.optima_table(results).count("\n") == 1 + 5 * 3
     assert "6 random networks" in words.what_ran(results)
-    assert words.what_ran(NOTHING).startswith("0 random networks")
+    assert words.what_ran(EMPTY).startswith("0 random networks")
 
 
 def test_records_table_opens_the_points(results):
     assert set(tables.walks(results, "sp")["n_layers"]) == {2, 64}
     assert records.with_spec(results.runs)["model.tau_convention"].nunique() == 3
+
+
+def test_contributions_are_markers_on_the_exact_lines(results):
+    table = tables.contributions(results)
+    for ax, convention in zip(figures.contributions(results).axes, lemma.CONVENTIONS, strict=True):
+        mine = table[table["arm"] == convention].sort_values("n_layers")
+        for part, name in figures.PART_NAMES.items():
+            np.testing.assert_allclose(drawn(ax)[name], mine[["n_layers", part]])
+    both = tables.contributions(results, "trained")
+    first, *_ = figures.trained(results).axes
+    heights = [bars[0].get_height() for bars in first.containers]
+    mine = both[both["arm"] == lemma.CONVENTIONS[0]].set_index("stage")
+    parts = [(part, stage) for part in figures.PARTS for stage in ("init", "trained")]
+    np.testing.assert_allclose(heights, [mine.loc[stage, part] for part, stage in parts])
+
+
+def test_realised_ratios_are_drawn_over_their_hyperparameters(results):
+    tables_ = {t: tables.realised(results, t) for t in (1, None)}
+    for ax, what, hp, other in zip(
+        figures.realised(results).axes, ("residual", "attention"), ("alpha", "ratio"),
+        ("ratio", "alpha"), strict=True,
+    ):  # fmt: skip
+        wanted = []
+        for convention in lemma.CONVENTIONS:
+            for table in tables_.values():
+                at = table[(table["arm"] == convention) & (table["n_layers"] == 2)]
+                wanted += at[at[other] == 1.0].sort_values(hp)[what].tolist()
+        np.testing.assert_allclose(marks(ax)[:, 1], wanted)
+
+
+def test_the_lemma_and_the_stream_are_drawn_as_measured(results):
+    left, right = figures.lemma(results).axes
+    table = tables.networks(results)
+    for convention in lemma.CONVENTIONS:
+        mine = table[table["convention"] == convention].sort_values("n_layers")
+        assert drawn(left)[convention][:, 1].tolist() == [max(e) for e in mine["own_error"]]
+        exact = lemma.shares(rules.residual_taus(16, convention=convention)).branches
+        assert drawn(right)[convention][0, 1] == pytest.approx(exact[0] * len(exact))
+    axes = {ax.get_title(): ax for ax in figures.stream(results).axes}
+    assert list(axes) == ["SP, T = 64", "μP, T = 64", "CompleteP, T = 64", "u-μP, T = 64",
+                          "u-μP, T = 1"]  # fmt: skip
+    for row in tables.walks(results, "sp").to_dict("records"):
+        mean = np.mean(row["stream"], axis=0)
+        np.testing.assert_allclose(drawn(axes["SP, T = 64"])[str(row["n_layers"])][:, 1], mean)
+
+
+def test_losses_and_optima_over_depth_are_drawn(results):
+    losses, optima = tables.losses(results), tables.optima(results)
+    for ax, arm in zip(figures.loss_by_lr(results).axes, optima, strict=True):
+        for depth, group in losses[losses["arm"] == arm].groupby("depth"):
+            np.testing.assert_allclose(drawn(ax)[str(depth)], group[["log2_lr", "mean"]])
+        stars = [(o.x, o.loss) for o in optima[arm].values() if not o.edge]
+        np.testing.assert_allclose(marks(ax), stars)
+    left, right = figures.over_depth(results).axes
+    shifts = [o.x - fits[min(fits)].x for fits in optima.values() for o in fits.values()]
+    np.testing.assert_allclose(marks(left)[:, 1], shifts, atol=1e-12)
+    losses = [o.loss for fits in optima.values() for o in fits.values()]
+    np.testing.assert_allclose(marks(right)[:, 1], losses)

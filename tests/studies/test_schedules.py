@@ -10,14 +10,14 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
-import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 
+from synthetic import EMPTY, drawn, marks, points_of, rows_of
 from umup import claims
 from umup.claims import NotMeasured
-from umup.config import NUMERICS, RunConfig
+from umup.config import RunConfig
 from umup.data import Dataset
+from umup.design import Point
 from umup.errors import ConfigError
 from umup.records import Results
 from umup.studies import schedules as study
@@ -52,48 +52,32 @@ def planted(scheme: str, kind: str, steps: int, share: float, log2_lr: float, se
     return 2.0 - 0.2 * u + ABOVE[kind] + short + CURVATURE * x**2 + 0.01 * seed + noise
 
 
-def run_rows(runs: list[RunConfig]) -> pd.DataFrame:
-    rows = []
-    for run in runs:
-        steps, kind = run.optim.steps, run.optim.schedule
-        loss = planted(run.scheme, kind, steps, 0.0, math.log2(run.hps.eta), run.seed)
-        at = np.unique(np.linspace(1, steps, 100).round().astype(int))
-        rows.append({
-            "key": run.key(), "study": "schedules", "profile": "cpu", "scheme": run.scheme,
-            "d_model": 32, "n_layers": 2, "batch_size": 8, "seq_len": 64, "steps": steps,
-            "lr": run.hps.eta, "seed": run.seed, "status": "ok", "final_loss": 9.0,
-            "val_loss": loss, "curve_steps": at, "curve_loss": 2.5 + loss * at**-0.3,
-            "numerics": NUMERICS, "spec": json.dumps(run.to_dict()),
-        })  # fmt: skip
-    return pd.DataFrame(rows)
+def seen(run: RunConfig) -> dict[str, Any]:
+    steps, kind = run.optim.steps, run.optim.schedule
+    loss = planted(run.scheme, kind, steps, 0.0, math.log2(run.hps.eta), run.seed)
+    at = np.unique(np.linspace(1, steps, 100).round().astype(int))
+    return {"final_loss": 9.0, "val_loss": loss, "curve_steps": at,
+            "curve_loss": 2.5 + loss * at**-0.3}  # fmt: skip
 
 
-def point_rows(design: study.Schedules) -> pd.DataFrame:
-    rows = []
-    for point in design.points():
-        spec = dict(point.spec)
-        result: dict[str, Any] = {"losses": 0.0, "weights": 0.0}
-        if point.what == "ladder":
-            rungs = [
-                {"schedule": kind, "steps": steps, "decay_steps": decay, "loss": [
-                    planted(spec["scheme"], kind, steps, decay / steps, spec["log2_lr"], seed)
-                    for seed in range(spec["seeds"])
-                ], "curve_steps": [steps - decay + 1, steps], "curve_loss": [3.0, 2.0]}
-                for kind, steps, decay in spec["rungs"]
-            ]  # fmt: skip
-            result = {"rungs": rungs, "trained": 9150, "curve_steps": [1, 100, 3800],
-                      "curve_loss": [5.0, 3.5, 2.5]}  # fmt: skip
-        rows.append({"what": point.what, "spec": json.dumps(spec), "result": json.dumps(result),
-                     "profile": "cpu", "numerics": NUMERICS})  # fmt: skip
-    return pd.DataFrame(rows)
+def planted_point(point: Point) -> dict[str, Any]:
+    spec = point.spec
+    if point.what == "fork":
+        return {"losses": 0.0, "weights": 0.0}
+    rungs = [
+        {"schedule": kind, "steps": steps, "decay_steps": decay, "loss": [
+            planted(spec["scheme"], kind, steps, decay / steps, spec["log2_lr"], seed)
+            for seed in range(spec["seeds"])
+        ], "curve_steps": [steps - decay + 1, steps], "curve_loss": [3.0, 2.0]}
+        for kind, steps, decay in spec["rungs"]
+    ]  # fmt: skip
+    return {"rungs": rungs, "trained": 9150, "curve_steps": [1, 100, 3800],
+            "curve_loss": [5.0, 3.5, 2.5]}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def results() -> Results:
-    return Results(run_rows(DESIGN.runs(TEXT)), point_rows(DESIGN))
-
-
-EMPTY = Results(run_rows([]), pd.DataFrame())
+    return Results(rows_of(DESIGN.runs(TEXT), seen), points_of(DESIGN.points(), planted_point))
 
 
 # The design
@@ -364,7 +348,6 @@ def test_figures_draw_every_line_and_say_when_there_is_nothing(results: Results)
         figures.ladder(EMPTY), figures.by_lr(EMPTY, 1000), figures.shares(EMPTY),
         figures.horizons(EMPTY),
     ):  # fmt: skip
-        assert isinstance(figure, Figure)
         assert figure.axes[0].texts
 
 
@@ -384,10 +367,35 @@ def test_words_name_the_numbers(results: Results) -> None:
 
 def test_words_without_records(results: Results) -> None:
     assert report.texts(EMPTY, 1000)["gap_wsd"] == "not measured"
-    assert report.what_ran(EMPTY) == "0 plateaus of 0 seeds, 0 decays forked from them."
-    assert "No run of 1000 steps" in report.schedules_table(EMPTY, 1000)
-    assert report.ladder_table(EMPTY).startswith("No ladder of wsd")
+    assert report.what_ran(EMPTY).startswith("0 plateaus of 0 seeds, 0 decays forked from them")
+    for words in (report.schedules_table(EMPTY, 1000), report.ladder_table(EMPTY)):
+        assert words == "Not measured: no runs and no plateaus are on record."
     forks = Results(EMPTY.runs, results.points)  # cosine is still to come
     assert "not measured" in report.answer(forks, 1000)
-    assert isinstance(figures.ladder(forks), Figure)
+    assert drawn(figures.ladder(forks).axes[0]).keys() == {"plateau", "its decays"}
     assert "not measured" in report.ladder_table(forks)
+
+
+def test_lines_stars_gaps_and_optima_are_those_of_the_tables(results: Results) -> None:
+    table = tables.losses(results)
+    for ax, scheme in zip(figures.by_lr(results, 1000).axes, ("umup", "mup"), strict=True):
+        lines = [Line.of(kind, 1000, scheme) for kind in tables.SCHEDULES]
+        for line in lines:
+            wanted = tables.by_lr(tables.at(table, line))[["log2_lr", "mean"]]
+            np.testing.assert_allclose(drawn(ax)[tables.TITLES[line.schedule]], wanted)
+        stars = [(o.x, o.loss) for o in (tables.optimum(table, line) for line in lines)]
+        np.testing.assert_allclose(marks(ax), stars)
+    _, right = figures.ladder(results).axes
+    own = [tables.gap(results, "wsd", "cosine", n).value for n in DESIGN.budgets]
+    ladder = [g.value for kind in ("wsd", "wsd_sqrt")
+              for g in tables.ladder_gaps(results, "cosine", kind).values()]  # fmt: skip
+    np.testing.assert_allclose(marks(right)[:, 1], [*own, *ladder])
+    (ax,) = figures.shares(results).axes
+    for steps in (1000, 4000):
+        gaps = [tables.gap(results, "wsd", "wsd", steps, share=s, against_share=0.3).value
+                for s in (0.05, 0.1, 0.2, 0.3)]  # fmt: skip
+        np.testing.assert_allclose(drawn(ax)[f"{steps} steps"][:, 1], gaps)
+    (ax,) = figures.horizons(results).axes
+    kinds = ("cosine", "wsd", "wsd_sqrt")
+    found = [o.x for kind in kinds for _, o in sorted(tables.horizon_optima(results, kind).items())]
+    np.testing.assert_allclose(marks(ax)[:, 1], found)

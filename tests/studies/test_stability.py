@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +11,13 @@ from typing import cast
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 
+from synthetic import EMPTY, drawn, marks, points_of, rows_of
 from umup import claims
 from umup.claims import NotMeasured
-from umup.config import NUMERICS, PROBE_STATS, RunConfig
+from umup.config import PROBE_STATS, RunConfig
 from umup.data import Dataset
+from umup.design import Point
 from umup.errors import ConfigError
 from umup.records import Results
 from umup.studies import stability as study
@@ -31,53 +31,42 @@ HERE = Path(__file__).parents[2] / "experiments" / "stability"
 TEXT = cast(Dataset, SimpleNamespace(digest="d", vocab_size=256))
 DESIGN = study.Stability(steps=64, probe_steps=(64,))
 BEST = {"sp": -7, "mup": -6, "umup": 1}
-PRICE = {"none": 0.0, "z_loss": 0.005, "qk_norm": 0.04, "clip": 0.0}
+TIMES = {"z_loss": (1.0, 1.02, 1.1), "qk_norm": (1.1, 1.2, 1.3), "clip": (0.9, 1.01, 1.05)}
 
 
-def defence(run: RunConfig) -> str:
-    if run.model.depth_scaled_init:
-        return "depth_init"
-    if run.model.qk_norm:
-        return "both" if run.model.z_loss else "qk_norm"
-    if run.optim.clip or not run.optim.warmup_steps:
-        return "clip" if run.optim.clip else "no_warmup"
-    return "z_loss" if run.model.z_loss else "none"
+def price(run: RunConfig) -> float:
+    """Nats that QK-norm or the z-loss alone costs."""
+    kind = {(True, False): 0.04, (False, True): 0.005}
+    return kind.get((run.model.qk_norm, bool(run.model.z_loss)), 0.0)
 
 
 def planted_loss(run: RunConfig) -> float:
     """0.1 nats an octave above the best η, half of that with QK-norm; twice as much below it."""
     x = math.log2(run.hps.eta) - BEST[run.scheme]
     slope = 0.05 if run.model.qk_norm else 0.1
-    return 2.0 + 0.01 * run.seed + PRICE.get(defence(run), 0.0) + max(slope * x, -2 * slope * x)
+    return 2.0 + 0.01 * run.seed + price(run) + max(slope * x, -2 * slope * x)
 
 
 def logit(run: RunConfig) -> float:
     return 3.9 if run.model.qk_norm else 10.0 * 4.0 ** (math.log2(run.hps.eta) - BEST[run.scheme])
 
 
-def rows_of(runs: list[RunConfig]) -> pd.DataFrame:
-    names = ["blocks.0.attn.scores/qk", "blocks.1.attn.scores/qk", "logits/value"]
+def seen(run: RunConfig) -> dict:
     rest = [0.0] * (len(PROBE_STATS) - 3)
-    return pd.DataFrame([
-        {
-            "key": run.key(), "scheme": run.scheme, "d_model": run.model.d_model,
-            "n_layers": run.model.n_layers, "d_head": run.model.d_head,
-            "seq_len": run.model.seq_len, "batch_size": run.optim.batch_size,
-            "steps": run.optim.steps, "lr": run.hps.eta, "seed": run.seed, "status": "ok",
-            "vocab_size": 256, "final_loss": planted_loss(run), "numerics": NUMERICS,
-            "spec": json.dumps(run.to_dict()), "probe_steps": [64], "probe_tensors": names,
-            "probe_values": np.ravel([
-                [1.0, 0.0, 0.5 * logit(run), *rest], [1.0, 0.0, logit(run), *rest],
-                [2.0 if run.model.z_loss else 4.0, 0.0, 9.0, *rest],
-            ]).tolist(),
-        }
-        for run in runs
-    ])  # fmt: skip
+    return {
+        "final_loss": planted_loss(run), "probe_steps": [64],
+        "probe_tensors": ["blocks.0.attn.scores/qk", "blocks.1.attn.scores/qk", "logits/value"],
+        "probe_values": np.ravel([
+            [1.0, 0.0, 0.5 * logit(run), *rest], [1.0, 0.0, logit(run), *rest],
+            [2.0 if run.model.z_loss else 4.0, 0.0, 9.0, *rest],
+        ]).tolist(),
+    }  # fmt: skip
 
 
-def planted_point(what: str, spec: dict) -> dict:
+def planted_point(point: Point) -> dict:
+    what, spec = point.what, point.spec
     if what == "step_time":
-        return {"ratio": 1.05, "ratio_lo": 1.0, "ratio_hi": 1.1}
+        return dict(zip(("ratio_lo", "ratio", "ratio_hi"), TIMES[spec["defence"]], strict=True))
     if what == "clipped":
         held = spec["norm"] == "held"
         gap = (0.1 if held else 1e-4) * (spec["scheme"] == "mup_intermediate")
@@ -93,15 +82,7 @@ def planted_point(what: str, spec: dict) -> dict:
 
 @pytest.fixture(scope="module")
 def results() -> Results:
-    points = [
-        {"what": p.what, "spec": json.dumps(dict(p.spec)), "numerics": NUMERICS,
-         "result": json.dumps(planted_point(p.what, dict(p.spec)))}
-        for p in DESIGN.points()
-    ]  # fmt: skip
-    return Results(rows_of(DESIGN.runs(TEXT)), pd.DataFrame(points))
-
-
-EMPTY = Results(rows_of([]), pd.DataFrame())
+    return Results(rows_of(DESIGN.runs(TEXT), seen), points_of(DESIGN.points(), planted_point))
 
 
 def test_the_design_asks_for_every_arm_at_every_point_once() -> None:
@@ -129,10 +110,12 @@ def test_bad_parameters_are_errors_that_name_the_field(changes: dict, field: str
 
 
 def test_defences_and_bounds_are_read_off_the_specification(results: Results) -> None:
-    runs = DESIGN.runs(TEXT)
     table = tables.curves(results.runs)
-    assert len(table) == len(runs)
-    assert sorted(table["defence"]) == sorted(map(defence, runs))
+    grid = 7 * 3  # learning rates and seeds
+    arms = {"none": 3 + 2 + 3, "z_loss": 3, "qk_norm": 3 + 2, "both": 3, "clip": 3, "no_warmup": 3,
+            "depth_init": 2}  # fmt: skip
+    assert table["defence"].value_counts().to_dict() == {d: n * grid for d, n in arms.items()}
+    assert (table[table["defence"] == "depth_init"]["part"] == "deep").all()
     at = table[(table["defence"] == "qk_norm") & (table["scheme"] == "umup")]
     assert set(at["cap"]) == {1.0, 4.0, 16.0}
     assert set(table[table["scheme"] != "umup"]["cap"]) == {4.0}  # √16
@@ -180,7 +163,8 @@ def test_points_are_read_as_planted(results: Results) -> None:
     assert tables.twins(results, "held").value == pytest.approx(-1.0, abs=1e-3)
     assert tables.norm_ratio(results, "umup").value == pytest.approx(10.0)
     assert tables.active(results, "umup", "held").value == 1.0
-    assert tables.step_time(results, "clip").value == 1.05
+    timed = tables.step_time(results, "clip")  # of the right row, its ends in their order
+    assert (timed.lo, timed.value, timed.hi) == TIMES["clip"]
     assert tables.drilled(results, "jump", False).value == pytest.approx(1.0)
     assert tables.drilled(results, "poison", True).value == pytest.approx(0.001)
     uniform = math.log(256) - 2.1  # the mean clean run
@@ -221,7 +205,6 @@ def test_figures_draw_with_labels_and_say_when_there_is_nothing(
     results: Results, name: str
 ) -> None:
     figure = getattr(figures, name)(results)
-    assert isinstance(figure, Figure)
     figure.draw_without_rendering()
     assert all(ax.get_xlabel() for ax in figure.axes)
     assert not getattr(figures, name)(EMPTY).axes[0].get_xlabel()
@@ -236,3 +219,60 @@ def test_poison_is_in_the_windows_of_its_batches_alone() -> None:
     assert hit == 6  # two batches of three windows
     assert len(touched) <= 12
     assert not tokens.any()
+
+
+def over_lr(table: pd.DataFrame, name: str = "loss") -> pd.DataFrame:
+    """Means over seeds against log₂ η, geometric ones but of losses."""
+    values = table[name] if name == "loss" else np.log2(table[name].astype(float))
+    mean = values.groupby(table["x"]).mean()
+    return pd.DataFrame({"x": mean.index, "y": mean if name == "loss" else 2.0**mean})
+
+
+def test_curves_of_every_defence_are_drawn(results: Results) -> None:
+    axes = figures.curves(results).axes
+    assert [ax.get_title() for ax in axes] == ["SP", "μP", "u-μP"]
+    for ax, scheme in zip(axes, tables.SCHEMES, strict=True):
+        for defence, title in tables.DEFENCES.items():
+            table = tables.arm(results, scheme, defence)
+            np.testing.assert_allclose(drawn(ax)[title], over_lr(table))
+    deep = drawn(figures.deep(results).axes[0])
+    for scheme, label in (("sp", "SP"), ("mup", "μP, depth-scaled init")):
+        arm = "depth_init" if "," in label else "none"
+        table = tables.arm(results, scheme, arm, "deep")
+        best = tables.best(tables.arm(results, scheme, "none", "deep"))
+        np.testing.assert_allclose(deep[label], over_lr(table.assign(x=table["x"] - best)))
+    _, right = figures.caps(results).axes
+    for cap in (1.0, 4.0, 16.0):
+        table = tables.arm(results, "umup", "qk_norm", cap=cap)
+        np.testing.assert_allclose(drawn(right)[f"{cap:g}"], over_lr(table))
+
+
+def test_logits_are_drawn_from_the_best_learning_rate(results: Results) -> None:
+    for ax, name in zip(figures.logits(results).axes, ("logit_max", "out_rms"), strict=True):
+        table = tables.arm(results, "mup", "none")
+        shifted = table.assign(x=table["x"] - tables.best(table))
+        np.testing.assert_allclose(drawn(ax)["μP"], over_lr(shifted, name))
+
+
+def test_gains_and_prices_are_those_of_the_claims(results: Results) -> None:
+    rows = [d for d in tables.DEFENCES if d != "none"]
+    panels = (tables.stable_gain, tables.price)
+    for ax, quantity in zip(figures.gains(results).axes, panels, strict=True):
+        wanted = [quantity(results, s, d).value for s in tables.SCHEMES for d in rows]
+        np.testing.assert_allclose(marks(ax)[:, 0], wanted)
+        assert [round(y) for y in marks(ax)[:, 1]] == [*range(len(rows))] * 3
+
+
+def test_clips_show_how_far_twins_part_and_how_often_they_are_clipped(results: Results) -> None:
+    left, right = figures.clips(results).axes
+    for norm, gap in (("unscaled", 1e-4), ("held", 0.1)):
+        assert drawn(left)[f"{norm} norm"][:, 1] == pytest.approx([gap] * 8, abs=1e-8)
+    assert {round(share, 9) for share in marks(right)[:, 1]} == {0.05, 1.0}
+
+
+def test_drills_show_the_curves_of_one_seed(results: Results) -> None:
+    axes = figures.drills(results).axes
+    assert [ax.get_title() for ax in axes] == list(figures.DRILLS.values())
+    for ax in axes:
+        assert list(drawn(ax)) == ["left alone", "healed", "clean"]
+        assert drawn(ax)["healed"][:, 1].tolist() == [3.0, 2.5, 2.0]

@@ -11,13 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
 import pytest
 import yaml
-from matplotlib.figure import Figure
 
-from umup import bench_torch, claims, ops
-from umup.config import NUMERICS
+from synthetic import EMPTY, drawn, marks, points_of
+from umup import bench_torch, claims, ops, timing
 from umup.errors import ConfigError, StudyError
 from umup.records import Results
 from umup.studies import throughput as study
@@ -74,15 +72,7 @@ def planted(point: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def results() -> Results:
-    rows = [
-        {"what": p.what, "spec": json.dumps(dict(p.spec)), "result": json.dumps(planted(p)),
-         "profile": "cpu", "numerics": NUMERICS}
-        for p in CPU.points()
-    ]  # fmt: skip
-    return Results(pd.DataFrame(), pd.DataFrame(rows))
-
-
-EMPTY = Results(pd.DataFrame(), pd.DataFrame())
+    return Results(EMPTY.runs, points_of(CPU.points(), planted))
 
 
 # The design
@@ -102,9 +92,9 @@ def test_points_are_every_width_change_and_part() -> None:
 def test_the_step_is_that_of_the_bench() -> None:
     point = next(p for p in CPU.points() if p.what == "step")
     plan = measures._plan(json.loads(json.dumps(point.spec["shape"])))
-    run = measures._run(plan, 64, 4, measures.CHANGES["scanned"])
+    run = measures._run(plan, 64, 4, timing.CHANGES["scanned"])
     assert (run.model.d_head, run.model.d_ff, run.model.unroll) == (32, 256, 1)
-    assert measures._run(plan, 64, 4, measures.Change("", 1.0)).model.unroll == 0
+    assert measures._run(plan, 64, 4, timing.Change("", 1.0)).model.unroll == 0
     assert (run.model.vocab_size, run.model.seq_len, run.optim.batch_size) == (512, 128, 16)
 
 
@@ -113,7 +103,7 @@ def test_profiles_make_points_whose_changes_are_possible(profile: str) -> None:
     design = design_of(profile)
     plan = design.plan()
     for name in (*design.tried, *design.settings):
-        measures._run(plan, design.tried_widths[0], 2, measures.CHANGES[name])
+        measures._run(plan, design.tried_widths[0], 2, timing.CHANGES[name])
     assert design.points()
 
 
@@ -286,7 +276,6 @@ def test_figures_draw_with_labels_and_say_when_there_is_nothing(
     results: Results, name: str
 ) -> None:
     figure = getattr(figures, name)(results)
-    assert isinstance(figure, Figure)
     figure.draw_without_rendering()
     assert all(ax.get_xlabel() for ax in figure.axes)
     assert not getattr(figures, name)(EMPTY).axes[0].get_xlabel()
@@ -296,3 +285,44 @@ def test_bounds_are_those_of_the_claims() -> None:
     listed = yaml.safe_load((HERE / "claims.yaml").read_text(encoding="utf-8"))
     found = {c["args"]["width"]: c["bound"]["max"] for c in listed[:4]}
     assert found == figures.BOUNDS
+
+
+def test_steps_and_their_ratios_are_drawn(results: Results) -> None:
+    left, right = figures.beside(results).axes
+    table = tables.steps(results)
+    table = table[table["n_layers"] == table["n_layers"].mode().iloc[0]]
+    for side, group in table.groupby("side"):
+        at = group.sort_values("width")[["width", "median"]]
+        np.testing.assert_allclose(drawn(left)[figures.SIDES[side][0]], at)
+    ratios = {
+        (row.width, tables.ratio(results, row.width, row.side, n_layers=row.n_layers).value)
+        for row in table.itertuples() if row.side != "eager"
+    }  # fmt: skip
+    assert {(x, y) for x, y in marks(right)} == ratios
+
+
+def test_changes_are_drawn_beside_what_was_predicted(results: Results) -> None:
+    (ax,) = figures.changes(results).axes
+    table = tables.tried(results)
+    at = table[table["width"] == table["width"].iloc[0]].sort_values("ratio", ascending=False)
+    np.testing.assert_allclose(drawn(ax)["measured"][:, 0], at["ratio"])
+    np.testing.assert_allclose(drawn(ax)["predicted"][:, 0], at["predicted"])
+    assert [t.get_text() for t in ax.get_yticklabels()] == at["title"].tolist()
+
+
+def test_bars_are_the_shares_of_the_pieces(results: Results) -> None:
+    (ax,) = figures.where(results).axes
+    table = tables.parts(results)
+    widths = sorted(table["width"].unique())
+    for bars, piece in zip(ax.containers, figures.PIECES, strict=True):
+        shares = table[table["piece"] == piece].set_index("width")["share"]
+        wanted = [100 * max(shares.get(width, 0.0), 0.0) for width in widths]
+        assert [bar.get_width() for bar in bars] == pytest.approx(wanted)
+
+
+def test_compile_times_and_sweeps_are_drawn(results: Results) -> None:
+    left, right = figures.beyond(results).axes
+    assert drawn(left)["tracing and compiling"].tolist() == [[2, 1.5625], [8, 1.75], [32, 2.5]]
+    compiling, running = right.containers
+    assert [bar.get_height() for bar in compiling] == [24.0, 3.0, 4.0]
+    assert [(bar.get_y(), bar.get_height()) for bar in running] == [(24, 8), (3, 7), (4, 8)]

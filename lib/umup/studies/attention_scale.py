@@ -297,7 +297,7 @@ def layer(
     from umup.rules import Parametrization
 
     config = _layer_config(d_head, base_d_head, width, seq_len)
-    tokens, heads = batch_size * seq_len, config.n_heads
+    tokens = batch_size * seq_len
     numbers = Parametrization(scheme, config, HPs().to_dict(), tokens)
     draws, key = jax.random.split(jax.random.key(seed))
     attention = Attention(config, numbers, rngs=nnx.Rngs(params=draws))
@@ -305,13 +305,10 @@ def layer(
     w_k = correlation * w_q + math.sqrt(1.0 - correlation**2) * w_k
     attention.qkv.w[...] = jnp.stack([w_q, w_k, w_v], axis=1)
     x = ops.rms_norm(jax.random.normal(key, (tokens, width)))
-    split = attention.qkv(x).reshape(batch_size, seq_len, 3, heads, d_head)
-    q, k, _ = split.transpose(2, 0, 3, 1, 4).reshape(3, batch_size * heads, seq_len, d_head)
-    turn = ops.rope_tables(seq_len, d_head, config.rope_theta)
-    dots, cosines, _ = map(
-        np.asarray, ops.attention_report(ops.rope(q, *turn), ops.rope(k, *turn), 1.0)
-    )
+    q, k, _ = attention.heads(x, seq_len)
+    report = ops.attention_report(q, k, 1.0)[:2]
     t, s = np.tril_indices(seq_len)
+    dots, cosines = (np.asarray(values).reshape(-1, len(t)) for values in report)
     out = {"logit_rms": float(attention.logit[...]) * _rms(dots)}
     for name, pairs in (("self", t == s), ("earlier", t > s)):
         out |= {

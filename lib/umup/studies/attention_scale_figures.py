@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from umup import laws
-from umup.figures import COLOURS, LOSS, MARKERS, OTHER, empty, style, subplots
+from umup.absent import NotMeasured, required
+from umup.figures import COLOURS, LOSS, MARKERS, OTHER, drawn, style, subplots
 from umup.records import Results
 from umup.studies import attention_scale_tables as tables
 from umup.studies.attention_scale_tables import PER_D, PER_ROOT, TITLES
@@ -77,15 +78,14 @@ def _band(ax: Axes, table: pd.DataFrame, x: str, y: str, **look) -> None:
     ax.errorbar(mean.index.to_numpy(float), mean, yerr=reach, capsize=2, **look)
 
 
+@drawn
 def exponents(results: Results) -> Figure:
     """The exponent of q·k over training, and q·k against the head size at several steps.
 
     Left, every scheme with 95 % intervals and the lines of the central limit theorem (½) and of
     the law of large numbers (1). Right, u-μP with 1/d: geometric means over seeds.
     """
-    table = tables.exponents(results.runs) if len(results.runs) else pd.DataFrame()
-    if table.empty:
-        return empty(NO_PROBES)
+    table = required(tables.exponents(results.runs), "no exponents: they need two head sizes")
     with style():
         figure, (left, right) = subplots(7, 3.9, 2)
         for height, text, x, ha, va in (
@@ -139,15 +139,14 @@ def _over_heads(ax: Axes, table: pd.DataFrame, name: str, n_steps: int = 4) -> N
         _power(ax, d_heads, d_heads[0] ** -0.5, -0.5, "1/√d: independent")
 
 
+@drawn
 def correlations(results: Results) -> Figure:
     """What makes the exponent move: the cosine of q and k, against head size and over training.
 
     Left, its RMS at several steps beside 1/√d, that of independent vectors. Right, its RMS (full)
     and the magnitude of its mean (dotted) over training, a line a head size.
     """
-    table = tables.pooled(results.runs) if len(results.runs) else pd.DataFrame()
-    if table.empty:
-        return empty(NO_PROBES)
+    table = required(tables.pooled(results.runs), NO_PROBES)
     with style():
         figure, (left, right) = subplots(7, 3.9, 2)
         _over_heads(left, table, "cosine")
@@ -169,15 +168,14 @@ def correlations(results: Results) -> Figure:
     return figure
 
 
+@drawn
 def layer(results: Results) -> Figure:
     """q·k of the layer at initialization against head size, a line a correlation of q and k.
 
     Markers are measured, over a token's pairs with itself; lines the theory √(ρ²d² + (1+ρ²)d).
     """
-    table = results.table("layer") if len(results.points) else pd.DataFrame()
-    if table.empty:
-        return empty("no layers at initialization")
-    table = table[table["scheme"] == PER_D]
+    table = tables.layers(results)
+    table = required(table[table["scheme"] == PER_D], f"no layers of {TITLES[PER_D]}")
     d_heads = sorted(table["d_head"].unique())
     fine = np.geomspace(d_heads[0], d_heads[-1], 100)
     rhos = sorted(table["correlation"].unique())
@@ -201,16 +199,15 @@ def layer(results: Results) -> Figure:
     return figure
 
 
+@drawn
 def entropy(results: Results) -> Figure:
     """Entropy of the attention over training, a panel a division and a line a head size.
 
     Means over rows and blocks, error bars the range of the seeds; the dotted line is uniform
     attention over the allowed positions.
     """
-    table = tables.pooled(results.runs) if len(results.runs) else pd.DataFrame()
-    schemes = [s for s in TITLES if not table.empty and s in set(table["scheme"])]
-    if not schemes:
-        return empty(NO_PROBES)
+    table = required(tables.pooled(results.runs), NO_PROBES)
+    schemes = [s for s in TITLES if s in set(table["scheme"])]
     seq_len = int(results.runs["seq_len"].iloc[0])
     uniform = math.lgamma(seq_len + 1) / seq_len  # mean of ln t over the rows
     d_heads = sorted(table["d_head"].unique())
@@ -233,6 +230,7 @@ def entropy(results: Results) -> Figure:
     return figure
 
 
+@drawn
 def curves(results: Results, hp: str) -> Figure:
     """Loss against ``alpha`` or ``eta``, a panel a division and a line a head size.
 
@@ -244,7 +242,7 @@ def curves(results: Results, hp: str) -> Figure:
     found = {s: tables.curve_runs(results.runs, hp, s) for s in (PER_D, PER_ROOT)}
     found = {s: table for s, table in found.items() if table["loss"].notna().any()}
     if not found:
-        return empty(f"no line searches over {hp}")
+        raise NotMeasured(f"no line searches over {hp}")
     best = {s: tables.optima(results.runs, hp, s) for s in found}
     d_heads = sorted(set().union(*(table["d_head"] for table in found.values())))
     colours = _colours(d_heads, "flare")
@@ -290,6 +288,7 @@ def _star(ax: Axes, o: laws.Optimum, colour: Any) -> None:
                 ecolor="black", elinewidth=1.2, capsize=2.5, zorder=5)  # fmt: skip
 
 
+@drawn
 def drift(results: Results) -> Figure:
     """Optimum against head size, relative to the smallest: a panel a hyperparameter.
 
@@ -297,10 +296,8 @@ def drift(results: Results) -> Figure:
     the band ±½ octave, the dotted line what α under 1/√d must do if the one under 1/d stays: −½
     octave a doubling. Bars that reach far beyond the optima are cut off.
     """
-    table = tables.optima_table(results.runs) if len(results.runs) else pd.DataFrame()
-    table = table[np.isfinite(table["x"].astype(float))] if len(table) else table
-    if table.empty:
-        return empty("no optimum is measured")
+    table = tables.optima_table(results.runs)
+    table = required(table[np.isfinite(table["x"].astype(float))], "no optimum")
     hps = [hp for hp in ("alpha", "eta") if hp in set(table["hp"])]
     with style():
         figure, axes = subplots(7 if len(hps) > 1 else 4, 3.9, len(hps), sharey=True)

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import pandas as pd
 
+from umup.absent import required
 from umup.claims import format_number
 from umup.laws import Interval
 from umup.records import Results
-from umup.report import ABSENT, interval, loss_digits, markdown, said
+from umup.report import ABSENT, NO_RUNS, interval, known, loss_digits, markdown, said, worded
 from umup.studies import attention_scale_tables as tables
 from umup.studies.attention_scale_tables import PER_D, PER_ROOT, TITLES
 
 
-def _text(measured: Interval, digits: int) -> str:
-    return interval(measured.value, measured.lo, measured.hi, digits)
-
-
-def _peak(results: Results) -> tuple[Interval, int] | None:
-    """The largest exponent of q·k under u-μP with 1/d along training, and its step."""
+def _peak(results: Results) -> pd.Series:
+    """The row of the largest exponent of q·k under u-μP with 1/d along training."""
     table = tables.exponents(results.runs)
-    table = table[table["scheme"] == PER_D]
-    if table.empty:
-        return None
-    top = table.loc[table["exponent"].idxmax()]
-    return Interval(top["exponent"], top["exponent_lo"], top["exponent_hi"]), int(top["step"])
+    table = required(table[table["scheme"] == PER_D], "no probed runs")
+    return table.loc[table["exponent"].idxmax()]
 
 
 def numbers(results: Results, digits: int = 2) -> dict[str, str]:
@@ -39,14 +33,14 @@ def numbers(results: Results, digits: int = 2) -> dict[str, str]:
     for scheme in TITLES:
         for end in ("start", "end"):
             out[f"{end}_{scheme}"] = said(digits, tables.exponent, results, scheme, end)
-    peak = _peak(results)
-    out["peak"], out["peak_step"] = (
-        (_text(peak[0], digits), str(peak[1])) if peak else (ABSENT,) * 2
-    )
+    ends = ("exponent", "exponent_lo", "exponent_hi")
+    out["peak"] = said(digits, lambda: Interval(*_peak(results)[list(ends)]))
+    out["peak_step"] = known(lambda: str(int(_peak(results)["step"])))()
     for hp in ("alpha", "eta"):
         for name, scheme in (("d", PER_D), ("root", PER_ROOT)):
-            moved = tables.drift(results.runs, hp, scheme)
-            out[f"shift_{hp}_{name}"] = _text(moved.shift, digits) if moved else ABSENT
+            out[f"shift_{hp}_{name}"] = said(
+                digits, lambda hp=hp, scheme=scheme: tables.drift(results.runs, hp, scheme).shift
+            )
     for name, scheme in (("d", PER_D), ("root", PER_ROOT)):
         out[f"entropy_{name}"] = said(digits, tables.entropy_slope, results, scheme)
     out["cosine"] = said(digits, tables.final, results, PER_D, "cosine")
@@ -58,32 +52,37 @@ def numbers(results: Results, digits: int = 2) -> dict[str, str]:
     return out
 
 
+@worded
 def answer(results: Results, digits: int = 2) -> str:
     """The study's answer in one paragraph."""
-    said = numbers(results, digits)
-    d_heads = sorted(results.runs["d_head"].unique())
-    span = f"{d_heads[-1] // d_heads[0]}×"
+    text = numbers(results, digits)
+    d_heads = required(results.runs, NO_RUNS)["d_head"]
+    span = f"{d_heads.max() // d_heads.min()}×"
     return (
-        f"Over {span} in head size, the RMS of q·k grows with exponent {said[f'start_{PER_D}']} at "
-        f"initialization and {said[f'end_{PER_D}']} at the end of training (u-μP with 1/d; with "
-        f"1/√d {said[f'end_{PER_ROOT}']}). The best α_attn moves by {said['shift_alpha_d']} "
-        f"octaves under 1/d and by {said['shift_alpha_root']} under 1/√d; the best η by "
-        f"{said['shift_eta_d']} and {said['shift_eta_root']}. At α = 1 and the largest head, the "
-        f"loss under 1/d minus that under 1/√d is {said['difference']}."
+        f"Over {span} in head size, the RMS of q·k grows with exponent {text[f'start_{PER_D}']} at "
+        f"initialization and {text[f'end_{PER_D}']} at the end of training (u-μP with 1/d; with "
+        f"1/√d {text[f'end_{PER_ROOT}']}). The best α_attn moves by {text['shift_alpha_d']} "
+        f"octaves under 1/d and by {text['shift_alpha_root']} under 1/√d; the best η by "
+        f"{text['shift_eta_d']} and {text['shift_eta_root']}. At α = 1 and the largest head, the "
+        f"loss under 1/d minus that under 1/√d is {text['difference']}."
     )
 
 
 def what_ran(results: Results) -> str:
-    """One sentence: how many runs, of what, on what."""
-    runs = results.runs
-    first, probed = runs.iloc[0], int((runs["probe_steps"].map(len) > 0).sum())
+    """How many runs, of what, on what, and how many layers at initialization."""
+    return f"{_trained(results.runs)} {len(results.points)} layers at initialization."
+
+
+@worded
+def _trained(runs: pd.DataFrame) -> str:
+    first, probed = required(runs, NO_RUNS).iloc[0], int((runs["probe_steps"].map(len) > 0).sum())
     sizes = ", ".join(str(d) for d in sorted(runs["d_head"].unique()))
     return (
         f"{len(runs)} runs, {int((runs['status'] == 'diverged').sum())} of them diverged, {probed} "
         f"of them probed: width {first['d_model']}, {first['n_layers']} layers, heads of {sizes} "
         f"(the number of heads is width / size); {first['batch_size']} sequences of "
         f"{first['seq_len']} tokens a step, {first['steps']} steps; up to "
-        f"{runs['seed'].nunique()} seeds. {len(results.points)} layers at initialization."
+        f"{runs['seed'].nunique()} seeds."
     )
 
 
@@ -134,7 +133,7 @@ def optima_table(results: Results, digits: int = 2) -> str:
         for o in tables.optima_table(results.runs).to_dict("records")
     ]  # fmt: skip
     return markdown(
-        pd.DataFrame(rows, columns=["hp", "scheme", "d_head", "x", "loss", "n", "note"]),
+        pd.DataFrame(rows),
         {"hp": "HP", "scheme": "scheme", "d_head": "d", "x": "log₂ of the optimum [95 %]",
          "loss": "loss there, nats [95 %]", "n": "runs", "note": "note"},
     )  # fmt: skip

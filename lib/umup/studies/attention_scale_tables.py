@@ -16,11 +16,12 @@ import numpy as np
 import pandas as pd
 
 from umup import laws, records
-from umup.claims import NotMeasured
+from umup.absent import NotMeasured, required
 from umup.config import ModelConfig
 from umup.laws import Drift, Interval, Optimum
 from umup.records import Results
 from umup.rules import Parametrization
+from umup.tables import remembered
 
 PER_D, PER_ROOT = "umup", "umup_sqrt_attention"
 TITLES = {
@@ -32,6 +33,7 @@ POINT = ["scheme", "d_head", "seed", "step"]
 SEEN = ["qk", "logit", "logit_max", "product", "cosine", "cosine_mean", "entropy"]
 
 
+@remembered
 def heads(runs: pd.DataFrame) -> pd.DataFrame:
     """What the probes saw of the attention: one row a run, step and block.
 
@@ -70,10 +72,11 @@ def _multipliers(runs: pd.DataFrame) -> list[float]:
     return out
 
 
+@remembered
 def pooled(runs: pd.DataFrame) -> pd.DataFrame:
     """``heads`` with the blocks pooled: root mean squares of qk, logit and cosine, the largest
     logit_max, means of the others (``cosine_mean``: of its magnitude). One row a run and step."""
-    table = heads(runs)
+    table = heads(runs).copy()
     squares = ["qk", "logit", "cosine"]
     table[squares] = table[squares].astype(float) ** 2
     table["cosine_mean"] = table["cosine_mean"].abs()
@@ -83,6 +86,7 @@ def pooled(runs: pd.DataFrame) -> pd.DataFrame:
     return out
 
 
+@remembered
 def exponents(runs: pd.DataFrame, name: str = "qk") -> pd.DataFrame:
     """The exponent of a column of ``pooled`` in d_head, for every scheme and step.
 
@@ -108,12 +112,21 @@ def slopes_by_seed(table: pd.DataFrame, name: str) -> list[float]:
     return np.polyfit(u, np.log2(wide.to_numpy(float)).T, 1)[0].tolist()
 
 
+def _slope(table: pd.DataFrame, name: str, what: str) -> Interval:
+    """The mean over seeds of ``slopes_by_seed``."""
+    slopes = slopes_by_seed(table, name)
+    if not slopes:
+        raise NotMeasured(f"{what}: no seed with every head size")
+    return laws.mean_interval(slopes)
+
+
 def default_lrs(runs: pd.DataFrame) -> dict[str, float]:
     """Scheme → the η at which it was probed."""
     probed = runs[runs["probe_steps"].map(len) > 0]
     return {str(s): float(g["lr"].iloc[0]) for s, g in probed.groupby("scheme")}
 
 
+@remembered
 def curve_runs(runs: pd.DataFrame, hp: str, scheme: str) -> pd.DataFrame:
     """The runs of the line searches over ``eta`` or ``alpha``.
 
@@ -121,9 +134,10 @@ def curve_runs(runs: pd.DataFrame, hp: str, scheme: str) -> pd.DataFrame:
     are those of the ``PER_D`` runs, divided by √d_head: α/√d is (α√d)/d.
     """
     of = PER_D if hp == "alpha" else scheme
-    runs = records.with_spec(runs[runs["scheme"] == of]) if len(runs) else runs
+    runs = runs[runs["scheme"] == of]
     if runs.empty:
         return pd.DataFrame(columns=["d_head", "x", "seed", "loss"])
+    runs = records.with_spec(runs)
     if hp == "eta":
         runs, x = runs[runs[ALPHA] == 1.0], "lr"
     else:
@@ -151,6 +165,7 @@ def levelled(curve: pd.DataFrame) -> pd.DataFrame:
     return curve.assign(loss=curve["loss"] - curve["seed"].map(level).fillna(0.0).astype(float))
 
 
+@remembered
 def optima(runs: pd.DataFrame, hp: str, scheme: str) -> dict[int, Optimum]:
     """Head size → the fitted optimum of log₂ ``eta`` or ``alpha``, α in the scheme's own unit."""
     out = {}
@@ -168,10 +183,16 @@ def optima(runs: pd.DataFrame, hp: str, scheme: str) -> dict[int, Optimum]:
     return out
 
 
-def drift(runs: pd.DataFrame, hp: str, scheme: str) -> Drift | None:
-    """How the optimum moves with d_head; None with fewer than two head sizes."""
+def drift(runs: pd.DataFrame, hp: str, scheme: str) -> Drift:
+    """How the optimum moves with d_head.
+
+    Raises:
+        NotMeasured: fewer than two head sizes have an optimum.
+    """
     found = {d: o for d, o in optima(runs, hp, scheme).items() if math.isfinite(o.x)}
-    return laws.drift(found) if len(found) > 1 else None
+    if len(found) < 2:
+        raise NotMeasured(f"{_name(scheme)}, {hp}: fewer than two head sizes with an optimum")
+    return laws.drift(found)
 
 
 def optima_table(runs: pd.DataFrame) -> pd.DataFrame:
@@ -199,15 +220,18 @@ def _spans(d_heads: Sequence[float], factor: float, what: str) -> None:
         raise NotMeasured(f"{what}: head sizes span {span}, the claim needs {factor:g}×")
 
 
+def _probed(results: Results, scheme: str) -> pd.DataFrame:
+    """The rows of ``pooled`` of one scheme, where there are any."""
+    table = pooled(results.runs)
+    return required(table[table["scheme"] == scheme], f"no probed {_name(scheme)} runs")
+
+
 def exponent(
     results: Results, scheme: str, at: str, name: str = "qk", factor: float = 2
 ) -> Interval:
     """Exponent in d_head of a column of ``pooled``, ``at`` the "start" or the "end" of training,
     or its change from start to end ("change", paired by seed)."""
-    table = pooled(results.runs) if len(results.runs) else pd.DataFrame(columns=POINT)
-    table = table[table["scheme"] == scheme]
-    if table.empty:
-        raise NotMeasured(f"no probed {_name(scheme)} runs")
+    table = _probed(results, scheme)
     _spans(table["d_head"], factor, _name(scheme))
     first, last = (
         slopes_by_seed(table[table["step"] == step], name)
@@ -219,24 +243,31 @@ def exponent(
     return laws.mean_interval({"start": first, "end": last, "change": change}[at])
 
 
+def layers(results: Results) -> pd.DataFrame:
+    """The layers at initialization, one row each.
+
+    Raises:
+        NotMeasured: there are none.
+    """
+    return required(results.table("layer"), "no layers at initialization")
+
+
 def layer_exponent(results: Results, correlation: float, pairs: str, factor: float = 2) -> Interval:
     """Exponent of q·k's RMS in d_head in the layer at initialization.
 
     Over the ``pairs`` of a token with itself ("self") or with earlier ones ("earlier").
     """
-    table = results.table("layer") if len(results.points) else pd.DataFrame()
-    if not table.empty:
-        table = table[(table["scheme"] == PER_D) & (table["correlation"] == correlation)]
-    if table.empty:
-        raise NotMeasured(f"no layer of correlation {correlation:g}")
+    table = layers(results)
+    table = table[(table["scheme"] == PER_D) & (table["correlation"] == correlation)]
+    required(table, f"no layer of correlation {correlation:g}")
     _spans(table["d_head"], factor, "layer")
-    return laws.mean_interval(slopes_by_seed(table, f"{pairs}_rms"))
+    return _slope(table, f"{pairs}_rms", "layer")
 
 
 def base_logits(results: Results) -> Interval:
     """log₂ of μP's over SP's RMS logit at the base head size, equal draws."""
-    table = results.table("layer") if len(results.points) else pd.DataFrame()
-    if table.empty or not {"sp", "mup"} <= set(table["scheme"]):
+    table = layers(results)
+    if not {"sp", "mup"} <= set(table["scheme"]):
         raise NotMeasured("no layers of SP and μP")
     rms = table.set_index("scheme")["logit_rms"]
     value = math.log2(rms["mup"] / rms["sp"])
@@ -245,38 +276,25 @@ def base_logits(results: Results) -> Interval:
 
 def final(results: Results, scheme: str, name: str, d_head: int | None = None) -> Interval:
     """A column of ``pooled`` at the end of training, at the largest head size unless told."""
-    table = pooled(results.runs) if len(results.runs) else pd.DataFrame(columns=POINT)
-    table = table[table["scheme"] == scheme]
-    if d_head is None and len(table):
-        d_head = table["d_head"].max()
+    table = _probed(results, scheme)
+    d_head = table["d_head"].max() if d_head is None else d_head
     table = table[table["d_head"] == d_head]
-    if table.empty:
-        raise NotMeasured(f"no probed {_name(scheme)} runs with heads of {d_head}")
+    required(table, f"no probed {_name(scheme)} runs with heads of {d_head}")
     return laws.mean_interval(table[table["step"] == table["step"].max()][name])
 
 
 def entropy_slope(results: Results, scheme: str, factor: float = 2) -> Interval:
     """Nats of attention entropy per doubling of d_head at the end of training."""
-    table = pooled(results.runs) if len(results.runs) else pd.DataFrame(columns=POINT)
-    table = table[table["scheme"] == scheme]
-    if table.empty:
-        raise NotMeasured(f"no probed {_name(scheme)} runs")
+    table = _probed(results, scheme)
     _spans(table["d_head"], factor, _name(scheme))
     end = table[table["step"] == table["step"].max()]
-    return laws.mean_interval(slopes_by_seed(end.assign(entropy=2.0 ** end["entropy"]), "entropy"))
+    return _slope(end.assign(entropy=2.0 ** end["entropy"]), "entropy", _name(scheme))
 
 
 def optimum_shift(results: Results, hp: str, scheme: str, factor: float) -> Interval:
     """Octaves by which the optimal ``eta`` or ``alpha`` moves over a ``factor`` in d_head."""
-    found = optima(results.runs, hp, scheme)
-    what = f"{_name(scheme)}, {hp}"
-    if not found:
-        raise NotMeasured(f"{what}: no line searches")
-    _spans(sorted(found), factor, what)
-    fitted = drift(results.runs, hp, scheme)
-    if fitted is None:
-        raise NotMeasured(f"{what}: fewer than two head sizes with an optimum")
-    return fitted.slope.scaled(math.log2(factor))
+    _spans(sorted(optima(results.runs, hp, scheme)), factor, f"{_name(scheme)}, {hp}")
+    return drift(results.runs, hp, scheme).slope.scaled(math.log2(factor))
 
 
 def extra_shift(results: Results, factor: float) -> Interval:
@@ -295,7 +313,7 @@ def extra_shift(results: Results, factor: float) -> Interval:
 def same_family(results: Results) -> Interval:
     """Largest difference in loss between α = 1 under 1/√d and α = √d under 1/d, equal seeds."""
     runs = results.runs
-    defaults = default_lrs(runs) if len(runs) else {}
+    defaults = default_lrs(runs)
     if PER_ROOT not in defaults:
         raise NotMeasured(f"no probed {_name(PER_ROOT)} runs")
     root = runs[(runs["scheme"] == PER_ROOT) & (runs["lr"] == defaults[PER_ROOT])]
@@ -314,8 +332,8 @@ def rule_difference(results: Results, d_head: int | None = None) -> Interval:
     At the largest head size unless told.
     """
     runs = results.runs
-    runs = runs[runs["probe_steps"].map(len) > 0] if len(runs) else runs
-    if runs.empty or not {PER_D, PER_ROOT} <= set(runs["scheme"]):
+    runs = runs[runs["probe_steps"].map(len) > 0]
+    if not {PER_D, PER_ROOT} <= set(runs["scheme"]):
         raise NotMeasured(f"no probed runs of {_name(PER_D)} and {_name(PER_ROOT)}")
     runs = runs[runs["d_head"] == (d_head or runs["d_head"].max())]
     wide = runs.pivot(index="seed", columns="scheme", values="final_loss")

@@ -15,19 +15,21 @@ from typing import Any
 import pandas as pd
 
 from umup import report, rules, slopes
-from umup.claims import NotMeasured, format_number
+from umup.absent import NotMeasured, required
+from umup.claims import format_number
 from umup.config import COUNT, POSITIVE, Range
 from umup.design import Design, Point
 from umup.errors import ConfigError
 from umup.laws import Interval
 from umup.records import Results
+from umup.tables import remembered
 
 WHAT = "decoder"
 LADDER = ("sp", "ladder_init", "ladder_lr", "ladder_logits", "mup")
 RUNGS = ("SP", "+ init", "+ LR", "+ logits", "+ attn. = μP")
 TITLES = {name: scheme.title for name, scheme in rules.SCHEMES.items()}
 PACES = ("small", "large")
-NOTHING = "not measured"
+NO_POINTS = "no decoders are on record"
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,14 @@ class CoordStudy(Design):
         return points
 
 
-def decoder(**spec: Any) -> dict[str, Any]:
+def decoder(
+    *, scheme: str, d_model: int, n_heads: int, n_layers: int, ff_ratio: float, seq_len: int,
+    batch_size: int, base_width: int, base_depth: int, dtype: str, seed: int, log2_eta: float,
+    steps: list[int], corpus: str, tokenizer: str,
+) -> dict[str, Any]:  # fmt: skip
     """The measurement of one point, see ``coord_check_measure.measure``."""
-    from umup.studies.coord_check_measure import measure  # JAX, which reading records needs not
+    spec = locals()  # named one by one, so that a point's specification can be checked against them
+    from umup.studies.coord_check_measure import measure  # JAX: reading records must not import it
 
     return measure(**spec)
 
@@ -122,18 +129,20 @@ DESIGN = CoordStudy
 MEASURES = {WHAT: decoder}
 
 
+@remembered
 def measurements(results: Results, schemes: Sequence[str] | None = None) -> pd.DataFrame:
     """All measurements, tidy: the columns of ``umup.slopes``, scheme and pace.
 
-    ``pace`` is "small" at a scheme's smallest η and "large" at its largest. Names of weights lose
-    their last part, ``w``; "loss" rows are kept.
+    ``pace`` is "small" at a scheme's smallest η and "large" at its largest, and empty as long as
+    only one of them was measured. Names of weights lose their last part, ``w``; "loss" rows are
+    kept.
     """
     points = results.table(WHAT)
     columns = ["scheme", "pace", *slopes.COLUMNS]
+    if len(points) and schemes is not None:
+        points = points[points["scheme"].isin(list(schemes))]
     if points.empty:
         return pd.DataFrame(columns=columns)
-    if schemes is not None:
-        points = points[points["scheme"].isin(list(schemes))]
     listed = ["step", "kind", "tensor", "quantity", "value", "shape"]
     points = points.rename(columns={"d_model": "width"}).assign(eta=2.0 ** points["log2_eta"])
     table = points[["scheme", "width", "seed", "eta", *listed]].explode(listed, ignore_index=True)
@@ -144,27 +153,42 @@ def measurements(results: Results, schemes: Sequence[str] | None = None) -> pd.D
     return table[columns]
 
 
-def checks(results: Results, tolerance: float) -> dict[str, slopes.CoordCheck]:
+class Checks(dict[str, slopes.CoordCheck]):
+    """Scheme → its coordinate check; that of a scheme that is not on record says so."""
+
+    def __missing__(self, scheme: str) -> slopes.CoordCheck:
+        nothing = pd.DataFrame(columns=list(slopes.COLUMNS)).astype({"value": float})
+        return slopes.CoordCheck.of(nothing, math.nan)
+
+
+@remembered
+def checks(results: Results, tolerance: float) -> Checks:
     """The coordinate check of every scheme on record, those of the ladder first."""
     table = measurements(results)
     found = {str(scheme): group for scheme, group in table.groupby("scheme", sort=False)}
     order = [scheme for scheme in dict.fromkeys((*LADDER, *rules.SCHEMES)) if scheme in found]
-    return {scheme: slopes.CoordCheck.of(found[scheme], tolerance) for scheme in order}
+    return Checks({s: slopes.CoordCheck.of(found[s], tolerance) for s in order})
 
 
 def fitted(found: Mapping[str, slopes.CoordCheck]) -> pd.DataFrame:
-    """The slopes of all checks: the columns of ``slopes.fit``, scheme and pace."""
+    """The slopes of all checks: the columns of ``slopes.fit``, scheme and pace.
+
+    Slopes that two widths do not give are left out.
+    """
     frames = [
         check.slopes.assign(scheme=scheme, pace=_pace(check.slopes["eta"]))
         for scheme, check in found.items()
     ]
     if not frames:
-        raise NotMeasured("no points on record")
-    return pd.concat(frames, ignore_index=True)
+        return Checks()["sp"].slopes.assign(scheme=None, pace=None)
+    table = pd.concat(frames, ignore_index=True)
+    return table[table["slope"].notna()].reset_index(drop=True)
 
 
 def _pace(eta: pd.Series) -> pd.Series:
-    """Pace of every η: "large" at the largest, "small" below it."""
+    """Pace of every η: "large" at the largest, "small" below it, empty where there is one alone."""
+    if eta.nunique() < 2:
+        return pd.Series("", eta.index)
     return (eta == eta.max()).map({True: PACES[1], False: PACES[0]})
 
 
@@ -177,7 +201,7 @@ def slope(
     ``blocks.-1`` is the last block.
     """  # fmt: skip
     name = TITLES.get(scheme, scheme)
-    table = measurements(results, [scheme])
+    table = measurements(results, (scheme,))
     if table.empty:
         raise NotMeasured(f"no points of {name}")
     tensor = tensor.replace("blocks.-1", last_block(table))
@@ -210,7 +234,7 @@ QUANTITIES = {"slope": slope, "slope_difference": slope_difference}
 def last_block(table: pd.DataFrame) -> str:
     """The name of the last block's residual stream, ``blocks.i``."""
     numbers = table["tensor"].str.extract(r"^blocks\.(\d+)$")[0].dropna().astype(int)
-    return f"blocks.{numbers.max()}"
+    return f"blocks.{max(numbers, default=0)}"
 
 
 def last_step(table: pd.DataFrame) -> int:
@@ -218,9 +242,10 @@ def last_step(table: pd.DataFrame) -> int:
     return int(table["step"].max())
 
 
+@report.worded
 def what_ran(results: Results) -> str:
     """One sentence: how many decoders, of what widths, at what η."""
-    points = results.table(WHAT)
+    points = required(results.table(WHAT), NO_POINTS)
     first = points.iloc[0]
     widths = ", ".join(str(w) for w in sorted(points["d_model"].unique()))
     steps = ", ".join(str(s) for s in first["steps"])
@@ -241,31 +266,29 @@ def slope_text(
         & (table["quantity"] == quantity) & (table["step"] == step)
     ]  # fmt: skip
     if at.empty:
-        return NOTHING
-    row = at.iloc[0]
-    return report.interval(row["slope"], row["lo"], row["hi"], digits)
+        return report.ABSENT
+    return report.text_of(Interval(*at.iloc[0][["slope", "lo", "hi"]]), digits)
 
 
+@report.worded
 def answer(found: Mapping[str, slopes.CoordCheck], digits: int = 2) -> str:
     """The study's answer in one paragraph."""
-    table = fitted(found)
+    table = required(fitted(found), "no scheme at two widths is on record")
     step = last_step(table)
-    main = [scheme for scheme in ("sp", "mup", "umup") if scheme in found]
+    main = ("sp", "mup", "umup")
     parts = [
         f"{slope_text(table, scheme, 'logits', 'change', step, digits)} under {TITLES[scheme]}"
         for scheme in main
     ]
-    broken = [
-        f"{TITLES[scheme]} {len(found[scheme].broken)} of {len(found[scheme].findings)}"
-        for scheme in main
-    ]
+    broken = [f"{TITLES[scheme]} {report.tally(found[scheme])}" for scheme in main]
+    tolerance = next(iter(found.values())).tolerance
     text = (
         f"After {step} steps at the large η the change of the logits goes like a power of the "
         f"width, which should be 0: {', '.join(parts)}. Rules broken, all activations and "
-        f"weights, at a tolerance of ±{found[main[0]].tolerance:g}: {', '.join(broken)}."
+        f"weights, at a tolerance of ±{tolerance:g}: {', '.join(broken)}."
     )
     blog = slope_text(table, "mup_readout_lr", "logits.readout", "change", 1, digits, "small")
-    if blog != NOTHING:
+    if blog != report.ABSENT:
         text += (
             " With a further 1/width on the readout's learning rate, its own part of the first "
             f"change goes like the power {blog}."
@@ -301,7 +324,7 @@ def broken_table(found: Mapping[str, slopes.CoordCheck], digits: int = 2) -> str
             for f in check.broken if f.kind == "weight"
         ]  # fmt: skip
         rows.append(
-            {"scheme": TITLES[scheme], "n": f"{len(check.broken)} of {len(check.findings)}",
+            {"scheme": TITLES[scheme], "n": report.tally(check),
              "weights": ", ".join(weights) or "none"}
         )  # fmt: skip
     return report.markdown(

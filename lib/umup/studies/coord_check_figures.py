@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from umup import figures
+from umup.absent import required
 from umup.claims import format_number
 from umup.records import Results
 from umup.studies import coord_check as study
@@ -34,6 +35,7 @@ def _band(ax: Axes, tolerance: float) -> None:
     ax.axhline(0, color="#666666", lw=0.8)
 
 
+@figures.drawn
 def ladder(slopes: pd.DataFrame, tolerance: float, step: int) -> Figure:
     """Slope over width of three changes on the way from SP to μP, one rule at a time.
 
@@ -47,13 +49,14 @@ def ladder(slopes: pd.DataFrame, tolerance: float, step: int) -> Figure:
     places = dict(zip((*study.LADDER, "umup"), (0, 1, 2, 3, 4, 5.3)))
     labels = (*study.RUNGS, "u-μP")
     names = _named(table)
+    table = table[table["tensor"].isin(names) & table["scheme"].isin(places)]
+    required(table, f"no slopes over width after step {step}")
     with figures.style():
         figure, axes = figures.subplots(7, 3.9, 3, sharey=True)
         for ax, (tensor, title) in zip(axes, names.items()):
             _band(ax, tolerance)
             for pace, aside in (("small", -0.12), ("large", 0.12)):
                 at = table[(table["tensor"] == tensor) & (table["pace"] == pace)]
-                at = at[at["scheme"].isin(places)]
                 x = np.array([places[s] for s in at["scheme"]]) + aside
                 order = np.argsort(x)
                 x, at = x[order], at.iloc[order]
@@ -69,7 +72,7 @@ def ladder(slopes: pd.DataFrame, tolerance: float, step: int) -> Figure:
             ax.set_xticks(list(places.values()), labels, rotation=55, ha="right", fontsize=8.5)
             ax.set_xlim(-0.5, 5.8)
             ax.grid(axis="x", visible=False)
-        shown = table[table["tensor"].isin(names) & table["scheme"].isin(places)]["slope"]
+        shown = table["slope"]
         axes[0].set_ylim(shown.min() - 0.35, shown.max() + 0.35)  # wide intervals leave the frame
         axes[0].set_ylabel(f"slope of the change over width\n(step {step})")
         handles, names_of = axes[0].get_legend_handles_labels()
@@ -107,6 +110,7 @@ def _width_axis(ax: Axes, widths: Sequence[int]) -> None:
     ax.set_xlabel("width d_model")
 
 
+@figures.drawn
 def growth(results: Results, tensor: str = "logits") -> Figure:
     """The change of one activation against width at the large η, relative to the narrowest model.
 
@@ -114,10 +118,8 @@ def growth(results: Results, tensor: str = "logits") -> Figure:
     line grows like the width.
     """
     table = study.measurements(results, ("sp", "mup", "umup"))
-    if table.empty:
-        return figures.empty("no points on record")
     table = table[(table["tensor"] == tensor) & (table["quantity"] == "change")]
-    table = table[table["pace"] == "large"]
+    table = required(table[table["pace"] == "large"], f"no change of the {tensor} at the large η")
     steps, widths = sorted(table["step"].unique()), sorted(table["width"].unique())
     with figures.style():
         figure, axes = figures.subplots(7, 3.3, len(steps), sharey=True)
@@ -138,6 +140,7 @@ def growth(results: Results, tensor: str = "logits") -> Figure:
     return figure
 
 
+@figures.drawn
 def heat(slopes: pd.DataFrame, tolerance: float, kind: str = "activation") -> Figure:
     """Slopes of every scheme and tensor at the large η, as numbers on colours.
 
@@ -147,9 +150,11 @@ def heat(slopes: pd.DataFrame, tolerance: float, kind: str = "activation") -> Fi
         kind: ``activation`` for changes after the last step, ``weight`` for the first updates.
     """
     quantity = "change" if kind == "activation" else "update"
+    required(slopes, "no scheme at two widths is on record")
     step = study.last_step(slopes) if kind == "activation" else 1
     at = slopes[(slopes["kind"] == kind) & (slopes["quantity"] == quantity)]
     at = at[(at["step"] == step) & (at["pace"] == "large")]
+    required(at, f"no slopes of the {quantity} after step {step} at the large η")
     tensors, schemes = list(dict.fromkeys(at["tensor"])), list(dict.fromkeys(at["scheme"]))
     grid = at.pivot(index="scheme", columns="tensor", values="slope")
     grid = grid.reindex(index=schemes, columns=tensors)
@@ -177,6 +182,7 @@ def heat(slopes: pd.DataFrame, tolerance: float, kind: str = "activation") -> Fi
     return figure
 
 
+@figures.drawn
 def readout(results: Results) -> Figure:
     """With and without a further 1/width on the readout's learning rate.
 
@@ -186,9 +192,8 @@ def readout(results: Results) -> Figure:
     """
     schemes = ("mup", "mup_readout_lr", "umup", "umup_readout_lr")
     table = study.measurements(results, schemes)
-    table = table[table["quantity"] == "change"]
-    if table.empty:
-        return figures.empty("no points on record")
+    table = table[table["tensor"].isin(["logits", "logits.readout"])]
+    table = required(table[table["quantity"] == "change"], "no μP or u-μP decoders are on record")
     widths, last = sorted(table["width"].unique()), study.last_step(table)
     panels = (
         ("logits.readout", "small", 1, "readout's own part, step 1, small η"),

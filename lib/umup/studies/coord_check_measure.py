@@ -18,6 +18,7 @@ from jax import Array
 from umup import data, ops, optim, train
 from umup.config import HPs, ModelConfig, OptimConfig, RunConfig
 from umup.coord import Coord, observe
+from umup.layers import Attention
 from umup.model import Decoder
 
 WATCHED = 8  # windows of held-out text on which activations are watched
@@ -62,14 +63,9 @@ def activations(model: Decoder, ids: Array, readout: Array) -> tuple[Array, dict
     return logits, seen | {"logits": logits, "logits.readout": h @ moved}
 
 
-def _attention_logits(attention, x: Array, seq_len: int) -> Array:
+def _attention_logits(attention: Attention, x: Array, seq_len: int) -> Array:
     """(B·h, pairs): q·k times its multiplier, of every position and those it sees."""
-    config = attention.config
-    shape = (x.shape[0] // seq_len, seq_len, 3, config.n_heads, config.d_head)
-    q, k, _ = attention.qkv(x).reshape(shape).transpose(2, 0, 3, 1, 4)
-    if config.rope:
-        cos, sin = ops.rope_tables(seq_len, config.d_head, config.rope_theta)
-        q, k = ops.rope(q, cos, sin), ops.rope(k, cos, sin)
+    q, k, _ = attention.heads(x, seq_len)
     scores = jnp.einsum("bhtd,bhsd->bhts", q, k) * attention.logit[...]
     return scores[..., *np.tril_indices(seq_len)].reshape(-1, seq_len * (seq_len + 1) // 2)
 

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from umup import figures
+from umup.absent import required
 from umup.records import Results
 from umup.studies import fp8_drift_tables as tables
 from umup.studies.fp8_drift_tables import (
@@ -62,14 +63,13 @@ def log2_axis(ax: Axes, axis: str = "y") -> None:
     chosen.set_major_formatter(lambda v, _: f"$2^{{{v:g}}}$")
 
 
+@figures.drawn
 def distribution(results: Results) -> Figure:
     """RMS of every tensor at initialization and at the end, a panel a scheme and stage.
 
     Seeds are averaged; marks of one kind are spread out a little, so that none hides another.
     """
     table = tables.width_of(tables.drift(results))
-    if table.empty:
-        return figures.empty("no probed runs are on record")
     means = table.groupby(["scheme", "step", "place", "linear", "kind"], as_index=False)[
         "rms"
     ].mean()
@@ -120,6 +120,7 @@ def _linear_legend(figure: Figure) -> None:
     figure.legend(handles=handles, ncols=len(LINEARS), loc="outside upper center")
 
 
+@figures.drawn
 def over_training(results: Results) -> Figure:
     """RMS over training, a row a scheme and a column a kind of tensor; deeper layers are darker.
 
@@ -127,8 +128,6 @@ def over_training(results: Results) -> Figure:
     step axis is linear up to the second probe and logarithmic from there.
     """
     table = tables.width_of(tables.drift(results))
-    if table.empty:
-        return figures.empty("no probed runs are on record")
     schemes = [s for s in tables.SCHEMES if (table["scheme"] == s).any()]
     steps = np.sort(table["step"].unique())
     means = table.groupby(["scheme", "kind", "linear", "layer", "step"], as_index=False)[
@@ -183,14 +182,13 @@ def _ranges(ax: Axes, named: bool) -> None:
                 color=shade, transform=ax.get_yaxis_transform())  # fmt: skip
 
 
+@figures.drawn
 def lost(results: Results) -> Figure:
     """Share of elements clipped or flushed by a cast to E4M3, tensor by tensor over training.
 
     Tensors of which it never loses one element in a thousand are left out. A cross: some clipped.
     """
     table = tables.width_of(tables.drift(results))
-    if table.empty:
-        return figures.empty("no probed runs are on record")
     by_tensor = ["scheme", "kind", "layer", "place", "step"]
     means = table.groupby(by_tensor, as_index=False)[["e4m3", "e4m3_clipped"]].mean()
     schemes = [s for s in tables.SCHEMES if (means["scheme"] == s).any()]
@@ -236,12 +234,12 @@ def _matrix(means: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return shares[some], clipped[some]
 
 
+@figures.drawn
 def losses(results: Results) -> Figure:
     """Training curves of the recipes, a panel a scheme, and final losses against float32's."""
     runs = tables.width_of(tables.arms(results))
     differences = tables.width_of(tables.loss_differences(results))
-    if runs.empty or differences.empty:
-        return figures.empty("no arms are on record")
+    required(runs[runs["status"] == "ok"], "every run diverged")
     schemes = [s for s in tables.SCHEMES if (runs["scheme"] == s).any()]
     recipes = [r for r in RECIPES if (runs["recipe"] == r).any()]
     with figures.style():

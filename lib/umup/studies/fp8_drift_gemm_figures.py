@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from umup import figures
+from umup.absent import NotMeasured
 from umup.records import Results
 from umup.studies.fp8_drift_figures import RECIPES
 
@@ -17,16 +18,15 @@ KINDS = {
 }  # fmt: skip
 
 
+@figures.drawn
 def speed(results: Results) -> Figure:
     """Left: TFLOP/s of a square product against its size. Right: step time relative to bf16.
 
     Medians, bars the range of the timings; hollow marks and dashed lines: precise accumulation.
     """
-    gemms, steps = (
-        results.table(what) if len(results.points) else pd.DataFrame() for what in ("gemm", "step")
-    )
+    gemms, steps = results.table("gemm"), results.table("step")
     if gemms.empty and steps.empty:
-        return figures.empty("speeds were not measured: they need a device with FP8 units")
+        raise NotMeasured("speeds, which need a device with FP8 units")
     with figures.style():
         figure, (left, right) = figures.subplots(7.6, 3.9, 2)
         _gemms(left, gemms)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from umup import laws
-from umup.claims import NotMeasured
+from umup.absent import NotMeasured, required
 from umup.laws import Interval
 from umup.records import Results
 from umup.studies.fp8_drift_tables import (
@@ -32,13 +32,10 @@ def _seen(
     results: Results, scheme: str, d_model: int | None, kinds: Sequence[str], linears: Sequence[str]
 ) -> pd.DataFrame:
     table = width_of(drift(results), d_model)
-    if len(table):
-        table = table[(table["scheme"] == scheme) & table["kind"].isin(kinds)]
-        table = table[table["linear"].isin(linears)]
-    if table.empty:
-        at = "" if d_model is None else f" at width {d_model}"
-        raise NotMeasured(f"{NAMES.get(scheme, scheme)}: no probed plain runs{at}")
-    return table
+    table = table[(table["scheme"] == scheme) & table["kind"].isin(kinds)]
+    at = "" if d_model is None else f" at width {d_model}"
+    missing = f"{NAMES.get(scheme, scheme)}: no probed plain runs{at}"
+    return required(table[table["linear"].isin(linears)], missing)
 
 
 def _extreme(table: pd.DataFrame, column: str, extreme: str) -> Interval:
@@ -115,10 +112,8 @@ def loss_difference(
 ) -> Interval:
     """Final loss under ``recipe`` minus that under ``against``, paired by seed, nats a token."""
     table = width_of(loss_differences(results, against), d_model)
-    if len(table):
-        table = table[(table["scheme"] == scheme) & (table["recipe"] == recipe)]
-    if table.empty:
-        raise NotMeasured(f"{NAMES.get(scheme, scheme)}: no runs under {recipe} and {against}")
+    table = table[(table["scheme"] == scheme) & (table["recipe"] == recipe)]
+    required(table, f"{NAMES.get(scheme, scheme)}: no runs under {recipe} and {against}")
     row = table.iloc[0]
     return Interval(row["difference"], row["difference_lo"], row["difference_hi"])
 
@@ -137,12 +132,10 @@ def slope(
     groups = {"others": SWEPT[scheme][1:], "shape": tuple(SHAPE.values())}
     wanted = groups.get(varied, (varied,))
     table, table_of = slopes(results), settings(results)
-    if len(table):
-        table = table[(table["scheme"] == scheme) & table["varied"].isin(wanted)]
-        table = table if tensor is None else table[table["tensor"] == tensor]
+    table = table[(table["scheme"] == scheme) & table["varied"].isin(wanted)]
+    table = table if tensor is None else table[table["tensor"] == tensor]
     name = NAMES.get(scheme, scheme)
-    if table.empty:
-        raise NotMeasured(f"{name}: nothing varied of {', '.join(wanted)}")
+    required(table, f"{name}: nothing varied of {', '.join(wanted)}")
     if missing := sorted(set(wanted) - set(table["varied"])):
         raise NotMeasured(f"{name}: {', '.join(missing)} not varied")
     for one in wanted:
@@ -184,9 +177,7 @@ def step_speedup(results: Results, d_model: int, recipe: str) -> Interval:
 
 
 def _capable(results: Results, what: str) -> pd.DataFrame:
-    table = results.table(what) if len(results.points) else pd.DataFrame()
-    if table.empty:
-        raise NotMeasured(f"no measurement of a {what}")
+    table = required(results.table(what), f"no measurement of a {what}")
     if not table["capable"].any():
         raise NotMeasured(f"{table['device_kind'].iloc[0]} has no FP8 units")
     return table[table["capable"]]

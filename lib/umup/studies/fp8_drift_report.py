@@ -6,45 +6,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pandas as pd
 
 from umup import report
-from umup.claims import NotMeasured, format_number
+from umup.absent import required
+from umup.claims import format_number
 from umup.config import RECIPES
-from umup.laws import Interval
 from umup.records import Results
 from umup.studies import fp8_drift_quantities as quantities
 from umup.studies import fp8_drift_tables as tables
 from umup.studies.fp8_drift_tables import LINEARS, NAMES, SHAPE
 
-UNKNOWN = "not measured"
 SHOWN = 8
 """Rows a scheme in the table of departures."""
 
 
-def _say(measure: Callable[[], Interval], digits: int) -> str:
-    try:
-        found = measure()
-    except NotMeasured:
-        return UNKNOWN
-    if math.isinf(found.value):
-        return "∞ (diverged)"
-    return report.interval(found.value, found.lo, found.hi, digits)
-
-
 def _difference(results: Results, scheme: str, recipe: str, digits: int) -> str:
-    return _say(lambda: quantities.loss_difference(results, scheme, recipe),
-                report.loss_digits(digits))  # fmt: skip
+    fine = report.loss_digits(digits)
+    return report.said(fine, quantities.loss_difference, results, scheme, recipe)
 
 
 def answer(results: Results, digits: int = 2) -> str:
     """The study's answer in one paragraph."""
     seed = {s: _difference(results, s, "fp8_seed", digits) for s in tables.SCHEMES}
-    end = _say(lambda: quantities.margin(results, "umup"), digits)
-    low = _say(lambda: quantities.rms(results, "mup", kinds=["output_gradient"],
-                                      extreme="largest"), digits)  # fmt: skip
+    end = report.said(digits, quantities.margin, results, "umup")
+    low = report.said(
+        digits, quantities.rms, results, "mup", kinds=["output_gradient"], extreme="largest"
+    )
     return (
         f"Cast to FP8 as it is, by the u-μP paper's recipe, u-μP ends {seed['umup']} nats a token "
         f"above float32 and μP {seed['mup']}. μP's largest output-gradient starts {low} octaves "
@@ -55,24 +44,30 @@ def answer(results: Results, digits: int = 2) -> str:
 
 def what_ran(results: Results) -> str:
     """One sentence: how many runs, of what, on what, and where products were compiled."""
-    arms, settings = tables.arms(results), tables.settings(results)
-    parts = []
-    if len(arms):
-        first = arms.iloc[0]
-        widths = ", ".join(str(w) for w in sorted(arms["d_model"].unique()))
-        diverged = int((arms["status"] == "diverged").sum())
-        parts.append(
-            f"{len(arms)} runs under {arms['recipe'].nunique()} recipes, {diverged} of them "
-            f"diverged: width {widths}, depth {first['n_layers']}, {first['batch_size']} "
-            f"sequences of {first['seq_len']} tokens a step, {first['steps']} steps."
-        )
-    if len(settings):
-        n = len(results.runs) - len(arms)
-        parts.append(f"{n} further runs in which one thing is varied.")
-    if len(results.points):
-        n, device = len(results.points), results.points["device"].iloc[0]
-        parts.append(f"{n} measurements of compiled products on: {device}.")
-    return " ".join(parts) or "Nothing is on record."
+    return " ".join(part(results) for part in (_arms, _varied, _compiled))
+
+
+@report.worded
+def _arms(results: Results) -> str:
+    arms = tables.arms(results)
+    first, widths = arms.iloc[0], ", ".join(str(w) for w in sorted(arms["d_model"].unique()))
+    return (
+        f"{len(arms)} runs under {arms['recipe'].nunique()} recipes, "
+        f"{int((arms['status'] == 'diverged').sum())} of them diverged: width {widths}, depth "
+        f"{first['n_layers']}, {first['batch_size']} sequences of {first['seq_len']} tokens a "
+        f"step, {first['steps']} steps."
+    )
+
+
+@report.worded
+def _varied(results: Results) -> str:
+    return f"{len(tables.varied(results))} further runs in which one thing is varied."
+
+
+@report.worded
+def _compiled(results: Results) -> str:
+    points = required(results.points, "no compiled products")
+    return f"{len(points)} measurements of compiled products on: {points['device'].iloc[0]}."
 
 
 def texts(results: Results, digits: int = 2) -> dict[str, str]:
@@ -81,7 +76,7 @@ def texts(results: Results, digits: int = 2) -> dict[str, str]:
     readout = {"kinds": ["weight"], "linears": ["readout"]}
 
     def of(name: str, scheme: str, **given) -> str:
-        return _say(lambda: quantities.QUANTITIES[name](results, scheme, **given), digits)
+        return report.said(digits, quantities.QUANTITIES[name], results, scheme, **given)
 
     return {
         "mup_gradient_start": of("rms", "mup", kinds=["output_gradient"], extreme="largest"),
@@ -97,20 +92,17 @@ def texts(results: Results, digits: int = 2) -> dict[str, str]:
     }
 
 
+@report.known
 def _first(results: Results, scheme: str) -> str:
     table = tables.departures(results)
-    table = table[table["scheme"] == scheme] if len(table) else table
-    if table.empty:
-        return UNKNOWN
-    row = table.iloc[0]
+    row = required(table[table["scheme"] == scheme], f"no probed runs of {NAMES[scheme]}").iloc[0]
     return f"{row['place']}'s {row['kind'].replace('_', '-')}"
 
 
+@report.known
 def _steepest(results: Results, scheme: str, digits: int) -> str:
     table = tables.slopes(results)
-    table = table[table["scheme"] == scheme] if len(table) else table
-    if table.empty:
-        return UNKNOWN
+    table = required(table[table["scheme"] == scheme], f"nothing varied of {NAMES[scheme]}")
     row = table.loc[table["slope"].abs().idxmax()]
     name = row["varied"] if row["varied"] in SHAPE.values() else _hp(row["varied"])
     slope = report.interval(row["slope"], row["slope_lo"], row["slope_hi"], digits)
@@ -125,11 +117,10 @@ def _percent(share: float, digits: int) -> str:
     return f"{format_number(100 * share, digits)} %"
 
 
+@report.worded
 def departures_table(results: Results, digits: int = 2) -> str:
     """What E4M3 loses: of each scheme the tensors that it loses first and most of."""
     table = tables.departures(results)
-    if table.empty:
-        return "No probed runs are on record."
     rows, shown = [], SHOWN if digits >= 2 else 3  # coarse at smoke: shares of few elements
     digits = digits if digits >= 2 else 0
     for row in table.groupby("scheme", sort=False).head(shown).to_dict("records"):
@@ -151,11 +142,10 @@ def departures_table(results: Results, digits: int = 2) -> str:
     )  # fmt: skip
 
 
+@report.worded
 def losses_table(results: Results, digits: int = 2) -> str:
     """Final loss under each recipe, and its difference from float32's."""
     table, decimals = tables.loss_differences(results), report.loss_digits(digits)
-    if table.empty:
-        return "No arms are on record."
     rows = []
     for row in table.to_dict("records"):
         loss, gap = (
@@ -175,11 +165,10 @@ def losses_table(results: Results, digits: int = 2) -> str:
     )  # fmt: skip
 
 
+@report.worded
 def products_table(results: Results) -> str:
     """The operand types of every linear's compiled products."""
-    table = results.table("linear") if len(results.points) else pd.DataFrame()
-    if table.empty:
-        return "No compiled products are on record."
+    table = required(results.table("linear"), "no compiled products")
     capable = bool(table["capable"].all())
     table = table.sort_values(
         ["recipe", "linear"], key=lambda column: column.map([*RECIPES, *LINEARS].index)
@@ -200,11 +189,10 @@ def verdicts(table: pd.DataFrame) -> list[str]:
     return ["–" if not m else "yes" if n else "**NO**" if c else "no" for m, n, c in rows]
 
 
+@report.worded
 def steps_table(results: Results, digits: int = 2) -> str:
     """Time and loss of a training step, by width and recipe."""
-    table = results.table("step") if len(results.points) else pd.DataFrame()
-    if table.empty:
-        return "Training steps were not timed."
+    table = required(results.table("step"), "no timed training steps")
     table = table.sort_values(["d_model", "recipe", "accumulation"])
     base = table[table["recipe"] == "bf16"].set_index("d_model")["loss"]
     rows = [

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from umup import figures
+from umup.absent import NotMeasured
 from umup.records import Results
 from umup.studies import fp8_drift_tables as tables
 from umup.studies.fp8_drift_figures import grid, log2_axis
@@ -25,14 +26,14 @@ HP_NAMES = {
 STEEP = 0.25  # octaves per octave, the claims' bound
 
 
+@figures.drawn
 def settings(results: Results, scheme: str) -> Figure:
     """Final loss and the RMS of ``FOLLOWED`` at the end against each hyperparameter of a scheme."""
     table = tables.settings(results)
-    if len(table):
-        table = table[table["scheme"] == scheme]
-    varied = [hp for hp in SWEPT[scheme] if len(table) and (table["varied"] == hp).any()]
+    table = table[table["scheme"] == scheme]
+    varied = [hp for hp in SWEPT[scheme] if (table["varied"] == hp).any()]
     if not varied:
-        return figures.empty(f"nothing was varied for {NAMES[scheme]}")
+        raise NotMeasured(f"nothing was varied for {NAMES[scheme]}")
     default = table[table["varied"] == "eta"] if "eta" in varied else table
     eta = default["value"].median()
     with figures.style():
@@ -49,12 +50,13 @@ def settings(results: Results, scheme: str) -> Figure:
     return figure
 
 
+@figures.drawn
 def shapes(results: Results) -> Figure:
     """Final loss and the RMS of ``FOLLOWED`` at the end against width, depth, steps and batch."""
     table = tables.settings(results)
-    varied = [s for s in SHAPE.values() if len(table) and (table["varied"] == s).any()]
+    varied = [s for s in SHAPE.values() if (table["varied"] == s).any()]
     if not varied:
-        return figures.empty("no shape was varied")
+        raise NotMeasured("no shape was varied")
     with figures.style():
         figure, axes = _panels(varied, varied)
         for column, name in enumerate(varied):
@@ -106,11 +108,10 @@ def _lines(axes: np.ndarray, own: pd.DataFrame, colour: str, marker: str) -> Non
             ax.fill_between(x, by_value.min(), by_value.max(), color=colour, alpha=0.2, lw=0)
 
 
+@figures.drawn
 def slopes(results: Results) -> Figure:
     """Slope of end RMS over each thing varied, with 95 % intervals and the claims' bound."""
     table = tables.slopes(results)
-    if table.empty:
-        return figures.empty("nothing was varied")
     schemes = [s for s in tables.SCHEMES if (table["scheme"] == s).any()]
     rows = {}
     for scheme in schemes:

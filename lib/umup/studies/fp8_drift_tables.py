@@ -12,10 +12,12 @@ import math
 import pandas as pd
 
 from umup import fp8, laws, records
+from umup.absent import required
 from umup.config import RECIPES
 from umup.laws import Interval
 from umup.records import Results
 from umup.slopes import fit_slope
+from umup.tables import remembered
 
 SCHEMES = ("mup", "umup")
 NAMES = {"mup": "μP", "umup": "u-μP"}
@@ -38,42 +40,43 @@ LEFT = 0.01
 
 
 def _specified(runs: pd.DataFrame) -> pd.DataFrame:
-    if runs.empty:
-        return runs
+    required(runs, "no runs are on record")
     table = records.with_spec(runs)
     given = [json.loads(spec).get("probe_steps", []) for spec in runs["spec"]]
     return table.assign(probes=[len(steps) for steps in given])
 
 
+@remembered
 def arms(results: Results) -> pd.DataFrame:
-    """The runs under each recipe; column ``recipe`` (``, precise`` after it where it is)."""
+    """The runs under each recipe; column ``recipe`` (``, precise`` after it where it is).
+
+    Raises:
+        NotMeasured: there are none.
+    """
     runs = _specified(results.runs)
-    if runs.empty or (runs := runs[runs["probes"] != 1]).empty:
-        return pd.DataFrame()
+    runs = required(runs[runs["probes"] != 1], "no arms are on record")
     precise = runs["model.accumulation"] == "precise"
     return runs.assign(recipe=runs["model.recipe"] + precise.map({True: ", precise", False: ""}))
 
 
 def width_of(table: pd.DataFrame, d_model: int | None = None) -> pd.DataFrame:
     """The rows of width ``d_model``, by default the narrowest."""
-    if table.empty:
-        return table
     return table[table["d_model"] == (table["d_model"].min() if d_model is None else d_model)]
 
 
+@remembered
 def drift(results: Results) -> pd.DataFrame:
     """What the probes of the plain arms saw of every linear, a row a tensor and step.
 
     Columns: scheme, d_model, seed, step, place (``blocks.0.mlp.down``), layer (−1: the readout),
     linear, kind, the statistics of ``config.PROBE_STATS``; e4m3, e5m2 (share lost, clipped or
     flushed) and seed_recipe (share lost in the format that ``fp8_seed`` gives it).
+
+    Raises:
+        NotMeasured: there are no probed arms.
     """
     runs = arms(results)
-    if runs.empty:
-        return runs
-    seen = _linears(records.probes(runs))
-    if seen.empty:
-        return seen
+    seen = required(_linears(records.probes(runs)), "no probed runs are on record")
     table = seen.merge(runs[["key", "scheme", "d_model", "seed"]], on="key")
     for fmt in ("e4m3", "e5m2"):
         table[fmt] = table[f"{fmt}_clipped"] + table[f"{fmt}_flushed"]
@@ -98,6 +101,7 @@ def _format(recipe: str, place: str, kind: str) -> str:
     return "" if chosen is None else chosen.name.lower()
 
 
+@remembered
 def departures(results: Results, d_model: int | None = None) -> pd.DataFrame:
     """Which tensors leave E4M3's range, a row a scheme and tensor, means over seeds.
 
@@ -108,7 +112,7 @@ def departures(results: Results, d_model: int | None = None) -> pd.DataFrame:
     table = width_of(drift(results), d_model)
     rows = []
     by_tensor = ["scheme", "place", "kind"]
-    for (scheme, place, kind), group in table.groupby(by_tensor) if len(table) else ():
+    for (scheme, place, kind), group in table.groupby(by_tensor):
         mean = group.groupby("step")[["rms", "e4m3", "e4m3_clipped", "e4m3_flushed", "e5m2"]].mean()
         out = mean.index[mean["e4m3"] > LEFT]
         rows.append({
@@ -119,22 +123,24 @@ def departures(results: Results, d_model: int | None = None) -> pd.DataFrame:
             "start": mean["rms"].iloc[0], "end": mean["rms"].iloc[-1],
         })  # fmt: skip
     found = pd.DataFrame(rows)
-    if found.empty:
-        return found
     lost = found["clipped"] + found["flushed"]
     return found.assign(lost=lost).sort_values(
         ["scheme", "first", "lost"], ascending=[True, True, False], kind="stable"
     )
 
 
+@remembered
 def loss_differences(results: Results, against: str = "plain") -> pd.DataFrame:
     """Final loss of each recipe minus that of ``against``, paired by seed, nats a token.
 
     Columns: scheme, d_model, recipe, loss, loss_lo, loss_hi (of the recipe itself), difference,
     difference_lo, difference_hi, n (pairs), diverged (runs). A diverged run makes it infinite.
+
+    Raises:
+        NotMeasured: no scheme has runs of ``against``.
     """
     runs, rows = arms(results), []
-    for (scheme, width), group in runs.groupby(["scheme", "d_model"]) if len(runs) else ():
+    for (scheme, width), group in runs.groupby(["scheme", "d_model"]):
         found = {recipe: g.set_index("seed") for recipe, g in group.groupby("recipe")}
         losses = {r: found[r] for r in sorted(found, key=_rank)}
         if against not in losses:
@@ -151,7 +157,7 @@ def loss_differences(results: Results, against: str = "plain") -> pd.DataFrame:
                 "scheme": scheme, "d_model": width, "recipe": recipe, "diverged": diverged,
                 "n": len(pairs), **_ends("loss", level), **_ends("difference", difference),
             })  # fmt: skip
-    return pd.DataFrame(rows)
+    return required(pd.DataFrame(rows), f"no runs of the recipe {against} are on record")
 
 
 def _rank(recipe: str) -> tuple[int, str]:
@@ -162,16 +168,29 @@ def _ends(name: str, i: Interval) -> dict[str, float]:
     return {name: i.value, f"{name}_lo": i.lo, f"{name}_hi": i.hi}
 
 
+@remembered
+def varied(results: Results) -> pd.DataFrame:
+    """The runs in which one thing was varied, and those at the default beside them.
+
+    Raises:
+        NotMeasured: there are none.
+    """
+    runs = _specified(results.runs)
+    return required(runs[runs["probes"] == 1], "no runs in which one thing is varied")
+
+
+@remembered
 def settings(results: Results) -> pd.DataFrame:
     """The runs in which one thing was varied, and the RMS of ``FOLLOWED`` at their ends.
 
     Columns: scheme, recipe, varied (``eta``, …, or a value of ``SHAPE``; "" for the default),
     value, seed, status, final_loss, and a column for each of ``FOLLOWED`` (NaN where diverged).
     The default is what most runs have in common.
+
+    Raises:
+        NotMeasured: there are no such runs.
     """
-    runs = _specified(results.runs)
-    if runs.empty or (runs := runs[runs["probes"] == 1]).empty:
-        return pd.DataFrame()
+    runs = varied(results)
     seen = _linears(records.probes(runs)).set_index(["key", "tensor"])["rms"]
     columns = {f"hps.{hp}": hp for hps in SWEPT.values() for hp in hps} | SHAPE
     rows = []
@@ -199,31 +218,33 @@ def settings(results: Results) -> pd.DataFrame:
     defaults = out[out["varied"] == ""]
     # The default belongs to every line of its scheme and recipe that anything varies on.
     lines = [out[out["varied"] != ""], defaults]
-    for (scheme, recipe, varied), _ in lines[0].groupby(["scheme", "recipe", "varied"]):
+    for (scheme, recipe, name), _ in lines[0].groupby(["scheme", "recipe", "varied"]):
         own = defaults[(defaults["scheme"] == scheme) & (defaults["recipe"] == recipe)]
-        column = next(c for c, name in columns.items() if name == varied)
+        column = next(c for c, title in columns.items() if title == name)
         value = runs[runs["scheme"] == scheme][column].mode().iloc[0]
-        lines.append(own.assign(varied=varied, value=value))
+        lines.append(own.assign(varied=name, value=value))
     return pd.concat(lines, ignore_index=True)
 
 
+@remembered
 def slopes(results: Results, recipe: str = "plain") -> pd.DataFrame:
     """Octaves of end-of-training RMS per octave of what is varied.
 
     Columns: scheme, varied, tensor (of ``FOLLOWED``), slope, slope_lo, slope_hi, n (runs). Runs
     that diverged are left out.
+
+    Raises:
+        NotMeasured: nothing was varied.
     """
     table = settings(results)
     rows = []
-    if table.empty:
-        return table
     table = table[(table["recipe"] == recipe) & (table["varied"] != "")]
     table = table[table["status"] == "ok"]
-    for (scheme, varied), group in table.groupby(["scheme", "varied"]):
+    for (scheme, name), group in table.groupby(["scheme", "varied"]):
         for tensor in FOLLOWED:
-            if group["value"].nunique() < 2:
-                continue
             fitted = fit_slope(group["value"], group[tensor])
-            rows.append({"scheme": scheme, "varied": varied, "tensor": tensor, "n": len(group),
+            if math.isnan(fitted.value):
+                continue  # of one value alone
+            rows.append({"scheme": scheme, "varied": name, "tensor": tensor, "n": len(group),
                          **_ends("slope", fitted)})  # fmt: skip
-    return pd.DataFrame(rows)
+    return required(pd.DataFrame(rows), "nothing was varied")

@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from umup import claims, study
-from umup.claims import NotMeasured
+from umup import claims
+from umup.absent import NotMeasured, required
 from umup.config import COUNT, POSITIVE, Range
 from umup.design import Design, Point
 from umup.laws import Interval, mean_interval
 from umup.records import Results
 from umup.studies import op_scales_measures as measures
 from umup.studies import op_scales_theory as theory
+from umup.tables import remembered
 
 MEASURES = {
     **{f.__name__: f for f in (
@@ -162,6 +163,7 @@ def _middle(values: Sequence[int]) -> int:
 # Tables.
 
 
+@remembered
 def cells(results: Results, what: str) -> pd.DataFrame:
     """The points of one kind, one row a cell of the grid.
 
@@ -173,9 +175,7 @@ def cells(results: Results, what: str) -> pd.DataFrame:
     Raises:
         NotMeasured: there are no such points.
     """
-    table = results.table(what)
-    if table.empty:
-        raise NotMeasured(f"no points of {what}")
+    table = required(results.table(what), f"no points of {what}")
     if what.startswith("attention"):
         root = np.sqrt(table["d_head"])
         table["logit_variance"] = table["alpha"] ** 2 / table["d_head"]
@@ -215,13 +215,21 @@ def select(table: pd.DataFrame, within: Mapping[str, Any] | None, what: str) -> 
         if (lo is not None and table[name].min() > lo) or (
             hi is not None and table[name].max() < hi
         ):
-            raise NotMeasured(f"{what}: {name} was not measured over all of {wanted}")
+            raise NotMeasured(f"{what}: {name} was not measured over all of {_stretch(wanted)}")
         lo, hi = (-math.inf if lo is None else lo), (math.inf if hi is None else hi)
         rows = rows[rows[name].between(lo, hi)]
-    if rows.empty:
-        given = ", ".join(f"{name} {wanted}" for name, wanted in (within or {}).items())
-        raise NotMeasured(f"no points of {what} with {given}")
-    return rows
+    given = ", ".join(f"{name} {_stretch(wanted)}" for name, wanted in (within or {}).items())
+    return required(rows, f"no points of {what} with {given}")
+
+
+def _stretch(wanted: Any) -> str:
+    """What `select` is asked for, in words."""
+    if not isinstance(wanted, list):
+        return str(wanted)
+    lo, hi = wanted
+    if lo is None:
+        return f"up to {hi:g}"
+    return f"{lo:g} and more" if hi is None else f"{lo:g} to {hi:g}"
 
 
 # Quantities of claims.
@@ -280,5 +288,4 @@ QUANTITIES = {f.__name__: f for f in (farthest, exponent, spread)}
 
 def bound(claim: str) -> float:
     """The upper bound of a claim of this study, as a fraction; figures draw it."""
-    found = {c.id: c for c in claims.load(study.folder("op_scales") / "claims.yaml")}
-    return found[claim].bound_max / 100.0
+    return claims.bound("op_scales", claim) / 100.0

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from umup import figures
+from umup.absent import required
 from umup.claims import format_number
 from umup.records import Results
 from umup.rules import gated_silu_std, lerp_log
@@ -64,9 +65,10 @@ def _line(
 
 
 def _plain(results: Results) -> pd.DataFrame:
-    """The attention grid in its first dtype."""
+    """The attention grid in its first dtype, over more than one position."""
     table = cells(results, "attention")
-    return table[table["dtype"] == sorted(table["dtype"])[-1]]
+    table = table[table["dtype"] == sorted(table["dtype"])[-1]]
+    return required(table[table["seq_len"] > 1], "no attention over several positions")
 
 
 def _some(values: Iterable[float], wanted: Sequence[float]) -> list[float]:
@@ -75,13 +77,13 @@ def _some(values: Iterable[float], wanted: Sequence[float]) -> list[float]:
     return [v for v in wanted if v in have] or have
 
 
+@figures.drawn
 def attention_output(results: Results) -> Figure:
     """Attention's output over the model, against T: a panel an α, a line a head size.
 
     Dashed: ``op_scales_theory.derived_scale`` over the model at the largest head size.
     """
     table = _plain(results)
-    table = table[table["seq_len"] > 1]
     alphas = _some(table["alpha"], (0.25, 1.0, 4.0))
     heads = sorted(table["d_head"].unique())
     with figures.style():
@@ -104,10 +106,11 @@ def attention_output(results: Results) -> Figure:
     return figure
 
 
+@figures.drawn
 def attention_error(results: Results) -> Figure:
     """Heat maps of the model's error in per cent over head size and α, a panel a T."""
     table = _plain(results)
-    lengths = sorted(t for t in table["seq_len"].unique() if t > 1)
+    lengths = sorted(table["seq_len"].unique())
     shown = lengths if len(lengths) < 4 else [lengths[len(lengths) // 2], lengths[-1]]
     shown = [t for t in shown if t >= 64] or shown
     with figures.style():
@@ -131,13 +134,14 @@ def attention_error(results: Results) -> Figure:
     return figure
 
 
+@figures.drawn
 def attention_rows(results: Results) -> Figure:
     """RMS of the output by position, at α = 1: a line a T, dashed the 1/√t of flat weights."""
     table = _plain(results)
     table = table[table["alpha"] == _some(table["alpha"], (1.0,))[-1]]
     heads = sorted(table["d_head"].unique())
     head = _some(heads, (64,))[-1]
-    table = table[(table["d_head"] == head) & (table["seq_len"] > 1)]
+    table = table[table["d_head"] == head]
     lengths = _some(table["seq_len"], (16, 64, 256, 1024))
     with figures.style():
         figure, (ax,) = figures.subplots(7, 3.6)
@@ -157,11 +161,11 @@ def attention_rows(results: Results) -> Figure:
     return figure
 
 
+@figures.drawn
 def attention_gradients(results: Results) -> Figure:
     """Left: RMS of dq times √d_head/α against T, with the band of 0.9 ± 0.1 and flat weights'
     value dashed. Right: RMS of dq at the longest T against d_head, a line an α."""
     table = _plain(results)
-    table = table[table["seq_len"] > 1]
     heads = sorted(table["d_head"].unique())
     one = table[table["alpha"] == _some(table["alpha"], (1.0,))[-1]]
     with figures.style():
@@ -198,10 +202,12 @@ def attention_gradients(results: Results) -> Figure:
     return figure
 
 
+@figures.drawn
 def attention_correlated(results: Results) -> Figure:
     """Attention's output against the correlation of values, with the derived curve dashed."""
     table = cells(results, "attention_inputs")
-    table = table[table["inputs"] == "normal"].sort_values("correlation")
+    table = required(table[table["inputs"] == "normal"], "no normal inputs")
+    table = table.sort_values("correlation")
     table = table[table["dtype"] == sorted(table["dtype"])[-1]]
     first = table.iloc[0]
     with figures.style():
@@ -219,6 +225,7 @@ def attention_correlated(results: Results) -> Figure:
     return figure
 
 
+@figures.drawn
 def gated_silu(results: Results) -> Figure:
     """Gated SiLU's output and gradients over the model against α; lines are exact integrals."""
     table = cells(results, "gated_silu")
@@ -244,6 +251,7 @@ def gated_silu(results: Results) -> Figure:
     return figure
 
 
+@figures.drawn
 def softmax(results: Results) -> Figure:
     """Softmax's output and gradient over the library's model, against n: a line a multiplier.
 
@@ -274,6 +282,7 @@ def softmax(results: Results) -> Figure:
     return figure
 
 
+@figures.drawn
 def loss_gradient(results: Results) -> Figure:
     """RMS of the logits' gradient against V, at small and at unit logits, and against tokens."""
     table = cells(results, "cross_entropy")
@@ -303,6 +312,7 @@ def loss_gradient(results: Results) -> Figure:
     return figure
 
 
+@figures.drawn
 def readout(results: Results) -> Figure:
     """RMS of the gradient that enters the trunk against V/d_model, for the two backward scales."""
     table = cells(results, "readout")

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from typing import Any
+
 import pandas as pd
 
 from umup import report
-from umup.claims import NotMeasured, format_number
+from umup.absent import NotMeasured, required
+from umup.claims import format_number
 from umup.records import Results
+from umup.report import ABSENT, known, several, worded
 from umup.studies.op_scales import FIELDS, cells
 
 TITLES = {
@@ -16,59 +22,88 @@ TITLES = {
 }  # fmt: skip
 
 
+@worded
 def what_ran(results: Results) -> str:
     """One sentence: how many measurements, of what, with how many seeds."""
-    points = results.points
-    seeds = max(len(v) for v in results.table("gated_silu")["out"])
-    types = " and ".join(sorted(set(results.table("attention")["dtype"])))
+    points = required(results.points, "no points are on record")
+    specs = [json.loads(spec) for spec in points["spec"]]
+    seeds = max(int(spec["seeds"]) for spec in specs)
+    types = " and ".join(sorted({spec["dtype"] for spec in specs}))
     kinds = points["what"].nunique()
     return f"{len(points)} measurements of {kinds} kinds, each with {seeds} seeds, in {types}."
 
 
 def _span(rows: pd.DataFrame, field: str, digits: int) -> str:
+    required(rows, f"no such points of {field}")
     lo, hi = (format_number(v, digits) for v in (rows[field].min(), rows[field].max()))
     return lo if lo == hi else f"{lo} to {hi}"
 
 
 def texts(results: Results, digits: int) -> dict[str, str]:
-    """Numbers for captions: name → text."""
-    attention, silu = cells(results, "attention"), cells(results, "gated_silu")
-    usual = attention[(attention["seq_len"] >= 64) & attention["alpha"].between(0.25, 4)]
-    plain = attention[(attention["seq_len"] == attention["seq_len"].max())]
-    plain = plain[plain["alpha"] == 1.0]
+    """Numbers for captions: name → text, ``ABSENT`` where the grid lacks the points."""
+
+    @known
+    def span(what: str, field: str, chosen: Callable[[pd.DataFrame], Any]) -> str:
+        table = cells(results, what)
+        return _span(table[chosen(table)], field, digits)
+
+    every, many = (lambda t: t["seeds"] > 0), (lambda t: t["seq_len"] > 1)
+    return {
+        "out": span("attention", "out",
+                    lambda t: (t["seq_len"] >= 64) & t["alpha"].between(0.25, 4)),
+        "out_all": span("attention", "out", many),
+        "derived": span("attention", "out_derived", lambda t: t["logit_variance"] <= 0.25),
+        "beta": span("attention", "dq_beta",
+                     lambda t: (t["seq_len"] == t["seq_len"].max()) & (t["alpha"] == 1.0)),
+        "dq": span("attention", "dq", many),
+        "silu": span("gated_silu", "out", every),
+        "silu_gate": span("gated_silu", "dgate", every),
+        "softmax": span("softmax", "out", every),
+        "softmax_dx": span("softmax", "dx", every),
+        **several(READOUT, _readout, results, digits),
+        **several(SHARED, _shared, results, digits),
+        **several(ROWS, _rows, results, digits),
+    }  # fmt: skip
+
+
+READOUT = ("readout_out", "readout_in", "readout_d", "readout_v")
+SHARED = ("rho", "shared", "shared_t")
+ROWS = ("first_row", "last_row")
+
+
+def _readout(results: Results, digits: int) -> tuple[str, ...]:
+    """The two backward scales at the largest vocabulary and the paper's width."""
     wide = cells(results, "readout").sort_values(["vocab_size", "d_model"])
     wide = wide[wide["vocab_size"] == wide["vocab_size"].max()]
-    width = wide["d_model"].iloc[(wide["d_model"] - 256).abs().argmin()]  # the paper's
-    narrow = wide[wide["d_model"] == width].set_index("backward")
+    width = wide["d_model"].iloc[(wide["d_model"] - 256).abs().argmin()]
+    at = wide[wide["d_model"] == width].set_index("backward")["dx"]
+    if not {"fan_out", "fan_in"} <= set(at.index):
+        raise NotMeasured("no readout with both backward scales")
+    numbers = [format_number(at[name], digits) for name in ("fan_out", "fan_in")]
+    return (*numbers, str(width), str(wide["vocab_size"].max()))
+
+
+def _shared(results: Results, digits: int) -> tuple[str, ...]:
+    """Attention's output where the values' correlation is nearest to a tenth."""
     inputs = cells(results, "attention_inputs")
-    shared = inputs.iloc[(inputs["correlation"] - 0.1).abs().argmin()]
-    rows = attention[attention["seq_len"] == attention["seq_len"].max()]
-    row = rows[rows["alpha"] == 1.0].iloc[-1]
-    return {
-        "out": _span(usual, "out", digits),
-        "out_all": _span(attention[attention["seq_len"] > 1], "out", digits),
-        "derived": _span(attention[attention["logit_variance"] <= 0.25], "out_derived", digits),
-        "beta": _span(plain, "dq_beta", digits),
-        "dq": _span(attention[attention["seq_len"] > 1], "dq", digits),
-        "silu": _span(silu, "out", digits),
-        "silu_gate": _span(silu, "dgate", digits),
-        "softmax": _span(cells(results, "softmax"), "out", digits),
-        "softmax_dx": _span(cells(results, "softmax"), "dx", digits),
-        "readout_out": format_number(narrow.loc["fan_out", "dx"], digits),
-        "readout_in": format_number(narrow.loc["fan_in", "dx"], digits),
-        "readout_d": str(width),
-        "readout_v": str(wide["vocab_size"].max()),
-        "rho": f"{shared['correlation']:g}",
-        "shared": format_number(shared["out"], digits),
-        "shared_t": str(shared["seq_len"]),
-        "first_row": format_number(row["by_position"][0], digits),
-        "last_row": format_number(row["by_position"][-1], digits),
-    }
+    row = inputs.iloc[(inputs["correlation"] - 0.1).abs().argmin()]
+    return f"{row['correlation']:g}", format_number(row["out"], digits), str(row["seq_len"])
 
 
+def _rows(results: Results, digits: int) -> tuple[str, ...]:
+    """The output at the first and at the last of the most positions, at α = 1."""
+    rows = cells(results, "attention")
+    rows = rows[(rows["seq_len"] == rows["seq_len"].max()) & (rows["alpha"] == 1.0)]
+    at = required(rows, "no attention at α = 1").iloc[-1]["by_position"]
+    return format_number(at[0], digits), format_number(at[-1], digits)
+
+
+@worded
 def answer(results: Results, digits: int) -> str:
     """The study's answer in one paragraph."""
     t = texts(results, digits)
+    if t["out"] == ABSENT:
+        raise NotMeasured("no attention for T ≥ 64 and α from ¼ to 4")
     return (
         f"Mostly. For T ≥ 64 and α from ¼ to 4 attention's output comes out at {t['out']} of unit "
         f"scale, gated SiLU's at {t['silu']} over every α tried. Not at unit scale are: attention's"
@@ -90,7 +125,7 @@ def worst_table(results: Results, digits: int = 2) -> str:
             continue
         if what == "attention":
             table = table[table["seq_len"] > 1]  # a single position has no gradient to q and k
-        for field in (f for f in FIELDS if f in table):
+        for field in (f for f in FIELDS if f in table and len(table)):
             ends = [table.loc[table[field].idxmin()], table.loc[table[field].idxmax()]]
             low, high = (
                 f"{report.interval(e[field], e[f'{field}_lo'], e[f'{field}_hi'], digits)} "

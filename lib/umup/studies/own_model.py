@@ -8,7 +8,7 @@ rules); the chapter "Your own model" shows both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,15 +149,28 @@ class OwnModel(Design):
         return curves + checks
 
 
-def curve(**spec: Any) -> dict[str, Any]:
+# Arguments are named one by one, so that a point's specification can be checked against them; JAX,
+# which reading records must not import, is imported by the call.
+
+
+def curve(
+    *, model: str, scheme: str, wrong: str, width: int, base_width: int, steps: int,
+    batch_size: int, warmup_ratio: float, held_out: int, near: Sequence[float],
+    far: Sequence[float], seeds: int,
+) -> dict[str, Any]:  # fmt: skip
     """The measurement of one curve, see ``own_model_measure.curve``."""
-    from umup.studies import own_model_measure  # JAX, which reading records needs not
+    spec = locals()
+    from umup.studies import own_model_measure
 
     return own_model_measure.curve(**spec)
 
 
-def coord(**spec: Any) -> dict[str, Any]:
+def coord(
+    *, model: str, scheme: str, wrong: str, widths: Sequence[int], base_width: int,
+    batch_size: int, log2_etas: Sequence[float], seeds: int, look_at: Sequence[int],
+) -> dict[str, Any]:  # fmt: skip
     """One coordinate check, see ``own_model_measure.coord``."""
+    spec = locals()
     from umup.studies import own_model_measure
 
     return own_model_measure.coord(**spec)

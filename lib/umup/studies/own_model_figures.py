@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from umup import figures
+from umup.absent import NotMeasured, required
 from umup.records import Results
 from umup.studies import own_model_tables as tables
 from umup.studies.own_model_tables import NAMES, SCHEMES, title
@@ -17,6 +18,7 @@ from umup.studies.own_model_tables import NAMES, SCHEMES, title
 WRONG = "#CC79A7"
 
 
+@figures.drawn
 def transfer(results: Results) -> Figure:
     """Held-out loss against η, a line a width: SP beside μP, a row a model.
 
@@ -27,8 +29,7 @@ def transfer(results: Results) -> Figure:
     table = tables.curves(results)
     table = table[table["wrong"] == ""]
     models = [m for m in NAMES if (table["model"] == m).any()]
-    if not models:
-        return figures.empty("no curves on record")
+    required(table[table["loss"].notna()], "every run diverged")
     with figures.style():
         figure, _ = figures.subplots(7, 0.5 + 2.9 * len(models))
         figure.clf()
@@ -43,7 +44,10 @@ def transfer(results: Results) -> Figure:
                 ax.set_title(title(model, scheme))
                 ax.set_ylim(best.min() - 0.1 * (top - best.min()), top)
             axes[0].set_ylabel("held-out loss (nats)")
-            axes[-1].legend(title="width", fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+            handles = max((ax.get_legend_handles_labels() for ax in axes), key=lambda h: len(h[0]))
+            axes[-1].legend(
+                *handles, title="width", fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0)
+            )
         for ax in rows[-1]:
             ax.set_xlabel("log₂ η")
     return figure
@@ -51,6 +55,7 @@ def transfer(results: Results) -> Figure:
 
 def _curves(ax: Axes, table: pd.DataFrame, top: float) -> None:
     if table.empty:
+        figures.note(ax, "no curves")
         return
     widths = sorted(table["width"].unique())
     colours = dict(zip(widths, sns.color_palette("flare", len(widths)), strict=True))
@@ -74,6 +79,7 @@ def _curves(ax: Axes, table: pd.DataFrame, top: float) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 
+@figures.drawn
 def drift(results: Results) -> Figure:
     """Best η against width, relative to the base width's: a panel a model.
 
@@ -82,8 +88,7 @@ def drift(results: Results) -> Figure:
     """
     table = tables.curves(results)
     models = [m for m in NAMES if (table["model"] == m).any()]
-    if not models:
-        return figures.empty("no curves on record")
+    required(table[table["loss"].notna()], "every run diverged")
     with figures.style():
         figure, axes = figures.subplots(7, 3.3, len(models), sharey=True)
         for ax, model in zip(axes, models):
@@ -110,10 +115,12 @@ def drift(results: Results) -> Figure:
             ax.set_xlabel("width")
             ax.set_title(NAMES[model])
         axes[0].set_ylabel("best η, relative to the base\n(octaves)")
-        axes[0].legend(loc="lower left")
+        if axes[0].get_legend_handles_labels()[0]:
+            axes[0].legend(loc="lower left")
     return figure
 
 
+@figures.drawn
 def updates(results: Results) -> Figure:
     """Exponent of width in every parameter's first update, SP, μP and with a wrong role.
 
@@ -123,7 +130,7 @@ def updates(results: Results) -> Figure:
     found = tables.checks(results, tables.TOLERANCE)
     models = [m for m in NAMES if any(arm[0] == m for arm in found)]
     if not models:
-        return figures.empty("no coordinate checks on record")
+        raise NotMeasured("no coordinate checks are on record")
     first = {arm: _first_updates(check.slopes) for arm, check in found.items()}
     rows = max(len(at) for at in first.values())
     with figures.style():

@@ -8,7 +8,7 @@ import pandas as pd
 
 from umup.claims import format_number
 from umup.records import Results
-from umup.report import ABSENT, interval, loss_digits, markdown, said
+from umup.report import ABSENT, interval, loss_digits, markdown, said, tally, worded
 from umup.studies import own_model_tables as tables
 from umup.studies.own_model_tables import NAMES, SCHEMES, title
 
@@ -46,24 +46,24 @@ def numbers(results: Results, digits: int = 2) -> dict[str, str]:
 
 def broken_counts(results: Results) -> dict[tuple[str, str, str], str]:
     """(model, scheme, wrong) → ``3 of 17`` rules broken."""
-    found = tables.checks(results, tables.TOLERANCE)
-    return {arm: f"{len(c.broken)} of {len(c.findings)}" for arm, c in found.items()}
+    return {arm: tally(c) for arm, c in tables.checks(results, tables.TOLERANCE).items()}
 
 
 def answer(results: Results, digits: int = 2) -> str:
     """The study's answer in one paragraph."""
-    said = numbers(results, digits)
+    text = numbers(results, digits)
     return (
-        f"Over 8× in width the best η moves by {said['shift_mlp_mup']} octaves for the MLP and "
-        f"{said['shift_vit_mup']} for the vision transformer under μP, by {said['shift_mlp_sp']} "
-        f"and {said['shift_vit_sp']} under SP. Taking the η tuned at the base to the largest width "
-        f"costs {said['price_mlp_mup']} and {said['price_vit_mup']} nats under μP, "
-        f"{said['price_mlp_sp']} and {said['price_vit_sp']} under SP. Rules that the coordinate "
-        f"check finds broken: {said['broken_mlp_mup']} and {said['broken_vit_mup']} under μP, "
-        f"{said['broken_mlp_sp']} and {said['broken_vit_sp']} under SP."
+        f"Over 8× in width the best η moves by {text['shift_mlp_mup']} octaves for the MLP and "
+        f"{text['shift_vit_mup']} for the vision transformer under μP, by {text['shift_mlp_sp']} "
+        f"and {text['shift_vit_sp']} under SP. Taking the η tuned at the base to the largest width "
+        f"costs {text['price_mlp_mup']} and {text['price_vit_mup']} nats under μP, "
+        f"{text['price_mlp_sp']} and {text['price_vit_sp']} under SP. Rules that the coordinate "
+        f"check finds broken: {text['broken_mlp_mup']} and {text['broken_vit_mup']} under μP, "
+        f"{text['broken_mlp_sp']} and {text['broken_vit_sp']} under SP."
     )
 
 
+@worded
 def what_ran(results: Results) -> str:
     """One sentence: how many models, of what widths, on how much."""
     table = tables.curves(results)
@@ -78,6 +78,7 @@ def what_ran(results: Results) -> str:
     )
 
 
+@worded
 def widths_table(results: Results, digits: int = 2) -> str:
     """One row a model, scheme and width: the optimum, its loss and accuracy, and the base's η."""
     table, rows, nats = tables.curves(results), [], loss_digits(digits)
@@ -86,18 +87,17 @@ def widths_table(results: Results, digits: int = 2) -> str:
         own = tables.arm(results, *arm)
         for width, fit in tables.optima(own).items():
             at = own[own["width"] == width]
-            seeds = at[at["seed"] == 0]
-            best = seeds.loc[seeds["loss"].idxmin()]
+            best = at[at["seed"] == 0].nsmallest(1, "loss")["accuracy"].mean()
             there = tables.at_base_eta(own, width).mean()
             rows.append({
                 "arm": title(*arm), "width": width,
                 "x": ABSENT if fit.edge else interval(fit.x, fit.x_lo, fit.x_hi, digits),
                 "loss": format_number(fit.loss, nats),
-                "accuracy": format_number(float(best["accuracy"]), digits),
-                "base": format_number(there, nats) if math.isfinite(there) else "diverges",
+                "accuracy": format_number(best, digits),
+                "base": "diverges" if math.isinf(there) else format_number(there, nats),
             })  # fmt: skip
     return markdown(
-        pd.DataFrame(rows, columns=["arm", "width", "x", "loss", "accuracy", "base"]),
+        pd.DataFrame(rows),
         {"arm": "model", "width": "width", "x": "best log₂ η", "loss": "loss there, nats",
          "accuracy": "accuracy", "base": "loss at the base's η"},
     )  # fmt: skip
@@ -115,11 +115,11 @@ def checks_table(results: Results, digits: int = 2) -> str:
         ]  # fmt: skip
         shown = ", ".join(updates[:4]) + f" and {len(updates) - 4} more" * (len(updates) > 4)
         rows.append({
-            "arm": title(*arm), "n": f"{len(check.broken)} of {len(check.findings)}",
+            "arm": title(*arm), "n": tally(check),
             "undecided": str(len(check.undecided)), "updates": shown or "none",
         })  # fmt: skip
     return markdown(
-        pd.DataFrame(rows, columns=["arm", "n", "undecided", "updates"]),
+        pd.DataFrame(rows),
         {"arm": "model", "n": "rules broken", "undecided": "undecided",
          "updates": "updates that break one, exponent of width"},
     )  # fmt: skip

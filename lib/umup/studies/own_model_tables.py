@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from itertools import pairwise
 
@@ -10,10 +9,11 @@ import numpy as np
 import pandas as pd
 
 from umup import laws, tables
-from umup.claims import NotMeasured
+from umup.absent import NotMeasured, required
 from umup.laws import Interval, Optimum
 from umup.records import Results
 from umup.slopes import COLUMNS, CoordCheck
+from umup.tables import remembered
 
 NAMES = {"mlp": "MLP", "vit": "ViT"}
 SCHEMES = {"sp": "SP", "mup": "μP"}
@@ -32,14 +32,18 @@ def place(arm: tuple[str, str, str]) -> tuple[int, int, str]:
     return list(NAMES).index(arm[0]), list(SCHEMES).index(arm[1]), arm[2]
 
 
+@remembered
 def curves(results: Results) -> pd.DataFrame:
-    """One row a trained model: ``CURVES``, losses NaN where it diverged; ``base_eta``, the log2 η
-    that is measured at every width of an arm, and batch_size."""
-    points = results.table("curve")
-    if points.empty:
-        return pd.DataFrame(columns=[*CURVES, "base_eta", "batch_size"])
+    """One row a trained model: ``CURVES``, losses NaN where it diverged; batch_size, steps and
+    base_width; ``base_eta``, the log2 η that is measured at every width of an arm: NaN as long as
+    the base width is not.
+
+    Raises:
+        NotMeasured: there are none.
+    """
+    points = required(results.table("curve"), "no curves are on record")
     grid = points.groupby(["model", "scheme", "wrong"])["near"]
-    shared = grid.transform(lambda near: _shared(near, points.loc[near.index, "width"]))
+    shared = grid.transform(lambda near: _shared(points.loc[near.index]))
     listed = ["log2_eta", "seed", "train", "loss", "accuracy"]
     table = points.assign(base_eta=shared).explode(listed, ignore_index=True)
     table[["log2_eta", "train", "loss", "accuracy"]] = table[
@@ -48,12 +52,16 @@ def curves(results: Results) -> pd.DataFrame:
     return table[[*CURVES, "base_eta", "batch_size", "steps", "base_width"]]
 
 
-def _shared(near: pd.Series, widths: pd.Series) -> float:
-    """The middle of the grid at the smallest width: measured at every width with all seeds."""
-    grid = sorted(near.loc[widths.idxmin()])
+def _shared(arm: pd.DataFrame) -> float:
+    """The middle of the grid at the base width: measured at every width with all seeds."""
+    base = arm[arm["width"] == arm["base_width"]]["near"]
+    if base.empty:
+        return math.nan
+    grid = sorted(base.iloc[0])
     return grid[len(grid) // 2]
 
 
+@remembered
 def arm(results: Results, model: str, scheme: str, wrong: str = "") -> pd.DataFrame:
     """The rows of ``curves`` of one model and scheme.
 
@@ -62,22 +70,16 @@ def arm(results: Results, model: str, scheme: str, wrong: str = "") -> pd.DataFr
     """
     table = curves(results)
     at = table["model"].eq(model) & table["scheme"].eq(scheme) & table["wrong"].eq(wrong)
-    if not at.any():
-        raise NotMeasured(f"no runs of {title(model, scheme, wrong)}")
-    return table[at]
+    return required(table[at], f"no runs of {title(model, scheme, wrong)}")
 
 
+@remembered
 def optima(table: pd.DataFrame) -> dict[int, Optimum]:
     """Width → the fitted optimum of the rows of one ``arm``."""
     return {
-        int(width): _fit(tuple(at["log2_eta"]), tuple(at["loss"]), tuple(at["seed"]))
+        int(width): laws.fit_optimum(at["log2_eta"], at["loss"], at["seed"])
         for width, at in table.groupby("width")  # pyright: ignore[reportArgumentType]
     }
-
-
-@functools.lru_cache(maxsize=1000)  # claims, figures and texts ask for the same ones
-def _fit(x: tuple[float, ...], loss: tuple[float, ...], seed: tuple[int, ...]) -> Optimum:
-    return laws.fit_optimum(x, loss, seed)
 
 
 def _spans(table: pd.DataFrame, factor: float, what: str) -> tuple[int, int]:
@@ -94,7 +96,10 @@ def eta_shift(
     """How far log2 of the best η moves over ``factor`` in width, by the line through all widths."""
     table = arm(results, model, scheme, wrong)
     _spans(table, factor, title(model, scheme, wrong))
-    return laws.drift(optima(table)).slope.scaled(math.log2(factor))
+    found = {width: o for width, o in optima(table).items() if math.isfinite(o.x)}
+    if len(found) < 2:
+        raise NotMeasured(f"{title(model, scheme, wrong)}: no optimum at two widths")
+    return laws.drift(found).slope.scaled(math.log2(factor))
 
 
 def shift_difference(results: Results, model: str, factor: float = 8) -> Interval:
@@ -165,6 +170,7 @@ def wrong_role(results: Results, model: str, wrong: str, factor: float = 8) -> I
     return _difference(*losses)
 
 
+@remembered
 def checks(results: Results, tolerance: float) -> dict[tuple[str, str, str], CoordCheck]:
     """(model, scheme, wrong) → its coordinate check."""
     points = results.table("coord")

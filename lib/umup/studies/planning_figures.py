@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
-from umup.claims import NotMeasured
-from umup.figures import OTHER, empty, style, subplots
+from umup.absent import NotMeasured
+from umup.figures import OTHER, drawn, style, subplots
 from umup.mesh import AXES
 from umup.records import Results
 from umup.studies import planning_tables as tables
@@ -48,16 +48,14 @@ def _group(devices: int) -> tuple[str, str]:
     return next((title, colour) for most, title, colour in DEVICES if devices <= most)
 
 
+@drawn
 def memory(results: Results, what: str = "compiled") -> Figure:
     """Predicted against compiled memory a device, and the error of each, in the same order.
 
     Colours are numbers of devices, markers what is computed again, the band the bound of the
     claims.
     """
-    try:
-        found = tables.table(results, what)
-    except NotMeasured as missing:
-        return empty(str(missing))
+    found = tables.table(results, what)
     sizes = found[["memory", "memory_predicted"]] / tables.GIB
     with style():
         figure, (left, right) = subplots(7, 4.3, 2)
@@ -94,15 +92,13 @@ def _keys(found: pd.DataFrame) -> list[Line2D]:
     ]  # fmt: skip
 
 
+@drawn
 def parts(results: Results) -> Figure:
     """Where the bytes of 7B and 70B go: predicted (left bars) beside compiled, by layout, GiB.
 
     In bfloat16. The compiler says what is state and what is not.
     """
-    try:
-        found = tables.table(results, only=LARGE)
-    except NotMeasured as missing:
-        return empty(str(missing))
+    found = tables.table(results, only=LARGE)
     found = found[found["recipe"] == "plain"]
     with style():
         figure, axes = subplots(7, 4.3, len(LARGE))
@@ -137,17 +133,15 @@ def _bars(ax: Axes, at: pd.DataFrame) -> None:
     ax.grid(visible=False, axis="x")
 
 
+@drawn
 def collectives(results: Results) -> Figure:
     """Bytes of collectives a device and step by mesh axis: predicted against compiled (left), and
     compiled ones of 70B by layout (right)."""
-    try:
-        found = tables.table(results)
-    except NotMeasured as missing:
-        return empty(str(missing))
+    found = tables.table(results)
     values = found[[*AXES, *(f"{axis}_predicted" for axis in AXES)]].to_numpy() / tables.GIB
     values = values[values > 0]
     if not len(values):
-        return empty("no collectives")
+        raise NotMeasured("no collectives")
     with style():
         figure, (left, right) = subplots(7, 4.1, 2)
         _square(left, values.min(), values.max(), BOUNDS["collectives"])
@@ -180,15 +174,13 @@ def _by_axis(ax: Axes, found: pd.DataFrame) -> None:
     ax.grid(visible=False, axis="y")
 
 
+@drawn
 def times(results: Results) -> Figure:
     """Predicted against measured time of a step, with 95 % intervals of the median.
 
     Colours are widths; open markers are steps that the machine's efficiencies were taken from.
     """
-    try:
-        found = tables.timed(results)
-    except NotMeasured as missing:
-        return empty(str(missing))
+    found = tables.timed(results)
     looks = dict(zip(found["side"].unique(), "os^vDPX*", strict=False))
     colours = dict(zip(sorted(found["width"].unique()), WIDTHS, strict=False))
     with style():
@@ -204,7 +196,8 @@ def times(results: Results) -> Figure:
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_locator(LogLocator(10, (1, 2, 5)))
         ax.set(xlabel="measured (ms)", ylabel="predicted (ms)")
-        keys = [Line2D([], [], marker=looks[side], ls="", color=OTHER, label=tables.TIMED[side][0])
+        titles = dict(zip(found["side"], found["title"], strict=True))
+        keys = [Line2D([], [], marker=looks[side], ls="", color=OTHER, label=titles[side])
                 for side in looks]  # fmt: skip
         keys += [Line2D([], [], marker="o", ls="", color=c, label=f"width {w}")
                  for w, c in colours.items()]  # fmt: skip

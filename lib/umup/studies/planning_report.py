@@ -7,18 +7,19 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pandas as pd
 
-from umup.claims import NotMeasured, format_number
+from umup.absent import NotMeasured, required
+from umup.claims import format_number
 from umup.laws import Interval
 from umup.mesh import AXES
 from umup.records import Results
-from umup.report import markdown
+from umup.report import known, markdown, several, worded
 from umup.studies import planning_tables as tables
 from umup.studies.planning_figures import BOUNDS, LARGE
 
-ABSENT = "not measured"
 UNSAID = "…"
 
 
@@ -26,17 +27,15 @@ def _number(value: float, digits: int, decimals: int = 1) -> str:
     return format_number(value, decimals) if digits >= 2 else UNSAID
 
 
-def _ask(digits: int, quantity: Callable[..., Interval], *args: object, **named: object) -> str:
-    try:
-        return _number(quantity(*args, **named).value, digits)
-    except NotMeasured:
-        return ABSENT
+def _ask(digits: int, quantity: Callable[..., Interval], *args: Any, **named: Any) -> str:
+    return known(lambda: _number(quantity(*args, **named).value, digits))()
 
 
 def _kind(results: Results) -> str:
     return "native" if "native" in set(results.points["what"]) else "compiled"
 
 
+@worded
 def answer(results: Results, digits: int = 2) -> str:
     """The study's answer in one paragraph."""
     found = tables.table(results, _kind(results))
@@ -67,6 +66,7 @@ def answer(results: Results, digits: int = 2) -> str:
     return ", ".join(said) + "."
 
 
+@worded
 def what_ran(results: Results) -> str:
     """One sentence: what was compiled, for what."""
     found = tables.table(results, _kind(results))
@@ -77,6 +77,7 @@ def what_ran(results: Results) -> str:
     )
 
 
+@worded
 def memory_table(results: Results, digits: int = 2) -> str:
     """Every configuration: compiled memory and temporaries a device, and the errors, %."""
     found = tables.table(results, _kind(results))
@@ -102,12 +103,10 @@ def _signed(value: float, digits: int) -> str:
     return f"+{text}" if digits >= 2 and round(value, 1) > 0 else text
 
 
+@worded
 def collectives_table(results: Results, digits: int = 2) -> str:
     """Bytes that one device receives in a step, by mesh axis, and the prediction's error."""
-    try:
-        found = tables.table(results)
-    except NotMeasured as missing:
-        return str(missing)
+    found = tables.table(results)
     rows: list[dict[str, str]] = []
     blank = {"data": "", "fsdp": "", "tensor": ""}
     for row in found[found["devices"] > 1].to_dict("records"):
@@ -119,18 +118,16 @@ def collectives_table(results: Results, digits: int = 2) -> str:
                 cells[axis] = f"{size} ({_signed(error, digits)} %)"
         rows.append(blank | cells)
     if not rows:
-        return "One device receives nothing."
+        raise NotMeasured("no step on several devices")
     names = {"name": "step", "mesh": "mesh", "recipe": "linears"}
     heads = {axis: f"{axis}, GiB (error)" for axis in AXES}
     return markdown(pd.DataFrame(rows), names | heads)
 
 
+@worded
 def large_table(results: Results, digits: int = 2) -> str:
     """7B and 70B: seconds to compile, memory of the compiler, bytes a device, and on an H100."""
-    try:
-        found = tables.table(results, only=LARGE)
-    except NotMeasured as missing:
-        return str(missing)
+    found = tables.table(results, only=LARGE)
     rows = [
         {
             "name": row["name"], "recipe": row["recipe"], "mesh": row["mesh"],
@@ -150,12 +147,10 @@ def large_table(results: Results, digits: int = 2) -> str:
     )  # fmt: skip
 
 
+@worded
 def time_table(results: Results, digits: int = 2) -> str:
     """Measured and predicted times of a step."""
-    try:
-        found = tables.timed(results)
-    except NotMeasured as missing:
-        return str(missing)
+    found = tables.timed(results)
     rows = [
         {
             "width": row["width"], "title": row["title"],
@@ -177,21 +172,13 @@ def time_table(results: Results, digits: int = 2) -> str:
 def texts(results: Results, digits: int = 2) -> dict[str, str]:
     """Name → text, for captions."""
     kind = _kind(results)
-    found = tables.table(results, kind)
     out = {
         of: _ask(digits, tables.worst, results, of, what=kind)
         for of in ("parameters", "flops", "memory", "temporaries")
     }
-    signed = tables.errors(found, "memory")
-    wrong = signed.abs()
-    out["within"] = f"{int((wrong <= BOUNDS['memory']).sum())}" if digits >= 2 else UNSAID
-    out["of"] = str(len(found))
-    out["worst_at"] = str(found["name"][wrong.idxmax()]) if digits >= 2 else UNSAID
-    out["under"] = _number(max(0.0, -signed.min()), digits)
-    beyond = "; ".join(sorted(found["name"][wrong > BOUNDS["memory"]].unique())) or "none"
-    out["beyond"] = beyond if digits >= 2 else UNSAID
+    out |= several(("within", "of", "worst_at", "under", "beyond"), _band, results, digits)
     for axis in AXES:
-        out[axis] = _ask(digits, tables.worst, results, axis, only=_meshed(found, axis))
+        out[axis] = _ask(digits, _worst_along, results, kind, axis)
     out["other"] = _ask(digits, tables.unforeseen, results)
     out["large"] = _ask(digits, tables.worst, results, "memory", only=LARGE)
     out["state"] = _ask(digits, tables.worst, results, "state", only=LARGE)
@@ -203,5 +190,20 @@ def texts(results: Results, digits: int = 2) -> dict[str, str]:
     return out
 
 
-def _meshed(found: pd.DataFrame, axis: str) -> list[str]:
-    return found[found[axis] > 0]["name"].tolist() or ["none"]
+def _band(results: Results, digits: int) -> tuple[str, ...]:
+    """How many memories are within the claimed error, of how many, and those that are not."""
+    found = tables.table(results, _kind(results))
+    signed = tables.errors(found, "memory")
+    wrong = signed.abs()
+    if digits < 2:
+        return UNSAID, str(len(found)), UNSAID, _number(max(0.0, -signed.min()), digits), UNSAID
+    beyond = "; ".join(sorted(found["name"][wrong > BOUNDS["memory"]].unique())) or "none"
+    within, worst = int((wrong <= BOUNDS["memory"]).sum()), str(found["name"][wrong.idxmax()])
+    return str(within), str(len(found)), worst, _number(max(0.0, -signed.min()), digits), beyond
+
+
+def _worst_along(results: Results, kind: str, axis: str) -> Interval:
+    """The worst error of the bytes along an axis, over the steps whose mesh has it."""
+    found = tables.table(results, kind)
+    meshed = required(found[found[axis] > 0], f"no step with a mesh along {axis}")
+    return tables.worst(results, axis, only=tuple(meshed["name"]))

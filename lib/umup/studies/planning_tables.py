@@ -7,7 +7,6 @@ step times are percentile bootstraps of the median over the timed samples.
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,13 +14,15 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from umup import formulas, hardware, plan, study
+from umup import bench, formulas, hardware, plan
+from umup.absent import NotMeasured, required
 from umup.bench import Plan
-from umup.claims import NotMeasured
 from umup.config import MeshConfig, ModelConfig, OptimConfig
 from umup.laws import LEVEL, Interval
 from umup.mesh import AXES
-from umup.records import Results, read_results
+from umup.records import Results
+from umup.tables import remembered
+from umup.timing import CHANGES, PLAIN
 
 GIB = 2**30
 MACHINE = functools.cache(hardware.get)
@@ -33,17 +34,10 @@ MACHINES = {"cpu": "cpu", "gpu": "h100"}
 CHECKED = ("parameters", "flops", "memory", "temporaries", "state", *AXES)
 """What is predicted and compiled: columns ``X`` and ``X_predicted`` of `table`."""
 
-TIMED: dict[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
-    "umup": ("plain", {}, {}),
-    "blocked": ("attention in blocks", {"attention": "blocked"}, {}),
-    "scanned": ("layers scanned", {"unroll": 1}, {}),
-    "remat_dots": ("scanned, remat dots", {"unroll": 1, "remat": "dots"}, {}),
-    "remat_full": ("scanned, remat full", {"unroll": 1, "remat": "full"}, {}),
-    "accumulate": ("batch in four parts", {}, {"accumulate": 4}),
-    "cudnn": ("cuDNN attention", {"attention": "cudnn"}, {}),
-    "fp8": ("FP8", {"recipe": "fp8_seed"}, {}),
-}  # fmt: skip
-"""Steps of the study ``throughput``: title, and the fields of model and optimizer behind it."""
+PREDICTED = (
+    "umup", "blocked", "scanned", "remat_dots", "remat_full", "accumulate", "cudnn", "fp8",
+)  # fmt: skip
+"""The plain step and the changes to it (`timing.CHANGES`) that the planner knows of."""
 
 CALIBRATED = (32, 256)
 """Widths of the plain steps from which the efficiencies of the ``cpu`` machine were taken."""
@@ -78,10 +72,7 @@ def _predicted(c: plan.Case, memory: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-@functools.cache
-def _row(text: str) -> Mapping[str, Any]:
-    """The row of a point, given as JSON: quantities and figures ask for the same many times."""
-    point = json.loads(text)
+def _row(point: Mapping[str, Any]) -> Mapping[str, Any]:
     c = case(point, MACHINES[point["platform"]])
     memory = formulas.memory(c)
     held = point["argument_bytes"] + point["output_bytes"] - point["alias_bytes"]
@@ -123,16 +114,17 @@ def table(
     Raises:
         NotMeasured: there is no such point.
     """
-    points = results.table(what) if len(results.points) else pd.DataFrame()
-    rows = [
-        _row(json.dumps(point))
-        for point in points.to_dict("records")
-        if (not only or point["name"] in only) and point["name"] not in but
-    ]
-    if not rows:
-        raise NotMeasured(f"no {what} step" + (f" of {', '.join(only)}" if only else ""))
-    order = ["devices", "parameters", "name", "mesh", "recipe"]
-    return pd.DataFrame(rows).sort_values(order, ignore_index=True)
+    found = _all(results, what)
+    wanted = found["name"].isin(list(only)) | (not only)
+    missing = f"no {what} step" + (f" of {', '.join(only)}" if only else "")
+    return required(found[wanted & ~found["name"].isin(list(but))], missing).reset_index(drop=True)
+
+
+@remembered
+def _all(results: Results, what: str) -> pd.DataFrame:
+    points = required(results.table(what), f"no {what} step")
+    rows = pd.DataFrame([_row(point) for point in points.to_dict("records")])
+    return rows.sort_values(["devices", "parameters", "name", "mesh", "recipe"], ignore_index=True)
 
 
 def errors(found: pd.DataFrame, of: str) -> pd.Series:
@@ -192,11 +184,12 @@ def _largest(results: Results, name: str, devices: int, column: str) -> float:
     return float(found[column].max())
 
 
+@remembered
 def timed(results: Results) -> pd.DataFrame:
-    """Steps of the study ``throughput`` in the same profile, beside their predicted time.
+    """Timed steps on record in the same profile (`bench.timed_steps`), beside their predicted time.
 
     Returns:
-        width, side (a name in ``TIMED``), title, calibrated (whether the machine's efficiencies
+        width, side (a name in ``PREDICTED``), title, calibrated (whether the machine's efficiencies
         were taken from it), seconds (median), predicted, error, error_lo and error_hi (predicted
         over measured, less 1, %).
 
@@ -204,29 +197,26 @@ def timed(results: Results) -> pd.DataFrame:
         NotMeasured: the profile has no step times on record.
     """
     profile = str(results.points["profile"].iloc[0]) if len(results.points) else "smoke"
-    found = read_results(study.store("throughput", profile)) if profile != "smoke" else None
-    if found is None or found.points.empty:
+    found = bench.timed_steps(profile) if profile in MACHINES.values() else []
+    if not found:
         raise NotMeasured(f"no step times of the profile {profile}")
     rows: dict[tuple[int, int, str], Mapping[str, Any]] = {}
-    for what in ("step", "tried"):
-        for point in found.table(what).to_dict("records"):
-            for side in [side for side in point["sides"] if side in TIMED]:
-                # What a change is timed beside is no new step.
-                key = (point["width"], point["n_layers"], side)
-                rows.setdefault(key, _timed(json.dumps(point), side, profile))
+    for point in found:
+        for side in [side for side in point["sides"] if side in PREDICTED]:
+            key = (point["width"], point["n_layers"], side)
+            if key not in rows:  # what a change is timed beside is no new step
+                rows[key] = _timed(point, side, profile)
     return pd.DataFrame(rows.values()).sort_values(["width", "side"], ignore_index=True)
 
 
-@functools.cache
-def _timed(text: str, side: str, machine: str) -> Mapping[str, Any]:
-    """The row of one side of a point, given as JSON."""
-    point = json.loads(text)
-    title, model, optim = TIMED[side]
+def _timed(point: Mapping[str, Any], side: str, machine: str) -> Mapping[str, Any]:
+    """The row of one side of a point."""
+    change = CHANGES.get(side, PLAIN)
     shape = Plan.from_dict({**point["shape"], "torch": False})
     plain = shape.model(point["width"], n_layers=point["n_layers"], unroll=0)
     c = case(
-        {"model": plain.to_dict() | dict(model), "mesh": {},
-         "optim": {"batch_size": shape.batch_size} | dict(optim)}, machine,
+        {"model": plain.to_dict() | dict(change.model), "mesh": {},
+         "optim": {"batch_size": shape.batch_size} | dict(change.optim)}, machine,
     )  # fmt: skip
     predicted = formulas.step_time(c)["seconds"]
     seconds = np.asarray(point["ms"][side]) * 1e-3
@@ -235,7 +225,7 @@ def _timed(text: str, side: str, machine: str) -> Mapping[str, Any]:
     ).confidence_interval
     middle, low, high = (float(x) for x in (np.median(seconds), *resampled))
     return {
-        "width": point["width"], "side": side, "title": title,
+        "width": point["width"], "side": side, "title": change.title,
         "calibrated": side == "umup" and point["width"] in CALIBRATED,
         "seconds": middle, "seconds_lo": low, "seconds_hi": high, "predicted": predicted,
         **{name: 100 * (predicted / s - 1)

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from umup import figures
+from umup.absent import NotMeasured, otherwise, required
 from umup.records import Results
 from umup.rules import residual_taus
 from umup.studies import residual_tau_tables as tables
@@ -50,6 +51,7 @@ def _bars(table: pd.DataFrame, name: str) -> np.ndarray:
     return np.where(np.isfinite(error), error, np.nan)
 
 
+@figures.drawn
 def contributions(results: Results) -> Figure:
     """Share of the output's variance from embedding, attention and FFN against depth, α = 1.
 
@@ -57,8 +59,6 @@ def contributions(results: Results) -> Figure:
     real model at initialization with 95 % intervals over seeds.
     """
     table = tables.contributions(results)
-    if table.empty:
-        return figures.empty("no walks are on record")
     depths = sorted(table["n_layers"].unique())
     with figures.style():
         figure, axes = figures.subplots(7.6, 3.5, len(CONVENTIONS), sharey=True)
@@ -81,6 +81,7 @@ def contributions(results: Results) -> Figure:
     return figure
 
 
+@figures.drawn
 def realised(results: Results) -> Figure:
     """The two ratios at the output against the hyperparameters that are to set them.
 
@@ -89,8 +90,6 @@ def realised(results: Results) -> Figure:
     with T = 1, where that holds; hollow: with long sequences.
     """
     control, long = tables.realised(results, 1), tables.realised(results)
-    if control.empty:
-        return figures.empty("no walks are on record")
     counts = control.groupby("n_layers").size()
     depth = int(counts.idxmax())
     both = {"full": control, "none": long}
@@ -100,6 +99,9 @@ def realised(results: Results) -> Figure:
             axes, ("residual", "attention"), ("alpha", "ratio"), ("ratio", "alpha"), strict=True
         ):
             at = control[(control["n_layers"] == depth) & (control[other] == 1.0)]
+            if at.empty:
+                figures.note(ax, f"no walks over {hp} at T = 1")
+                continue
             values = sorted(at[hp].unique())
             fine = np.geomspace(values[0], values[-1], 33)
             ax.plot(fine, fine, ":", color="#777777", lw=2, label="as the HP says")
@@ -132,6 +134,7 @@ def realised(results: Results) -> Figure:
     return figure
 
 
+@figures.drawn
 def lemma(results: Results) -> Figure:
     """Left: the largest error of Lemma C.1 over depth. Right: what every branch contributes.
 
@@ -139,9 +142,7 @@ def lemma(results: Results) -> Figure:
     dotted line is the claims' bound. Right, the exact share of each branch in the output's
     variance relative to an even one, at the largest depth and α = 1.
     """
-    table = results.table("lemma") if len(results.points) else pd.DataFrame()
-    if table.empty:
-        return figures.empty("the lemma is not on record")
+    table = tables.networks(results)
     depths = sorted(table["n_layers"].unique())
     with figures.style():
         figure, (left, right) = figures.subplots(7.6, 3.7, 2)
@@ -175,16 +176,17 @@ def lemma(results: Results) -> Figure:
     return figure
 
 
+@figures.drawn
 def stream(results: Results) -> Figure:
     """σ along the skip stream at initialization, a panel a scheme and a line a depth.
 
     The band is 1 ± 0.1. u-μP also with T = 1, where every branch has unit scale.
     """
     panels = [("sp", None), ("mup", None), ("completep", None), ("derived", None), ("derived", 1)]
-    found = {p: tables.at_default(tables.walks(results, *p)) for p in panels}
-    found = {p: table for p, table in found.items() if len(table)}
+    walks = otherwise(lambda missing: None)(lambda p: tables.at_default(tables.walks(results, *p)))
+    found = {p: table for p in panels if (table := walks(p)) is not None}
     if not found:
-        return figures.empty("no walks are on record")
+        raise NotMeasured("no walks are on record")
     depths = sorted(set().union(*(t["n_layers"] for t in found.values())))
     colours = dict(zip(depths, sns.color_palette("flare", len(depths)), strict=True))
     names = {"sp": "SP", "mup": "μP", "completep": "CompleteP", "derived": "u-μP"}
@@ -210,6 +212,7 @@ def stream(results: Results) -> Figure:
     return figure
 
 
+@figures.drawn
 def trained(results: Results) -> Figure:
     """Shares of the output's mean square before and after training, a panel a convention.
 
@@ -217,8 +220,6 @@ def trained(results: Results) -> Figure:
     then correlated. Error bars: 95 % over seeds where there are two or more.
     """
     table = tables.contributions(results, "trained")
-    if table.empty:
-        return figures.empty("no trained model was walked")
     depths = sorted(table["n_layers"].unique())
     with figures.style():
         figure, axes = figures.subplots(7.6, 3.5, len(CONVENTIONS), sharey=True)
@@ -242,6 +243,7 @@ def trained(results: Results) -> Figure:
     return figure
 
 
+@figures.drawn
 def loss_by_lr(results: Results) -> Figure:
     """Final loss against η, a panel an arm and a line a depth; stars are fitted optima.
 
@@ -249,8 +251,7 @@ def loss_by_lr(results: Results) -> Figure:
     which a run diverged.
     """
     losses, optima = tables.losses(results), tables.optima(results)
-    if not losses["n"].sum():
-        return figures.empty("no run is on record that did not diverge")
+    required(losses[losses["n"] > 0], "no run is on record that did not diverge")
     arms, depths = list(optima), sorted(losses["depth"].unique())
     colours = dict(zip(depths, sns.color_palette("flare", len(depths)), strict=True))
     low = losses["mean"].min()
@@ -285,6 +286,7 @@ def loss_by_lr(results: Results) -> Figure:
     return figure
 
 
+@figures.drawn
 def over_depth(results: Results) -> Figure:
     """Left: the optimum's shift from the shallowest model. Right: the best loss over depth.
 
@@ -292,8 +294,6 @@ def over_depth(results: Results) -> Figure:
     band ±½ octave, inside which a sweep in factors of two cannot tell a shift from none.
     """
     optima = tables.optima(results)
-    if not optima:
-        return figures.empty("no run is on record")
     depths = sorted({depth for fits in optima.values() for depth in fits})
     with figures.style():
         figure, (left, right) = figures.subplots(7.6, 4.0, 2)

@@ -10,17 +10,14 @@ import math
 import pandas as pd
 
 from umup import report
-from umup.claims import NotMeasured, format_number
-from umup.laws import Interval
+from umup.absent import otherwise, required
+from umup.claims import format_number
 from umup.records import Results
+from umup.report import ABSENT, known, said, text_of, worded
 from umup.rules import residual_taus
 from umup.studies import residual_tau_tables as tables
 from umup.studies.residual_tau_lemma import CONVENTIONS, shares
 from umup.studies.residual_tau_tables import ARMS
-
-
-def _text(interval: Interval, digits: int) -> str:
-    return report.interval(interval.value, interval.lo, interval.hi, digits)
 
 
 def texts(results: Results, digits: int = 2) -> dict[str, str]:
@@ -33,62 +30,88 @@ def texts(results: Results, digits: int = 2) -> dict[str, str]:
     ``printed_distance``: RMS distance of the printed equation's output from the nearest depth-μP
     network's, at that depth.
     """
-    drifts = tables.drifts(results)
     out = {
-        f"shift_{arm}": _text(drifts[arm].shift, digits) if arm in drifts else "not measured"
+        f"shift_{arm}": said(digits, lambda arm=arm: tables.drift(results, arm).shift)
         for arm in ARMS
     }
     for name, seq_len in (("stream", None), ("stream_control", 1)):
-        try:
-            out[name] = _text(tables.stream(results, "derived", seq_len=seq_len), digits)
-        except NotMeasured:
-            out[name] = "not measured"
+        out[name] = said(digits, tables.stream, results, "derived", seq_len=seq_len)
+    out["depth"] = known(lambda: str(_deepest(results)["n_layers"]))()
+    out["common"] = _common(results)
+    for convention in CONVENTIONS:
+        out[f"emb_{convention}"] = _embedding(results, convention)
+    return out | {"printed_distance": _distance(results, digits)}
+
+
+def _deepest(results: Results) -> pd.Series:
+    """The walk of the deepest u-μP model with the derived τ."""
     walks = tables.at_default(tables.walks(results, "derived"))
-    if len(walks):
-        last = walks.loc[walks["n_layers"].idxmax()]
-        depth = int(last["n_layers"])
-        shared = [100 * seed[-1] for seed in last["common"]]
-        out["depth"], out["common"] = str(depth), format_number(sum(shared) / len(shared), 0)
-        for convention in CONVENTIONS:
-            taus = [float(t) for t in residual_taus(depth, convention=convention)]
-            out[f"emb_{convention}"] = format_number(100 * shares(taus).embedding, 0)
-    lemma = results.table("lemma") if len(results.points) else pd.DataFrame()
-    if len(lemma):
-        printed = lemma[lemma["convention"] == "printed"]
-        deep = printed.loc[printed["n_layers"].idxmax()]
-        ends = min(deep["own_distance"]), max(deep["own_distance"])
-        out["printed_distance"] = " to ".join(format_number(e, digits) for e in ends)
-    return out
+    return walks.loc[walks["n_layers"].idxmax()]
+
+
+@known
+def _common(results: Results) -> str:
+    shared = [100 * seed[-1] for seed in _deepest(results)["common"]]
+    return format_number(sum(shared) / len(shared), 0)
+
+
+@known
+def _embedding(results: Results, convention: str) -> str:
+    taus = residual_taus(int(_deepest(results)["n_layers"]), convention=convention)
+    return format_number(100 * shares([float(t) for t in taus]).embedding, 0)
+
+
+@known
+def _distance(results: Results, digits: int) -> str:
+    table = tables.networks(results)
+    printed = required(table[table["convention"] == "printed"], "no networks with τ printed")
+    deep = printed.loc[printed["n_layers"].idxmax()]
+    ends = min(deep["own_distance"]), max(deep["own_distance"])
+    return " to ".join(format_number(e, digits) for e in ends)
 
 
 def answer(results: Results, digits: int = 2) -> str:
     """The study's answer in one paragraph."""
-    found, drifts = texts(results, digits), tables.drifts(results)
-    parts = []
-    if "depth" in found:
-        parts.append(
-            "With the derived τ or the library's a unit-scaled network is a plain depth-μP one, "
-            "to rounding; with the printed equation it is none. At initialization with "
-            f"independent tokens the skip stream's furthest σ under u-μP is {found['stream']} "
-            f"(at T = 1, where every branch has unit scale: {found['stream_control']})."
-        )
-    if drifts:
-        depths = sorted({n for fits in tables.optima(results).values() for n in fits})
-        span = f"{depths[-1] / depths[0]:g}×"
-        moved = ", ".join(
-            f"{ARMS[arm].title}: {_text(drift.shift, digits)}" for arm, drift in drifts.items()
-        )
-        parts.append(f"Over {span} in depth the best learning rate moves, in octaves: {moved}.")
-    return " ".join(parts) or "Nothing is measured yet."
+    return " ".join(part(results, digits) for part in (_lemma, _stream, _moves))
+
+
+@otherwise(lambda missing: f"Whether the lemma holds is {ABSENT}: {missing}.")
+def _lemma(results: Results, digits: int) -> str:
+    for convention in CONVENTIONS:
+        tables.lemma_error(results, convention)
+    return (
+        "With the derived τ or the library's a unit-scaled network is a plain depth-μP one, "
+        "to rounding; with the printed equation it is none."
+    )
+
+
+@otherwise(lambda missing: f"The scale of the skip stream is {ABSENT}: {missing}.")
+def _stream(results: Results, digits: int) -> str:
+    furthest = text_of(tables.stream(results, "derived"), digits)
+    control = said(digits, tables.stream, results, "derived", seq_len=1)
+    return (
+        f"At initialization with independent tokens the skip stream's furthest σ under u-μP is "
+        f"{furthest} (at T = 1, where every branch has unit scale: {control})."
+    )
+
+
+@otherwise(lambda missing: f"How far the best learning rate moves is {ABSENT}: {missing}.")
+def _moves(results: Results, digits: int) -> str:
+    drifts = tables.drifts(results)
+    depths = sorted({n for fits in tables.optima(results).values() for n in fits})
+    span = f"{depths[-1] / depths[0]:g}×"
+    moved = ", ".join(
+        f"{ARMS[arm].title}: {text_of(drift.shift, digits)}" for arm, drift in drifts.items()
+    )
+    return f"Over {span} in depth the best learning rate moves, in octaves: {moved}."
 
 
 def what_ran(results: Results) -> str:
     """How many networks, walks and training runs there are."""
     points, runs = results.points, results.runs
-    counts = points["what"].value_counts() if len(points) else {}
-    lemma = results.table("lemma") if len(points) else pd.DataFrame()
-    networks = int(lemma["error"].map(len).sum()) if len(lemma) else 0
-    diverged = int((runs["status"] == "diverged").sum()) if len(runs) else 0
+    counts = points["what"].value_counts()
+    networks = sum(len(errors) for errors in results.table("lemma").get("error", []))
+    diverged = int((runs["status"] == "diverged").sum())
     text = (
         f"{networks} random networks for the lemma; {counts.get('walk', 0)} settings walked at "
         f"initialization and {counts.get('trained', 0)} after training; {len(runs)} training runs, "
@@ -104,6 +127,7 @@ def what_ran(results: Results) -> str:
     )
 
 
+@worded
 def realised_table(results: Results, digits: int = 2) -> str:
     """σ(residual)/σ(embedding) and σ(attention)/σ(FFN) at the output, α = 1: exact and measured."""
     control, long = tables.realised(results, 1), tables.realised(results)
@@ -114,7 +138,7 @@ def realised_table(results: Results, digits: int = 2) -> str:
     )
     for row in in_order:
         same = long[(long["arm"] == row["arm"]) & (long["n_layers"] == row["n_layers"])]
-        same = tables.at_default(same)
+        same = same[(same["alpha"] == 1.0) & (same["ratio"] == 1.0)]
         depth = int(row["n_layers"])
         taus = [float(t) for t in residual_taus(depth, convention=row["arm"])]
         exact = shares(taus)
@@ -124,8 +148,6 @@ def realised_table(results: Results, digits: int = 2) -> str:
             for what in ("residual", "attention"):
                 cells[f"{name}_{what}"] = "" if table is None else _ratio(table, what, digits)
         rows.append(cells)
-    if not rows:
-        return "No walks are on record."
     columns = {
         "arm": "τ", "depth": "N", "exact": "residual/embedding, exact",
         "control_residual": "T = 1", "long_residual": "full sequence",
@@ -138,6 +160,7 @@ def _ratio(row, what: str, digits: int) -> str:
     return report.interval(row[what], row[f"{what}_lo"], row[f"{what}_hi"], digits)
 
 
+@worded
 def optima_table(results: Results, digits: int = 2) -> str:
     """Fitted optima: one row an arm and depth."""
     decimals = report.loss_digits(digits)
@@ -150,8 +173,6 @@ def optima_table(results: Results, digits: int = 2) -> str:
         }
         for arm, fits in tables.optima(results).items() for depth, o in fits.items()
     ]  # fmt: skip
-    if not rows:
-        return "No run is on record."
     columns = {
         "arm": "scheme", "depth": "N", "lr": "log₂ η* [95 %]",
         "loss": "loss there, nats [95 %]", "runs": "runs", "note": "note",

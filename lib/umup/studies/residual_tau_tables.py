@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 
 from umup import laws, tables
-from umup.claims import NotMeasured
+from umup.absent import NotMeasured, required
 from umup.laws import Drift, Interval, Optimum
 from umup.records import Results, with_spec
+from umup.tables import remembered
 
 
 class Arm(NamedTuple):
@@ -45,102 +46,139 @@ def arm_names(schemes: Sequence[str], conventions: Sequence[str]) -> list[str]:
     return [convention if scheme == "umup" else scheme for scheme, convention in pairs]
 
 
+@remembered
 def by_depth(results: Results) -> pd.DataFrame:
-    """The runs with the arm as ``scheme`` and the depth N as ``d_model``, for ``umup.tables``."""
-    if results.runs.empty:
-        return results.runs
-    runs = with_spec(results.runs)
+    """The runs with the arm as ``scheme`` and the depth N as ``d_model``, for ``umup.tables``.
+
+    Raises:
+        NotMeasured: there are none.
+    """
+    runs = with_spec(required(results.runs, "no training runs are on record"))
     conventions = runs.get("model.tau_convention", pd.Series("derived", runs.index))
     arms = arm_names(runs["scheme"], conventions)
     return runs.assign(scheme=arms, d_model=runs["n_layers"], n_layers=0)
 
 
+@remembered
 def optima(results: Results) -> dict[str, dict[int, Optimum]]:
-    """Arm → depth → the fitted optimum, arms in the order of ``ARMS``."""
-    runs = by_depth(results)
-    if runs.empty:
-        return {}
+    """Arm → depth → the fitted optimum, arms in the order of ``ARMS``.
+
+    Raises:
+        NotMeasured: there are no training runs.
+    """
     out: dict[str, dict[int, Optimum]] = {}
-    fits = tables.fits(runs)
+    fits = tables.fits(by_depth(results))
     for (arm, depth, _), optimum in sorted(fits.items(), key=lambda f: (ORDER[f[0][0]], f[0][1])):
         out.setdefault(arm, {})[depth] = optimum
     return out
 
 
 def drifts(results: Results) -> dict[str, Drift]:
-    """Arm → how its optimum moves with depth (octaves per doubling), of two depths or more."""
+    """Arm → how its optimum moves with depth (octaves per doubling), of two depths or more.
+
+    Raises:
+        NotMeasured: no arm has an optimum at two depths.
+    """
     out = {}
     for arm, fits in optima(results).items():
         known = {depth: o for depth, o in fits.items() if math.isfinite(o.x)}
         if len(known) > 1:
             out[arm] = laws.drift(known)
+    if not out:
+        raise NotMeasured("no scheme has an optimum at two depths")
     return out
+
+
+def drift(results: Results, arm: str) -> Drift:
+    """How the optimum of an arm moves with depth.
+
+    Raises:
+        NotMeasured: it has no optimum at two depths.
+    """
+    found = drifts(results)
+    if arm not in found:
+        raise NotMeasured(f"{ARMS[arm].title}: no optimum at two depths")
+    return found[arm]
 
 
 def losses(results: Results) -> pd.DataFrame:
     """Loss at every η: columns arm, depth, log2_lr, mean, lo, hi, n, n_diverged."""
-    runs = by_depth(results)
     columns = ["arm", "depth", "log2_lr", "mean", "lo", "hi", "n", "n_diverged"]
-    if runs.empty:
-        return pd.DataFrame(columns=columns)
-    table = tables.loss_by_lr(runs).rename(columns={"scheme": "arm", "d_model": "depth"})
+    table = tables.loss_by_lr(by_depth(results))
+    table = table.rename(columns={"scheme": "arm", "d_model": "depth"})
     return table.sort_values("arm", key=lambda a: a.map(ORDER), kind="stable")[columns]
 
 
+@remembered
 def _walks(results: Results, what: str) -> pd.DataFrame:
-    if results.points.empty:
-        return pd.DataFrame()
-    table = results.table(what)
-    if table.empty:
-        return table
+    missing = {"walk": "no walks are on record", "trained": "no trained model was walked"}
+    table = required(results.table(what), missing[what])
     schemes = table["scheme"] if "scheme" in table else ["umup"] * len(table)
     return table.assign(arm=arm_names(schemes, table["convention"]))
 
 
+@remembered
 def walks(results: Results, arm: str | None = None, seq_len: int | None = None) -> pd.DataFrame:
     """Walks at initialization, one row a setting; every measured column a list over seeds.
 
     Args:
         arm: that arm alone. seq_len: T of the walks, by default the longest (1 is the control).
+
+    Raises:
+        NotMeasured: there are none.
     """
     table = _walks(results, "walk")
-    if table.empty:
+    length = table["seq_len"].max() if seq_len is None else seq_len
+    table = required(table[table["seq_len"] == length], f"no walks of {length} tokens")
+    if arm is None:
         return table
-    table = table[table["seq_len"] == (table["seq_len"].max() if seq_len is None else seq_len)]
-    return table if arm is None else table[table["arm"] == arm]
+    return required(table[table["arm"] == arm], f"{ARMS[arm].title}: no walks")
 
 
 def at_default(table: pd.DataFrame) -> pd.DataFrame:
-    """The walks at α_residual = α_residual_attn_ratio = 1."""
-    return table[(table["alpha"] == 1.0) & (table["ratio"] == 1.0)] if len(table) else table
+    """The walks at α_residual = α_residual_attn_ratio = 1.
+
+    Raises:
+        NotMeasured: there are none.
+    """
+    at = table[(table["alpha"] == 1.0) & (table["ratio"] == 1.0)]
+    return required(at, "no walks at α_residual = α_residual_attn_ratio = 1")
 
 
+@remembered
 def realised(results: Results, seq_len: int | None = None) -> pd.DataFrame:
     """What α_residual and α_residual_attn_ratio are at the output, at initialization.
 
     Columns: arm, n_layers, alpha, ratio; ``residual`` = σ(attention and FFN)/σ(embedding),
     ``attention`` = σ(attention)/σ(FFN), each with _lo and _hi, the 95 % interval over seeds.
     u-μP's arms alone; ``seq_len`` as for ``walks``.
+
+    Raises:
+        NotMeasured: there are no such walks.
     """
     rows = []
     table = walks(results, seq_len=seq_len)
     umup = [arm for arm in ARMS if ARMS[arm].scheme == "umup"]
-    for row in table[table["arm"].isin(umup)].to_dict("records") if len(table) else []:
+    for row in table[table["arm"].isin(umup)].to_dict("records"):
         e, a, f, r = (np.array(row[n]) for n in ("embedding", "attention", "ffn", "residual"))
         labels = {name: row[name] for name in ("arm", "n_layers", "alpha", "ratio")}
         for name, values in {"residual": r / e, "attention": a / f}.items():
             m = laws.mean_interval(values)
             labels |= {name: m.value, f"{name}_lo": m.lo, f"{name}_hi": m.hi}
         rows.append(labels)
-    return pd.DataFrame(rows)
+    return required(pd.DataFrame(rows), "no walks of u-μP")
 
 
+@remembered
 def contributions(results: Results, what: str = "walk") -> pd.DataFrame:
     """Share of the output's mean square from embedding, attention and FFN, a row an arm and depth.
 
     At α = 1. At initialization the parts are independent and the shares sum to 1; after training
     (``what="trained"``) they are correlated and need not. Columns: arm, n_layers, stage ("init" or
     "trained"), and embedding, attention, ffn with _lo and _hi over seeds.
+
+    Raises:
+        NotMeasured: there are no such walks.
     """
     table = at_default(walks(results)) if what == "walk" else _walks(results, what)
     rows = []
@@ -160,6 +198,15 @@ def _worst(intervals: Sequence[Interval], far: Callable[[float], float]) -> Inte
     return max(intervals, key=lambda i: far(i.value))
 
 
+def networks(results: Results) -> pd.DataFrame:
+    """The random networks of Lemma C.1, one row a convention and depth.
+
+    Raises:
+        NotMeasured: there are none.
+    """
+    return required(results.table("lemma"), "no random networks for the lemma")
+
+
 def lemma_error(
     results: Results, convention: str, against: str = "own", extreme: str = "largest",
     from_depth: int = 1, log10: bool = False,
@@ -172,11 +219,9 @@ def lemma_error(
         extreme: ``largest`` or ``smallest`` of the settings; it is exact, so its own interval.
         log10: its decimal logarithm instead (an error of 0 counts as 1e-17).
     """
-    table = results.table("lemma") if len(results.points) else pd.DataFrame()
-    if len(table):
-        table = table[(table["convention"] == convention) & (table["n_layers"] >= from_depth)]
-    if table.empty:
-        raise NotMeasured(f"no networks with τ {convention} of {from_depth} layers or more")
+    table = networks(results)
+    table = table[(table["convention"] == convention) & (table["n_layers"] >= from_depth)]
+    required(table, f"no networks with τ {convention} of {from_depth} layers or more")
     column = {"own": "own_error", "same": "error"}[against]
     values = np.concatenate([np.asarray(v, float) for v in table[column]])
     value = float(values.max() if extreme == "largest" else values.min())
@@ -208,8 +253,6 @@ def output_growth(results: Results, arm: str, factor: float = 1) -> Interval:
 def _span(results: Results, arm: str, factor: float, seq_len: int | None = None) -> pd.DataFrame:
     table = at_default(walks(results, arm, seq_len))
     title = ARMS[arm].title
-    if table.empty:
-        raise NotMeasured(f"{title}: no walks")
     depths = table["n_layers"]
     if depths.max() < factor * depths.min():
         raise NotMeasured(
@@ -229,9 +272,7 @@ def realised_over_nominal(
         target: what it should be; "furthest" is from here, by ratio.
     """
     table = realised(results, seq_len)
-    table = table[table["arm"] == arm] if len(table) else table
-    if table.empty:
-        raise NotMeasured(f"{ARMS[arm].title}: no walks")
+    table = required(table[table["arm"] == arm], f"{ARMS[arm].title}: no walks")
     nominal = table["alpha"] if what == "residual" else table["ratio"]
     found = [
         Interval(*(row[f"{what}{end}"] for end in ("", "_lo", "_hi"))).scaled(1.0 / hp)
@@ -246,10 +287,7 @@ def depth_shift(results: Results, arm: str, factor: float) -> Interval:
     if max(fits) < factor * min(fits):
         have = f"depths span {max(fits) / min(fits):g}×"
         raise NotMeasured(f"{ARMS[arm].title}: {have}, the claim needs {factor:g}×")
-    known = {depth: o for depth, o in fits.items() if math.isfinite(o.x)}
-    if len(known) < 2:
-        raise NotMeasured(f"{ARMS[arm].title}: fewer than two depths with an optimum")
-    return laws.drift(known).slope.scaled(math.log2(factor))
+    return drift(results, arm).slope.scaled(math.log2(factor))
 
 
 def _fits(results: Results, arm: str) -> dict[int, Optimum]:

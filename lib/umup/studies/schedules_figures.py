@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from umup import claims, figures, study
-from umup.claims import NotMeasured
+from umup import claims, figures
+from umup.absent import NotMeasured, otherwise
 from umup.laws import Interval
 from umup.records import Results, with_spec
 from umup.studies import schedules_tables as tables
@@ -30,12 +30,6 @@ COLOURS = {
 }  # fmt: skip
 MARKERS = {"cosine": "o", "linear": "^", "two_step": "v", "wsd": "D", "wsd_sqrt": "s"}
 HELD_OUT = "held-out loss (nats/token)"
-
-
-def bound(claim: str) -> float:
-    """The upper bound of a claim of this study, which figures draw."""
-    found = {c.id: c for c in claims.load(study.folder("schedules") / "claims.yaml")}
-    return found[claim].bound_max
 
 
 def _steps_axis(ax: Axes, steps: Sequence[int]) -> None:
@@ -57,6 +51,7 @@ def _bound(ax: Axes, value: float, text: str) -> None:
                 fontsize=9, color=figures.OTHER)  # fmt: skip
 
 
+@figures.drawn
 def ladder(results: Results) -> Figure:
     """Left: one plateau with its decays, and cosine from scratch. Right: the gap between them.
 
@@ -64,10 +59,7 @@ def ladder(results: Results) -> Figure:
     means over seeds. Right, held-out loss above cosine from scratch at its own best η: of the
     ladder with its one η, and of WSD from scratch at each budget's own best.
     """
-    try:
-        one, rungs = tables.one_rate(tables.losses(results))
-    except NotMeasured as missing:
-        return figures.empty(str(missing))
+    one, rungs = tables.one_rate(tables.losses(results))
     budgets = sorted(rungs)
     with figures.style():
         figure, (left, right) = figures.subplots(7.6, 3.9, 2)
@@ -82,7 +74,7 @@ def ladder(results: Results) -> Figure:
                     fmt=MARKERS[kind], color=COLOURS[kind], mfc="white" if own else COLOURS[kind],
                     ms=6, capsize=3, lw=1.3, label=label if first else "_",
                 )  # fmt: skip
-        _bound(right, bound("ladder-close-to-cosine"), "claimed at most")
+        _bound(right, claims.bound("schedules", "ladder-close-to-cosine"), "claimed at most")
         _steps_axis(right, budgets)
         right.set_ylabel("loss above cosine (nats/token)")
         right.set_title("held out, against cosine")
@@ -93,14 +85,13 @@ def ladder(results: Results) -> Figure:
     return figure
 
 
+@otherwise(lambda missing: {})
 def _gaps(results: Results, kind: str, own: bool) -> Mapping[int, Interval]:
-    try:
-        if not own:
-            return tables.ladder_gaps(results, "cosine", kind)
-        budgets = tables.horizon_optima(results, kind)
-        return {steps: tables.gap(results, kind, "cosine", steps) for steps in budgets}
-    except NotMeasured:
-        return {}
+    """Budget → the gap to cosine, of those that are measured."""
+    if not own:
+        return tables.ladder_gaps(results, "cosine", kind)
+    budgets = tables.horizon_optima(results, kind)
+    return {steps: tables.gap(results, kind, "cosine", steps) for steps in budgets}
 
 
 def _curves(ax: Axes, results: Results, log2_lr: float, budgets: Sequence[int]) -> None:
@@ -114,6 +105,8 @@ def _curves(ax: Axes, results: Results, log2_lr: float, budgets: Sequence[int]) 
         at = runs[(runs["scheme"] == "umup") & (runs["optim.schedule"] == "cosine")]
         near = min(at["lr"].unique(), key=lambda lr: abs(math.log2(lr) - optima[steps].x))
         at = at[(at["lr"] == near) & (at["status"] == "ok")]
+        if at.empty:
+            continue
         curve = np.mean(np.array(at["curve_loss"].tolist(), float), axis=0)
         x, y = _smooth(np.asarray(at["curve_steps"].iloc[0], float), curve, 24)
         ax.plot(x, y, "-", color=COLOURS["cosine"], lw=1.0, alpha=0.8,
@@ -133,6 +126,7 @@ def _curves(ax: Axes, results: Results, log2_lr: float, budgets: Sequence[int]) 
         ax.plot(x, y, "-", color=COLOURS["wsd"], lw=1.8,
                 label="its decays" if rung["steps"] == budgets[0] else "_")  # fmt: skip
         late.append(float(y[-1]))
+    late = late or [float(y[-1])]  # no decay of the plateau yet
     low, high = min(late), max(late)
     ax.set_ylim(low - 0.1 * (high - low + 0.1), high + 0.5 * (high - low + 0.1))
     _steps_axis(ax, budgets)
@@ -152,6 +146,7 @@ def _smooth(x: np.ndarray, y: np.ndarray, parts: int) -> tuple[np.ndarray, np.nd
             np.array([y[mask].mean() for mask in kept]))  # fmt: skip
 
 
+@figures.drawn
 def by_lr(results: Results, steps: int) -> Figure:
     """Held-out loss against η at a budget, a panel a scheme and a line a schedule.
 
@@ -163,7 +158,7 @@ def by_lr(results: Results, steps: int) -> Figure:
         if line.steps == steps and (line.share == 0 or math.isclose(line.share, SHARE))
     ]  # fmt: skip
     if not lines:
-        return figures.empty(f"no runs of {steps} steps are on record")
+        raise NotMeasured(f"no runs of {steps} steps are on record")
     schemes = list(dict.fromkeys(line.scheme for line in lines))
     with figures.style():
         figure, axes = figures.subplots(3.8 * max(len(schemes), 1.4), 4.0, len(schemes))
@@ -181,7 +176,10 @@ def by_lr(results: Results, steps: int) -> Figure:
                     ax.errorbar(o.x, o.loss, xerr=error, fmt="*", color=colour, mec="black",
                                 mew=0.6, ms=11, ecolor=colour, elinewidth=1.2, capsize=2.5,
                                 zorder=5)  # fmt: skip
-            low, reach = min(optima), max(np.ptp(optima), 0.03)
+            if not np.isfinite(optima).any():
+                figures.note(ax, f"every run of {NAMES[scheme]} diverged")
+                continue
+            low, reach = np.nanmin(optima), max(np.nanmax(optima) - np.nanmin(optima), 0.03)
             ax.set_ylim(low - 0.25 * reach, low + 5 * reach)
             ax.set_title(NAMES[scheme], fontweight="bold")
             ax.set_xlabel("log₂ η")
@@ -193,6 +191,7 @@ def by_lr(results: Results, steps: int) -> Figure:
     return figure
 
 
+@figures.drawn
 def shares(results: Results) -> Figure:
     """Held-out loss of WSD over the share of the steps that decays, less that at the largest.
 
@@ -203,7 +202,7 @@ def shares(results: Results) -> Figure:
     counts = pd.Series([line.steps for line in lines], dtype=int).value_counts()
     budgets = sorted(int(n) for n, count in counts.items() if count > 1)
     if not budgets:
-        return figures.empty("no second decay share is on record")
+        raise NotMeasured("no second decay share is on record")
     looks = dict(zip(budgets, (("#009E73", "D"), ("#0072B2", "o"), ("#D55E00", "s")), strict=False))
     found = sorted({line.share for line in lines if line.steps in looks})
     with figures.style():
@@ -219,7 +218,8 @@ def shares(results: Results) -> Figure:
             errors = np.array([_error(g) for g in gaps])[..., 0].T
             ax.errorbar(place, [g.value for g in gaps], yerr=errors, fmt=f"{marker}-",
                         color=colour, ms=6, lw=1.4, capsize=3, label=f"{steps} steps")  # fmt: skip
-        _bound(ax, bound("decay-of-10-is-enough"), "claimed at most, 10 and 20 %")
+        bound = claims.bound("schedules", "decay-of-10-is-enough")
+        _bound(ax, bound, "claimed at most, 10 and 20 %")
         ax.set_xticks([100 * s for s in found], [f"{100 * s:g} %" for s in found])
         ax.set_xlabel("share of the steps that decays")
         ax.set_ylabel(f"loss above {100 * found[-1]:g} % (nats/token)")
@@ -227,6 +227,7 @@ def shares(results: Results) -> Figure:
     return figure
 
 
+@figures.drawn
 def horizons(results: Results) -> Figure:
     """Best η against the budget, a marker a schedule, with the fitted slopes.
 
@@ -235,10 +236,10 @@ def horizons(results: Results) -> Figure:
     optima = {kind: tables.horizon_optima(results, kind) for kind in ("cosine", *WSD)}
     optima = {kind: found for kind, found in optima.items() if len(found) > 1}
     if not optima:
-        return figures.empty("no schedule was measured at two budgets")
+        raise NotMeasured("no schedule was measured at two budgets")
     budgets = sorted(set().union(*optima.values()))
     first = next(iter(optima.values()))
-    limit = bound("eta-still-over-budgets-cosine")
+    limit = claims.bound("schedules", "eta-still-over-budgets-cosine")
     with figures.style():
         figure, (ax,) = figures.subplots(7, 4.0)
         u = np.log2(np.array(budgets) / np.median(budgets))

@@ -7,26 +7,16 @@ shown. ``main`` is the budget at which all schedules were compared.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pandas as pd
 
 from umup import report
-from umup.claims import NotMeasured, format_number
-from umup.laws import Interval
+from umup.absent import NotMeasured
+from umup.claims import format_number
 from umup.records import Results
+from umup.report import ABSENT, known, said, several, text_of
 from umup.studies import schedules_tables as tables
 from umup.studies.schedules_tables import SHARE, TITLES, WSD
-
-MISSING = "not measured"
-
-
-def _text(measure: Callable[[], Interval], digits: int) -> str:
-    try:
-        found = measure()
-    except NotMeasured:
-        return MISSING
-    return report.interval(found.value, found.lo, found.hi, digits)
 
 
 def texts(results: Results, main: int, digits: int = 2) -> dict[str, str]:
@@ -44,34 +34,31 @@ def texts(results: Results, main: int, digits: int = 2) -> dict[str, str]:
     out = {}
     for kind in ("linear", "two_step", *WSD):
         for scheme, end in (("umup", ""), ("mup", "_mup")):
-            out[f"gap_{kind}{end}"] = _text(
-                lambda k=kind, s=scheme: tables.gap(results, k, "cosine", main, s), fine
-            )
-    out["root"] = _text(lambda: tables.gap(results, "wsd_sqrt", "wsd", main), fine)
+            out[f"gap_{kind}{end}"] = said(fine, tables.gap, results, kind, "cosine", main, scheme)
+    out["root"] = said(fine, tables.gap, results, "wsd_sqrt", "wsd", main)
     for share in (0.05, 0.1, 0.2):
-        out[f"share_{100 * share:g}"] = _text(
-            lambda s=share: tables.gap(results, "wsd", "wsd", main, share=s, against_share=0.3),
-            fine,
+        out[f"share_{100 * share:g}"] = said(
+            fine, tables.gap, results, "wsd", "wsd", main, share=share, against_share=0.3
         )
     for kind in WSD:
-        out[f"ladder_{kind}"] = _text(lambda k=kind: tables.ladder_gap(results, "cosine", k), fine)
-    out["ladder_own"] = _text(lambda: tables.ladder_gap(results, "wsd"), fine)
-    table = tables.losses(results)
-    try:
-        rate, rungs = tables.one_rate(table)
-        out["one_rate"] = format_number(rate, 1)
-        out["budgets"] = f"{min(rungs)} to {max(rungs)}"
-        out["saved"] = format_number(tables.saved(results).value, 0)
-    except NotMeasured:
-        out |= {"one_rate": MISSING, "budgets": MISSING, "saved": MISSING}
+        out[f"ladder_{kind}"] = said(fine, tables.ladder_gap, results, "cosine", kind)
+    out["ladder_own"] = said(fine, tables.ladder_gap, results, "wsd")
+    out |= several(("one_rate", "budgets", "saved"), _ladder, results)
     for kind in ("cosine", *WSD):
-        out[f"slope_{kind}"] = _text(lambda k=kind: tables.horizon_slope(results, k, 2), digits)
-        out[f"short_{kind}"] = _text(lambda k=kind: tables.short_rate_cost(results, k, 2), fine)
+        out[f"slope_{kind}"] = said(digits, tables.horizon_slope, results, kind, 2)
+        out[f"short_{kind}"] = said(fine, tables.short_rate_cost, results, kind, 2)
     for scheme, end in (("umup", ""), ("mup", "_mup")):
-        out[f"eta_gap{end}"] = _text(
-            lambda s=scheme: tables.optimum_gap(results, "wsd", "cosine", main, s), digits
+        out[f"eta_gap{end}"] = said(
+            digits, tables.optimum_gap, results, "wsd", "cosine", main, scheme
         )
     return out
+
+
+def _ladder(results: Results) -> tuple[str, str, str]:
+    """The ladder's one η, its budgets and what it saves."""
+    rate, rungs = tables.one_rate(tables.losses(results))
+    saved = format_number(tables.saved(results).value, 0)
+    return format_number(rate, 1), f"{min(rungs)} to {max(rungs)}", saved
 
 
 def answer(results: Results, main: int, digits: int = 2) -> str:
@@ -96,7 +83,7 @@ def what_ran(results: Results) -> str:
     steps = sum(int(row["trained"]) * int(row["seeds"]) for row in ladders.to_dict("records"))
     text = f"{len(ladders)} plateaus of {seeds} seeds, {forks} decays forked from them"
     if runs.empty:
-        return f"{text}."
+        return f"{text}; no runs from scratch."
     first, diverged = runs.iloc[0], int((runs["status"] == "diverged").sum())
     return (
         f"{text} ({steps} steps in all); {len(runs)} runs from scratch ({int(runs['steps'].sum())} "
@@ -105,6 +92,7 @@ def what_ran(results: Results) -> str:
     )
 
 
+@report.worded
 def schedules_table(results: Results, main: int, digits: int = 2) -> str:
     """Every schedule at the main budget: best η, the loss there, and how far above cosine."""
     table, fine = tables.losses(results), report.loss_digits(digits)
@@ -113,9 +101,7 @@ def schedules_table(results: Results, main: int, digits: int = 2) -> str:
         if line.steps != main or (line.share and not math.isclose(line.share, SHARE)):
             continue
         o = tables.optimum(table, line)
-        gap = _text(
-            lambda at=line: tables.gap(results, at.schedule, "cosine", main, at.scheme), fine
-        )
+        gap = said(fine, tables.gap, results, line.schedule, "cosine", main, line.scheme)
         rows.append({
             "scheme": report.TITLES[line.scheme], "schedule": TITLES[line.schedule],
             "lr": report.interval(o.x, o.x_lo, o.x_hi, digits),
@@ -123,23 +109,25 @@ def schedules_table(results: Results, main: int, digits: int = 2) -> str:
             "gap": "–" if line.schedule == "cosine" else gap, "note": o.reason,
         })  # fmt: skip
     if not rows:
-        return f"No run of {main} steps is on record."
+        raise NotMeasured(f"no run of {main} steps is on record")
     columns = {"scheme": "scheme", "schedule": "schedule", "lr": "log₂ η* [95 %]",
                "loss": "held-out loss, nats [95 %]", "gap": "above cosine [95 %]",
                "note": "note"}  # fmt: skip
     return report.markdown(pd.DataFrame(rows), columns)
 
 
+@report.worded
 def ladder_table(results: Results, digits: int = 2) -> str:
     """Every budget: cosine's best η and loss, and how far above it the ladder ends."""
     table, fine = tables.losses(results), report.loss_digits(digits)
-    try:
-        rate, rungs = tables.one_rate(table)
-    except NotMeasured as missing:
-        return f"{missing}.".capitalize()
+    rate, rungs = tables.one_rate(table)
 
-    def ladder(kind: str, steps: int) -> str:
-        return _text(lambda: tables.ladder_gaps(results, "cosine", kind)[steps], fine)
+    @known
+    def above(kind: str, steps: int) -> str:
+        gaps = tables.ladder_gaps(results, "cosine", kind)
+        if steps not in gaps:
+            raise NotMeasured(f"no {TITLES[kind]} of {steps} steps")
+        return text_of(gaps[steps], fine)
 
     cosine, wsd = (tables.horizon_optima(results, kind) for kind in ("cosine", "wsd"))
     rows = []
@@ -147,10 +135,10 @@ def ladder_table(results: Results, digits: int = 2) -> str:
         w, c = wsd[steps], cosine.get(steps)
         rows.append({
             "steps": steps, "wsd_lr": report.interval(w.x, w.x_lo, w.x_hi, digits),
-            "cosine_lr": report.interval(c.x, c.x_lo, c.x_hi, digits) if c else MISSING,
-            "cosine": report.interval(c.loss, c.loss_lo, c.loss_hi, fine) if c else MISSING,
-            "own": _text(lambda n=steps: tables.gap(results, "wsd", "cosine", n), fine),
-            **{kind: ladder(kind, steps) for kind in WSD},
+            "cosine_lr": report.interval(c.x, c.x_lo, c.x_hi, digits) if c else ABSENT,
+            "cosine": report.interval(c.loss, c.loss_lo, c.loss_hi, fine) if c else ABSENT,
+            "own": said(fine, tables.gap, results, "wsd", "cosine", steps),
+            **{kind: above(kind, steps) for kind in WSD},
         })  # fmt: skip
     columns = {"steps": "steps", "cosine_lr": "log₂ η*, cosine", "wsd_lr": "log₂ η*, WSD",
                "cosine": "cosine, nats", "own": "WSD at its own η, above it",

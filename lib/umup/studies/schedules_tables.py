@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 
 from umup import laws, records, tables
-from umup.claims import NotMeasured
+from umup.absent import NotMeasured, required
 from umup.laws import Interval, Optimum
 from umup.records import Results
+from umup.tables import remembered
 
 WSD = ("wsd", "wsd_sqrt")
 SCHEDULES = ("cosine", "linear", "two_step", *WSD)
@@ -44,9 +45,14 @@ class Line(NamedTuple):
         return cls(scheme, schedule, steps, share if schedule in WSD else 0.0)
 
 
+@remembered
 def losses(results: Results) -> pd.DataFrame:
-    """Every run and every fork, one row each: COLUMNS, the loss NaN where it diverged."""
-    frames = [pd.DataFrame(columns=COLUMNS)]
+    """Every run and every fork, one row each: COLUMNS, the loss NaN where it diverged.
+
+    Raises:
+        NotMeasured: there are none.
+    """
+    frames = []
     if len(results.runs):
         runs = records.with_spec(results.runs)
         frames.append(pd.DataFrame({
@@ -64,16 +70,17 @@ def losses(results: Results) -> pd.DataFrame:
         for rung in point["rungs"]
         for seed, loss in enumerate(rung["loss"])
     ]  # fmt: skip
-    frames.append(pd.DataFrame(rows, columns=COLUMNS))
-    some = [frame for frame in frames if len(frame)]
-    return pd.concat(some, ignore_index=True) if some else frames[0]
+    frames += [pd.DataFrame(rows, columns=COLUMNS)] if rows or not frames else []
+    return required(pd.concat(frames, ignore_index=True), "no runs and no plateaus are on record")
 
 
+@remembered
 def ladders(results: Results) -> pd.DataFrame:
     """The plateaus on record, as ``Results.table`` opens them."""
-    return results.table("ladder") if len(results.points) else pd.DataFrame()
+    return results.table("ladder")
 
 
+@remembered
 def lines(table: pd.DataFrame) -> list[Line]:
     """The lines that ``losses`` holds: by scheme, schedule, share and budget."""
     order = {name: i for i, name in enumerate(("umup", "mup", "sp"))}
@@ -84,6 +91,7 @@ def lines(table: pd.DataFrame) -> list[Line]:
     )
 
 
+@remembered
 def at(table: pd.DataFrame, line: Line) -> pd.DataFrame:
     """The rows of a line.
 
@@ -91,13 +99,12 @@ def at(table: pd.DataFrame, line: Line) -> pd.DataFrame:
         NotMeasured: there are none.
     """
     rows = table[(table[list(Line._fields)] == list(line)).all(axis=1)]
-    if rows.empty:
-        share = f", decay of {line.share:.0%}" if line.share else ""
-        what = f"{tables.NAMES[line.scheme]}, {TITLES[line.schedule]}{share}"
-        raise NotMeasured(f"{what}: no runs of {line.steps} steps")
-    return rows
+    share = f", decay of {line.share:.0%}" if line.share else ""
+    what = f"{tables.NAMES[line.scheme]}, {TITLES[line.schedule]}{share}"
+    return required(rows, f"{what}: no runs of {line.steps} steps")
 
 
+@remembered
 def optimum(table: pd.DataFrame, line: Line) -> Optimum:
     """The line's best η, fitted (``laws.fit_optimum``)."""
     rows, seed = at(table, line), zlib.crc32(repr(tuple(line)).encode())
@@ -113,6 +120,7 @@ def by_lr(rows: pd.DataFrame) -> pd.DataFrame:
     return out.assign(n_diverged=out["size"] - out["n"]).drop(columns="size")
 
 
+@remembered
 def best(table: pd.DataFrame, line: Line) -> pd.Series:
     """Loss at the line's own best η, by seed.
 
@@ -278,9 +286,7 @@ def saved(
 
 def fork_difference(results: Results) -> Interval:
     """Largest difference of any loss or weight between forked and unforked runs: no interval."""
-    checks = results.table("fork") if len(results.points) else pd.DataFrame()
-    if checks.empty:
-        raise NotMeasured("no fork was compared with its unforked run")
+    checks = required(results.table("fork"), "no fork was compared with its unforked run")
     worst = float(checks[["losses", "weights"]].to_numpy(float).max())
     return Interval(worst, worst, worst)
 

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from umup import laws
-from umup.claims import NotMeasured
-from umup.figures import COLOURS, LOSS, MARKERS, OTHER, empty, style, subplots
+from umup.absent import NotMeasured, otherwise, required
+from umup.figures import COLOURS, LOSS, MARKERS, OTHER, drawn, style, subplots
 from umup.records import Results
 from umup.studies import stability_tables as tables
 from umup.studies.stability_tables import DEFENCES, NAMES, SCHEMES
@@ -34,11 +34,8 @@ OUTCOMES = {"clean": ("clean", OTHER, ":"), "alone": ("left alone", "#D55E00", "
             "healed": ("healed", "#0072B2", "-")}  # fmt: skip
 
 
-def _arm(results: Results, *args: Any, **named: Any) -> pd.DataFrame | None:
-    try:
-        return tables.arm(results, *args, **named)
-    except NotMeasured:
-        return None
+_arm = otherwise(lambda missing: None)(tables.arm)
+"""An arm, or None where it is not measured."""
 
 
 def _line(ax: Axes, table: pd.DataFrame, name: str, label: str, look: tuple, **more: Any) -> None:
@@ -71,6 +68,7 @@ def _window(axes: Sequence[Axes], shown: Sequence[pd.DataFrame]) -> None:
         ax.set_ylim(low - 0.06 * ROOM, min(low + ROOM, high + 0.06 * ROOM))
 
 
+@drawn
 def curves(results: Results) -> Figure:
     """Loss against η, a panel a scheme and a line a defence; what lies far above is cut off.
 
@@ -78,7 +76,7 @@ def curves(results: Results) -> Figure:
     """
     schemes = [s for s in SCHEMES if _arm(results, s, "none") is not None]
     if not schemes:
-        return empty("no finished sweeps over η")
+        raise NotMeasured("no finished sweeps over η")
     shown = []
     with style():
         figure, axes = subplots(max(2.4 * len(schemes), 4), 4.0, len(schemes), sharey=True)
@@ -96,6 +94,7 @@ def curves(results: Results) -> Figure:
     return figure
 
 
+@drawn
 def logits(results: Results) -> Figure:
     """Logits at the end of training against η, in octaves above the lowest η of the sweep.
 
@@ -103,8 +102,7 @@ def logits(results: Results) -> Figure:
     bound). Right, the RMS of the output logits, without (full) and with z-loss (dashed, open).
     """
     table = tables.curves(results.runs)
-    if table.empty or not table["logit_max"].notna().any():
-        return empty("no probed runs")
+    required(table[table["logit_max"].notna()], "no probed runs")
     with style():
         figure, (left, right) = subplots(7, 4.0, 2)
         for scheme in SCHEMES:
@@ -140,6 +138,7 @@ def logits(results: Results) -> Figure:
     return figure
 
 
+@drawn
 def gains(results: Results) -> Figure:
     """What defences give and cost, a row a defence and a marker a scheme.
 
@@ -149,7 +148,7 @@ def gains(results: Results) -> Figure:
     rows = [d for d in DEFENCES if d != "none"]
     panels = ((tables.stable_gain, 0.5, "largest stable η (octaves)"),
               (tables.price, 0.01, "loss at the best η (nats/token)"))  # fmt: skip
-    drawn = False
+    any_measured = False
     with style():
         figure, axes = subplots(7, 3.9, 2, sharey=True)
         for ax, (quantity, band, text) in zip(axes, panels, strict=True):
@@ -163,7 +162,7 @@ def gains(results: Results) -> Figure:
                         got = quantity(results, scheme, defence)
                     except NotMeasured:
                         continue
-                    drawn = True
+                    any_measured = True
                     reach = [[got.value - got.lo], [got.hi - got.value]]
                     error = reach if np.isfinite(reach).all() else None
                     ax.errorbar(got.value, row + 0.22 * (i - 1), xerr=error, fmt=MARKERS[scheme],
@@ -179,9 +178,12 @@ def gains(results: Results) -> Figure:
         axes[0].set_ylim(len(rows) - 0.5, -0.5)
         handles = axes[0].get_legend_handles_labels()
         figure.legend(*handles, ncols=3, loc="outside upper center")
-    return figure if drawn else empty("no finished sweeps over η")
+    if not any_measured:
+        raise NotMeasured("no finished sweeps over η")
+    return figure
 
 
+@drawn
 def caps(results: Results) -> Figure:
     """u-μP's loss over η at several α_attn, without QK-norm (left) and with it (right)."""
     table = tables.curves(results.runs)
@@ -200,7 +202,7 @@ def caps(results: Results) -> Figure:
             ax.set_title({"none": "without QK-norm", "qk_norm": "with QK-norm"}[defence])
             _eta_axis(ax)
         if not shown:
-            return empty("no finished sweeps of u-μP")
+            raise NotMeasured("no finished sweeps of u-μP")
         _window(axes, shown)
         axes[0].set_ylabel(LOSS)
         handles = axes[1].get_legend_handles_labels()
@@ -208,6 +210,7 @@ def caps(results: Results) -> Figure:
     return figure
 
 
+@drawn
 def deep(results: Results) -> Figure:
     """Loss over η of the deeper model, with (dashed, open) and without depth-scaled init."""
     shown = []
@@ -225,7 +228,7 @@ def deep(results: Results) -> Figure:
                 _line(ax, shifted, "loss", text, look, **more)
                 shown.append(shifted)
         if not shown:
-            return empty("no finished sweeps of the deeper model")
+            raise NotMeasured("no finished sweeps of the deeper model")
         _window([ax], shown)
         ax.set_xlabel("octaves above the best η without")
         ax.set_ylabel(LOSS)
@@ -233,6 +236,7 @@ def deep(results: Results) -> Figure:
     return figure
 
 
+@drawn
 def clips(results: Results) -> Figure:
     """Clipping by the unscaled norm and by the norm of the gradients as held.
 
@@ -240,9 +244,7 @@ def clips(results: Results) -> Figure:
     seeds, step by step. Right, the share of the steps in which a clip is active, at the best η
     (filled) and far above it (open); bars are the range of the seeds.
     """
-    table = results.table("clipped") if len(results.points) else pd.DataFrame()
-    if table.empty:
-        return empty("no clipped runs")
+    table = required(results.table("clipped"), "no clipped runs")
     looks = {"unscaled": ("#0072B2", "D"), "held": ("#D55E00", "X")}
     schemes = [s for s in SCHEMES if s in set(table["scheme"])]
     with style():
@@ -272,26 +274,24 @@ def clips(results: Results) -> Figure:
         if left.get_legend_handles_labels()[0]:
             left.legend(loc="best")
         right.set_xticks(range(len(schemes)), [NAMES[s] for s in schemes])
-        right.set_xlim(-0.5, len(schemes) - 0.5)
+        right.set_xlim(-0.5, max(len(schemes), 1) - 0.5)
         right.set_ylim(-0.05, 1.08)
         right.set_ylabel("share of the steps clipped")
         right.set_xlabel("scheme")
     return figure
 
 
+@drawn
 def drills(results: Results, scheme: str = "umup") -> Figure:
     """Loss along a run with a planted spike, a panel a kind, one seed; those of all in the table.
 
     The vertical line is where the spike is planted; losses far above the first are cut off.
     """
-    try:
-        table = tables.drills(results)
-    except NotMeasured as missing:
-        return empty(str(missing))
+    table = tables.drills(results)
     table = table[(table["scheme"] == scheme) & (table["seed"] == table["seed"].min())]
     kinds = [k for k in DRILLS if k in set(table["kind"])]
     if not kinds:
-        return empty("no drills")
+        raise NotMeasured(f"no drills of {NAMES[scheme]} with a disturbance")
     with style():
         figure, axes = subplots(max(2.4 * len(kinds), 4), 3.8, len(kinds), sharey=True)
         top = 0.0

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from umup.claims import NotMeasured, format_number
+from umup.absent import NotMeasured, required
+from umup.claims import format_number
 from umup.records import Results
-from umup.report import ABSENT, loss_digits, markdown, said
+from umup.report import ABSENT, NO_RUNS, loss_digits, markdown, said, worded
 from umup.studies import stability_tables as tables
 from umup.studies.stability_tables import DEFENCES, MARGIN, NAMES, SCHEMES
 
@@ -49,32 +50,38 @@ def numbers(results: Results, digits: int = 2) -> dict[str, str]:
 
 def answer(results: Results, digits: int = 2) -> str:
     """The study's answer in one paragraph."""
-    said = numbers(results, digits)
+    text = numbers(results, digits)
     return (
         f"QK-norm raises the largest stable η (at most {MARGIN} nats above the lowest loss) of "
-        f"u-μP by {said['gain_qk_norm_umup']} octaves and of μP by {said['gain_qk_norm_mup']}, and "
-        f"changes the loss at the best η by {said['price_qk_norm_umup']} and "
-        f"{said['price_qk_norm_mup']} nats a token; the z-loss gives u-μP "
-        f"{said['gain_z_loss_umup']} octaves for {said['price_z_loss_umup']} nats. A clip at norm "
-        f"1 of the unscaled gradient is active in a share of {said['active_unscaled']} of u-μP's "
-        f"steps, by the norm as held in {said['active_held']}. A planted η jump costs "
-        f"{said['drill_jump_alone']} nats when left alone and {said['drill_jump_healed']} when the "
+        f"u-μP by {text['gain_qk_norm_umup']} octaves and of μP by {text['gain_qk_norm_mup']}, and "
+        f"changes the loss at the best η by {text['price_qk_norm_umup']} and "
+        f"{text['price_qk_norm_mup']} nats a token; the z-loss gives u-μP "
+        f"{text['gain_z_loss_umup']} octaves for {text['price_z_loss_umup']} nats. A clip at norm "
+        f"1 of the unscaled gradient is active in a share of {text['active_unscaled']} of u-μP's "
+        f"steps, by the norm as held in {text['active_held']}. A planted η jump costs "
+        f"{text['drill_jump_alone']} nats when left alone and {text['drill_jump_healed']} when the "
         f"loop goes back and skips the batches."
     )
 
 
 def what_ran(results: Results) -> str:
-    """One sentence: how many runs, of what, on what."""
-    runs = results.runs
-    first, table = runs.iloc[0], tables.curves(runs)
+    """How many runs, of what, on what, and what was measured beside them."""
+    kinds = results.points["what"].value_counts()
+    return (
+        f"{_swept(results.runs)} Beside them {kinds.get('clipped', 0)} clipped runs and "
+        f"{kinds.get('drill', 0)} drills."
+    )
+
+
+@worded
+def _swept(runs: pd.DataFrame) -> str:
+    first, table = required(runs, NO_RUNS).iloc[0], tables.curves(runs)
     shapes = sorted(set(zip(runs["d_model"], runs["n_layers"], strict=True)))
     widths = ", ".join(f"width {width} and {depth} layers" for width, depth in shapes)
-    kinds = results.points["what"].value_counts() if len(results.points) else {}
     return (
         f"{len(runs)} runs, {int((~table['ok']).sum())} of them diverged: {widths}; "
         f"{first['batch_size']} sequences of {first['seq_len']} tokens a step, {first['steps']} "
-        f"steps; {runs['seed'].nunique()} seeds. Beside them {kinds.get('clipped', 0)} clipped "
-        f"runs and {kinds.get('drill', 0)} drills."
+        f"steps; {runs['seed'].nunique()} seeds."
     )
 
 
@@ -100,7 +107,7 @@ def defences_table(results: Results, digits: int = 2) -> str:
                 **changes,
             })  # fmt: skip
     return markdown(
-        pd.DataFrame(rows, columns=["scheme", "defence", "best", "gain", "price", "sensitivity"]),
+        pd.DataFrame(rows),
         {"scheme": "scheme", "defence": "defence", "best": "best log₂ η",
          "gain": "largest stable η, octaves gained", "price": "loss at the best η, nats gained",
          "sensitivity": "sensitivity to η, nats"},
@@ -115,18 +122,15 @@ def times_table(results: Results, digits: int = 2) -> str:
         if (text := said(digits, tables.step_time, results, d)) != ABSENT
     ]
     return markdown(
-        pd.DataFrame(rows, columns=["defence", "time"]),
+        pd.DataFrame(rows),
         {"defence": "defence", "time": "time of a step, ratio [95 %]"},
     )  # fmt: skip
 
 
+@worded
 def drills_table(results: Results, digits: int = 2) -> str:
     """One row a scheme and kind of drill: its cost healed and left alone, and what healing took."""
-    try:
-        table = tables.drills(results)
-    except NotMeasured as missing:
-        return str(missing)
-    rows, nats = [], loss_digits(digits)
+    table, rows, nats = tables.drills(results), [], loss_digits(digits)
     for scheme in [s for s in SCHEMES if s in set(table["scheme"])]:
         for kind, title in KINDS.items():
             at = table[(table["scheme"] == scheme) & (table["kind"] == kind)]
@@ -142,7 +146,7 @@ def drills_table(results: Results, digits: int = 2) -> str:
                 "lost": format_number(at["steps_lost"].mean(), 0),
             })  # fmt: skip
     return markdown(
-        pd.DataFrame(rows, columns=["scheme", "kind", "alone", "healed", "interventions", "lost"]),
+        pd.DataFrame(rows),
         {"scheme": "scheme", "kind": "disturbance", "alone": "cost left alone, nats",
          "healed": "cost healed, nats", "interventions": "interventions",
          "lost": "steps thrown away"},

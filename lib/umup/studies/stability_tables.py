@@ -7,15 +7,14 @@ of their mean; a run that diverged counts as the loss of a uniform guess. Interv
 
 from __future__ import annotations
 
-import weakref
-
 import numpy as np
 import pandas as pd
 
 from umup import laws, records
-from umup.claims import NotMeasured
+from umup.absent import NotMeasured, required
 from umup.laws import Interval
 from umup.records import Results
+from umup.tables import remembered
 
 SCHEMES = ("sp", "mup", "umup")
 NAMES = {"sp": "SP", "mup": "μP", "umup": "u-μP"}
@@ -27,10 +26,10 @@ DEFENCES = {
 MARGIN = 0.2
 """Nats above a curve's lowest point up to which an η counts as stable."""
 ALPHA = "hps.alpha_attn_softmax"
-_CURVES: dict[int, tuple[weakref.ref, pd.DataFrame]] = {}  # of the last runs: read off many times
 _POINT = ["scheme", "part", "defence", "cap", "x", "seed"]
 
 
+@remembered
 def curves(runs: pd.DataFrame) -> pd.DataFrame:
     """One row a run.
 
@@ -38,14 +37,12 @@ def curves(runs: pd.DataFrame) -> pd.DataFrame:
     q·k times d_head: with QK-norm, what |logit| cannot exceed), x (log₂ η), seed, loss (nats a
     token, ln V where diverged), ok; at the end of training logit_max (largest attention logit),
     out_rms (RMS of the output logits): NaN where a run was cut short.
+
+    Raises:
+        NotMeasured: there are no runs.
     """
     columns = [*_POINT, "loss", "ok", "logit_max", "out_rms"]
-    if runs.empty:
-        return pd.DataFrame(columns=columns)
-    known = _CURVES.get(id(runs))
-    if known is not None and known[0]() is runs:
-        return known[1]
-    table = records.with_spec(runs)
+    table = records.with_spec(required(runs, "no runs are on record"))
     depth = table["n_layers"]
     uniform = np.log(table["vocab_size"].astype(float))
     out = pd.DataFrame({
@@ -58,10 +55,7 @@ def curves(runs: pd.DataFrame) -> pd.DataFrame:
         "ok": table["status"] == "ok",
     })  # fmt: skip
     out = out.merge(_end(runs), on="key", how="left")
-    out = out[columns].sort_values(_POINT, ignore_index=True)
-    _CURVES.clear()
-    _CURVES[id(runs)] = weakref.ref(runs), out
-    return out
+    return out[columns].sort_values(_POINT, ignore_index=True)
 
 
 def defence_of(spec: dict) -> str:
@@ -102,6 +96,7 @@ def _end(runs: pd.DataFrame) -> pd.DataFrame:
     }).rename_axis("key").reset_index()  # fmt: skip
 
 
+@remembered
 def arm(
     results: Results, scheme: str, defence: str, part: str = "main", cap: float | None = None
 ) -> pd.DataFrame:
@@ -268,13 +263,11 @@ def compared(results: Results, scheme: str, against: str, defence: str = "none")
 
 
 def _clipped(results: Results, **wanted) -> pd.DataFrame:
-    table = results.table("clipped") if len(results.points) else pd.DataFrame()
+    table = required(results.table("clipped"), "no clipped runs")
     for name, value in wanted.items():
-        table = table[table[name] == value] if len(table) else table
-    if table.empty:
-        said = ", ".join(f"{name} {value}" for name, value in wanted.items())
-        raise NotMeasured(f"no clipped runs with {said}")
-    return table.sort_values("seed")
+        table = table[table[name] == value]
+    given = ", ".join(f"{name} {value}" for name, value in wanted.items())
+    return required(table, f"no clipped runs with {given}").sort_values("seed")
 
 
 def active(results: Results, scheme: str, norm: str, octaves: int = 0) -> Interval:
@@ -303,11 +296,8 @@ def twins(results: Results, norm: str) -> Interval:
 
 def step_time(results: Results, defence: str) -> Interval:
     """Time of a step with a defence over that without, medians of alternating chunks."""
-    table = results.table("step_time") if len(results.points) else pd.DataFrame()
-    table = table[table["defence"] == defence] if len(table) else table
-    if table.empty:
-        raise NotMeasured(f"no timed steps with {defence}")
-    row = table.iloc[0]
+    table = required(results.table("step_time"), "no timed steps")
+    row = required(table[table["defence"] == defence], f"no timed steps with {defence}").iloc[0]
     return Interval(row["ratio"], row["ratio_lo"], row["ratio_hi"])
 
 
@@ -317,15 +307,15 @@ def drills(results: Results) -> pd.DataFrame:
     Of the same scheme and seed; a loss that is not finite counts as that of a uniform guess, and
     the cost of a clean run is 0.
     """
-    table = results.table("drill") if len(results.points) else pd.DataFrame()
-    if table.empty or "clean" not in set(table["kind"]):
-        raise NotMeasured("no drills, or no clean runs beside them")
-    uniform = float(np.log(results.runs["vocab_size"].iloc[0])) if len(results.runs) else np.inf
+    table = required(results.table("drill"), "no drills")
+    uniform = float(np.log(results.runs["vocab_size"].iloc[0])) if len(results.runs) else np.nan
     loss = table["val_loss"].astype(float).fillna(uniform)
     table = table.assign(val_loss=loss)
     clean = table[table["kind"] == "clean"].set_index(["scheme", "seed"])["val_loss"]
     at = pd.MultiIndex.from_frame(table[["scheme", "seed"]])
-    return table.assign(cost=loss.to_numpy() - clean.reindex(at).to_numpy())
+    cost = loss.to_numpy() - clean.reindex(at).to_numpy(float)
+    return required(table[~np.isnan(cost)].assign(cost=cost[~np.isnan(cost)]),
+                    "no drill with a clean run beside it")  # fmt: skip
 
 
 def drilled(results: Results, kind: str, recover: bool, scheme: str | None = None) -> Interval:
@@ -334,9 +324,7 @@ def drilled(results: Results, kind: str, recover: bool, scheme: str | None = Non
     table = table[(table["kind"] == kind) & (table["recover"] == recover)]
     if scheme is not None:
         table = table[table["scheme"] == scheme]
-    if table.empty:
-        raise NotMeasured(f"no drills of the kind {kind}")
-    return laws.mean_interval(table["cost"])
+    return laws.mean_interval(required(table, f"no drills of the kind {kind}")["cost"])
 
 
 def false_alarms(results: Results) -> Interval:

@@ -15,8 +15,9 @@ from umup.config import COUNT, Range
 from umup.design import Design, Point
 from umup.errors import ConfigError
 from umup.studies import throughput_measures as measures
-from umup.studies.throughput_measures import CHANGES, TORCH
+from umup.studies.throughput_measures import TORCH
 from umup.studies.throughput_tables import QUANTITIES
+from umup.timing import CHANGES
 
 __all__ = ["DESIGN", "MEASURES", "QUANTITIES", "Throughput"]
 

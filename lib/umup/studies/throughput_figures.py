@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from umup.claims import NotMeasured
-from umup.figures import OTHER, empty, style, subplots
+from umup.absent import NotMeasured
+from umup.figures import OTHER, drawn, panel, style, subplots
 from umup.records import Results
 from umup.studies import throughput_tables as tables
 
@@ -43,16 +43,14 @@ def _width_axis(ax: Axes, widths: list[int]) -> None:
     ax.set_xlabel("width")
 
 
+@drawn
 def beside(results: Results) -> Figure:
     """Milliseconds a step against width, and the ratio to PyTorch's, by side.
 
     Markers are medians, bars the range of the samples left and 95 % intervals right, where black
     bars are the bounds of the claims. Only the depth that most widths share is drawn.
     """
-    try:
-        table = tables.steps(results)
-    except NotMeasured as missing:
-        return empty(str(missing))
+    table = tables.steps(results)
     table = table[table["n_layers"] == table["n_layers"].mode().iloc[0]].sort_values("width")
     widths = sorted(table["width"].unique())
     with style():
@@ -95,12 +93,10 @@ def _ratios(ax: Axes, results: Results, side: str, line: pd.DataFrame) -> None:
                     marker=marker, ms=5, capsize=2)  # fmt: skip
 
 
+@drawn
 def changes(results: Results) -> Figure:
     """Time with each change over that without: measured with 95 % intervals, and as predicted."""
-    try:
-        table = tables.tried(results)
-    except NotMeasured as missing:
-        return empty(str(missing))
+    table = tables.tried(results)
     width = int(table["width"].iloc[0])
     table = table[table["width"] == width].sort_values("ratio", ascending=False)
     rows = np.arange(len(table))
@@ -124,12 +120,10 @@ def changes(results: Results) -> Figure:
     return figure
 
 
+@drawn
 def where(results: Results) -> Figure:
     """Shares of a step's time by piece, one bar a width; pieces that exceed it reach beyond 100."""
-    try:
-        table = tables.parts(results)
-    except NotMeasured as missing:
-        return empty(str(missing))
+    table = tables.parts(results)
     widths = sorted(table["width"].unique())
     with style():
         figure, (ax,) = subplots(7, 2.9 + 0.5 * len(widths))
@@ -147,20 +141,20 @@ def where(results: Results) -> Figure:
     return figure
 
 
+@drawn
 def beyond(results: Results) -> Figure:
     """What is not a step: compile time against depth, and the time of a sweep of lanes."""
+    if not {"compile_times", "lanes"} & set(results.points["what"]):
+        raise NotMeasured("no compile times and no lanes")
     with style():
-        figure, (left, right) = subplots(7, 3.7, 2)
-        drawn = [_compiling(left, results), _sweep(right, results)]
-    return figure if any(drawn) else empty("no compile times and no lanes")
+        figure, axes = subplots(7, 3.7, 2)
+        for ax, draw in zip(axes, (_compiling, _sweep), strict=True):
+            panel(ax, draw, results)
+    return figure
 
 
-def _compiling(ax: Axes, results: Results) -> bool:
-    try:
-        table = tables.benched(results, "compile_times").sort_values("n_layers")
-    except NotMeasured:
-        ax.set_axis_off()
-        return False
+def _compiling(ax: Axes, results: Results) -> None:
+    table = tables.benched(results, "compile_times").sort_values("n_layers")
     ax.plot(table["n_layers"], table["trace_s"] + table["compile_s"], "o-", color="#0072B2",
             label="tracing and compiling")  # fmt: skip
     ax.plot(table["n_layers"], table["trace_s"], "s--", color="#E69F00", label="tracing")
@@ -171,15 +165,10 @@ def _compiling(ax: Axes, results: Results) -> bool:
     ax.set_xlabel("layers, scanned")
     ax.set_ylabel("seconds")
     ax.legend(loc="lower right")
-    return True
 
 
-def _sweep(ax: Axes, results: Results) -> bool:
-    try:
-        table = tables.benched(results, "lanes")
-    except NotMeasured:
-        ax.set_axis_off()
-        return False
+def _sweep(ax: Axes, results: Results) -> None:
+    table = tables.benched(results, "lanes")
     names = ["separate" if n == 0 else f"lanes,\n{n} at once" for n in table["at_once"]]
     ax.bar(names, table["compile_s"], color="#E69F00", label="compiling")
     ax.bar(names, table["run_s"], bottom=table["compile_s"], color="#0072B2", label="running")
@@ -187,4 +176,3 @@ def _sweep(ax: Axes, results: Results) -> bool:
     ax.set_ylabel("seconds")
     ax.grid(visible=False, axis="x")
     ax.legend(loc="upper right")
-    return True

@@ -8,67 +8,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from umup import bench, bench_torch, machine
 from umup.bench import Plan
 from umup.config import RunConfig
 from umup.errors import StudyError
 from umup.flops import step_flops
-from umup.timing import Ours, alternate, uncached
+from umup.timing import CHANGES, PLAIN, Change, Ours, alternate, uncached
 
 TORCH = ("eager", "compiled")
 """The two ways to run the reference."""
-
-
-class Change(NamedTuple):
-    """One change to the step, and what it was expected to do to its time.
-
-    Attributes:
-        title: in words. predicted: time over that without it, put down before the recorded run.
-        model, optim: fields of the configuration. options: XLA's, by name.
-        base: what it is timed beside: the plain step, or another of `CHANGES`.
-    """
-
-    title: str
-    predicted: float
-    model: Mapping[str, Any] = {}
-    optim: Mapping[str, Any] = {}
-    options: Mapping[str, Any] = {}
-    base: str = "umup"
-
-
-def _library(kind: str) -> dict[str, str]:
-    return {"xla_cpu_experimental_ynn_fusion_type": f"LIBRARY_FUSION_TYPE_{kind}"}
-
-
-CHANGES = {
-    "blocked": Change("attention in causal blocks", 0.9, {"attention": "blocked"}),
-    "cudnn": Change("attention by cuDNN", 0.8, {"attention": "cudnn"}),
-    "no_rope": Change("no rotary embedding", 0.95, {"rope": False}),
-    "scanned": Change("layers scanned, not unrolled", 1.2, {"unroll": 1}),
-    "remat_dots": Change(
-        "scanned, recomputing all but products", 1.1, {"remat": "dots", "unroll": 1}, base="scanned"
-    ),
-    "remat_full": Change(
-        "scanned, recomputing blocks", 1.3, {"remat": "full", "unroll": 1}, base="scanned"
-    ),
-    # XLA's CPU backend finds the second computation equal to the first where both are in line.
-    "remat_unrolled": Change("unrolled, recomputing blocks", 1.3, {"remat": "full"}),
-    "accumulate": Change("batch in four parts", 1.05, optim={"accumulate": 4}),
-    "bfloat16": Change("activations in bfloat16", 0.8, {"dtype": "bfloat16"}),
-    "float32": Change("activations in float32", 2.0, {"dtype": "float32"}),
-    "fp8": Change("linears in FP8", 0.8, {"recipe": "fp8_seed"}),
-    "wide_vectors": Change(
-        "vectors of 512 bits", 0.97, options={"xla_cpu_prefer_vector_width": 512}
-    ),
-    "fast_math": Change("fast math", 0.95, options={"xla_cpu_enable_fast_math": True}),
-    "no_library": Change("no library kernels", 1.2, options=_library("INVALID")),
-    "library_dots": Change("library kernels for products alone", 1.0, options=_library("DOT")),
-    "old_emitters": Change(
-        "older loop emitters", 1.05, options={"xla_cpu_use_fusion_emitters": False}
-    ),
-}  # fmt: skip
 
 
 def _run(plan: Plan, width: int, n_layers: int, change: Change) -> RunConfig:
@@ -116,7 +66,7 @@ def step(
     Args:
         shape: fields of `bench.Plan`.
         width, n_layers: d_model and depth.
-        sides: ``umup``, a name in `CHANGES`, or one in `TORCH`.
+        sides: ``umup``, a name in `timing.CHANGES`, or one in `TORCH`.
         samples, steps: timed samples, each of so many steps.
 
     Returns:
@@ -129,7 +79,7 @@ def step(
         if side in TORCH:
             timed[side] = _torch(plan, width, n_layers, side)
             continue
-        change = CHANGES.get(side, Change("", 1.0))
+        change = CHANGES.get(side, PLAIN)
         ours = timed[side] = Ours(_run(plan, width, n_layers, change))
         compile_s[side] = sum(ours.compile(steps, change.options))
         mib[side] = ours.mib()
@@ -156,7 +106,7 @@ def parts(
     from umup.studies.throughput_pieces import pieces
 
     plan = _plan(shape)
-    run = _run(plan, width, n_layers, Change("", 1.0))
+    run = _run(plan, width, n_layers, PLAIN)
     found = pieces(run)
     ms = alternate({"step": Ours(run), **{n: p for n, (p, _) in found.items()}}, samples, steps)
     counts = {name: count for name, (_, count) in found.items()}

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from umup.claims import NotMeasured, format_number
+from umup.absent import required
+from umup.claims import format_number
 from umup.laws import Interval
 from umup.records import Results
-from umup.report import interval, markdown
+from umup.report import interval, known, markdown, several, worded
 from umup.studies import throughput_tables as tables
 from umup.studies.throughput_figures import PIECES, SIDES
 
-ABSENT = "not measured"
 UNSAID = "…"
 
 
@@ -37,11 +38,8 @@ def _interval(found: Interval, digits: int) -> str:
     return UNSAID if digits < 2 else interval(found.value, found.lo, found.hi, digits)
 
 
-def _ask(digits: int, quantity: Callable[..., Interval], *args: object, **named: object) -> str:
-    try:
-        return _interval(quantity(*args, **named), digits)
-    except NotMeasured:
-        return ABSENT
+def _ask(digits: int, quantity: Callable[..., Interval], *args: Any, **named: Any) -> str:
+    return known(lambda: _interval(quantity(*args, **named), digits))()
 
 
 def _fastest(results: Results) -> pd.DataFrame:
@@ -49,33 +47,38 @@ def _fastest(results: Results) -> pd.DataFrame:
     table = tables.steps(results)
     wide = table[table["side"] == "eager"][["width", "n_layers"]]
     ours = table[~table["side"].isin(["eager", "compiled"])].merge(wide, on=["width", "n_layers"])
-    return ours.loc[ours.groupby(["width", "n_layers"])["median"].idxmin()]
+    return required(
+        ours.loc[ours.groupby(["width", "n_layers"])["median"].idxmin()], "no step beside PyTorch's"
+    )
 
 
+@worded
 def answer(results: Results, digits: int = 2) -> str:
     """The study's answer in one paragraph."""
-    try:
-        best = _fastest(results)
-    except NotMeasured:
-        best = pd.DataFrame()
-    if best.empty:
-        return "Steps were timed, without PyTorch beside them."
+    best = _fastest(results)
     parts = []
     for row in best.sort_values("width").to_dict("records"):
         found = tables.ratio(results, row["width"], row["side"], dtype=row["dtype"],
                              n_layers=row["n_layers"])  # fmt: skip
         parts.append(f"{_interval(found, digits)} at width {row['width']}")
+    took = (
+        f"A training step takes {', '.join(parts)} of the time that `unit_scaling` takes in "
+        "PyTorch, run eagerly in the same process."
+    )
+    if best["share"].isna().all():
+        return took
     top = best.loc[best["share"].idxmax()]
     return (
-        f"A training step takes {', '.join(parts)} of the time that `unit_scaling` takes in "
-        f"PyTorch, run eagerly in the same process. At width {top['width']} it reaches "
-        f"{_number(100 * top['share'], digits, 0)} % of the speed of the best matrix product."
+        f"{took} At width {top['width']} it reaches {_number(100 * top['share'], digits, 0)} % of "
+        "the speed of the best matrix product."
     )
 
 
+@worded
 def what_ran(results: Results, digits: int = 2) -> str:
     """One sentence: which points, and how busy others kept the machine."""
-    kinds = results.points["what"].value_counts().sort_index()
+    points = required(results.points, "no points are on record")
+    kinds = points["what"].value_counts().sort_index()
     listed = ", ".join(f"{n} × {what}" for what, n in kinds.items())
     busy = [o for what in kinds.index for o in results.table(str(what))["others"]]
     known = [o for o in busy if o is not None and not math.isnan(o)]
@@ -83,6 +86,7 @@ def what_ran(results: Results, digits: int = 2) -> str:
     return f"{kinds.sum()} points: {listed}. Other processes took at most {share} of the CPU."
 
 
+@worded
 def step_table(results: Results, digits: int = 2) -> str:
     """Every step that was timed: median time, its ratio to PyTorch's, tokens/s, share, memory."""
     rows = []
@@ -107,6 +111,7 @@ def step_table(results: Results, digits: int = 2) -> str:
     )  # fmt: skip
 
 
+@worded
 def tried_table(results: Results, digits: int = 2) -> str:
     """What was tried: predicted and measured ratio of time, ratio of memory."""
     rows = [
@@ -127,11 +132,7 @@ def tried_table(results: Results, digits: int = 2) -> str:
 
 def texts(results: Results, digits: int = 2) -> dict[str, str]:
     """Name → text, for captions."""
-    try:
-        peak = _number(tables.peak(results), digits, 0)
-    except NotMeasured:
-        peak = ABSENT
-    out = {"peak": peak}
+    out = {"peak": known(lambda: _number(tables.peak(results), digits, 0))()}
     for width in (32, 64, 128, 256):
         out[f"ratio_{width}"] = _ask(digits, tables.ratio, results, width, "blocked")
     out["compiled"] = _ask(digits, tables.ratio, results, 64, "blocked", "compiled")
@@ -139,30 +140,30 @@ def texts(results: Results, digits: int = 2) -> dict[str, str]:
     out["lanes_running"] = _ask(digits, tables.lanes_gain, results, 32, 8, compiling=False)
     out["growth"] = _ask(digits, tables.compile_growth, results, 16)
     out["memory"] = _ask(digits, tables.memory_ratio, results, 256)
-    return out | _largest_pieces(results, digits) | _best_change(results, digits)
+    out |= several(("pieces_small", "pieces_large"), _largest_pieces, results, digits)
+    return out | several(("best", "foreseen"), _best_change, results, digits)
 
 
-def _largest_pieces(results: Results, digits: int) -> dict[str, str]:
+def _largest_pieces(results: Results, digits: int) -> list[str]:
     """The three largest pieces at the smallest and at the largest width."""
-    out = {}
+    out = []
     table = tables.parts(results)
-    for name, width in (("small", table["width"].min()), ("large", table["width"].max())):
+    for width in (table["width"].min(), table["width"].max()):
         top = table[table["width"] == width].nlargest(3, "share")
         listed = ", ".join(
             f"{PIECES[p][0]} {_number(100 * s, digits, 0)} %"
             for p, s in zip(top["piece"], top["share"], strict=True)
         )
-        out[f"pieces_{name}"] = f"at width {width} {listed if digits >= 2 else UNSAID}"
+        out.append(f"at width {width} {listed if digits >= 2 else UNSAID}")
     return out
 
 
-def _best_change(results: Results, digits: int) -> dict[str, str]:
+def _best_change(results: Results, digits: int) -> tuple[str, str]:
+    """The change that gains most, and how many were foreseen to a tenth."""
     table = tables.tried(results)
     best = table.loc[table["ratio"].idxmin()]
     near = np.abs(np.log(table["ratio"] / table["predicted"]).astype(float)) < math.log(1.1)
     if digits < 2:
-        return {"best": UNSAID, "foreseen": UNSAID}
-    return {
-        "best": f"{best['title']}, {_number(best['ratio'], digits)} of the time",
-        "foreseen": f"{int(near.sum())} of {len(table)}",
-    }
+        return UNSAID, UNSAID
+    gain = f"{best['title']}, {_number(best['ratio'], digits)} of the time"
+    return gain, f"{int(near.sum())} of {len(table)}"

@@ -14,11 +14,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from umup.absent import NotMeasured, otherwise, required
 from umup.bench_records import ratios
-from umup.claims import NotMeasured
 from umup.laws import LEVEL, Interval
 from umup.records import Results
-from umup.studies.throughput_measures import CHANGES
+from umup.tables import remembered
+from umup.timing import CHANGES
 
 REST = "the rest"
 
@@ -35,15 +36,15 @@ def median_interval(values: Sequence[float]) -> Interval:
     return Interval(float(np.median(ordered)), ordered[left_out], ordered[-1 - left_out])
 
 
+@remembered
 def _points(results: Results, what: str) -> pd.DataFrame:
-    found = results.table(what) if len(results.points) else pd.DataFrame()
-    if found.empty:
-        raise NotMeasured(f"no points {what!r}")
+    found = required(results.table(what), f"no points {what!r}")
     if "shape" in found:
         found = found.assign(dtype=[shape["dtype"] for shape in found["shape"]])
     return found
 
 
+@remembered
 def benched(results: Results, part: str) -> pd.DataFrame:
     """The measurements of a part of `umup.bench`, one a row.
 
@@ -63,16 +64,18 @@ def peak(results: Results) -> float:
     return float(benched(results, "gemm")["gflops"].max())
 
 
+@remembered
 def steps(results: Results, what: str = "step") -> pd.DataFrame:
     """One row a width, depth and side: times, and what follows from them.
 
     Columns: width, n_layers, dtype, side, ms (list), median, tokens_per_s, share (of the peak of
-    this machine), mib and compile_s (ours alone, else NaN), n_params, others.
+    this machine, NaN where no product was timed), mib and compile_s (ours alone, else NaN),
+    n_params, others.
 
     Raises:
         NotMeasured: no such points.
     """
-    best = peak(results)
+    best = otherwise(lambda missing: math.nan)(peak)(results)
     rows = []
     for point in _points(results, what).to_dict("records"):
         for side, ms in point["ms"].items():
@@ -100,6 +103,7 @@ def _pick(
     return table[at].iloc[0]
 
 
+@remembered
 def tried(results: Results) -> pd.DataFrame:
     """What was tried, one row a change and width.
 
@@ -122,6 +126,7 @@ def tried(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@remembered
 def parts(results: Results) -> pd.DataFrame:
     """The pieces' shares of the step's time, by width; what they leave is ``the rest``.
 
