@@ -45,7 +45,17 @@ FLOORS = (
         "replicas",
         "hlo",
     ),
-    ("scale", "arguments", "fp8", "probe", "recovery", "machine", "terminal", "distributed"),
+    (
+        "scale",
+        "arguments",
+        "draws",
+        "fp8",
+        "probe",
+        "recovery",
+        "machine",
+        "terminal",
+        "distributed",
+    ),
     ("ops", "unit", "mesh"),
     (
         "layers",

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from umup import fp8, mesh, ops, probe
+from umup import draws, fp8, mesh, ops, probe
 from umup.config import BLOCK_LINEARS, ModelConfig
 from umup.fp8 import Casts
 from umup.powers import Number
@@ -72,13 +71,13 @@ class Weight(nnx.Module):
 
     def __init__(
         self, numbers_of: Parametrization, role: str, fan_in: int, fan_out: int, *,
-        rngs: nnx.Rngs, axes: tuple[str, str], residual: bool = False, ends_branch: bool = False,
+        rngs: draws.Rngs, axes: tuple[str, str], residual: bool = False, ends_branch: bool = False,
         parts: int = 1,
     ):  # fmt: skip
         numbers = numbers_of.weight(
             role, fan_in, fan_out, residual=residual, ends_branch=ends_branch
         )
-        draw = jax.random.normal(rngs.params(), (fan_in, fan_out), jnp.float32)
+        draw = draws.normal(rngs.params(), (fan_in, fan_out))
         w = draw * jnp.asarray(numbers.init_std, jnp.float32)
         names: tuple[str, ...] = axes
         if parts > 1:
@@ -180,7 +179,7 @@ class Attention(nnx.Module):
     """Causal self-attention; q|k|v fused: weights of one role and fan-in, side by side."""
 
     def __init__(
-        self, config: ModelConfig, numbers_of: Parametrization, *, rngs: nnx.Rngs,
+        self, config: ModelConfig, numbers_of: Parametrization, *, rngs: draws.Rngs,
         probed: bool = False,
     ):  # fmt: skip
         d = config.d_model
@@ -229,7 +228,7 @@ class MLP(nnx.Module):
     """SwiGLU feed-forward with fused gate|up."""
 
     def __init__(
-        self, config: ModelConfig, numbers_of: Parametrization, *, rngs: nnx.Rngs,
+        self, config: ModelConfig, numbers_of: Parametrization, *, rngs: draws.Rngs,
         probed: bool = False,
     ):  # fmt: skip
         d, d_ff = config.d_model, config.d_ff
@@ -255,7 +254,7 @@ class Block(nnx.Module):
 
     def __init__(
         self, config: ModelConfig, numbers_of: Parametrization, attn: ResidualNumbers,
-        ffn: ResidualNumbers, *, rngs: nnx.Rngs, probed: bool = False,
+        ffn: ResidualNumbers, *, rngs: draws.Rngs, probed: bool = False,
     ):  # fmt: skip
         self.attn = Attention(config, numbers_of, rngs=rngs, probed=probed)
         self.mlp = MLP(config, numbers_of, rngs=rngs, probed=probed)

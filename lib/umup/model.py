@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from umup import mesh, ops
+from umup import draws, mesh, ops
 from umup.config import ModelConfig
 from umup.layers import (
     Block,
@@ -36,7 +36,7 @@ class Decoder(nnx.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, numbers_of: Parametrization, *, rngs: nnx.Rngs,
+        self, config: ModelConfig, numbers_of: Parametrization, *, rngs: draws.Rngs,
         probed: bool = False,
     ):  # fmt: skip
         self.config = config
@@ -50,10 +50,10 @@ class Decoder(nnx.Module):
         def block(key, attn, ffn):
             return Block(
                 config, numbers_of, ResidualNumbers(*attn), ResidualNumbers(*ffn),
-                rngs=nnx.Rngs(params=key), probed=probed,
+                rngs=draws.Keys(key, 4), probed=probed,  # a key for each of its weights
             )  # fmt: skip
 
-        keys = jax.random.split(rngs.params(), config.n_layers)
+        keys = draws.split(rngs.params(), config.n_layers)
         self.blocks = nnx.vmap(block, in_axes=(0, 0, 0))(keys, attn, ffn)
         self.readout = Linear(
             numbers_of, "output", config.d_model, config.vocab_size, axes=("embed", "vocab"),

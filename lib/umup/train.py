@@ -18,7 +18,7 @@ import optax
 from flax import nnx
 from jax import Array
 
-from umup import data, mesh, optim
+from umup import data, draws, mesh, optim
 from umup.config import HPs, RunConfig
 from umup.layers import Amax, Tap
 from umup.model import Decoder, reports, tensor_names
@@ -89,10 +89,8 @@ def parametrization(run: RunConfig, hps: dict[str, Number]) -> Parametrization:
 
 def build(run: RunConfig, lane: Lane, *, probed: bool = False) -> Decoder:
     """The model at initialization. Seeds alone fix the draws, whatever the scheme."""
-    return Decoder(
-        run.model, parametrization(run, lane.hps), rngs=nnx.Rngs(params=jax.random.key(lane.seed)),
-        probed=probed,
-    )  # fmt: skip
+    keys = draws.Keys(jax.random.key(lane.seed), 3)  # for embedding, blocks and readout
+    return Decoder(run.model, parametrization(run, lane.hps), rngs=keys, probed=probed)
 
 
 class Parts(NamedTuple):

@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from umup import ops, unit
+from umup import draws, ops, unit
 from umup.config import HPs, ModelConfig
 from umup.errors import ConfigError
 from umup.rules import Parametrization, attention_out_std
 
 INPUTS: dict[str, Callable[[Array, tuple[int, ...]], Array]] = {
-    "normal": lambda key, shape: jax.random.normal(key, shape),
+    "normal": draws.normal,
     "uniform": lambda key, shape: math.sqrt(12.0) * (jax.random.uniform(key, shape) - 0.5),
     "laplace": lambda key, shape: jax.random.laplace(key, shape) / math.sqrt(2.0),
 }
@@ -46,7 +46,7 @@ def _rms(x: Array) -> Array:
 
 def _normal(key: Array, dtype: str, *shapes: tuple[int, ...]) -> list[Array]:
     keys = jax.random.split(key, len(shapes))
-    return [jax.random.normal(k, s).astype(dtype) for k, s in zip(keys, shapes, strict=True)]
+    return [draws.normal(k, s).astype(dtype) for k, s in zip(keys, shapes, strict=True)]
 
 
 def _over_seeds(seeds: int, measure: Callable[[Array], Mapping[str, Array]]) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def softmax(*, size: int, mult: float, rows: int, seeds: int, dtype: str) -> dic
 @partial(jax.jit, static_argnames=("tokens", "vocab_size", "dtype"))
 def _cross_entropy(key, alpha, grad_scale, logits_rms, *, tokens, vocab_size, dtype):
     kz, kt = jax.random.split(key)
-    z = logits_rms * jax.random.normal(kz, (tokens, vocab_size))
+    z = logits_rms * draws.normal(kz, (tokens, vocab_size))
     targets = jax.random.randint(kt, (tokens,), 0, vocab_size)
     grad = jax.grad(ops.cross_entropy)(z.astype(dtype), targets, alpha, grad_scale)
     return {"dlogits": _rms(grad)}

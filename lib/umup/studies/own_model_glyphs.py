@@ -18,6 +18,8 @@ from jax import Array
 from jax.scipy.ndimage import map_coordinates
 from matplotlib.ft2font import FT2Font
 
+from umup import draws
+
 SIDE = 12  # pixels of an image
 CLASSES = len(LETTERS)
 SHARP = 2  # pixels of a master for one of an image
@@ -57,7 +59,7 @@ def batch(key: Array, size: int) -> tuple[Array, Array]:
     letter_key, face_key, affine_key, shift_key, noise_key = jax.random.split(key, 5)
     letters = jax.random.randint(letter_key, (size,), 0, CLASSES)
     faces = jax.random.randint(face_key, (size,), 0, len(TYPEFACES))
-    warp = SHARP * (jnp.eye(2) + 0.1 * jax.random.normal(affine_key, (size, 2, 2)))
+    warp = SHARP * (jnp.eye(2) + 0.1 * draws.normal(affine_key, (size, 2, 2)))
     shift = SHARP * jax.random.uniform(shift_key, (size, 2), minval=-1.0)
     centre = (SIDE - 1) / 2
     grid = jnp.stack(jnp.meshgrid(*[jnp.arange(SIDE) - centre] * 2, indexing="ij"))
@@ -67,7 +69,7 @@ def batch(key: Array, size: int) -> tuple[Array, Array]:
         return map_coordinates(master, list(at), order=1)
 
     ink = jax.vmap(image)(jnp.asarray(masters())[faces, letters], warp, shift)
-    noisy = ink + NOISE * jax.random.normal(noise_key, ink.shape)
+    noisy = ink + NOISE * draws.normal(noise_key, ink.shape)
     return (noisy - 0.07) / 0.54, letters
 
 
