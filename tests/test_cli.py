@@ -34,6 +34,7 @@ def test_studies_lists_the_profiles(capsys):
         (["data", "card", "nowhere"], "corpus: received 'nowhere'"),
         (["watch", ".", "--every", "nan"], "--every: received nan; allowed: seconds"),
         (["watch", ".", "--every", "-1"], "--every: received -1.0"),
+        (["train", "nowhere.yaml", "--minutes", "nan"], "--minutes: received nan"),
     ],
 )
 def test_bad_input_is_one_line_before_any_compute(capsys, monkeypatch, argv, told):

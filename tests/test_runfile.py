@@ -228,7 +228,7 @@ def test_text_that_moved_is_gone_on_with_and_other_text_is_not(place, capsys):
     """By a run that ends when it is first asked to."""
     text, moved = place.root / "moving.txt", place.root / "moved" / "renamed.txt"
     text.write_text((place.root / "beer.txt").read_text("utf-8"), encoding="utf-8")
-    assert place.train("--minutes", "1e-9", *small("corpus", f"file:{text}"), run="moving") == 75
+    assert place.train("--minutes", "-1", *small("corpus", f"file:{text}"), run="moving") == 75
     moved.parent.mkdir()
     text.rename(moved)
     assert "file:PATH" in refused(

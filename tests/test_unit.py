@@ -219,6 +219,43 @@ def test_an_ignored_target_counts_nothing():
     assert (np.asarray(grad)[[1, 3]] == 0).all()
 
 
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.int16, jnp.uint32])
+def test_compiled_an_index_out_of_range_is_nan_and_spoils_no_other_row(dtype):
+    """Eagerly it is refused; a compiled program must neither clamp it nor count from the end."""
+    logits, table = jnp.linspace(-1.0, 1.0, 30).reshape(3, 10), jnp.ones((10, 4))
+    loss = jax.jit(jax.value_and_grad(lambda x, t: unit.cross_entropy(x, t, reduction="sum")))
+    rows_of = jax.jit(unit.embedding)
+    for wrong in (-1, -10, 10, 30_000):
+        ids = jnp.asarray([0, wrong, 9]).astype(dtype)
+        value, grad = loss(logits, ids)
+        assert jnp.isnan(value)
+        np.testing.assert_array_equal(jnp.isnan(grad).any(-1), [False, True, False])
+        rows = rows_of(ids, table)
+        np.testing.assert_array_equal(jnp.isnan(rows), np.array([[0], [1], [0]]) * np.ones(4))
+    assert jnp.isfinite(loss(logits, jnp.asarray([0, 9, 3]).astype(dtype))[0])
+
+
+def test_an_ignored_target_is_the_one_that_is_named():
+    logits = jnp.linspace(-1.0, 1.0, 30).reshape(3, 10)
+    for ignored, other in ((-100, -1), (-1, -100), (3, 10)):
+        loss = jax.jit(lambda x, t, i=ignored: unit.cross_entropy(x, t, ignore_index=i))
+        assert jnp.isfinite(loss(logits, jnp.asarray([0, ignored, 9])))
+        assert jnp.isnan(loss(logits, jnp.asarray([0, other, 9])))
+
+
+def test_more_classes_than_the_targets_type_has_numbers():
+    """Classes 1 and 257 are one number in eight bits."""
+    logits = jax.random.normal(jax.random.key(0), (3, 300))
+    grad = jax.jit(jax.grad(unit.cross_entropy))
+    targets = jnp.asarray([0, 1, 100])
+    np.testing.assert_array_equal(grad(logits, targets.astype(jnp.int8)), grad(logits, targets))
+
+
+def test_an_index_of_64_bits_is_seen_before_it_is_cut():
+    with pytest.raises(ConfigError, match=r"received 4294967297"):
+        unit.embedding(np.array([2**32 + 1]), jnp.ones((4, 2)))
+
+
 def test_norms_take_their_shape_from_the_gain():
     x = normal(0, 3, 4, 5) * 3 + 1
     both = unit.rms_norm(x, normalized_shape=(4, 5))

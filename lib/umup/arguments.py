@@ -38,22 +38,23 @@ def arrays(**named) -> list[Array]:
 
 
 def indices(name: str, value, size: int, besides: int | None = None) -> Array:
-    """The value as a JAX array of integers in [0, ``size``), or equal to ``besides``.
+    """The value as a JAX array of int32 in [0, ``size``), or equal to ``besides``.
 
     Raises:
         ConfigError: it is not. A traced array's values cannot be looked at; what is computed from
             one out of range is NaN.
     """
-    ids = jnp.asarray(value)
+    given = value if isinstance(value, np.ndarray) else jnp.asarray(value)  # JAX cuts an int64
+    ids = jnp.asarray(given)
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise ConfigError(name, ids.dtype.name, "an array of integers")
     require_shape(name, ids, ids.size > 0, "a shape without 0")
     if not isinstance(ids, Tracer):
-        seen = np.asarray(ids)
+        seen = np.asarray(given)
         wrong = seen[((seen < 0) | (seen >= size)) & (seen != besides)]
         if wrong.size:
             raise ConfigError(name, int(wrong[0]), f"integers in [0, {size})")
-    return ids
+    return ids.astype(jnp.int32)
 
 
 def positive(name: str, value: Number, *, or_zero: bool = False) -> Number:

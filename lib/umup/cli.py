@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from umup import terminal
-from umup.config import POSITIVE
 from umup.errors import UmupError
 from umup.yaml_reader import read_overrides
 
@@ -275,12 +274,12 @@ def run_train(chosen: argparse.Namespace) -> int:
     from umup import data, distributed, loop, runfile, writers
     from umup.errors import TrainError
 
+    if chosen.minutes is not None and not math.isfinite(chosen.minutes):
+        raise TrainError("--minutes", chosen.minutes, "a finite number; from 0 down: one chunk")
     overrides = read_overrides(chosen.parameter)
     config = runfile.read_config(chosen.config, overrides)
     if (chosen.fork is None) != (chosen.decay is None):
         raise TrainError("--fork", chosen.fork, "a step, together with --decay STEPS")
-    if chosen.minutes is not None and chosen.minutes not in POSITIVE:
-        raise TrainError("--minutes", chosen.minutes, str(POSITIVE))
     distributed.start(chosen.coordinator, chosen.processes, chosen.process)
     dataset = data.load(
         config.corpus, config.tokenizer, seq_len=config.model.seq_len, max_tokens=config.max_tokens

@@ -21,7 +21,7 @@ import pandas as pd
 from flax import nnx
 from jax import Array
 
-from umup.errors import ConfigError
+from umup.errors import ConfigError, memory_for
 from umup.slopes import COLUMNS, CoordCheck
 
 
@@ -76,6 +76,7 @@ def coord_check(
 
     Raises:
         ConfigError: an argument, or what ``model_fn`` returned, is not as described.
+        OutOfMemoryError: a model of the width that it names does not fit.
 
     An MLP in plain JAX. Under the standard parametrization with Adam the rules break at the
     hidden weight and the readout; with μP's three factors they hold:
@@ -113,7 +114,8 @@ def coord_check(
     for width in sorted(set(widths)):
         for eta in etas:
             for seed in seeds:
-                rows = observe(model_fn(width, seed, eta), steps)
+                with memory_for("widths", width, "smaller widths, or a smaller batch"):
+                    rows = observe(model_fn(width, seed, eta), steps)
                 frames.append(rows.assign(width=width, seed=seed, eta=float(eta)))
     table = pd.concat(frames, ignore_index=True)[list(COLUMNS)]
     _check_shapes(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator
 
 
@@ -77,12 +78,10 @@ def memory_for(field: str, received: object, allowed: str) -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, RuntimeError) as error:  # JAX's own error is a RuntimeError
-        said = str(error)
-        exhausted = any(
-            sign in said for sign in ("RESOURCE_EXHAUSTED", "ut of memory", "bad_alloc")
-        )
-        if not exhausted and not isinstance(error, MemoryError):
+    except (MemoryError, OSError, RuntimeError) as error:  # JAX's own error is a RuntimeError
+        said, signs = str(error), ("RESOURCE_EXHAUSTED", "ut of memory", "bad_alloc")
+        known = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+        if not known and not any(sign in said for sign in signs):
             raise
         reason = said.splitlines()[0][:200] if said else "the host has none left"
         allowed = f"{allowed} (out of memory: {reason})"

@@ -419,4 +419,5 @@ def cross_entropy(
     Returns:
         A scalar.
     """
-    return _cross_entropy(logits, targets, alpha, grad_scale, z_loss)
+    # In int32, so that any number of classes compares: an int8 cannot hold 200.
+    return _cross_entropy(logits, targets.astype(jnp.int32), alpha, grad_scale, z_loss)
