@@ -21,6 +21,7 @@ STEP := $(PYTHON) scripts/steps.py
 SITE := book/_build/html/index.html
 
 export MPLBACKEND = Agg
+export UMUP_TEST_IN_HASTE ?= 1
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 
 .PHONY: help setup book test matrix study notebook lint format wheelhouse bench constraints clean

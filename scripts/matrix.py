@@ -61,6 +61,7 @@ class Setting:
             flags = f"{flags} --xla_cpu_max_isa={self.instructions}".strip()
         threads = str(self.threads)  # XLA takes NPROC before the processors that it may run on
         ours = {"XLA_FLAGS": flags, "NPROC": threads, "OMP_NUM_THREADS": threads}
+        ours["UMUP_TEST_IN_HASTE"] = "0"  # the programs that users have
         if self.coretype is not None:
             ours["OPENBLAS_CORETYPE"] = self.coretype
         return {k: v for k, v in outer.items() if k != "OPENBLAS_CORETYPE"} | ours

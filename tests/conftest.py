@@ -3,6 +3,10 @@
 `UMUP_TEST_DEVICES` sets another number of devices: with one, as users have, XLA's CPU backend
 schedules programs otherwise, so that `tests/test_one_device.py` runs some tests that way too.
 
+`UMUP_TEST_IN_HASTE=1`, as `make test` sets it, compiles in haste: nine tenths of the tests' time
+are JAX's tracing and XLA's compiling. What is marked `optimized`, golden numbers and what is equal
+bit for bit in two programs, needs programs as users have them: `tests/test_optimized.py` runs it.
+
 The flags are taken back once JAX has started, so that kernels and commands which tests start see
 the machine as a user's shell does. No compiled program is kept on disk: within one run nothing is
 found there, and XLA:CPU (jaxlib 0.10.2) aborted in the next run on one for several devices.
@@ -12,19 +16,29 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 
 import pytest
 
+from umup import machine
+
 DEVICES = int(os.environ.get("UMUP_TEST_DEVICES", "8"))
+IN_HASTE = os.environ.get("UMUP_TEST_IN_HASTE") == "1"
+SMOKE = "tests/test_smoke.py"
+LONG = (SMOKE, "tests/test_new_study.py", "tests/test_optimized.py", "tests/test_one_device.py")
+"""What workers start with, so that none is left with it at the end."""
 
 
 def _start_jax() -> None:
     """Start JAX on the CPU as `DEVICES` devices, leaving the environment as it was."""
     flags = os.environ.get("XLA_FLAGS", "")
+    if IN_HASTE:
+        flags += f" {machine.in_haste()}"
+    flags += f" --xla_force_host_platform_device_count={DEVICES}"
     ours = {
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_X64": "0",
-        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={DEVICES}",
+        "XLA_FLAGS": flags.strip(),
     }
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)
@@ -39,6 +53,45 @@ def _start_jax() -> None:
 
 
 _start_jax()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_are_forgotten() -> Iterator[None]:
+    """At the end of each file: kept, they would take several gigabytes."""
+    yield
+    import jax
+
+    jax.clear_caches()
+
+
+@pytest.fixture
+def alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that the test starts compile as this one does, so that numbers are equal."""
+    if IN_HASTE:
+        flags = f"{os.environ.get('XLA_FLAGS', '')} {machine.in_haste()}"
+        monkeypatch.setenv("XLA_FLAGS", flags.strip())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if IN_HASTE:
+        left = {item for item in items if item.get_closest_marker("optimized")}
+        config.hook.pytest_deselected(items=list(left))
+        items[:] = [item for item in items if item not in left]
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """A file's tests go to one worker, which shares what it compiles; smoke runs go to any."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid if nodeid.startswith(SMOKE) else super()._split_scope(nodeid)
+
+    config.option.loadscopereorder = False  # by our order, not by the number of tests
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -123,6 +123,7 @@ class Pair:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("alike")
 def test_two_processes_are_one_run(tmp_path, monkeypatch):
     monkeypatch.setenv("UMUP_CACHE", str(tmp_path / "cache"))
     on_the_first_devices(monkeypatch)

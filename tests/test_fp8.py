@@ -48,6 +48,7 @@ def test_formats_are_those_of_the_dtype(fmt):
     assert fmt.smallest == codes[codes > 0].min()
 
 
+@pytest.mark.optimized
 @formats
 def test_every_code_comes_back(fmt):
     codes = CODES[fmt.name]
@@ -58,6 +59,7 @@ def test_every_code_comes_back(fmt):
     assert np.isnan(np.asarray(found, np.float32)[np.isnan(codes)]).all()
 
 
+@pytest.mark.optimized
 @formats
 def test_rounding_is_to_nearest_and_ties_to_even(fmt):
     positive = CODES[fmt.name][:128]
@@ -70,6 +72,7 @@ def test_rounding_is_to_nearest_and_ties_to_even(fmt):
     np.testing.assert_array_equal(cast(x, fmt), nearest(x.astype(np.float64), fmt))
 
 
+@pytest.mark.optimized
 @formats
 def test_what_lies_beyond_the_range(fmt):
     top = fmt.largest
@@ -81,6 +84,7 @@ def test_what_lies_beyond_the_range(fmt):
     assert cast([half, low, -half, 0.0], fmt).tolist() == [0.0, fmt.smallest, 0.0, 0.0]
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("a, b", [(E4M3, E4M3), (E5M2, E4M3), (E4M3, E5M2), (BF16, BF16)])
 def test_a_product_is_the_float32_product_of_the_cast_operands(a, b):
     x = jax.random.normal(jax.random.key(0), (48, 33)) * 20
@@ -158,6 +162,7 @@ def operands(dtype=jnp.float32):
     return x.astype(dtype), w, g.astype(dtype)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("recipe", ["bf16", "fp8_seed", "fp8_e5m2_grad"])
 @pytest.mark.parametrize("linear", ["attn.qkv", "mlp.down"])

@@ -41,6 +41,7 @@ def loss_and_gradients(model, ids):
     return nnx.value_and_grad(interop.loss)(model, ids)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("case", BOTH)
 def test_logits_loss_and_every_gradient_are_the_references(case):
     model = build(case)
@@ -64,6 +65,7 @@ def test_the_scales_follow_the_shape_of_the_ids():
             np.testing.assert_allclose(gradient, want[name], **TOLERANCE, err_msg=name)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("case", BOTH)
 def test_four_steps_of_adamw_are_the_references(case):
     golden, model = CASES[case], build(case)

@@ -55,6 +55,7 @@ def die() -> None:
 # --- a run that nothing befalls -------------------------------------------------------------------
 
 
+@pytest.mark.optimized
 def test_a_run_is_the_plain_scan_of_steps(clean):
     folder, outcome = clean
     config, dataset = config_of(), dataset_of()
@@ -96,6 +97,7 @@ def test_a_finished_run_is_left_as_it_is(clean):
     assert sorted(os.listdir(folder / "checkpoints")) == before[1] == ["48", "64", "80"]
 
 
+@pytest.mark.optimized
 def test_the_host_may_read_the_batches(clean, tmp_path):
     train(tmp_path, loader="host")
     same(trajectory(tmp_path), trajectory(clean[0]))
@@ -134,6 +136,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["16"]
 
 
+@pytest.mark.optimized
 def test_out_of_time_and_any_length_of_chunk_are_one_trajectory(clean, tmp_path):
     for step in (5, 10):  # a chunk each, and a checkpoint wherever it stops
         outcome = train(tmp_path, chunk_steps=5, seconds=0.0)

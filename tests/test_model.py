@@ -157,6 +157,7 @@ def reference_loss(hps=None, **changes):
     return float(next_token_loss(graph)(params, scales, ids)[0][0])
 
 
+@pytest.mark.optimized
 def test_decoder_matches_the_reference():
     model, _, ids = reference_model()
     graph, params, scales = split(model)
@@ -176,6 +177,7 @@ def test_decoder_matches_the_reference():
         assert 0.7 < np.sqrt(np.mean(gradient**2)) / constant < 1.5, name
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("case", GOLDEN["decoder_losses"])
 def test_residual_hps_match_the_reference(case):
     golden = GOLDEN["decoder_losses"][case]
@@ -186,6 +188,7 @@ def test_residual_hps_match_the_reference(case):
     assert found == pytest.approx(golden["loss"], abs=1e-4)
 
 
+@pytest.mark.optimized
 def test_our_default_residual_is_the_references_at_root_half():
     found = reference_loss(tau_convention="derived")
     want = GOLDEN["decoder_losses"]["decoder_seed_alpha1"]["loss"]
@@ -193,6 +196,7 @@ def test_our_default_residual_is_the_references_at_root_half():
     assert found != pytest.approx(GOLDEN["decoder_main"]["loss"], abs=5e-4)
 
 
+@pytest.mark.optimized
 def test_four_steps_of_adamw_match_the_reference():
     golden = GOLDEN["decoder_main"]["adamw"]
     model, numbers, ids = reference_model()
@@ -224,6 +228,7 @@ def test_learning_rate_factors_match_the_reference():
 # --- μP is SP at the base -------------------------------------------------------------------------
 
 
+@pytest.mark.optimized
 def test_mup_is_sp_at_the_base_bit_for_bit():
     sp, mup = (train.train(make_run(s), stream()) for s in ("sp", "mup"))
     assert len(sp) == 24
@@ -357,6 +362,7 @@ def test_initial_standard_deviations(scheme):
 # --- structure ------------------------------------------------------------------------------------
 
 
+@pytest.mark.optimized
 def test_scan_equals_unrolled():
     run = make_run("umup")
     start = train.init(run, lane_of(run))

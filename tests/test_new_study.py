@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from umup import cli, new_study
+from umup import cli, machine, new_study
 from umup.errors import BookError, StudyError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -260,7 +260,7 @@ def copy(tmp_path) -> Path:
 def test_the_chapter_can_be_followed_word_for_word(copy):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     # Most of the time is XLA's: these programs are run too little to be worth its care.
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {machine.in_haste()}"
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(copy / "lib"), "XLA_FLAGS": flags}
 
     def run(*command: str, given: str | None = None) -> str:

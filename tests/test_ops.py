@@ -60,6 +60,7 @@ def flat(x):
     return x.reshape(-1, x.shape[-1])
 
 
+@pytest.mark.optimized
 def test_linear_is_the_references():
     x, w, out, g, d_x, d_w = golden("linear", "x", "w", "out", "g", "d_x", "d_w")
     n = numbers(tokens=15).weight("hidden", 24, 96)
@@ -69,6 +70,7 @@ def test_linear_is_the_references():
     )  # fmt: skip
 
 
+@pytest.mark.optimized
 def test_readout_is_the_references():
     x, w, g, d_w = golden("linear", "x", "w", "g", "d_w")
     out, d_x = golden("linear_readout", "out", "d_x")
@@ -79,6 +81,7 @@ def test_readout_is_the_references():
     )  # fmt: skip
 
 
+@pytest.mark.optimized
 def test_embedding_is_the_references():
     ids, w, out, g, d_w = golden("embedding", "ids", "w", "out", "g", "d_w")
     n = numbers(tokens=32).weight("input", 40, 16)
@@ -88,6 +91,7 @@ def test_embedding_is_the_references():
     )  # fmt: skip
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("alpha", ["0.125", "1.0", "8.0"])
 def test_gated_silu_is_the_references(alpha):
     x, gate, g = golden("silu_glu", "x", "gate", "g")
@@ -96,6 +100,7 @@ def test_gated_silu_is_the_references(alpha):
     check(lambda x, gate: ops.gated_silu(x, gate, *scales), (x, gate), g, out, (d_x, d_gate))
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("alpha", ["0.5", "2.0"])
 def test_attention_is_the_references(alpha):
     q, k, v, g = golden("sdpa", "q", "k", "v", "g")
@@ -104,11 +109,13 @@ def test_attention_is_the_references(alpha):
     check(lambda q, k, v: ops.attention(q, k, v, *scales), (q, k, v), g, out, grads)
 
 
+@pytest.mark.optimized
 def test_rms_norm_is_the_references():
     x, out, g, d_x = golden("rms_norm", "x", "out", "g", "d_x")
     check(ops.rms_norm, (x,), g, out, (d_x,))
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("alpha", ["0.5", "1.0", "2.0"])
 def test_cross_entropy_is_the_references(alpha):
     logits, targets = golden("cross_entropy", "logits", "targets")
@@ -120,6 +127,7 @@ def test_cross_entropy_is_the_references(alpha):
     )  # fmt: skip
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("tau", ["0.1", "0.5", "1.0", "2.0"])
 def test_residual_is_the_references(tau):
     x, w, g = golden("residual", "x", "W", "g")

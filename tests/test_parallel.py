@@ -103,6 +103,7 @@ def test_every_layout_trains_as_one_device(scheme, layout):
     np.testing.assert_allclose(norms, want_norms, rtol=1e-4)
 
 
+@pytest.mark.optimized
 def test_a_mesh_draws_the_weights_of_one_device():
     assert_same(on_host(programs(make_run(), CUBE).init()), drawn(make_run()))
 
@@ -309,6 +310,7 @@ def test_cuts_and_runs_share_one_program_and_change_no_bit():
     assert program._cache_size() == before == 1
 
 
+@pytest.mark.optimized
 def test_windows_of_the_host_give_the_same_bits():
     run = make_run()
     state, told = programs(run, ONE).chunk(

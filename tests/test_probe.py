@@ -138,6 +138,7 @@ def test_attention_is_reported_as_numpy_has_it():
     assert found["blocks.0.attn.scores/entropy"]["mean"] == pytest.approx(entropy.mean(), rel=1e-4)
 
 
+@pytest.mark.optimized
 @pytest.mark.one_device
 def test_looking_changes_no_number(tmp_path):
     from umup.data import Dataset

@@ -472,14 +472,16 @@ def test_jax_starts_with_the_outer_flags_and_leaves_them(tmp_path: Path, outer: 
     (tmp_path / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text("utf-8"))
     (tmp_path / "jax.py").write_text(  # what JAX would see
         "import os\nseen = []\ndef devices(): seen.append(os.environ['XLA_FLAGS'])\n"
+        "def clear_caches(): pass\n"
     )
+    ours = f"{outer or ''} --xla_force_host_platform_device_count=8".strip()
     (tmp_path / "test_it.py").write_text(
         "import jax, os\ndef test_it():\n"
-        f"    assert jax.seen == ['{outer or ''} --xla_force_host_platform_device_count=8']\n"
+        f"    assert jax.seen == ['{ours}']\n"
         f"    assert os.environ.get('XLA_FLAGS') == {outer!r}\n"
     )
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(tmp_path)}
-    env |= {"XLA_FLAGS": outer} if outer else {}
+    env |= {"UMUP_TEST_IN_HASTE": "0"} | ({"XLA_FLAGS": outer} if outer else {})
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert "1 passed" in done.stdout, done.stdout

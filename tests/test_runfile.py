@@ -277,6 +277,7 @@ def test_a_folder_is_held_by_one(tmp_path):
         pass
 
 
+@pytest.mark.usefixtures("alike")
 def test_a_run_of_its_own_process(place, capsys):
     """Refuses a second at its folder, ends with 75 on SIGTERM, and is gone on with."""
     argv = [sys.executable, "-m", "umup.cli", "train", str(place.file),

@@ -47,6 +47,7 @@ def single(run):
 # --- the numbers ----------------------------------------------------------------------------------
 
 
+@pytest.mark.optimized
 def test_golden_trajectory():
     golden = json.loads(GOLDEN.read_text())
     found = {scheme: [round(float(x), 6) for x in single(make_run(scheme))] for scheme in SCHEMES}
@@ -134,6 +135,7 @@ RUNS = [
 ]  # fmt: skip
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("at_once", [1, 2, 8])
 def test_lanes_give_the_losses_of_single_runs(at_once):
     programs, lanes = train.programs(RUNS[0], at_once), train.lanes_of(RUNS)
@@ -157,6 +159,7 @@ def test_an_accelerator_runs_all_lanes_at_once(monkeypatch):
     np.testing.assert_array_equal(found, np.arange(4.0) + 3)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("chunk_steps", [1, 4])
 def test_chunks_do_not_change_the_losses(chunk_steps):
     found = train.train(make_run(), stream(), chunk_steps=chunk_steps)

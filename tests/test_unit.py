@@ -67,6 +67,7 @@ def computed(op):
     )
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("name", OPS)
 def test_forward_and_gradients_are_the_references(name):
     outputs, gradients = computed(OPS[name]["op"])[name]
@@ -323,6 +324,7 @@ def block(x, w, tau, mult):
     return unit.residual_add(unit.linear(h, w.T), skip, tau)
 
 
+@pytest.mark.optimized
 def test_scan_and_remat_over_layers_give_the_unrolled_numbers():
     x, ws = normal(0, 2, 5, 8), normal(1, 3, 8, 8)
     taus = jnp.asarray(unit.transformer_residual_taus(3)[:3])

@@ -37,7 +37,10 @@ def parameters(notebook: Path) -> dict[str, Any]:
     return {k: v for k, v in values.items() if isinstance(v, PLAIN) and not k.startswith("_")}
 
 
-def execute(notebook: Path, output: Path, given: Mapping[str, Any], cwd: Path) -> dict[str, Any]:
+def execute(
+    notebook: Path, output: Path, given: Mapping[str, Any], cwd: Path,
+    variables: Mapping[str, str] = {},
+) -> dict[str, Any]:  # fmt: skip
     """Run a notebook with papermill, in this interpreter's own kernel, and return it executed.
 
     Only values that differ from the notebook's own are injected. A kernel that does not start is
@@ -48,6 +51,7 @@ def execute(notebook: Path, output: Path, given: Mapping[str, Any], cwd: Path) -
         output: the executed notebook, written cell by cell.
         given: values of its parameters.
         cwd: the folder in which the kernel runs.
+        variables: environment variables that the kernel has besides ours.
 
     Raises:
         StudyError: a parameter that the notebook does not have, no cell tagged ``parameters``, a
@@ -77,7 +81,7 @@ def execute(notebook: Path, output: Path, given: Mapping[str, Any], cwd: Path) -
                     language="python",
                     progress_bar=False,
                     start_timeout=120,
-                    kernel_manager_class=_own_kernel(),
+                    kernel_manager_class=_own_kernel(variables),
                     # Not papermill's `cwd`, which moves this whole process, other threads too.
                     resources={"metadata": {"path": str(cwd)}},
                     extra_arguments=["--log-level=ERROR", f"--ipython-dir={settings}"],
@@ -101,7 +105,7 @@ def execute(notebook: Path, output: Path, given: Mapping[str, Any], cwd: Path) -
     return verify(json.loads(output.read_text(encoding="utf-8")), output)
 
 
-def _own_kernel() -> type:
+def _own_kernel(variables: Mapping[str, str]) -> type:
     """A kernel manager that starts this interpreter, whatever is installed as ``python3``."""
     from ipykernel.kernelspec import RESOURCES, get_kernel_dict
     from jupyter_client.kernelspec import KernelSpec
@@ -110,7 +114,7 @@ def _own_kernel() -> type:
     class OwnKernel(AsyncKernelManager):
         @property
         def kernel_spec(self) -> KernelSpec:
-            return KernelSpec(resource_dir=RESOURCES, **get_kernel_dict())
+            return KernelSpec(resource_dir=RESOURCES, env=dict(variables), **get_kernel_dict())
 
     return OwnKernel
 

@@ -107,7 +107,8 @@ def study_folders(root: Path) -> list[Path]:
 def smoke(folder: Path, root: Path) -> Path:
     """The study's notebook, executed live at its smoke profile.
 
-    It is kept in ``.cache/smoke`` until something that can change it does: the library, the study,
+    Its programs are compiled in haste, since no number of it is read. It is kept in
+    ``.cache/smoke`` until something that can change it does: the library, the study,
     a package, the machine's cores, or what the environment tells JAX and its libraries.
 
     Args:
@@ -130,7 +131,8 @@ def smoke(folder: Path, root: Path) -> Path:
         with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=kept.parent) as draft:
             given, output = Path(draft, "study.ipynb"), Path(draft, "output.ipynb")
             given.write_text(json.dumps(notebook), encoding="utf-8")
-            execute(given, output, parameters(folder, "smoke"), root)
+            flags = f"{os.environ.get('XLA_FLAGS', '')} {machine.in_haste()}"
+            execute(given, output, parameters(folder, "smoke"), root, {"XLA_FLAGS": flags})
             for older in kept.parent.glob(f"{folder.name}-*.ipynb"):
                 older.unlink(missing_ok=True)
             output.replace(kept)

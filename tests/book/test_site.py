@@ -101,7 +101,7 @@ def ran(monkeypatch) -> list[dict]:
     """The parameters of every notebook that was run, which is only pretended."""
     found: list[dict] = []
 
-    def execute(notebook: Path, output: Path, given: dict, cwd: Path) -> None:
+    def execute(notebook: Path, output: Path, given: dict, cwd: Path, env: dict) -> None:
         found.append(given)
         output.write_text(notebook.read_text(encoding="utf-8"), encoding="utf-8")
 
@@ -132,7 +132,7 @@ def test_a_smoke_run_is_kept_until_something_that_can_change_it_does(checkout, r
 
 
 def test_a_smoke_run_that_fails_is_not_kept(checkout, monkeypatch):
-    def fail(notebook: Path, output: Path, given: dict, cwd: Path) -> None:
+    def fail(notebook: Path, output: Path, given: dict, cwd: Path, env: dict) -> None:
         output.write_text("half", encoding="utf-8")
         raise StudyError("cell", "x", "y")
 
