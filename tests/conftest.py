@@ -24,8 +24,9 @@ from umup import machine
 
 DEVICES = int(os.environ.get("UMUP_TEST_DEVICES", "8"))
 IN_HASTE = os.environ.get("UMUP_TEST_IN_HASTE") == "1"
-SMOKE = "tests/test_smoke.py"
-LONG = (SMOKE, "tests/test_new_study.py", "tests/test_optimized.py", "tests/test_one_device.py")
+APART = ("tests/test_optimized.py", "tests/test_smoke.py")
+"""Files whose tests share nothing in this process: any worker may have each."""
+LONG = ("tests/test_new_study.py", "tests/test_one_device.py", *APART)
 """What workers start with, so that none is left with it at the end."""
 
 
@@ -83,12 +84,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """A file's tests go to one worker, which shares what it compiles; smoke runs go to any."""
+    """A file's tests go to one worker, which shares what it compiles; `APART` are on their own."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return nodeid if nodeid.startswith(SMOKE) else super()._split_scope(nodeid)
+            return nodeid if nodeid.startswith(APART) else super()._split_scope(nodeid)
 
     config.option.loadscopereorder = False  # by our order, not by the number of tests
     return Scheduling(config, log)

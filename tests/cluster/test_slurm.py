@@ -18,7 +18,7 @@ from cluster.oneslurm import NODES, Slurm, output, until
 from umup import cli, executor, jobs, runlog, study
 from umup.records import Store
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("alike")]
+pytestmark = [pytest.mark.slow, pytest.mark.optimized]  # lanes of any number are bit for bit alike
 STEPS = 6000
 SLOWLY = ("-p", "chunk_steps", "10")  # so that tasks can be met at work; no number changes
 
