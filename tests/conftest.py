@@ -32,9 +32,7 @@ LONG = ("tests/test_new_study.py", "tests/test_one_device.py", *APART)
 
 def _start_jax() -> None:
     """Start JAX on the CPU as `DEVICES` devices, leaving the environment as it was."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    if IN_HASTE:
-        flags += f" {machine.in_haste()}"
+    flags = machine.in_haste() if IN_HASTE else os.environ.get("XLA_FLAGS", "")
     flags += f" --xla_force_host_platform_device_count={DEVICES}"
     ours = {
         "JAX_PLATFORMS": "cpu",
@@ -69,8 +67,7 @@ def _programs_are_forgotten() -> Iterator[None]:
 def alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that the test starts compile as this one does, so that numbers are equal."""
     if IN_HASTE:
-        flags = f"{os.environ.get('XLA_FLAGS', '')} {machine.in_haste()}"
-        monkeypatch.setenv("XLA_FLAGS", flags.strip())
+        monkeypatch.setenv("XLA_FLAGS", machine.in_haste())
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -26,7 +26,8 @@ def test_marked_tests_pass_with_programs_as_users_have_them(files: str) -> None:
         text=True, env=os.environ | {"UMUP_TEST_IN_HASTE": "0"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert re.search(r"\d+ passed", done.stdout) or files != "test_*.py"  # Slurm may be absent
+    if files == "test_*.py":  # the cluster's need Slurm, which may be absent
+        assert re.search(r"\d+ passed", done.stdout) and "skipped" not in done.stdout
 
 
 def test_no_mark_is_missed() -> None:

@@ -1,4 +1,4 @@
-"""JAX's random keys and normal draws, to the bit, as programs that compile in a third of the time.
+"""JAX's random keys and normal draws, to the bit, as programs that XLA compiles faster on a CPU.
 
 JAX writes Threefry as a loop of rounds, which XLA's CPU backend makes into a dozen programs for
 every key and every draw: most of the time before a small model's first step. Written out, all keys

@@ -43,11 +43,15 @@ def _lines(path: str) -> list[str]:
 
 
 def in_haste() -> str:
-    """XLA's flags that compile a CPU's programs in a third of the time; they run more slowly."""
-    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    """``XLA_FLAGS`` as they are and, after them, those that compile a CPU's programs quickly.
+
+    The programs themselves run more slowly: for trials of a few steps.
+    """
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+    flags += " --xla_llvm_disable_expensive_passes=true"
     if version("jaxlib") < "0.11":  # later ones end on the flag, which they do not know
         flags += " --xla_cpu_use_fusion_emitters=false"
-    return flags
+    return flags.strip()
 
 
 def name() -> str:

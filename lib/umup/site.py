@@ -131,8 +131,8 @@ def smoke(folder: Path, root: Path) -> Path:
         with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=kept.parent) as draft:
             given, output = Path(draft, "study.ipynb"), Path(draft, "output.ipynb")
             given.write_text(json.dumps(notebook), encoding="utf-8")
-            flags = f"{os.environ.get('XLA_FLAGS', '')} {machine.in_haste()}"
-            execute(given, output, parameters(folder, "smoke"), root, {"XLA_FLAGS": flags})
+            hasty = {"XLA_FLAGS": machine.in_haste()}
+            execute(given, output, parameters(folder, "smoke"), root, hasty)
             for older in kept.parent.glob(f"{folder.name}-*.ipynb"):
                 older.unlink(missing_ok=True)
             output.replace(kept)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from umup import site
+from umup import machine, site
 from umup.errors import BookError, StudyError
 
 SOUND = "<!doctype html><body><h1 id='top'>x</h1>"
@@ -103,6 +103,7 @@ def ran(monkeypatch) -> list[dict]:
 
     def execute(notebook: Path, output: Path, given: dict, cwd: Path, env: dict) -> None:
         found.append(given)
+        assert env["XLA_FLAGS"] == machine.in_haste(), "it compiles in haste"
         output.write_text(notebook.read_text(encoding="utf-8"), encoding="utf-8")
 
     monkeypatch.setattr(site, "execute", execute)
