@@ -102,6 +102,24 @@ def test_round_trip_keeps_every_value_and_type(tmp_path):
     assert (runs.git_dirty.dtype, runs.seed.dtype) == (bool, np.int64)
 
 
+def test_a_store_reads_each_shard_once_and_a_touched_one_again(tmp_path, monkeypatch):
+    opened = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append(path) or read_bytes(path))
+    store = Store(tmp_path)
+    first, second = store.append([make_row("a")]), store.append([make_row("b")])
+    assert set(store.read()["key"]) == {"a", "b"} == store.keys()
+    third = store.append([make_row("c")])
+    assert set(store.read()["key"]) == {"a", "b", "c"}
+    assert sorted(opened) == sorted([first, second, third])
+    second.write_bytes(first.read_bytes())
+    assert set(store.read()["key"]) == {"a", "c"} == store.keys()
+    second.unlink()
+    third.write_bytes(b"no shard")
+    with pytest.raises(RecordError, match=third.name):
+        store.read()
+
+
 def test_no_rows_no_shard_and_an_absent_store_is_empty(tmp_path):
     store = Store(tmp_path / "absent")
     assert store.append([]) is None and store.keys() == set() and store.running() == set()

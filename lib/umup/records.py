@@ -51,7 +51,8 @@ class Store:
     def __init__(self, folder: str | os.PathLike[str], schema: Schema = RUNS):
         self.folder = Path(folder)
         self.schema = schema
-        self._shard_keys: dict[str, frozenset[str]] = {}  # shards never change: read each once
+        # Shards never change: each is read once, since a sweep asks for all after every group.
+        self._known: dict[str, tuple[tuple[int, ...], pa.Table]] = {}
 
     @functools.cached_property
     def points(self) -> Store:
@@ -79,18 +80,11 @@ class Store:
             RecordError: a shard is damaged, of another schema or cannot be read; nothing is
                 dropped in silence.
         """
-        return self._table().to_pandas()
+        return self._merged(self._tables()).to_pandas()
 
     def keys(self) -> set[str]:
         """The keys on record. Raises RecordError as `read` does."""
-
-        def of(shard: Path) -> frozenset[str]:
-            if shard.name not in self._shard_keys:
-                column = self._read_shard(shard).column("key").to_pylist()
-                self._shard_keys[shard.name] = frozenset(column)
-            return self._shard_keys[shard.name]
-
-        return set().union(*self._each(of).values())
+        return set().union(*(t.column("key").to_pylist() for t in self._tables()))
 
     @contextlib.contextmanager
     def claim(self, key: str) -> Iterator[bool]:
@@ -198,8 +192,10 @@ class Store:
                 time.sleep(pause)
         raise RecordError(vanished, "listed, but not there", "a folder whose listing holds")
 
-    def _table(self) -> pa.Table:
-        return self._merged(self._each(self._read_shard).values())
+    def _tables(self) -> Iterable[pa.Table]:
+        tables = self._each(self._read_shard)
+        self._known = {shard.name: self._known[shard.name] for shard in tables}  # not the gone
+        return tables.values()
 
     def _merged(self, tables: Iterable[pa.Table]) -> pa.Table:
         table = pa.concat_tables([self.schema.arrow.empty_table(), *tables])
@@ -215,20 +211,29 @@ class Store:
         return shard
 
     def _read_shard(self, path: Path) -> pa.Table:
-        """The rows of one shard; FileNotFoundError if it went since the folder was listed."""
+        """The rows of one shard; FileNotFoundError if it went since the folder was listed.
+
+        A file that was touched since it was read, by whatever damages files, is read again.
+        """
         try:
             if path.is_symlink() and not path.exists():
                 todo = "a link to a shard: fetch its content (git annex get, dvc pull) or delete it"
                 raise RecordError(str(path), f"a link to nothing, {os.readlink(path)}", todo)
             if path.exists() and not path.is_file():
                 raise DamagedShard(str(path), "no file")
+            status = path.stat()
+            stamp = (status.st_ino, status.st_size, status.st_mtime_ns)
+            if path.name in self._known and self._known[path.name][0] == stamp:
+                return self._known[path.name][1]
             data = path.read_bytes()
         except FileNotFoundError:
             raise
         except OSError as error:
             received = f"unreadable ({error.strerror})"
             raise RecordError(str(path), received, "a shard that this user can read") from error
-        return self.schema.unpack(data, str(path))
+        table = self.schema.unpack(data, str(path))
+        self._known[path.name] = stamp, table
+        return table
 
 
 def _writing(path: Path) -> contextlib.AbstractContextManager[None]:
