@@ -19,7 +19,7 @@ from flax import nnx
 from jax import Array
 
 from umup import data, draws, mesh, optim
-from umup.config import HPs, RunConfig
+from umup.config import HPs, ModelConfig, RunConfig
 from umup.layers import Amax, Tap
 from umup.model import Decoder, reports, tensor_names
 from umup.powers import Number
@@ -89,8 +89,12 @@ def parametrization(run: RunConfig, hps: dict[str, Number]) -> Parametrization:
 
 def build(run: RunConfig, lane: Lane, *, probed: bool = False) -> Decoder:
     """The model at initialization. Seeds alone fix the draws, whatever the scheme."""
-    keys = draws.Keys(jax.random.key(lane.seed), 3)  # for embedding, blocks and readout
-    return Decoder(run.model, parametrization(run, lane.hps), rngs=keys, probed=probed)
+    return _build(parametrization(run, lane.hps), lane.seed, probed)
+
+
+def _build(numbers_of: Parametrization, seed: Number, probed: bool) -> Decoder:
+    keys = draws.Keys(jax.random.key(seed), 3)  # for embedding, blocks and readout
+    return Decoder(numbers_of.model, numbers_of, rngs=keys, probed=probed)
 
 
 class Parts(NamedTuple):
@@ -110,8 +114,20 @@ def parts_of(model: nnx.Module) -> Parts:
 
 def abstract(run: RunConfig, *, probed: bool = False) -> Parts:
     """The model's parts as shapes, the same for every scheme."""
-    hps = HPs().to_dict()
-    return parts_of(nnx.eval_shape(lambda: build(run, Lane(hps, jnp.int32(0)), probed=probed)))
+    return jax.tree.unflatten(*_abstract(run.model, probed))
+
+
+@functools.lru_cache(maxsize=64)
+def _abstract(model: ModelConfig, probed: bool) -> tuple[Any, list[Any]]:
+    """Structure and leaves of ``abstract``: each caller has variables of its own.
+
+    Kept, since a step's trace asks for them more than once, and tracing a model's draws takes
+    longer than tracing the model.
+    """
+    numbers_of = Parametrization("sp", model, HPs().to_dict(), tokens=1)
+    parts = parts_of(nnx.eval_shape(lambda: _build(numbers_of, 0, probed)))
+    leaves, structure = jax.tree.flatten(parts)
+    return structure, leaves
 
 
 def graph_of(run: RunConfig) -> nnx.GraphDef:
