@@ -7,6 +7,7 @@ of a model are one program, and each of its draws is one.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -43,6 +44,12 @@ def split(key: Array, n: int) -> Array:
     """``jax.random.split(key, n)``; its i-th is also ``jax.random.fold_in(key, i)``."""
     if not _is_threefry(key):
         return jax.random.split(key, n)
+    return _split(key, n)
+
+
+# Traced once for each size, and one program where they are called outside of any.
+@functools.partial(jax.jit, static_argnums=1, inline=True)
+def _split(key: Array, n: int) -> Array:
     index = jnp.arange(n, dtype=jnp.uint32)
     words = threefry(_words(key), (jnp.zeros_like(index), index))
     # A barrier, or every draw would derive its own key over again.
@@ -51,10 +58,14 @@ def split(key: Array, n: int) -> Array:
 
 def normal(key: Array, shape: tuple[int, ...]) -> Array:
     """``jax.random.normal(key, shape, jnp.float32)``."""
-    size = math.prod(shape)
-    if not _is_threefry(key) or size >= 2**32:
+    if not _is_threefry(key) or math.prod(shape) >= 2**32:
         return jax.random.normal(key, shape, jnp.float32)
-    index = jax.lax.iota(jnp.uint32, size).reshape(shape)
+    return _normal(key, shape)
+
+
+@functools.partial(jax.jit, static_argnums=1, inline=True)
+def _normal(key: Array, shape: tuple[int, ...]) -> Array:
+    index = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
     x, y = threefry(_words(key), (jnp.zeros_like(index), index))
     # 23 bits as the fraction of a number from 1 to 2, taken to (−1, 1).
     from_one = jax.lax.bitcast_convert_type(((x ^ y) >> np.uint32(9)) | np.uint32(0x3F800000), "f4")
