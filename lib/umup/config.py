@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -72,6 +73,10 @@ def _type_name(annotation: Any) -> str:
     return getattr(annotation, "__name__", None) or str(annotation)
 
 
+_hints = functools.cache(typing.get_type_hints)
+"""A class's annotations as types; evaluating their text takes most of a configuration's making."""
+
+
 class Config:
     """Base of the configurations: type and range checks, exact round trip to plain data.
 
@@ -82,7 +87,7 @@ class Config:
     RANGES: ClassVar[Mapping[str, Range | tuple]] = {}
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
+        hints = _hints(type(self))
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value, annotation = getattr(self, field.name), hints[field.name]
             if not _fits(value, annotation):
@@ -110,7 +115,7 @@ class Config:
             ConfigError: a key is unknown, or a value has a wrong type or is out of range. A field
                 of a group is named with it, such as ``optim.steps``.
         """
-        hints = typing.get_type_hints(cls)
+        hints = _hints(cls)
         names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
         plain = {}
         for key, value in values.items():
