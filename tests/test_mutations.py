@@ -89,7 +89,7 @@ def test_a_change_is_noticed_and_a_harmless_one_survives(scripts):
     code = (
         "import mutations; from mutants import Mutation\n"
         "from pathlib import Path\n"
-        "mutations.TESTS['errors.py'] = ('test_config.py',)\n"
+        "mutations.TESTS['errors.py'] = ('test_config.py::test_unknown_and_nested_fields',)\n"
         "source = Path('lib/umup/errors.py').read_text()\n"
         "bad = source.replace('received', 'got')\n"
         "both = [Mutation('errors.py', 1, '', 'k', t, s) for t, s in (('a', bad), ('b', source))]\n"
