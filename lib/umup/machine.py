@@ -49,6 +49,7 @@ def in_haste() -> str:
     """
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
     flags += " --xla_llvm_disable_expensive_passes=true"
+    flags += " --xla_cpu_parallel_codegen_split_count=1"  # parts cost more CPU time than a whole
     if version("jaxlib") < "0.11":  # later ones end on the flag, which they do not know
         flags += " --xla_cpu_use_fusion_emitters=false"
     return flags.strip()
