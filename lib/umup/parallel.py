@@ -73,11 +73,17 @@ def lane_of(run: RunConfig) -> Lane:
 
 def abstract_state(run: RunConfig, devices: Mesh) -> TrainState:
     """The run's state as shapes with their shardings, no array allocated."""
-    state = jax.eval_shape(functools.partial(train.init, run), lane_of(run))
+    state = _abstract_state(_shape_of(run))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state, mesh.shardings(devices, state),
     )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=64)
+def _abstract_state(run: RunConfig) -> TrainState:
+    """The state as shapes; of a run's shape, since every start of a run asks several times."""
+    return jax.eval_shape(functools.partial(train.init, run), lane_of(run))
 
 
 def everywhere(devices: Mesh) -> NamedSharding:
