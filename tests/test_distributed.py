@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,30 +96,48 @@ def test_alone_it_agrees_with_itself():
     assert distributed.any_of(True) is True and distributed.any_of(False) is False
 
 
-class Pair:
-    """Two processes of two devices each, started as a user would."""
+COMMANDS = """
+import json, sys
+from umup import cli
+join = ["--coordinator", sys.argv[1], "--processes", "2", "--process", sys.argv[2]]
+for i, argv in enumerate(json.loads(sys.argv[3])):
+    status = cli.main([*argv, *([] if i else join)])
+    print(status, flush=True)
+    print("---", file=sys.stderr, flush=True)
+sys.exit(status)
+"""
 
-    def __init__(self, file: Path, folder: Path, *argv: str):
+
+class Pair:
+    """Two processes of two devices each that run commands one after another, the first joining.
+
+    Programs are compiled once for all commands; what a command knows of the one before is on disk.
+    """
+
+    def __init__(self, *commands: list[str]):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{probe.getsockname()[1]}"
-        command = [sys.executable, "-m", "umup.cli", "train", str(file), "--run", str(folder)]
-        command += [*argv, "--coordinator", address, "--processes", "2", "--process"]
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
         env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
         self.both = [
-            subprocess.Popen([*command, str(i)], env=env, text=True, stderr=subprocess.PIPE)
+            subprocess.Popen(
+                [sys.executable, "-c", COMMANDS, address, str(i), json.dumps(commands)], env=env,
+                text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )
             for i in range(2)
-        ]
+        ]  # fmt: skip
 
-    def end(self) -> tuple[list[int], list[str]]:
-        """Exit statuses, and what each said."""
+    def end(self) -> tuple[list[int], list[list[int]], list[list[str]]]:
+        """Of both: the exit status, that of each command, and what each command said."""
         try:
-            said = [process.communicate(timeout=240)[1] for process in self.both]
+            ends = [process.communicate(timeout=240) for process in self.both]
         finally:
             for process in self.both:
                 process.kill()
-        return [process.returncode for process in self.both], said
+        # Gloo says on standard output with whom it is connected.
+        statuses = [[int(line) for line in out.splitlines() if line.isdigit()] for out, _ in ends]
+        return [p.returncode for p in self.both], statuses, [err.split("---\n") for _, err in ends]
 
 
 @pytest.mark.slow
@@ -130,35 +148,34 @@ def test_two_processes_are_one_run(tmp_path, monkeypatch):
     text = "\n".join(f"{n} bottles of beer on the wall, {n % 7} more" for n in range(400))
     (tmp_path / "beer.txt").write_text(text, encoding="utf-8")
     plain = PLAIN | {"corpus": f"file:{tmp_path / 'beer.txt'}", "loader": "host"}
-    plain["model"] = PLAIN["model"] | {"vocab_size": 256}
+    plain["model"] = PLAIN["model"] | {"vocab_size": 256, "n_layers": 1}
+    plain["optim"] = PLAIN["optim"] | {"steps": 32}
     file = tmp_path / "r.yaml"
     file.write_text(yaml.safe_dump(plain), encoding="utf-8")
     assert cli.main(["train", str(file), "--run", str(tmp_path / "one")]) == 0
 
-    mesh = ["-p", "mesh.data", "2", "-p", "mesh.fsdp", "2"]
-    pair, log = Pair(file, tmp_path / "two", *mesh), tmp_path / "two" / "log.jsonl"
-    deadline = time.monotonic() + 120
+    train = ["train", str(file), "--run", str(tmp_path / "two")]
+    train += ["-p", "mesh.data", "2", "-p", "mesh.fsdp", "2"]
+    # Stopped, gone on with, and refused by the first process, which ends both.
+    pair = Pair(train, train, [*train, "-p", "seed", "1"])
+    log, deadline = tmp_path / "two" / "log.jsonl", time.monotonic() + 120
     while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:
         assert [process.poll() for process in pair.both] == [None, None], pair.end()
         time.sleep(0.02)
     pair.both[1].send_signal(signal.SIGTERM)  # while both compile: they end after the first chunk
-    status, said = pair.end()
-    assert status == [75, 75], said
-    (end,) = runlog.events(log, "end")
-    assert (end["verdict"], end["reason"]) == ("stopped", "another process was told to")
-    assert (tmp_path / "two" / "checkpoints" / str(end["step"])).is_dir() and end["step"] < 80
+    ended, statuses, said = pair.end()
+    assert statuses == [[75, 0, 1]] * 2 and ended == [1, 1], said
+    stopped, end = runlog.events(log, "end")
+    assert (stopped["verdict"], stopped["reason"]) == ("stopped", "another process was told to")
+    assert stopped["step"] < 32 and (end["verdict"], end["step"]) == ("done", 32)
+    assert [e["step"] for e in runlog.events(log, "resume")] == [stopped["step"]]
 
-    status, said = Pair(file, tmp_path / "two", *mesh).end()
-    assert status == [0, 0], said
-    assert "step 80/80" in said[0] and "step 80/80" not in said[1]  # one tells of it
+    assert "step 32/32" in said[0][1] and "step 32/32" not in said[1][1]  # one tells of it
     one, two = trajectory(tmp_path / "one"), trajectory(log)
     np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-5)
     np.testing.assert_allclose(two["grad_norm"], one["grad_norm"], rtol=1e-4)
     assert [e["event"] for e in runlog.events(log)].count("start") == 1
     assert [p.name for p in tmp_path.rglob("log.jsonl")] == ["log.jsonl", "log.jsonl"]
 
-    # What the first process refuses ends both.
-    status, said = Pair(file, tmp_path / "two", *mesh, "-p", "seed", "1").end()
-    assert status == [1, 1], said
-    assert "another run's folder: seed 0 there, 1 here" in said[0]
-    assert "refused by the first process" in said[1]
+    assert "another run's folder: seed 0 there, 1 here" in said[0][2]
+    assert "refused by the first process" in said[1][2]
