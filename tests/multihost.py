@@ -2,8 +2,9 @@
 
     python multihost.py COORDINATOR PROCESSES PROCESS OUT
 
-trains it 2×2×2 over the devices of all processes, from tokens on the devices and from windows that
-each host reads, and writes what this process saw to OUT.
+trains it 2×2×2 over the devices of all processes from tokens on the devices, and writes what this
+process saw to OUT: the signals of the steps, and by its first row each part that this host reads of
+the same steps' windows.
 """
 
 from __future__ import annotations
@@ -55,18 +56,18 @@ def main(coordinator: str, processes: int, process: int, out: Path) -> None:
     jax.distributed.initialize(coordinator, processes, process)
     run, devices = make_run(), mesh.make(MeshConfig(2, 2, 2))
     compiled = parallel.programs(run, devices, STEPS)
-    told = {}
+    state = compiled.init()
+    own = [shard.data.nbytes for x in jax.tree.leaves(state) for shard in x.addressable_shards]
+    tokens = parallel.place(stream(), devices)
+    _, signals = compiled.chunk(tokens, state, parallel.Control(n_steps=STEPS))
+    told = {name: np.asarray(x) for name, x in signals._asdict().items()}
     host = host_windows(run, devices)
-    for name, source in (
-        ("device", parallel.place(stream(), devices)),
-        ("host", host.windows(0, STEPS)),
-    ):
-        _, signals = compiled.chunk(source, compiled.init(), parallel.Control(n_steps=STEPS))
-        told |= {f"{name}_{kind}": np.asarray(x) for kind, x in signals._asdict().items()}
+    windows = host.windows(0, STEPS)
     host.close()
-    held = jax.tree.leaves(compiled.init())
-    own = sum(shard.data.nbytes for leaf in held for shard in leaf.addressable_shards)
-    np.savez(out, devices=len(jax.local_devices()), state_bytes=own, **told)
+    read = {
+        f"window {s.index[1].start or 0}": np.asarray(s.data) for s in windows.addressable_shards
+    }
+    np.savez(out, devices=len(jax.local_devices()), state_bytes=sum(own), **told, **read)
 
 
 if __name__ == "__main__":
