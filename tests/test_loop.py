@@ -106,14 +106,15 @@ def test_the_host_may_read_the_batches(clean, tmp_path):
 # --- stopped and resumed --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_it_with_a_checkpoint(clean, tmp_path, monkeypatch, number):
-    before = signal.getsignal(number)
-    after_chunk(monkeypatch, 40, lambda: os.kill(os.getpid(), number))
-    outcome = train(tmp_path)
-    assert (outcome.verdict, outcome.step, outcome.reason) == ("stopped", 48, number.name)
-    assert "48" in os.listdir(tmp_path / "checkpoints")
-    assert signal.getsignal(number) is before
+def test_a_signal_stops_it_with_a_checkpoint(clean, tmp_path, monkeypatch):
+    for number, step in ((signal.SIGTERM, 40), (signal.SIGINT, 64)):
+        before = signal.getsignal(number)
+        with monkeypatch.context() as patch:
+            after_chunk(patch, step - 1, lambda n=number: os.kill(os.getpid(), n))
+            outcome = train(tmp_path)
+        assert (outcome.verdict, outcome.step, outcome.reason) == ("stopped", step, number.name)
+        assert str(step) in os.listdir(tmp_path / "checkpoints")
+        assert signal.getsignal(number) is before
     assert train(tmp_path).verdict == "done"
     same(trajectory(tmp_path), trajectory(clean[0]))
 
@@ -145,26 +146,21 @@ def test_out_of_time_and_any_length_of_chunk_are_one_trajectory(clean, tmp_path)
     same(trajectory(tmp_path), trajectory(clean[0]))
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        jax.errors.JaxRuntimeError(
-            "RESOURCE_EXHAUSTED: Out of memory allocating 68719476736 bytes."
-        ),
-        MemoryError(),
-    ],
-)
-def test_out_of_memory_says_what_needs_less_and_keeps_the_run(clean, tmp_path, monkeypatch, error):
-    def starved() -> None:
-        raise error
+def test_out_of_memory_says_what_needs_less_and_keeps_the_run(clean, tmp_path, monkeypatch):
+    said = "RESOURCE_EXHAUSTED: Out of memory allocating 68719476736 bytes."
+    for step, error in ((40, jax.errors.JaxRuntimeError(said)), (56, MemoryError())):
 
-    with monkeypatch.context() as context:
-        after_chunk(context, 40, starved)
-        with pytest.raises(OutOfMemoryError, match=r"model: received .*remat: full") as e:
-            train(tmp_path)
-    assert e.value.__cause__ is error
+        def starved(error: BaseException = error) -> None:
+            raise error
+
+        with monkeypatch.context() as context:
+            after_chunk(context, step, starved)
+            with pytest.raises(OutOfMemoryError, match=r"model: received .*remat: full") as e:
+                train(tmp_path)
+        assert e.value.__cause__ is error
     assert train(tmp_path).verdict == "done"
     same(trajectory(tmp_path), trajectory(clean[0]))
+    assert [e["step"] for e in runlog.events(tmp_path, "resume")] == [32, 48]
 
 
 def test_another_fault_of_the_runtime_is_no_lack_of_memory(tmp_path, monkeypatch):
@@ -286,10 +282,21 @@ def test_a_planted_spike_is_healed(clean, tmp_path, monkeypatch, kind):
     assert [b for _, b in taken[again:]] == [*range(32, onset - 1), *range(onset + 4, STEPS + 5)]
 
 
+FATE = {"drill": Drill(44, 52, 64.0), "keep": 2, "recovery": {"eta_factor": 0.5}}
+
+
+@pytest.fixture(scope="module")
+def healed(tmp_path_factory) -> tuple[Path, loop.Outcome]:
+    """A run of that fate, rolled back twice and never killed."""
+    folder = tmp_path_factory.mktemp("healed") / "r"
+    with pytest.MonkeyPatch.context() as patch:
+        on_the_first_devices(patch)
+        return folder, train(folder, **FATE)
+
+
 @pytest.mark.parametrize("moment", ["drop", "spike", "rewind", "after"])
-def test_a_roll_back_may_be_killed(tmp_path, monkeypatch, moment):
-    fate = {"drill": Drill(44, 52, 64.0), "keep": 2, "recovery": {"eta_factor": 0.5}}
-    reference = train(tmp_path / "whole", **fate)
+def test_a_roll_back_may_be_killed(healed, tmp_path, monkeypatch, moment):
+    whole, reference = healed
     assert len(reference.interventions) == 2  # both told at the same step
     with monkeypatch.context() as patch:
         if moment == "drop":
@@ -319,10 +326,10 @@ def test_a_roll_back_may_be_killed(tmp_path, monkeypatch, moment):
 
             patch.setattr(loop.Telemetry, "steps", second)
         with pytest.raises(Killed):
-            train(tmp_path / "killed", **fate)
-    assert train(tmp_path / "killed", **fate) == reference
-    same(trajectory(tmp_path / "killed"), trajectory(tmp_path / "whole"))
-    told = [runlog.events(tmp_path / name, "spike") for name in ("killed", "whole")]
+            train(tmp_path, **FATE)
+    assert train(tmp_path, **FATE) == reference
+    same(trajectory(tmp_path), trajectory(whole))
+    told = [runlog.events(folder, "spike") for folder in (tmp_path, whole)]
     one, other = ([{k: v for k, v in e.items() if k != "time"} for e in events] for events in told)
     assert one == other and len(one) == 2
 
