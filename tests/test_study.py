@@ -272,6 +272,7 @@ def test_time_left_rests_on_measured_speed(workplace, pretend):
 # --- workers --------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("alike")
 def test_two_processes_run_every_point_exactly_once(workplace):
     runs = study.run_or_load("toy", tiny(workplace, workers=2)).runs
     assert set(runs["status"]) <= {"ok", "diverged"}

@@ -20,7 +20,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from umup import data, mesh, train
-from umup.config import HPs, RunConfig
+from umup.config import RunConfig
 from umup.tokenizing import token_dtype
 from umup.train import Lane, TrainState
 
@@ -73,7 +73,7 @@ def lane_of(run: RunConfig) -> Lane:
 
 def abstract_state(run: RunConfig, devices: Mesh) -> TrainState:
     """The run's state as shapes with their shardings, no array allocated."""
-    state = _abstract_state(_shape_of(run))
+    state = _abstract_state(train.shape_of(run))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state, mesh.shardings(devices, state),
@@ -108,8 +108,8 @@ def programs(run: RunConfig, devices: Mesh, chunk_steps: int) -> Programs:
     own ``init``.
     """
     lane = lane_of(run)
-    init = _init_program(_shape_of(run), devices)
-    chunk, evaluate = _step_programs(_shape_of(run, "sp"), devices, chunk_steps)
+    init = _init_program(train.shape_of(run), devices)
+    chunk, evaluate = _step_programs(_scheme_free(run), devices, chunk_steps)
 
     def under_mesh(fn: Callable) -> Callable:
         def called(*args):
@@ -142,16 +142,14 @@ def lower(
         sharding = windows_sharding(devices)
     dtype = token_dtype(run.model.vocab_size)
     source = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-    chunk, _ = _step_programs(_shape_of(run, "sp"), devices, chunk_steps)
+    chunk, _ = _step_programs(_scheme_free(run), devices, chunk_steps)
     with jax.set_mesh(devices):
         return chunk.lower(source, lane_of(run), abstract_state(run, devices), _plain(Control()))
 
 
-def _shape_of(run: RunConfig, scheme: str = "") -> RunConfig:
-    """What one program serves of a run; a step's also serves every scheme."""
-    return dataclasses.replace(
-        run, scheme=scheme or run.scheme, hps=HPs(), seed=0, probe_steps=()
-    )  # fmt: skip
+def _scheme_free(run: RunConfig) -> RunConfig:
+    """What a step's program serves of a run: every scheme, too."""
+    return dataclasses.replace(train.shape_of(run), scheme="sp")
 
 
 @functools.lru_cache(maxsize=16)

@@ -315,6 +315,13 @@ class Programs(NamedTuple):
     observe: Callable
 
 
+def shape_of(run: RunConfig) -> RunConfig:
+    """What one program serves of a run: whatever hyperparameters, seed and text."""
+    return dataclasses.replace(
+        run, hps=HPs(), seed=0, corpus="", tokenizer="", data_digest="", probe_steps=()
+    )
+
+
 @functools.lru_cache(maxsize=64)
 def _init_program(run: RunConfig, lanes_at_once: int) -> Callable:
     return jax.jit(lambda lanes: over_lanes(functools.partial(init, run), lanes_at_once)(lanes))
@@ -337,7 +344,7 @@ def _step_programs(run: RunConfig, lanes_at_once: int) -> tuple[Callable, Callab
 
 def programs(run: RunConfig, lanes_at_once: int = 1) -> Programs:
     """The programs of ``run``'s shape; equal shapes share them whatever scheme, HPs and seed."""
-    shape = dataclasses.replace(run, hps=HPs(), seed=0, probe_steps=())
+    shape = shape_of(run)
     shared = dataclasses.replace(shape, scheme="sp")
     return Programs(_init_program(shape, lanes_at_once), *_step_programs(shared, lanes_at_once))
 

@@ -321,6 +321,7 @@ def test_sigterm_asks_for_another_start_only_where_slurm_has_not_decided(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("alike")
 def test_processes_here_share_the_work(workplace, monkeypatch, capsys):
     executed = []
     monkeypatch.setattr(executor, "POLL_SECONDS", 0.1)
