@@ -20,7 +20,6 @@ from jax import Array
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-@functools.partial(jax.jit, inline=True)  # traced once for each shape; no program differs
 def threefry(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
     """Threefry-2x32 of 20 rounds: Salmon et al. (2011), "Parallel random numbers".
 

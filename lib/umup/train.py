@@ -19,7 +19,7 @@ from flax import nnx
 from jax import Array
 
 from umup import data, draws, mesh, optim
-from umup.config import HPs, ModelConfig, RunConfig
+from umup.config import HPs, ModelConfig, OptimConfig, RunConfig
 from umup.layers import Amax, Tap
 from umup.model import Decoder, reports, tensor_names
 from umup.powers import Number
@@ -114,15 +114,17 @@ def parts_of(model: nnx.Module) -> Parts:
 
 def abstract(run: RunConfig, *, probed: bool = False) -> Parts:
     """The model's parts as shapes, the same for every scheme."""
-    return jax.tree.unflatten(*_abstract(run.model, probed))
+    return jax.tree.unflatten(*_abstract(run.model, probed, jax.sharding.get_abstract_mesh()))
 
 
 @functools.lru_cache(maxsize=64)
-def _abstract(model: ModelConfig, probed: bool) -> tuple[Any, list[Any]]:
+def _abstract(
+    model: ModelConfig, probed: bool, under: jax.sharding.AbstractMesh
+) -> tuple[Any, list[Any]]:
     """Structure and leaves of ``abstract``: each caller has variables of its own.
 
     Kept, since a step's trace asks for them more than once, and tracing a model's draws takes
-    longer than tracing the model.
+    longer than tracing the model. Shapes carry the mesh under which they were made.
     """
     numbers_of = Parametrization("sp", model, HPs().to_dict(), tokens=1)
     parts = parts_of(nnx.eval_shape(lambda: _build(numbers_of, 0, probed)))
@@ -346,7 +348,9 @@ def programs(run: RunConfig, lanes_at_once: int = 1) -> Programs:
     """The programs of ``run``'s shape; equal shapes share them whatever scheme, HPs and seed."""
     shape = shape_of(run)
     shared = dataclasses.replace(shape, scheme="sp")
-    return Programs(_init_program(shape, lanes_at_once), *_step_programs(shared, lanes_at_once))
+    # Of the optimizer's settings the first state depends on the batch's tokens alone.
+    first = dataclasses.replace(shape, optim=OptimConfig(batch_size=run.optim.batch_size))
+    return Programs(_init_program(first, lanes_at_once), *_step_programs(shared, lanes_at_once))
 
 
 def train(run: RunConfig, tokens: np.ndarray, *, chunk_steps: int | None = None) -> np.ndarray:
