@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import jax
@@ -228,11 +228,19 @@ def program(name, which):
 compiled = cache(program)
 
 
-def evaluated(name, which, scales, dtype):
-    """Value and gradients at the op's primals in ``dtype``, weights staying float32."""
-    primals = [jnp.asarray(x, dtype) for x in OPS[name].primals()]
+@cache
+def primals_of(name, dtype):
+    """The op's primals in ``dtype``, weights staying float32."""
+    primals = [jnp.asarray(np.float32(x).astype(dtype)) for x in OPS[name].primals()]
     if name in ("linear", "widening", "narrowing", "readout"):
         primals[1] = primals[1].astype(jnp.float32)
+    return primals
+
+
+@lru_cache(maxsize=64)  # many schemes have the same numbers
+def evaluated(name, which, scales, dtype):
+    """Value and gradients at the op's primals in ``dtype``."""
+    primals = primals_of(name, dtype)
     both, forward = compiled(name, which)
     traced = tuple(jnp.float32(s) for s in scales)
     value = forward(traced, *primals)
@@ -316,22 +324,22 @@ def test_attention_gradients_grow_with_alpha(alpha):
 @pytest.mark.parametrize("tau", [0.05, 1.0, 20.0])
 def test_residual_keeps_unit_scale(tau):
     add, keep = math.sqrt(tau / (1 + tau)), math.sqrt(1 / (1 + tau))
-    w = jnp.asarray(normal(0, 128, 128) / math.sqrt(128), jnp.float32)
+    w = np.float32(normal(0, 128, 128) / math.sqrt(128))
 
     def layer(x):
         branch, skip = ops.residual_split(x, add)
         return ops.residual_add(branch @ w, skip, add, keep, 1.0)
 
-    out, pull = jax.vjp(layer, jnp.asarray(normal(1, 256, 128), jnp.float32))
-    (d_x,) = pull(jnp.asarray(normal(2, 256, 128), jnp.float32))
+    x, g = np.float32(normal(1, 256, 128)), np.float32(normal(2, 256, 128))
+    out, (d_x,) = pulled(layer)((x,), g)
     assert (rms(out), rms(d_x)) == (pytest.approx(1, abs=0.1), pytest.approx(1, abs=0.1))
 
 
 @pytest.mark.parametrize("vocab", [2, 256])
 def test_the_loss_gradient_is_exactly_unit_scaled_for_uniform_predictions(vocab):
     scales = numbers("umup").loss(vocab)
-    z, targets = jnp.zeros((64, vocab)), jnp.arange(64) % vocab
-    loss, grad = jax.value_and_grad(lambda z: ops.cross_entropy(z, targets, *scales))(z)
+    z, targets = np.zeros((64, vocab), np.float32), np.arange(64) % vocab
+    loss, (grad,) = pulled(_loss)((z,), np.float32(1), targets, *scales)
     assert float(loss) == pytest.approx(math.log(vocab))
     assert rms(grad) == pytest.approx(1.0, rel=1e-5)
 
@@ -639,22 +647,26 @@ def test_the_cut_edge_rule_holds_at_any_setting_of_mup(hps):
 @pytest.mark.parametrize("scheme", ["mup", "umup"])
 def test_gradients_are_causal(scheme):
     """A position's logits move with its own and earlier tokens' embeddings, with no later one's."""
-    run = make_run(scheme)
-    _, params, scales = state_of(run)
-    graph = train.graph_of(run)
+    _, params, scales = state_of(make_run(scheme))
     ids = jnp.asarray([[5, 2, 7, 0, 11, 3]])  # no token twice: a row of the table is a position
-
-    def size(table):
-        """Sum of squared logits by position."""
-        leaf = params["embed"]["w"].replace(table)
-        moved = nnx.State({**params, "embed": {"w": leaf}})
-        return (nnx.merge(graph, moved, scales)(ids)[0] ** 2).sum(-1)
-
-    found = np.abs(jax.jit(jax.jacrev(size))(params["embed"]["w"][...])).sum(-1)
+    found = np.abs(moved_by_the_table(params, scales, ids)).sum(-1)
     assert found.shape == (6, 13)
     for t in range(6):
         seen = {int(i) for i in np.flatnonzero(found[t])}
         assert seen == {int(i) for i in ids[0, : t + 1]}
+
+
+@jax.jit
+def moved_by_the_table(params, scales, ids):
+    """Jacobian of every position's sum of squared logits by the embedding's table."""
+    graph = train.graph_of(make_run("sp"))
+
+    def size(table):
+        leaf = params["embed"]["w"].replace(table)
+        moved = nnx.State({**params, "embed": {"w": leaf}})
+        return (nnx.merge(graph, moved, scales)(ids)[0] ** 2).sum(-1)
+
+    return jax.jacrev(size)(params["embed"]["w"][...])
 
 
 # --- the residual scheme --------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from functools import cache
 from types import SimpleNamespace
 
 import jax
@@ -263,15 +265,42 @@ def make_run(scheme="umup", steps=6, eta=0.5, **model):
 TOKENS = (np.arange(4000) ** 2 % 13).astype(np.uint16)
 
 
+def start(runs):
+    """Lanes, and states before the first step: from one program, whatever the recipe."""
+    lanes = train.lanes_of(runs)
+    model = replace(runs[0].model, recipe="plain", keep_bf16=(), dtype="float32")
+    states = train.programs(replace(runs[0], model=model)).init(lanes)
+    amax = train.abstract(runs[0]).amax
+    amax = jax.tree.map(lambda a: jnp.zeros((len(runs), *a.shape), a.dtype), amax)
+    return lanes, states._replace(amax=amax)
+
+
+def trained(runs, chunks, at_once=1):
+    """Losses (runs, steps) and the last states, of runs of one shape in chunks of given lengths."""
+    chunk, (lanes, states), found = train.programs(runs[0], at_once).chunk, start(runs), []
+    for steps in chunks:
+        states, losses = chunk(jnp.asarray(TOKENS), lanes, states, steps)
+        found.append(np.asarray(losses))
+    return np.concatenate(found, axis=1), states
+
+
+@cache
 def losses(**model):
-    return train.train(make_run(**model), TOKENS)
+    return trained([make_run(**model)], [6])[0][0]
 
 
 def test_layers_kept_one_by_one_are_the_recipe_of_them_all():
     every = tuple(f"blocks.{i}.{name}" for i in range(3) for name in BLOCK_LINEARS)
-    bf16 = losses(recipe="bf16")
-    np.testing.assert_array_equal(losses(recipe="fp8_seed", keep_bf16=(*every, "readout")), bf16)
-    seed = losses(recipe="fp8_seed")
+
+    def program(**model):
+        run = make_run(**model)
+        _, states = start([run])
+        ids = jnp.zeros((4, 8), jnp.int32)
+        state = jax.tree.map(lambda x: x[0], states)
+        return str(jax.make_jaxpr(lambda state: train.gradients(run, state, (ids, ids)))(state))
+
+    assert program(recipe="fp8_seed", keep_bf16=(*every, "readout")) == program(recipe="bf16")
+    bf16, seed = losses(recipe="bf16"), losses(recipe="fp8_seed")
     one = losses(recipe="fp8_seed", keep_bf16=("blocks.1.mlp.down",))
     assert (one != seed).any() and (one != bf16).any()
     np.testing.assert_allclose(one, seed, atol=0.05)
@@ -279,22 +308,21 @@ def test_layers_kept_one_by_one_are_the_recipe_of_them_all():
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_trains_in_chunks_and_lanes_alike(recipe):
-    run = make_run(recipe=recipe)
-    whole = train.train(run, TOKENS)
-    np.testing.assert_array_equal(train.train(run, TOKENS, chunk_steps=2), whole)
-    compiled, lanes = (
-        train.programs(run, 2),
-        train.lanes_of([run, make_run(recipe=recipe, eta=1.0)]),
-    )
-    _, both = compiled.chunk(jnp.asarray(TOKENS), lanes, compiled.init(lanes), 6)
+    whole = losses(recipe=recipe)
+    runs = [make_run(recipe=recipe), make_run(recipe=recipe, eta=1.0)]
+    both, _ = trained(runs, [2, 2, 2], at_once=2)
     np.testing.assert_allclose(both[0], whole, rtol=2e-3)
     np.testing.assert_allclose(whole, losses(recipe="plain"), atol=0.1)
 
 
+def test_a_chunk_takes_up_what_the_one_before_remembered():
+    """Delayed scaling alone carries anything from step to step that other recipes do not."""
+    found, _ = trained([make_run(recipe="fp8_delayed")], [2, 2, 2])
+    np.testing.assert_array_equal(found[0], losses(recipe="fp8_delayed"))
+
+
 def test_delayed_scaling_remembers_through_training():
-    run = make_run(recipe="fp8_delayed")
-    compiled, lanes = train.programs(run), train.lanes_of([run])
-    states, _ = compiled.chunk(jnp.asarray(TOKENS), lanes, compiled.init(lanes), 6)
+    _, states = trained([make_run(recipe="fp8_delayed")], [6])
     memory = dict(nnx.to_flat_state(states.amax))
     assert len(memory) == 5  # four linears, stacked over blocks, and the readout
     for path, amax in memory.items():
@@ -314,6 +342,5 @@ def test_a_unit_scaled_cast_costs_less_precision_than_a_mup_one():
 
 
 def reported(run):
-    compiled, lanes = train.programs(run), train.lanes_of([run])
-    found = compiled.observe(jnp.asarray(TOKENS), lanes, compiled.init(lanes))[0]
+    found = train.programs(run).observe(jnp.asarray(TOKENS), *start([run]))[0]
     return dict(zip(train.observed(run), np.asarray(found)[:, 4], strict=True))

@@ -43,14 +43,30 @@ def numbers(scheme="umup", *, tokens=1, d_head=16, seq_len=32, **hps):
 
 def check(fn, primals, cotangent, want_out, want_grads):
     """fn's value and its gradients for all ``primals``, at 2e-5."""
-    out, pull = jax.vjp(fn, *primals)
+    out, gradients = pulled(fn, primals, cotangent)
     np.testing.assert_allclose(out, want_out, **TOLERANCE)
-    for found, want in zip(pull(cotangent), want_grads, strict=True):
+    for found, want in zip(gradients, want_grads, strict=True):
         np.testing.assert_allclose(found, want, **TOLERANCE)
 
 
+def pulled(fn, primals, cotangent):
+    """(value, gradients), compiled as one program."""
+
+    @jax.jit
+    def both(primals, cotangent):
+        out, pull = jax.vjp(fn, *primals)
+        return out, pull(cotangent)
+
+    return both(primals, cotangent)
+
+
+def check_against(plain, fn, primals, cotangent):
+    """fn's value and gradients are those of ``plain``, by JAX's own rules."""
+    check(fn, primals, cotangent, *pulled(plain, primals, cotangent))
+
+
 def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    return np.float32(np.random.default_rng(seed).normal(size=shape))
 
 
 # --- golden numbers: constants come from the rules, as in the model -------------------------------
@@ -163,51 +179,54 @@ def plain_attention(q, k, v, logit):
 def test_attention_has_true_gradients(heads, t, d, out):
     q, k, v, g = (normal(i, heads, t, d) * 2 for i in range(4))
     logit = 1 / math.sqrt(d)
-    want, pull = jax.vjp(lambda q, k, v: out * plain_attention(q, k, v, logit), q, k, v)
-    check(lambda q, k, v: ops.attention(q, k, v, logit, out), (q, k, v), g, want, pull(g))
+    check_against(
+        lambda q, k, v: out * plain_attention(q, k, v, logit),
+        lambda q, k, v: ops.attention(q, k, v, logit, out), (q, k, v), g,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.3, 4.0])
 def test_gated_silu_has_true_gradients(alpha):
     x, gate, g = (normal(i, 11, 5) * 3 for i in range(3))
-    want, pull = jax.vjp(lambda x, t: 1.7 * x * t / (1 + jnp.exp(-alpha * t)), x, gate)
-    check(lambda x, t: ops.gated_silu(x, t, alpha, 1.7), (x, gate), g, want, pull(g))
+    check_against(
+        lambda x, t: 1.7 * x * t / (1 + jnp.exp(-alpha * t)),
+        lambda x, t: ops.gated_silu(x, t, alpha, 1.7), (x, gate), g,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("vocab", [2, 3, 17])
 @pytest.mark.parametrize("alpha", [1.0, 0.5, 3.0])
 def test_cross_entropy_has_true_gradients(vocab, alpha):
-    z, targets = 3 * normal(0, 6, vocab), jnp.arange(6) % vocab
+    z, targets = 3 * normal(0, 6, vocab), np.arange(6) % vocab
     one_hot = np.eye(vocab)[np.arange(6) % vocab]
 
     def plain(z):
         return -(jax.nn.log_softmax(alpha * z) * one_hot).sum() / 6
 
     # A cotangent other than 1: the loss may itself be scaled.
-    want, pull = jax.vjp(plain, z)
-    check(
-        lambda z: ops.cross_entropy(z, targets, alpha, alpha / 6),
-        (z,), jnp.float32(2.0), want, pull(jnp.float32(2.0)),
-    )  # fmt: skip
+    check_against(
+        plain, lambda z: ops.cross_entropy(z, targets, alpha, alpha / 6), (z,), np.float32(2.0)
+    )
 
 
 def test_cross_entropy_of_huge_logits_is_finite():
     z = jnp.array([[1e4, -1e4], [0.0, 1e4]])
-    loss, grad = jax.value_and_grad(lambda z: ops.cross_entropy(z, jnp.array([0, 0]), 1.0, 0.5))(z)
+    targets = np.array([0, 0])
+    loss, (grad,) = pulled(
+        lambda z: ops.cross_entropy(z, targets, 1.0, 0.5), (z,), np.float32(1)
+    )  # fmt: skip
     assert float(loss) == pytest.approx(5e3)
     np.testing.assert_allclose(grad, [[0, 0], [-0.5, 0.5]])
 
 
 def test_linear_has_true_gradients_under_equal_scales():
     x, w, g = normal(0, 5, 3), normal(1, 3, 4), normal(2, 5, 4)
-    want, pull = jax.vjp(lambda x, w: 0.3 * x @ w, x, w)
-    check(lambda x, w: ops.linear(x, w, 0.3, 0.3, 0.3), (x, w), g, want, pull(g))
+    check_against(lambda x, w: 0.3 * x @ w, lambda x, w: ops.linear(x, w, 0.3, 0.3, 0.3), (x, w), g)
 
 
 def test_linear_scales_are_independent():
     x, w, g = normal(0, 5, 3), normal(1, 3, 4), normal(2, 5, 4)
-    out, pull = jax.vjp(lambda x, w: ops.linear(x, w, 2.0, 3.0, 5.0), x, w)
-    d_x, d_w = pull(g)
+    out, (d_x, d_w) = pulled(lambda x, w: ops.linear(x, w, 2.0, 3.0, 5.0), (x, w), g)
     np.testing.assert_allclose(out, 2 * x @ w, **TOLERANCE)
     np.testing.assert_allclose(d_x, 3 * g @ w.T, **TOLERANCE)
     np.testing.assert_allclose(d_w, 5 * x.T @ g, **TOLERANCE)
@@ -215,10 +234,10 @@ def test_linear_scales_are_independent():
 
 def test_embed_sums_gradients_of_repeated_ids():
     ids, w, g = jnp.array([2, 0, 2, 2]), normal(0, 4, 3), normal(1, 4, 3)
-    out, pull = jax.vjp(lambda w: ops.embed(ids, w, 2.0, 0.5), w)
+    out, (d_w,) = pulled(lambda w: ops.embed(ids, w, 2.0, 0.5), (w,), g)
     np.testing.assert_allclose(out, 2 * np.asarray(w)[[2, 0, 2, 2]], rtol=1e-6)
     want = 0.5 * np.stack([g[1], np.zeros(3), g[0] + g[2] + g[3], np.zeros(3)])
-    np.testing.assert_allclose(pull(g)[0], want, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(d_w, want, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("bad", [-100, -1, 4, 7])  # of a vocabulary of 4
@@ -242,9 +261,10 @@ def test_unsigned_ids_and_targets_are_in_range():
 def test_rms_norm_has_true_gradients(size):
     x, g = normal(0, 3, 5) * size, normal(1, 3, 5)
     eps = 1e-5
-    want, pull = jax.vjp(lambda x: x / jnp.sqrt((x**2).mean(-1, keepdims=True) + eps), x)
-    check(ops.rms_norm, (x,), g, want, pull(g))
-    np.testing.assert_array_equal(ops.rms_norm(jnp.zeros((2, 3))), np.zeros((2, 3)))
+    plain = lambda x: x / jnp.sqrt((x**2).mean(-1, keepdims=True) + eps)  # noqa: E731
+    check_against(plain, ops.rms_norm, (x,), g)
+    zero = np.zeros((3, 5), np.float32)
+    np.testing.assert_array_equal(jax.jit(ops.rms_norm)(zero), zero)
 
 
 def test_residual_with_plain_numbers_is_a_plain_residual():
@@ -254,8 +274,7 @@ def test_residual_with_plain_numbers_is_a_plain_residual():
         branch, skip = ops.residual_split(x, 1.0)
         return ops.residual_add(jnp.sin(branch), skip, 0.7, 1.0, 0.7)
 
-    want, pull = jax.vjp(lambda x: 0.7 * jnp.sin(x) + x, x)
-    check(ours, (x,), g, want, pull(g))
+    check_against(lambda x: 0.7 * jnp.sin(x) + x, ours, (x,), g)
 
 
 def test_scales_act_in_one_direction():
@@ -270,13 +289,19 @@ def test_scales_act_in_one_direction():
 
 def test_bfloat16_activations_keep_their_type_and_weights_theirs():
     x, w = normal(0, 4, 6).astype(jnp.bfloat16), normal(1, 6, 8)
-    out, pull = jax.vjp(lambda x, w: ops.linear(x, w, 0.5, 0.5, 0.5), x, w)
-    d_x, d_w = pull(out)
-    assert (out.dtype, d_x.dtype, d_w.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
     q = normal(2, 1, 4, 6).astype(jnp.bfloat16)
-    assert ops.attention(q, q, q, 1.0, 1.0).dtype == jnp.bfloat16
-    assert ops.rms_norm(x).dtype == jnp.bfloat16
-    assert ops.cross_entropy(x, jnp.zeros(4, int), 1.0, 1.0).dtype == jnp.float32
+
+    def types():
+        out, pull = jax.vjp(lambda x, w: ops.linear(x, w, 0.5, 0.5, 0.5), x, w)
+        others = (
+            ops.attention(q, q, q, 1.0, 1.0), ops.rms_norm(jnp.asarray(x)),
+            ops.cross_entropy(jnp.asarray(x), jnp.zeros(4, int), 1.0, 1.0),
+        )  # fmt: skip
+        return out, *pull(out), *others
+
+    low, high = jnp.bfloat16, jnp.float32
+    found = [array.dtype for array in jax.eval_shape(types)]
+    assert found == [low, low, high, low, low, high]
 
 
 # --- rope ----------------------------------------------------------------------------------------
@@ -296,8 +321,8 @@ def test_rope_rotates_pairs_by_position():
 def test_rope_scores_depend_on_distance_only():
     cos, sin = ops.rope_tables(16, 8)
     q, k = normal(0, 8), normal(1, 8)
-    q, k = (ops.rope(jnp.tile(a, (16, 1)), cos, sin) for a in (q, k))
-    scores = np.asarray(q @ k.T)
+    q, k = (np.asarray(ops.rope(np.tile(a, (16, 1)), cos, sin)) for a in (q, k))
+    scores = q @ k.T
     for distance in range(-8, 9):
         diagonal = np.diagonal(scores, distance)
         np.testing.assert_allclose(diagonal, diagonal[0], atol=2e-5)
@@ -329,18 +354,21 @@ def test_attention_of_huge_logits_is_finite():
     q = jnp.array([[[30.0], [30.0]]])
     k = jnp.array([[[10.0], [-10.0]]])  # logits ±300: exp overflows without the maximum taken off
     v = jnp.array([[[1.0], [5.0]]])
-    out, pull = jax.vjp(lambda q, k, v: ops.attention(q, k, v, 1.0, 1.0), q, k, v)
-    np.testing.assert_allclose(out[0, :, 0], [1.0, 1.0], rtol=1e-6)
-    assert all(np.isfinite(g).all() for g in pull(jnp.ones_like(out)))
+    out, gradients = pulled(
+        lambda q, k, v: ops.attention(q, k, v, 1.0, 1.0), (q, k, v), np.ones((1, 2, 1), np.float32)
+    )  # fmt: skip
+    np.testing.assert_allclose(np.asarray(out)[0, :, 0], [1.0, 1.0], rtol=1e-6)
+    assert all(np.isfinite(g).all() for g in gradients)
 
 
 def test_a_zero_query_is_reported_as_orthogonal():
     q, k = jnp.zeros((1, 2, 3)), normal(0, 1, 2, 3)
-    logits, cosines, entropies = ops.attention_report(q, k, 1.0)
+    logits, cosines, entropies = jax.jit(ops.attention_report)(q, k, 1.0)
     np.testing.assert_array_equal([logits, cosines], np.zeros((2, 1, 3)))
     np.testing.assert_allclose(entropies, [[0.0, math.log(2)]], rtol=1e-6)
 
 
 def test_first_position_attends_to_itself():
     q, k, v = (normal(i, 3, 6, 4) for i in range(3))
-    np.testing.assert_allclose(ops.attention(q, k, v, 5.0, 2.0)[:, 0], 2 * v[:, 0], rtol=1e-6)
+    found = np.asarray(jax.jit(ops.attention)(q, k, v, 5.0, 2.0))
+    np.testing.assert_allclose(found[:, 0], 2 * v[:, 0], rtol=1e-6)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -28,17 +29,33 @@ def make_run(scheme="umup", *, seed=1, eta=0.5, steps=6, probe_steps=(), **model
     )  # fmt: skip
 
 
-def look(run, steps=0, runs=None):
-    """Report after ``steps`` steps: tensor → {statistic: value}; for several runs a list."""
-    compiled, lanes = train.programs(run), train.lanes_of(runs or [run])
-    states, tokens = compiled.init(lanes), jnp.asarray(TOKENS)
-    for _ in range(steps):  # one by one: one program for every number of steps
-        states, _ = compiled.chunk(tokens, lanes, states, 1)
-    report = np.asarray(compiled.observe(tokens, lanes, states))
+def start(runs):
+    """Lanes, and states before the first step: from one program, whatever the recipe."""
+    lanes = train.lanes_of(runs)
+    model = replace(runs[0].model, recipe="plain", keep_bf16=(), dtype="float32")
+    states = train.programs(replace(runs[0], model=model)).init(lanes)
+    amax = train.abstract(runs[0]).amax
+    amax = jax.tree.map(lambda a: jnp.zeros((len(runs), *a.shape), a.dtype), amax)
+    return lanes, states._replace(amax=amax)
+
+
+def lane_of(lanes, i=0):
+    return jax.tree.map(lambda leaf: leaf[i], lanes)
+
+
+def first_ids(run, lanes):
+    return jax.jit(partial(train._batch, run))(jnp.asarray(TOKENS), lane_of(lanes), jnp.int32(0))[0]
+
+
+def reported(run, lanes, states):
+    """For every lane tensor → {statistic: value}, from the batch of the next step."""
+    report = np.asarray(train.programs(run).observe(jnp.asarray(TOKENS), lanes, states))
     assert np.isfinite(report).all()
     names = train.observed(run)
-    found = [{n: dict(zip(PROBE_STATS, row)) for n, row in zip(names, r)} for r in report]
-    return found if runs else found[0]
+    return [{n: dict(zip(PROBE_STATS, row)) for n, row in zip(names, r)} for r in report]
+
+
+statistics = jax.jit(probe.statistics)
 
 
 def test_statistics_by_hand():
@@ -99,12 +116,14 @@ def test_a_model_names_what_it_reports():
 @pytest.mark.parametrize("recipe", ["plain", "fp8_seed", "fp8_delayed"])
 def test_reports_are_of_the_right_tensors(recipe, dtype):
     run = make_run(recipe=recipe, dtype=dtype)
-    found = look(run)
-    model = train.build(run, jax.tree.map(lambda a: a[0], train.lanes_of([run])))
-    down, qkv = model.blocks.mlp.down.w[...], model.blocks.attn.qkv.w[...]
+    lanes, states = start([run])
+    (found,) = reported(run, lanes, states)
+    blocks = states.params["blocks"]
+    down, qkv = (np.asarray(w[...])[0] for w in (blocks["mlp"]["down"]["w"],
+                                                 blocks["attn"]["qkv"]["w"]))  # fmt: skip
     for layer in range(3):
         for name, w in (("mlp.down", down), ("attn.qkv", qkv)):
-            want = np.asarray(probe.statistics(w[layer]))
+            want = np.asarray(statistics(w[layer]))
             got = list(found[f"blocks.{layer}.{name}/weight"].values())
             np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
         assert found[f"blocks.{layer}.attn.qkv/input"]["rms"] == pytest.approx(1.0, abs=0.01)
@@ -116,12 +135,14 @@ def test_reports_are_of_the_right_tensors(recipe, dtype):
 
 def test_attention_is_reported_as_numpy_has_it():
     run = make_run(rope=False, n_layers=1, base_depth=1)
-    lane = jax.tree.map(lambda a: a[0], train.lanes_of([run]))
-    model = train.build(run, lane)
-    ids, _ = train._batch(run, jnp.asarray(TOKENS), lane, jnp.int32(0))
-    x = np.asarray(model.embed(ids.reshape(-1)), np.float64)
+    lanes, states = start([run])
+    table, qkv = (
+        np.asarray(w[...], np.float64)[0]
+        for w in (states.params["embed"]["w"], states.params["blocks"]["attn"]["qkv"]["w"])
+    )
+    x = table[np.asarray(first_ids(run, lanes)).reshape(-1)]  # u-μP multiplies it by 1
     x /= np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
-    w = np.asarray(model.blocks.attn.qkv.w[...][0], np.float64)
+    w = qkv[0]
     qkv = (x @ w.reshape(16, -1)) / np.sqrt(16)
     q, k, _ = qkv.reshape(4, 8, 3, 2, 8).transpose(2, 0, 3, 1, 4)
     allowed = np.tril(np.ones((8, 8), bool))
@@ -130,7 +151,7 @@ def test_attention_is_reported_as_numpy_has_it():
     p = np.where(allowed, np.exp(dots / 8), 0)
     p /= p.sum(-1, keepdims=True)
     entropy = -np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0).sum(-1)
-    found = look(run)
+    (found,) = reported(run, lanes, states)
     for name, want in (("qk", dots[..., allowed] / 8), ("cosine", cosines[..., allowed])):
         got = found[f"blocks.0.attn.scores/{name}"]
         assert got["rms"] == pytest.approx(np.sqrt((want**2).mean()), rel=1e-4)
@@ -148,16 +169,19 @@ def test_looking_changes_no_number(tmp_path):
         corpus="c", tokenizer="t", vocab_size=16, train=TOKENS, val=TOKENS, bytes_per_token=1.0,
         digest="squares", tokenizer_digest="t",
     )  # fmt: skip
-    steps, by_twos = (0, 1, 4, 6), Settings(chunk_steps=2)
-    plain, probed = (
-        run_group([run], dataset, tmp_path, study="s", profile="p", settings=by_twos)[0]
-        for run in (make_run(), make_run(probe_steps=steps))
-    )
+    plain = run_group([make_run()], dataset, tmp_path, study="s", profile="p")[0]
+    steps = (0, 1, 4, 6)
+    probed = run_group(
+        [make_run(probe_steps=steps)], dataset, tmp_path, study="s", profile="p",
+        settings=Settings(chunk_steps=2),
+    )[0]  # fmt: skip
     np.testing.assert_array_equal(plain["curve_loss"], probed["curve_loss"])
     assert plain["val_loss"] == probed["val_loss"]
     assert tuple(probed["probe_steps"]) == steps and len(plain["probe_steps"]) == 0
     values = probed["probe_values"].reshape(4, -1, len(PROBE_STATS))
-    late = look(make_run(), steps=4)
+    compiled, lanes = train.programs(make_run()), train.lanes_of([make_run()])
+    states, _ = compiled.chunk(jnp.asarray(TOKENS), lanes, compiled.init(lanes), 4)
+    (late,) = reported(make_run(), lanes, states)
     names = probed["probe_tensors"]
     np.testing.assert_allclose(values[2], [list(late[n].values()) for n in names], rtol=1e-5)
     assert (values[0] != values[3]).any()
@@ -165,7 +189,7 @@ def test_looking_changes_no_number(tmp_path):
 
 def test_off_is_the_same_program():
     run = make_run()
-    probed = dataclasses.replace(run, probe_steps=(0, 3))
+    probed = replace(run, probe_steps=(0, 3))
     assert train.programs(run) == train.programs(probed), "one compiled step for both"
     assert run.key() != probed.key()
     assert not jax.tree.leaves(train.abstract(run).taps)
@@ -175,10 +199,10 @@ def test_off_is_the_same_program():
 
 
 def test_lanes_report_apart():
-    runs = [make_run(), make_run(seed=2, eta=1.0), make_run("mup", eta=0.01)]
-    together = look(runs[0], 3, runs[:2])
-    for run, report in zip(runs[:2], together, strict=True):
-        alone = look(run, 3)
+    one, other = make_run(), make_run(seed=2)
+    together = reported(one, *start([one, other]))
+    for run, report in zip((one, other), together, strict=True):
+        alone = reported(run, *start([run, run]))[0]
         for name in ("blocks.1.mlp.down/input", "readout/output_gradient"):
             assert report[name]["rms"] == pytest.approx(alone[name]["rms"], rel=1e-4)
     assert together[0] != together[1]
@@ -186,8 +210,7 @@ def test_lanes_report_apart():
 
 def test_a_batch_split_over_devices_reports_the_same():
     run = make_run()
-    lane = jax.tree.map(lambda a: a[0], train.lanes_of([run]))
-    parts = train.parts_of(train.build(run, lane, probed=True))
+    parts = train.parts_of(train.build(run, lane_of(train.lanes_of([run])), probed=True))
     ids, targets = (jnp.asarray(TOKENS[i : i + 64].reshape(8, 8), jnp.int32) for i in (0, 1))
 
     @jax.jit
@@ -209,8 +232,7 @@ def test_a_batch_split_over_devices_reports_the_same():
     # Three quarters of a power of two is far from every edge: there, shares are exact.
     x = 0.75 * 2.0 ** np.random.default_rng(0).integers(-24, 24, (64, 32)).astype(np.float32)
     x[::5] = 0.0
-    alone = jax.jit(probe.statistics)(x)
-    shared = jax.jit(probe.statistics)(jax.device_put(x, split))
+    alone, shared = statistics(x), statistics(jax.device_put(x, split))
     np.testing.assert_array_equal(shared[3:], alone[3:])
     np.testing.assert_allclose(shared[:3], alone[:3], rtol=1e-6)
     assert (alone[3:] > 0.1).all()

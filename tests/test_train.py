@@ -41,7 +41,10 @@ def stream():
 
 @cache
 def single(run):
-    return train.train(run, stream())
+    """The losses of ``train.train``; its start is computed outside jit, which compiles less."""
+    start = jax.tree.map(lambda x: x[None], train.init(run, one_lane(run)))
+    chunk = train.programs(run).chunk
+    return np.asarray(chunk(jnp.asarray(stream()), train.lanes_of([run]), start, STEPS)[1][0])
 
 
 # --- the numbers ----------------------------------------------------------------------------------
@@ -63,20 +66,24 @@ def test_golden_trajectory():
         )  # fmt: skip
 
 
+@jax.jit
+def initial_loss(lane, ids, targets):
+    return train.build(make_run(), lane).loss(ids, targets)
+
+
 def test_the_first_loss_is_that_of_the_initial_model_on_the_first_batch():
     run = make_run(seed=5)
-    model = train.build(run, one_lane(run))
-    ids, targets = data.batch(stream(), run.seed, 0, batch_size=2, seq_len=8)
-    assert float(model.loss(ids, targets)) == pytest.approx(float(single(run)[0]), rel=1e-5)
+    batch = jax.jit(lambda: data.batch(stream(), run.seed, 0, batch_size=2, seq_len=8))()
+    want = float(initial_loss(one_lane(run), *batch))
+    assert float(single(run)[0]) == pytest.approx(want, rel=1e-5)
 
 
 def test_evaluation_is_the_mean_over_fixed_batches():
     run = make_run()
     programs, lanes = train.programs(run), train.lanes_of([run])
     (found,) = programs.evaluate(jnp.asarray(stream()), programs.init(lanes))
-    model = train.build(run, one_lane(run))
-    batches = [data.eval_batch(stream(), i, batch_size=2, seq_len=8) for i in range(3)]
-    want = np.mean([float(model.loss(*batch)) for batch in batches])
+    batch = jax.jit(lambda i: data.eval_batch(stream(), i, batch_size=2, seq_len=8))
+    want = np.mean([float(initial_loss(one_lane(run), *batch(i))) for i in range(3)])
     assert float(found) == pytest.approx(want, rel=1e-5)
 
 
