@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +29,22 @@ def full_precision():
 
 
 def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    return np.float32(np.random.default_rng(seed).normal(size=shape))
 
 
 def rms(x):
     return float(np.sqrt(np.mean(np.square(np.asarray(x, np.float64)))))
+
+
+def pulled(f, cotangent, *inputs):
+    """(value, gradients), compiled as one program."""
+
+    @jax.jit
+    def both(cotangent, *inputs):
+        out, pull = jax.vjp(f, *inputs)
+        return out, pull(cotangent)
+
+    return both(cotangent, *inputs)
 
 
 # --- the reference's numbers ----------------------------------------------------------------------
@@ -113,8 +125,7 @@ def test_the_scales_are_those_of_the_rules(tokens):
     x, w, g = jnp.ones((tokens, 3)), jnp.ones((3, 5)), jnp.ones((tokens, 5))
     for f, role in ((unit.linear, "hidden"), (unit.linear_readout, "output")):
         want = numbers.weight(role, 3, 5)
-        y, pull = jax.vjp(f, x, w)
-        d_x, d_w = pull(g)
+        y, (d_x, d_w) = pulled(f, g, x, w)
         np.testing.assert_allclose(y, 3 * want.forward, rtol=1e-6)
         np.testing.assert_allclose(d_x, 5 * want.backward, rtol=1e-6)
         np.testing.assert_allclose(d_w, tokens * want.weight_grad, rtol=1e-6)
@@ -143,20 +154,18 @@ def test_taus_are_the_references_squared():
 @pytest.mark.parametrize("mult", [0.125, 1.0, 8.0])
 @pytest.mark.parametrize("op", ["silu", "gelu"])
 def test_activations_are_unit_scaled_each_way_when_unconstrained(op, mult):
-    out, pull = jax.vjp(
-        lambda x: getattr(unit, op)(x, mult=mult, constraint=None), normal(0, 256, 256)
-    )
+    f = partial(getattr(unit, op), mult=mult, constraint=None)
+    out, (d_x,) = pulled(f, normal(1, 256, 256), normal(0, 256, 256))
     assert np.std(out) == pytest.approx(1.0, abs=0.1)
-    assert rms(pull(normal(1, 256, 256))[0]) == pytest.approx(1.0, abs=0.1)
+    assert rms(d_x) == pytest.approx(1.0, abs=0.1)
 
 
 @pytest.mark.parametrize("seq_len", [16, 256])
 def test_full_attention_is_unit_scaled_but_for_q_and_k(seq_len):
     q, k, v = (normal(i, 16, seq_len, 16) for i in range(3))
-    out, pull = jax.vjp(
-        lambda q, k, v: unit.scaled_dot_product_attention(q, k, v, is_causal=False), q, k, v
+    out, (d_q, d_k, d_v) = pulled(
+        partial(unit.scaled_dot_product_attention, is_causal=False), normal(3, *v.shape), q, k, v
     )
-    d_q, d_k, d_v = pull(normal(3, *out.shape))
     assert (rms(out), rms(d_v)) == (pytest.approx(1.0, abs=0.12), pytest.approx(1.0, abs=0.12))
     assert rms(d_q) == pytest.approx(1 / 4, rel=0.15)  # 1/√d_head
     assert rms(d_k) == pytest.approx(1 / 4, rel=0.15)
@@ -168,21 +177,32 @@ def test_full_attention_is_unit_scaled_but_for_q_and_k(seq_len):
 @pytest.mark.parametrize("lead", [(), (1,), (5,), (2, 3), (2, 1, 3)])
 def test_any_leading_dimensions(lead):
     tokens = math.prod(lead)
-    x, w = normal(0, *lead, 4), normal(1, 4, 6)
-    flat = unit.linear(x.reshape(tokens, 4), w)
-    np.testing.assert_array_equal(unit.linear(x, w).reshape(tokens, 6), flat)
-    ids = jnp.arange(tokens).reshape(lead) % 4
-    np.testing.assert_array_equal(unit.embedding(ids, w), w[ids])
-    q, k, v = (normal(i, *lead, 7, 4) for i in range(3))
-    for causal in (True, False):
-        y = unit.scaled_dot_product_attention(q, k, v, is_causal=causal)
-        one = jax.vmap(lambda q, k, v, c=causal: unit.scaled_dot_product_attention(
-            q, k, v, is_causal=c))(*(a.reshape(-1, 7, 4) for a in (q, k, v)))  # fmt: skip
-        np.testing.assert_allclose(y.reshape(-1, 7, 4), one, rtol=1e-6, atol=1e-6)
-    logits = normal(3, *lead, 4)
-    loss, grad = jax.value_and_grad(unit.cross_entropy)(logits, ids)
-    want = -np.mean(np.asarray(jax.nn.log_softmax(logits)).reshape(-1, 4)
-                    [np.arange(tokens), np.arange(tokens) % 4])  # fmt: skip
+    x, w, logits = normal(0, *lead, 4), normal(1, 4, 6), normal(3, *lead, 4)
+    qkv = [normal(i, *lead, 7, 4) for i in range(3)]
+    ids = np.arange(tokens).reshape(lead) % 4
+
+    @jax.jit
+    def flat(x, w, qkv):
+        """Of inputs with one leading dimension."""
+        attention = [jax.vmap(partial(unit.scaled_dot_product_attention, is_causal=causal))(*qkv)
+                     for causal in (True, False)]  # fmt: skip
+        return unit.linear(x, w), *attention
+
+    @jax.jit
+    def all_of_them(x, w, ids, qkv, logits):
+        attention = [unit.scaled_dot_product_attention(*qkv, is_causal=causal)
+                     for causal in (True, False)]  # fmt: skip
+        loss = jax.value_and_grad(unit.cross_entropy)(logits, ids)
+        return (unit.linear(x, w), *attention), unit.embedding(ids, w), *loss
+
+    found, rows, loss, grad = all_of_them(x, w, ids, qkv, logits)
+    y, *attention = flat(x.reshape(tokens, 4), w, [a.reshape(-1, 7, 4) for a in qkv])
+    np.testing.assert_array_equal(found[0].reshape(tokens, 6), y)
+    np.testing.assert_array_equal(rows, w[ids])
+    for one, many in zip(attention, found[1:], strict=True):
+        np.testing.assert_allclose(many.reshape(-1, 7, 4), one, rtol=1e-6, atol=1e-6)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    want = -np.mean(log_p.reshape(-1, 4)[np.arange(tokens), np.arange(tokens) % 4])
     assert float(loss) == pytest.approx(want, rel=1e-5)
     assert grad.shape == logits.shape
 
@@ -201,7 +221,7 @@ def test_attention_is_causal_unless_told_otherwise():
         def f(v):
             return unit.scaled_dot_product_attention(q, k, v, **kwargs).sum((0, 2))
 
-        return np.abs(jax.jacrev(f)(v)).sum((1, 3)) > 0
+        return np.abs(jax.jit(jax.jacrev(f))(v)).sum((1, 3)) > 0
 
     np.testing.assert_array_equal(seen(), np.tril(np.ones((6, 6), bool)))
     assert seen(is_causal=False).all()
@@ -209,14 +229,12 @@ def test_attention_is_causal_unless_told_otherwise():
 
 def test_an_ignored_target_counts_nothing():
     z = normal(0, 5, 7)
-    targets = jnp.array([1, -100, 3, -100, 0])
-    loss, grad = jax.value_and_grad(unit.cross_entropy)(z, targets, reduction="sum")
-    kept = jnp.array([0, 2, 4])
-    want, want_grad = jax.value_and_grad(unit.cross_entropy)(
-        z[kept], targets[kept], reduction="sum"
-    )
+    targets, kept = np.array([1, -100, 3, -100, 0]), [0, 2, 4]
+    summed = jax.jit(jax.value_and_grad(partial(unit.cross_entropy, reduction="sum")))
+    loss, grad = summed(z, targets)
+    want, want_grad = summed(z[kept], targets[kept])
     assert float(loss) == pytest.approx(float(want), rel=1e-6)
-    np.testing.assert_allclose(grad[kept], want_grad, rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(grad)[kept], want_grad, rtol=1e-6)
     assert (np.asarray(grad)[[1, 3]] == 0).all()
 
 
@@ -301,7 +319,8 @@ def test_mult_may_be_traced_mapped_and_changed_without_compiling_again(name):
     assert len(traces) == 1
     together = jax.vmap(step, (0, *[None] * len(inputs)))(jnp.array(mults), *inputs)
     for i, (m, one) in enumerate(zip(mults, each)):
-        plain = jax.value_and_grad(lambda *a: f(m, *a).sum(), tuple(range(len(inputs))))(*inputs)  # noqa: B023
+        plain = jax.jit(jax.value_and_grad(
+            lambda *a: f(m, *a).sum(), tuple(range(len(inputs)))))(*inputs)  # fmt: skip # noqa: B023
         for got in (one, jax.tree.map(lambda a: a[i], together)):  # noqa: B023
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
                          got, plain)  # fmt: skip
