@@ -169,12 +169,11 @@ def test_looking_changes_no_number(tmp_path):
         corpus="c", tokenizer="t", vocab_size=16, train=TOKENS, val=TOKENS, bytes_per_token=1.0,
         digest="squares", tokenizer_digest="t",
     )  # fmt: skip
-    plain = run_group([make_run()], dataset, tmp_path, study="s", profile="p")[0]
-    steps = (0, 1, 4, 6)
-    probed = run_group(
-        [make_run(probe_steps=steps)], dataset, tmp_path, study="s", profile="p",
-        settings=Settings(chunk_steps=2),
-    )[0]  # fmt: skip
+    steps, by_twos = (0, 1, 4, 6), Settings(chunk_steps=2)
+    plain, probed = (
+        run_group([run], dataset, tmp_path, study="s", profile="p", settings=by_twos)[0]
+        for run in (make_run(), make_run(probe_steps=steps))
+    )
     np.testing.assert_array_equal(plain["curve_loss"], probed["curve_loss"])
     assert plain["val_loss"] == probed["val_loss"]
     assert tuple(probed["probe_steps"]) == steps and len(plain["probe_steps"]) == 0
