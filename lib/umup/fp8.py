@@ -108,6 +108,11 @@ class Operand(NamedTuple):
     values: Array
     unscale: Array | None = None
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the values."""
+        return self.values.shape
+
 
 def saturate(x: Array, fmt: Format) -> Array:
     """x in ``fmt``, magnitudes beyond its largest clipped to it; NaN stays NaN. Any shape."""

@@ -11,6 +11,8 @@ GEMMs on Hopper.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,10 +78,22 @@ def _linear_bwd(casts, fused, saved, g):
         for g_part, w_part in zip(_parts(g8), _parts(w8), strict=True)
     ]
     dx = functools.reduce(jnp.add, products) * jnp.asarray(backward, of_x.dtype)
-    dw = _stack([fp8.dot(x8, part, (0, 0), of_x.dtype, casts.precise) for part in _parts(g8)])
+    product = functools.partial(fp8.dot, contract=(0, 0), dtype=of_x.dtype, precise=casts.precise)
+    dw = _stack([_narrow_first(product, x8, part) for part in _parts(g8)])
     dw = dw.reshape(w.shape).astype(w.dtype) * jnp.asarray(weight_grad, w.dtype)
     rolled = None if history is None else fp8.roll(history, jnp.stack([*now, fp8.amax(g)]))
     return dx, dw, None, None, None, rolled
+
+
+def _narrow_first(product: Callable, a: Any, b: Any) -> Array:
+    """``product(a, b)`` = aᵀ b, on a CPU taken as (bᵀ a)ᵀ where a has more columns.
+
+    XLA's CPU products over rows are up to three times as fast with the narrower matrix on the
+    left. The barrier keeps XLA from folding the transposition back into the product.
+    """
+    if a.shape[-1] <= b.shape[-1] or jax.default_backend() != "cpu":
+        return product(a, b)
+    return lax.optimization_barrier(product(b, a)).swapaxes(-1, -2)
 
 
 _linear.defvjp(_linear_fwd, _linear_bwd)
@@ -266,14 +280,17 @@ def _attention_bwd(blocks, saved, g):
           ((q, False), (k, True), (v, True), (g * jnp.asarray(out, g.dtype), False)))
     )  # fmt: skip
     for weights, (q_i, k_i, v_i, g_i) in zip(all_weights, parts):
-        dv.append(jnp.einsum("...ts,...td->...sd", weights.astype(g.dtype), g_i))
+        dv.append(_narrow_first(_over_positions, weights.astype(g.dtype), g_i))
         dweights = jnp.einsum("...td,...sd->...ts", g_i, v_i, preferred_element_type=jnp.float32)
         inner = jnp.sum(dweights * weights, axis=-1, keepdims=True)
         dscores = weights * (dweights - inner) * jnp.asarray(logit, jnp.float32)
         dscores = dscores.astype(q.dtype)
         dq.append(jnp.einsum("...ts,...sd->...td", dscores, k_i))
-        dk.append(jnp.einsum("...ts,...td->...sd", dscores, q_i))
+        dk.append(_narrow_first(_over_positions, dscores, q_i))
     return _join(dq), _total(dk), _total(dv), None, None
+
+
+_over_positions = functools.partial(jnp.einsum, "...ta,...tb->...ab")
 
 
 _attention.defvjp(_attention_fwd, _attention_bwd)
