@@ -139,6 +139,15 @@ def test_the_step_table_says_medians_ratios_and_share() -> None:
     assert "0123456789 with changes" in text and "torch 2.13.0" in text
 
 
+def test_the_ratio_of_products_stands_beside_the_ratio_of_steps() -> None:
+    run = a_run()
+    assert "of PyTorch's time" not in bench.table([run])
+    for size, gflops in ((512, 500.0), (1024, 600.0)):
+        theirs = {"library": "torch", "dtype": "float32", "size": size, "gflops": gflops}
+        run["measurements"].append({"part": "step", "kind": "gemm", **theirs})
+    assert "takes JAX **0.75** of PyTorch's time" in bench.table([run])  # 600 beside 800
+
+
 def test_the_lanes_table_counts_compiling_both_ways() -> None:
     text = bench.table([a_run()])
     assert row(text, "8 separate runs")[1:] == ["12", "4", "2", "0.5"]

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -73,7 +73,9 @@ class Job(Config):
 
     def run(self) -> RunConfig:
         """A run of this shape; its hyperparameters, seed and text are no part of the program."""
-        return RunConfig(self.scheme, self.model, self.optim, HPs(), 0, "none", "none", "none")
+        # The mesh stands for accelerators, whatever these virtual devices' own default is.
+        model = self.model if self.model.unroll is not None else replace(self.model, unroll=1)
+        return RunConfig(self.scheme, model, self.optim, HPs(), 0, "none", "none", "none")
 
 
 class Report(NamedTuple):

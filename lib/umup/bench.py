@@ -29,7 +29,8 @@ from umup.timing import Ours
 __all__ = ["Plan", "load_records", "main", "measure", "page", "save", "step_flops", "table"]
 
 UNROLLS = {"unrolled": 0, "scanned": 1}
-"""The two ways to run the layers, by ``ModelConfig.unroll``."""
+"""The two ways to run the layers, by ``ModelConfig.unroll``; by default, see
+``model.layers_unrolled``, the first on a CPU and the second on an accelerator."""
 
 EPILOG = """examples:
   umup bench                            all of it; about ten minutes on two cores
@@ -73,7 +74,9 @@ class Plan(Config):
         "depths": COUNT,
     }  # fmt: skip
 
-    def model(self, width: int, *, n_layers: int | None = None, unroll: int = 1) -> ModelConfig:
+    def model(
+        self, width: int, *, n_layers: int | None = None, unroll: int | None = None
+    ) -> ModelConfig:  # fmt: skip
         """The decoder's shape at ``width``: heads of ``d_head``, at least two of them."""
         return ModelConfig(
             d_model=width, n_layers=n_layers or self.n_layers,
@@ -216,15 +219,16 @@ def compile_times(plan: Plan) -> Iterator[dict[str, Any]]:
     """Seconds to trace and to compile a chunk at each depth, layers scanned."""
     width = plan.widths[0]
     for depth in plan.depths:
-        trace_s, compile_s = Ours(plan.run(plan.model(width, n_layers=depth))).compile(plan.steps)
+        run = plan.run(plan.model(width, n_layers=depth, unroll=1))
+        trace_s, compile_s = Ours(run).compile(plan.steps)
         yield {"part": "compile", "kind": "compile", "d_model": width, "n_layers": depth,
                "trace_s": trace_s, "compile_s": compile_s}  # fmt: skip
 
 
 def probes(plan: Plan) -> Iterator[dict[str, Any]]:
-    """A training step and an observation in turn, at each width, layers unrolled."""
+    """A training step and an observation in turn, at each width."""
     for width in plan.widths:
-        ours = Ours(plan.run(plan.model(width, unroll=0)))
+        ours = Ours(plan.run(plan.model(width)))
         ours.seconds(plan.steps)  # compiles, as the next
         ours.look()
         step_ms, look_ms = [], []

@@ -164,6 +164,9 @@ def _step(run: Mapping[str, Any]) -> str:
         f"Best {best['dtype']} matrix products of this run, GFLOP/s: {peaks}; the share is of the "
         "highest. Tokens/s and share are of the faster of our two."
     )
+    if {"jax", "torch"} <= set(firsts):  # so that a reader can tell the library from the machine
+        products = firsts["torch"]["gflops"] / firsts["jax"]["gflops"]
+        peak += f" The best product takes JAX **{products:.2f}** of PyTorch's time."
     return f"### A training step\n\n{_grid(header, rows)}\n\n{peak}"
 
 

@@ -186,7 +186,8 @@ class ModelConfig(Config):
     """Shape of the Llama-style decoder: everything that changes the compiled program.
 
     ``base_*`` are the shapes at which μP equals SP. ``unroll`` is how many layers of the scan over
-    depth are unrolled (0: all): faster on a CPU, longer to compile. ``recipe``, ``keep_bf16`` and
+    depth are unrolled (0: all): faster on a CPU, longer to compile. None leaves it to the library,
+    see ``model.layers_unrolled``. ``recipe``, ``keep_bf16`` and
     ``accumulation`` say how the linears cast their operands, see ``umup.fp8``.
 
     ``dtype`` is that of the activations, ``params_dtype`` that in which weights are kept (their
@@ -211,7 +212,7 @@ class ModelConfig(Config):
     rope: bool = True
     rope_theta: float = 10_000.0
     dtype: str = "float32"
-    unroll: int = 1
+    unroll: int | None = None
     recipe: str = "plain"
     keep_bf16: tuple[str, ...] = ()
     accumulation: str = "fast"
@@ -247,6 +248,13 @@ class ModelConfig(Config):
                 allowed = f"{', '.join(BLOCK_LINEARS)}, one of these after blocks.0. to "
                 allowed += f"blocks.{self.n_layers - 1}., or readout"
                 raise ConfigError("keep_bf16", name, allowed)
+
+    def essence(self) -> dict[str, Any]:
+        """As of every configuration; one layer at a time was the default once, and has its key."""
+        essence = super().essence()
+        if self.unroll == 1:
+            del essence["unroll"]
+        return essence
 
     def _has_linear(self, name: str) -> bool:
         """True of the name of a linear: of one block, of all blocks at once, or the readout."""

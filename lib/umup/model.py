@@ -78,7 +78,7 @@ class Decoder(nnx.Module):
                 y = nnx.merge(graph, block_state)(x, seq_len, casts)
                 return mesh.constrain(y, "batch", None), None
 
-            unroll = min(self.config.unroll or last - first, last - first)
+            unroll = min(layers_unrolled(self.config) or last - first, last - first)
             layer = _rematerialized(layer, self.config.remat, inlined=unroll == last - first)
             x, _ = jax.lax.scan(layer, x, part, unroll=unroll)
         z = self.readout(ops.rms_norm(x), linear_casts(self.config, "readout"))
@@ -134,6 +134,23 @@ class Decoder(nnx.Module):
 def _passed(linear: Linear) -> Array:
     """By how much the cotangent that a linear passes on differs from the true one."""
     return linear.backward[...] / linear.forward[...]
+
+
+UNROLLED_DEPTH = 8
+"""Layers up to which a CPU's program has all of them one after another by default."""
+
+
+def layers_unrolled(config: ModelConfig) -> int:
+    """How many layers of the scan over depth are one loop body (0: all), after the device.
+
+    A loop keeps what the way back needs by copying it into arrays over all layers and out of
+    them, which on a CPU takes a fifth to a third of a step of a narrow model; one layer after
+    another copies nothing, compiles longer with each, and undoes rematerialization there.
+    """
+    if config.unroll is not None:
+        return config.unroll
+    shallow = config.n_layers <= UNROLLED_DEPTH and config.remat == "none"
+    return 0 if shallow and jax.default_backend() == "cpu" else 1
 
 
 def _rematerialized(layer, remat: str, *, inlined: bool):
