@@ -79,7 +79,7 @@ def test_whatever_differs_has_another_key():
                 "recipe": "fp8_seed", "keep_bf16": ("readout",), "accumulation": "precise",
                 "params_dtype": "bfloat16", "remat": "full", "attention": "blocked",
                 "qk_norm": True, "depth_scaled_init": True, "z_loss": 1e-4, "schedule": "linear",
-                "clip": 1.0, "accumulate": 2,
+                "clip": 1.0, "accumulate": 2, "unroll": 0,
             }  # fmt: skip
             if field.name == "decay_steps":  # a decay's length needs its schedule
                 lengths = ({"schedule": "wsd", "decay_steps": n} for n in (1, 2))
@@ -93,6 +93,11 @@ def test_whatever_differs_has_another_key():
     keys = {run.key() for run in [base, *others]}
     assert len(keys) == len(others) + 1
     assert len(base.key()) == 16
+
+
+def test_one_layer_at_a_time_has_the_key_that_it_had_as_the_default():
+    one = changed(model=dataclasses.replace(changed().model, unroll=1))
+    assert one != changed() and one.key() == changed().key()
 
 
 def test_numerics_are_part_of_the_key(monkeypatch):

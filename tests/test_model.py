@@ -20,7 +20,7 @@ from umup import ops, optim, train
 from umup.config import HPs, ModelConfig, OptimConfig, RunConfig
 from umup.errors import ConfigError
 from umup.layers import Weight
-from umup.model import Decoder, split
+from umup.model import Decoder, layers_unrolled, split
 from umup.rules import Parametrization
 from umup.schemes import SCHEMES, get
 
@@ -363,6 +363,19 @@ def test_initial_standard_deviations(scheme):
 
 
 @pytest.mark.optimized
+def test_layers_are_unrolled_by_default_where_it_pays():
+    def unrolled(**model):
+        return layers_unrolled(make_run("umup", **model).model)
+
+    assert unrolled(n_layers=8) == 0 and unrolled(n_layers=9) == 1  # this is a CPU
+    assert unrolled(remat="dots") == 1 and unrolled(remat="full") == 1
+    assert [unrolled(unroll=n, n_layers=n_layers) for n, n_layers in ((1, 2), (0, 9))] == [1, 0]
+    with jax.set_mesh(jax.make_mesh((8,), ("data",))):
+        assert unrolled() == 1
+    with jax.set_mesh(jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])):
+        assert unrolled() == 0
+
+
 def test_scan_equals_unrolled():
     run = make_run("umup")
     start = train.init(run, lane_of(run))

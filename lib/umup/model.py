@@ -137,20 +137,22 @@ def _passed(linear: Linear) -> Array:
 
 
 UNROLLED_DEPTH = 8
-"""Layers up to which a CPU's program has all of them one after another by default."""
+"""Layers up to which one CPU's program has all of them one after another by default."""
 
 
 def layers_unrolled(config: ModelConfig) -> int:
-    """How many layers of the scan over depth are one loop body (0: all), after the device.
+    """How many layers of the scan over depth are one loop body (0: all), by depth and device.
 
     A loop keeps what the way back needs by copying it into arrays over all layers and out of
-    them, which on a CPU takes a fifth to a third of a step of a narrow model; one layer after
-    another copies nothing, compiles longer with each, and undoes rematerialization there.
+    them, which on a CPU takes a fifth to a third of a step of a narrow model. One layer after
+    another copies nothing; but it compiles longer with each, undoes rematerialization there, and
+    on several devices would let the weights of all layers be gathered at once.
     """
     if config.unroll is not None:
         return config.unroll
+    one_cpu = jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1
     shallow = config.n_layers <= UNROLLED_DEPTH and config.remat == "none"
-    return 0 if shallow and jax.default_backend() == "cpu" else 1
+    return 0 if one_cpu and shallow else 1
 
 
 def _rematerialized(layer, remat: str, *, inlined: bool):

@@ -222,7 +222,7 @@ def step(
     model = ModelConfig(
         d_model=d_model, n_layers=n_layers, d_head=d_head, d_ff=shapes(d_model)["mlp.down"][0],
         vocab_size=VOCAB, seq_len=seq_len, base_width=d_model, base_depth=n_layers,
-        base_d_head=d_head, dtype=dtype, recipe=recipe, accumulation=accumulation,
+        base_d_head=d_head, dtype=dtype, unroll=1, recipe=recipe, accumulation=accumulation,
     )  # fmt: skip
     each = steps // chunks
     optim = OptimConfig(
