@@ -254,7 +254,7 @@ def test_native_fp8_begins_with_compute_capability_8_9(monkeypatch, platform, ca
 
 def make_run(scheme="umup", steps=6, eta=0.5, **model):
     shape = {"d_model": 16, "n_layers": 3, "d_head": 8, "d_ff": 48, "vocab_size": 16, "seq_len": 8,
-             "base_width": 16, "base_depth": 3, "base_d_head": 8}  # fmt: skip
+             "base_width": 16, "base_depth": 3, "base_d_head": 8, "unroll": 1}  # fmt: skip
     return RunConfig(
         scheme=scheme, model=ModelConfig(**(shape | model)),
         optim=OptimConfig(steps=steps, batch_size=4, warmup_steps=2), hps=HPs(eta=eta), seed=1,

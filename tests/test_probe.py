@@ -21,7 +21,7 @@ TOKENS = (np.arange(4000) ** 2 % 13).astype(np.uint16)
 
 def make_run(scheme="umup", *, seed=1, eta=0.5, steps=6, probe_steps=(), **model):
     shape = {"d_model": 16, "n_layers": 3, "d_head": 8, "d_ff": 48, "vocab_size": 16, "seq_len": 8,
-             "base_width": 16, "base_depth": 3, "base_d_head": 8}  # fmt: skip
+             "base_width": 16, "base_depth": 3, "base_d_head": 8, "unroll": 1}  # fmt: skip
     return RunConfig(
         scheme=scheme, model=ModelConfig(**(shape | model)),
         optim=OptimConfig(steps=steps, batch_size=4, warmup_steps=2), hps=HPs(eta=eta), seed=seed,
