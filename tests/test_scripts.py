@@ -381,7 +381,7 @@ def test_words(seconds: float, text: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_run_is_the_run_never_killed(tmp_path) -> None:
+def test_a_killed_run_is_the_run_never_killed(tmp_path, alike) -> None:
     found = script("soak").soak(3, 1, tmp_path, warm=True)
     assert found["differences"] == [] and found["interventions"] == 3
     assert sum(found["kills"].values()) == 3 and found["starts"] == found["runs"] + 3
