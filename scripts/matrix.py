@@ -5,8 +5,10 @@
 Every setting is one `make test`, and they run one after another. Each level of each factor occurs,
 not each combination: every instruction set on the Python that runs this, every other Python of
 pyproject.toml in a virtual environment of its own under .cache, while the number of threads and
-OpenBLAS's kernels take turns. What a setting gave is kept under .cache by commit, so a matrix that
-was cut off goes on where it stopped. Standard library only: it runs before anything is installed.
+OpenBLAS's kernels take turns. With UMUP_TEST_IN_HASTE=0 every test has programs as users have
+them, in twice the time; else those marked `optimized` have. What a setting gave is kept under
+.cache by commit, so a matrix that was cut off goes on where it stopped. Standard library only: it
+runs before anything is installed.
 """
 
 from __future__ import annotations
@@ -61,7 +63,6 @@ class Setting:
             flags = f"{flags} --xla_cpu_max_isa={self.instructions}".strip()
         threads = str(self.threads)  # XLA takes NPROC before the processors that it may run on
         ours = {"XLA_FLAGS": flags, "NPROC": threads, "OMP_NUM_THREADS": threads}
-        ours["UMUP_TEST_IN_HASTE"] = "0"  # the programs that users have
         if self.coretype is not None:
             ours["OPENBLAS_CORETYPE"] = self.coretype
         return {k: v for k, v in outer.items() if k != "OPENBLAS_CORETYPE"} | ours
@@ -118,13 +119,15 @@ def design(pythons: Iterable[str], flags: set[str]) -> list[Setting]:
 
 
 def state(arguments: list[str]) -> str:
-    """The commit and a checksum of what else decides a result: changed files and arguments."""
+    """The commit and a checksum of what else decides a result: changed files, how tests compile,
+    arguments."""
 
     def git(*command: str) -> str:
         done = subprocess.run(["git", "-C", ROOT, *command], capture_output=True, check=True)
         return done.stdout.decode(errors="replace")
 
-    rest = "\0".join([git("diff", "HEAD"), git("status", "--porcelain"), *arguments])
+    haste = os.environ.get("UMUP_TEST_IN_HASTE", "")
+    rest = "\0".join([git("diff", "HEAD"), git("status", "--porcelain"), haste, *arguments])
     return f"{git('rev-parse', '--short', 'HEAD').strip()}-{zlib.crc32(rest.encode()):08x}"
 
 

@@ -277,13 +277,11 @@ def test_a_setting_adds_to_the_flags_that_are_there() -> None:
     given = setting.environment({"XLA_FLAGS": "--xla_a=1", "OMP_NUM_THREADS": "7", "HOME": "h"})
     assert given == {
         "XLA_FLAGS": "--xla_a=1 --xla_cpu_max_isa=AVX2", "OMP_NUM_THREADS": "4", "NPROC": "4",
-        "UMUP_TEST_IN_HASTE": "0",
         "OPENBLAS_CORETYPE": "Haswell", "HOME": "h",
     }  # fmt: skip
     plain = script("matrix").Setting("3.12", "native", 1, None)
     assert plain.environment({"OPENBLAS_CORETYPE": "Zen"}) == {
         "XLA_FLAGS": "", "OMP_NUM_THREADS": "1", "NPROC": "1",
-        "UMUP_TEST_IN_HASTE": "0",
     }  # fmt: skip
 
 
