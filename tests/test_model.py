@@ -362,7 +362,6 @@ def test_initial_standard_deviations(scheme):
 # --- structure ------------------------------------------------------------------------------------
 
 
-@pytest.mark.optimized
 def test_layers_are_unrolled_by_default_where_it_pays():
     def unrolled(**model):
         return layers_unrolled(make_run("umup", **model).model)
@@ -376,6 +375,7 @@ def test_layers_are_unrolled_by_default_where_it_pays():
         assert unrolled() == 0
 
 
+@pytest.mark.optimized
 def test_scan_equals_unrolled():
     run = make_run("umup")
     start = train.init(run, lane_of(run))
