@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 
@@ -15,6 +14,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
+from starts import start
 from umup import fp8, ops, train
 from umup.config import BLOCK_LINEARS, RECIPES, HPs, ModelConfig, OptimConfig, RunConfig
 from umup.errors import ConfigError
@@ -263,16 +263,6 @@ def make_run(scheme="umup", steps=6, eta=0.5, **model):
 
 
 TOKENS = (np.arange(4000) ** 2 % 13).astype(np.uint16)
-
-
-def start(runs):
-    """Lanes, and states before the first step: from one program, whatever the recipe."""
-    lanes = train.lanes_of(runs)
-    model = replace(runs[0].model, recipe="plain", keep_bf16=(), dtype="float32")
-    states = train.programs(replace(runs[0], model=model)).init(lanes)
-    amax = train.abstract(runs[0]).amax
-    amax = jax.tree.map(lambda a: jnp.zeros((len(runs), *a.shape), a.dtype), amax)
-    return lanes, states._replace(amax=amax)
 
 
 def trained(runs, chunks, at_once=1):

@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from starts import start
 from umup import probe, train
 from umup.config import PROBE_STATS, HPs, ModelConfig, OptimConfig, RunConfig
 from umup.errors import ConfigError
@@ -27,16 +28,6 @@ def make_run(scheme="umup", *, seed=1, eta=0.5, steps=6, probe_steps=(), **model
         optim=OptimConfig(steps=steps, batch_size=4, warmup_steps=2), hps=HPs(eta=eta), seed=seed,
         corpus="c", tokenizer="t", data_digest="squares", probe_steps=probe_steps,
     )  # fmt: skip
-
-
-def start(runs):
-    """Lanes, and states before the first step: from one program, whatever the recipe."""
-    lanes = train.lanes_of(runs)
-    model = replace(runs[0].model, recipe="plain", keep_bf16=(), dtype="float32")
-    states = train.programs(replace(runs[0], model=model)).init(lanes)
-    amax = train.abstract(runs[0]).amax
-    amax = jax.tree.map(lambda a: jnp.zeros((len(runs), *a.shape), a.dtype), amax)
-    return lanes, states._replace(amax=amax)
 
 
 def lane_of(lanes, i=0):

@@ -224,6 +224,19 @@ def test_a_folder_says_whose_it_is(place, capsys):
     assert place.train(*small("keep", 8, "loader", "host", "chunk_steps", 8)) == 0
 
 
+def test_a_folder_begun_when_one_layer_at_a_time_was_the_default_goes_on(place, capsys):
+    path = place.root / "r" / "run.json"
+    before = path.read_text(encoding="utf-8")
+    told = json.loads(before)
+    told["run"]["model"]["unroll"] = 1
+    path.write_text(json.dumps(told), encoding="utf-8")
+    assert place.train() == 0
+    told["run"]["model"]["unroll"] = 0
+    path.write_text(json.dumps(told), encoding="utf-8")
+    assert "model.unroll 0 there, None here" in refused(capsys, place.train())
+    path.write_text(before, encoding="utf-8")
+
+
 def test_text_that_moved_is_gone_on_with_and_other_text_is_not(place, capsys):
     """By a run that ends when it is first asked to."""
     text, moved = place.root / "moving.txt", place.root / "moved" / "renamed.txt"

@@ -143,10 +143,10 @@ UNROLLED_DEPTH = 8
 def layers_unrolled(config: ModelConfig) -> int:
     """How many layers of the scan over depth are one loop body (0: all), by depth and device.
 
-    A loop keeps what the way back needs by copying it into arrays over all layers and out of
-    them, which on a CPU takes a fifth to a third of a step of a narrow model. One layer after
-    another copies nothing; but it compiles longer with each, undoes rematerialization there, and
-    on several devices would let the weights of all layers be gathered at once.
+    A loop copies what the backward pass needs into arrays over all layers, and out of them: on a
+    CPU a good part of a step (the book's chapter on speed times both). Unrolled layers copy
+    nothing, but compile longer with each layer, undo rematerialization there, and on several
+    devices would let the weights of all layers be gathered at once.
     """
     if config.unroll is not None:
         return config.unroll
