@@ -97,7 +97,6 @@ def test_a_finished_run_is_left_as_it_is(clean):
     assert sorted(os.listdir(folder / "checkpoints")) == before[1] == ["48", "64", "80"]
 
 
-@pytest.mark.optimized
 def test_the_host_may_read_the_batches(clean, tmp_path):
     train(tmp_path, loader="host")
     same(trajectory(tmp_path), trajectory(clean[0]))

@@ -375,7 +375,6 @@ def test_layers_are_unrolled_by_default_where_it_pays():
         assert unrolled() == 0
 
 
-@pytest.mark.optimized
 def test_scan_equals_unrolled():
     run = make_run("umup")
     start = train.init(run, lane_of(run))

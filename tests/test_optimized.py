@@ -12,6 +12,7 @@ import pytest
 
 TESTS = Path(__file__).parent
 LIMIT = 3600  # seconds; a run takes some 200
+MARKED = "optimized and not one_device"  # those run so in tests/test_one_device.py
 
 
 @pytest.mark.slow
@@ -33,7 +34,7 @@ def test_marked_tests_pass_with_programs_as_users_have_them() -> None:
 def _start(pattern: str) -> subprocess.Popen[str]:
     others = [path for path in sorted(TESTS.glob(pattern)) if path != Path(__file__)]
     marked = [path for path in others if "mark.optimized" in path.read_text(encoding="utf-8")]
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "optimized", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", MARKED, "-p", "no:cacheprovider"]
     return subprocess.Popen(
         [*command, "-n0", *map(str, marked)], cwd=TESTS.parent, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, env=os.environ | {"UMUP_TEST_IN_HASTE": "0"},
