@@ -20,9 +20,10 @@ from umup import sweep, train
 from umup.config import NUMERICS, HPs, ModelConfig, OptimConfig, RunConfig, canonical_json
 from umup.data import Dataset
 from umup.errors import OutOfMemoryError, RecordError, StudyError, UmupError
+from umup.partial import Partial
 from umup.records import Store
 from umup.schemas import RUNS
-from umup.sweep import OutOfTime, Partial, Progress, Settings, groups, run_group, run_pending
+from umup.sweep import OutOfTime, Progress, Settings, groups, run_group, run_pending
 from umup.sweep import row as make_row
 
 PAST = 0.0  # a deadline before any time.monotonic()

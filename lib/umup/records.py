@@ -46,18 +46,23 @@ class Store:
     Args:
         folder: where the shards are; created by the first write.
         schema: the kind of record; `points` is the store of the other kind, inside this one.
+        beneath: a store whose rows count as on record here too, and which is never written.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], schema: Schema = RUNS):
+    def __init__(
+        self, folder: str | os.PathLike[str], schema: Schema = RUNS, beneath: Store | None = None
+    ):
         self.folder = Path(folder)
         self.schema = schema
+        self.beneath = beneath
         # Shards never change: each is read once, since a sweep asks for all after every group.
         self._known: dict[str, tuple[tuple[int, ...], pa.Table]] = {}
 
     @functools.cached_property
     def points(self) -> Store:
         """The points recorded beside these runs."""
-        return Store(self.folder / "points", POINTS)
+        beneath = self.beneath.points if self.beneath else None
+        return Store(self.folder / "points", POINTS, beneath)
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> Path | None:
         """Write `rows` as one new shard, atomically, and return its path (None for no rows).
@@ -195,7 +200,7 @@ class Store:
     def _tables(self) -> Iterable[pa.Table]:
         tables = self._each(self._read_shard)
         self._known = {shard.name: self._known[shard.name] for shard in tables}  # not the gone
-        return tables.values()
+        return [*tables.values(), *(self.beneath._tables() if self.beneath else ())]
 
     def _merged(self, tables: Iterable[pa.Table]) -> pa.Table:
         table = pa.concat_tables([self.schema.arrow.empty_table(), *tables])

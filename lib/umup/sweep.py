@@ -9,26 +9,21 @@ before it starts.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
-import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 
-from umup import files
-from umup.config import NUMERICS, RunConfig, canonical_json, digest
+from umup.config import NUMERICS, RunConfig, canonical_json
 from umup.data import Dataset, nats_to_bits_per_byte
-from umup.errors import DataError, RecordError, StudyError, memory_for
+from umup.errors import DataError, StudyError, memory_for
+from umup.partial import Partial
 from umup.records import Store, provenance
 from umup.telemetry import Progress as Progress
-
-log = logging.getLogger("umup.sweep")
 
 CURVE_POINTS = 100
 CHECKPOINT_SECONDS = 30.0
@@ -50,12 +45,14 @@ class Settings:
         lanes_at_once: of these, how many a CPU advances side by side (an accelerator: all).
         chunk_steps: steps between two looks of the host.
         deadline: ``time.monotonic()`` after which to stop, or infinity.
+        saves: whether states are saved between chunks, for a killed sweep to go on from.
     """
 
     lanes: int = 1
     lanes_at_once: int = 1
     chunk_steps: int = 250
     deadline: float = math.inf
+    saves: bool = True
 
 
 def groups(runs: Iterable[RunConfig], lanes: int) -> list[list[RunConfig]]:
@@ -146,81 +143,145 @@ def run_group(
         DataError: a run's ``data_digest`` is not that of the data set.
         ConfigError: an unknown scheme, or a hyperparameter that the scheme lacks.
     """  # fmt: skip
-    for run in runs:
-        if run.data_digest != dataset.digest:
-            todo = f"{dataset.digest}, the digest of {dataset.corpus} as {dataset.tokenizer}"
-            raise DataError("data_digest", run.data_digest, todo)
-    import jax
-    import jax.numpy as jnp
+    group = Group(runs, dataset, folder, settings, progress or Progress())
+    while not group.over:
+        group.advance()
+    return group.rows(study, profile)
 
-    from umup import train
 
-    progress = progress or Progress()
-    first, steps = runs[0], runs[0].optim.steps
-    tokens_a_step = first.optim.batch_size * first.model.seq_len * len(runs)
-    began = time.perf_counter()
-    compiled, lanes = train.programs(first, settings.lanes_at_once), train.lanes_of(runs)
-    tokens = device_tokens(dataset)
-    partial = Partial.of(runs, folder)
+class Group:
+    """Runs of one shape in training, as lanes of one program: a chunk of steps at a time.
 
-    states = compiled.init(lanes)
-    done, losses, wall = 0, np.zeros((len(runs), 0), np.float32), 0.0
-    seen: list[np.ndarray] = []  # of each probe step so far: (lanes, tensors, statistics)
-    if (saved := partial.load(jax.tree.leaves(states))) is not None:
-        leaves, losses, wall, seen = saved
-        done = losses.shape[1]
-        states = jax.tree.unflatten(jax.tree.structure(states), [jnp.asarray(x) for x in leaves])
-        progress.line(f"resuming {label(first, len(runs))} at step {done}/{steps}")
+    Args:
+        runs: of equal shape.
+        dataset: tokens; their digest must be that of the runs.
+        folder: of the records, beside which the state is saved.
+        settings: of the sweep. progress: told of every chunk.
 
-    chunks: list[tuple[int, float]] = []  # steps and seconds; the first compiles, if any does
-    last_save, speed = time.monotonic(), math.nan
+    Raises:
+        DataError: a run's ``data_digest`` is not that of the data set.
+        ConfigError: an unknown scheme, or a hyperparameter that the scheme lacks.
+    """
 
-    def look() -> None:  # the observation due now, unless a resumed state holds it already
-        if done in first.probe_steps and len(seen) == first.probe_steps.index(done):
-            seen.append(np.asarray(compiled.observe(tokens, lanes, states)))
+    def __init__(
+        self, runs: list[RunConfig], dataset: Dataset, folder: Path, settings: Settings,
+        progress: Progress,
+    ):  # fmt: skip
+        for run in runs:
+            if run.data_digest != dataset.digest:
+                todo = f"{dataset.digest}, the digest of {dataset.corpus} as {dataset.tokenizer}"
+                raise DataError("data_digest", run.data_digest, todo)
+        import jax
+        import jax.numpy as jnp
 
-    while done < steps and (done == 0 or np.isfinite(losses[:, -1]).any()):
-        look()
-        stops = [s for s in (*first.probe_steps, steps) if s > done]
-        n = min(settings.chunk_steps, stops[0] - done)
+        from umup import train
+
+        self.runs, self.dataset, self.settings, self.progress = runs, dataset, settings, progress
+        self.began, self.wall = time.perf_counter(), 0.0
+        self.compiled = train.programs(runs[0], settings.lanes_at_once)
+        self.lanes, self.tokens = train.lanes_of(runs), device_tokens(dataset)
+        self.states = self.compiled.init(self.lanes)
+        self.losses = np.zeros((len(runs), 0), np.float32)
+        self.seen: list[np.ndarray] = []  # of each probe step so far: (lanes, tensors, statistics)
+        self.chunks: list[tuple[int, float]] = []  # steps and seconds; the first compiles
+        self.partial, self.saved_at = Partial.of(runs, folder), time.monotonic()
+        if (saved := self.partial.load(jax.tree.leaves(self.states))) is not None:
+            leaves, self.losses, self.wall, self.seen = saved
+            leaves = [jnp.asarray(leaf) for leaf in leaves]
+            self.states = jax.tree.unflatten(jax.tree.structure(self.states), leaves)
+            progress.line(f"resuming {self} at step {self.done}/{self.steps}")
+
+    def __str__(self) -> str:
+        return label(self.runs[0], len(self.runs))
+
+    @property
+    def steps(self) -> int:
+        """Steps of each run."""
+        return self.runs[0].optim.steps
+
+    @property
+    def done(self) -> int:
+        """Steps done so far."""
+        return self.losses.shape[1]
+
+    @property
+    def over(self) -> bool:
+        """Whether all steps are done, or no lane's loss is finite any more."""
+        lost = self.done > 0 and not np.isfinite(self.losses[:, -1]).any()
+        return self.done == self.steps or lost
+
+    def advance(self) -> None:
+        """Train a chunk; save the state when that is due.
+
+        Raises:
+            OutOfTime: the deadline has passed, and the runs are not over.
+            RecordError: the state cannot be saved.
+        """
+        run = self.runs[0]
+        self._look()
+        stops = [s for s in (*run.probe_steps, self.steps) if s > self.done]
+        n = min(self.settings.chunk_steps, stops[0] - self.done)
         start = time.perf_counter()
-        states, new = compiled.chunk(tokens, lanes, states, n)
+        self.states, new = self.compiled.chunk(self.tokens, self.lanes, self.states, n)
         new = np.asarray(new)  # waits for the device
-        chunks.append((n, time.perf_counter() - start))
-        speed = tokens_a_step / min(seconds / taken for taken, seconds in chunks)
-        losses, done = np.concatenate([losses, new], axis=1), done + n
-        left = (steps - done) * tokens_a_step / speed
-        mean_loss = losses[:, -1].mean()
-        progress.line(
-            f"{label(first, len(runs))} step {done}/{steps} loss {mean_loss:.4f} "
+        self.chunks.append((n, time.perf_counter() - start))
+        self.losses = np.concatenate([self.losses, new], axis=1)
+        speed = self._tokens_per_step / min(seconds / taken for taken, seconds in self.chunks)
+        left = (self.steps - self.done) * self._tokens_per_step / speed
+        self.progress.line(
+            f"{self} step {self.done}/{self.steps} loss {new[:, -1].mean():.4f} "
             f"{speed:,.0f} tokens/s, {left:.0f} s left"
         )
-        now = time.monotonic()
-        if done < steps and (now - last_save > CHECKPOINT_SECONDS or now > settings.deadline):
-            spent = wall + time.perf_counter() - began
-            partial.save(jax.tree.leaves(states), losses, spent, seen)
-            last_save = now
-        if now > settings.deadline and done < steps:
+        if self.done == self.steps:
+            self._look()
+            return
+        late = time.monotonic() > self.settings.deadline
+        if self.settings.saves and (late or time.monotonic() - self.saved_at > CHECKPOINT_SECONDS):
+            self._save()
+        if late:
             raise OutOfTime
-    if done == steps:
-        look()
-    val = np.asarray(compiled.evaluate(device_tokens(dataset, "val"), states))
-    # Speed is the median chunk's; what the first chunk took beyond it is compilation.
-    per_step = [seconds / taken for taken, seconds in chunks]
-    typical = float(np.median(per_step[1:])) if len(chunks) > 1 else math.nan
-    compile_s = max(chunks[0][1] - typical * chunks[0][0], 0.0) if chunks else 0.0
-    facts = {
-        "tokens_per_s": tokens_a_step / typical,
-        "wall_s": (wall + time.perf_counter() - began) / len(runs),
-        "compile_s": compile_s,
-        **provenance(),
-    }
-    rows = [
-        row(run, losses[i], float(val[i]), dataset, study=study, profile=profile,
-            facts=facts, reports=[report[i] for report in seen])
-        for i, run in enumerate(runs)
-    ]  # fmt: skip
-    return rows
+
+    @property
+    def _tokens_per_step(self) -> int:
+        run = self.runs[0]
+        return run.optim.batch_size * run.model.seq_len * len(self.runs)
+
+    def _look(self) -> None:
+        """Make the observation due now, unless a resumed state holds it already."""
+        due = self.runs[0].probe_steps
+        if self.done in due and len(self.seen) == due.index(self.done):
+            self.seen.append(
+                np.asarray(self.compiled.observe(self.tokens, self.lanes, self.states))
+            )
+
+    def _save(self) -> None:
+        import jax
+
+        spent = self.wall + time.perf_counter() - self.began
+        self.partial.save(jax.tree.leaves(self.states), self.losses, spent, self.seen)
+        self.saved_at = time.monotonic()
+
+    def rows(self, study: str, profile: str) -> list[dict]:
+        """The records of the runs, which are over."""
+        held_out = device_tokens(self.dataset, "val")
+        val = np.asarray(self.compiled.evaluate(held_out, self.states))
+        # Speed is the median chunk's; what the first chunk took beyond it is compilation.
+        per_step = [seconds / taken for taken, seconds in self.chunks]
+        typical = float(np.median(per_step[1:])) if len(self.chunks) > 1 else math.nan
+        compile_s = 0.0
+        if self.chunks:
+            compile_s = max(self.chunks[0][1] - typical * self.chunks[0][0], 0.0)
+        facts = {
+            "tokens_per_s": self._tokens_per_step / typical,
+            "wall_s": (self.wall + time.perf_counter() - self.began) / len(self.runs),
+            "compile_s": compile_s,
+            **provenance(),
+        }
+        return [
+            row(run, self.losses[i], float(val[i]), self.dataset, study=study, profile=profile,
+                facts=facts, reports=[report[i] for report in self.seen])
+            for i, run in enumerate(self.runs)
+        ]  # fmt: skip
 
 
 def reported(run: RunConfig, reports: Sequence[np.ndarray]) -> dict:
@@ -251,60 +312,22 @@ def device_tokens(dataset: Dataset, split: str = "train"):
     return _on_device[key]
 
 
-class Partial:
-    """The state of a group between chunks: one file, replaced atomically.
-
-    Args:
-        path: the file; its name holds the digest of the group's keys, so a state can never be
-            taken for another group's.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    @classmethod
-    def of(cls, runs: Sequence[RunConfig], folder: Path) -> Self:
-        """The state of the group of ``runs`` beside the records in ``folder``."""
-        return cls(folder / ".partial" / f"{digest([run.key() for run in runs])}.npz")
-
-    def save(
-        self, leaves: list, losses: np.ndarray, wall: float, seen: Sequence[np.ndarray] = ()
-    ) -> None:
-        """Write state leaves, losses (lanes, steps), the seconds spent and the probes' reports.
-
-        Raises:
-            RecordError: the disk is full or cannot be written; the state before stays.
-        """
-        buffer = io.BytesIO()
-        arrays = {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
-        arrays |= {"losses": losses, "wall": np.asarray(wall), "seen": np.asarray(seen)}
-        np.savez(buffer, allow_pickle=False, **arrays)
-        intact = "the records and the state saved before are intact"
-        with files.writing(self.path, RecordError, intact), files.atomic_write(self.path) as file:
-            file.write(buffer.getbuffer())
-
-    def load(self, like: list) -> tuple[list, np.ndarray, float, list[np.ndarray]] | None:
-        """The saved state, or None if there is none that fits ``like``'s shapes."""
-        if not self.path.exists():
-            return None
-        try:
-            with np.load(io.BytesIO(self.path.read_bytes())) as saved:
-                leaves = [saved[f"leaf{i}"] for i in range(len(like))]
-                losses, wall, seen = saved["losses"], float(saved["wall"]), list(saved["seen"])
-        except Exception as error:  # a foreign or damaged file costs a restart, never a wrong run
-            log.warning("ignoring the partial state %s: %s", self.path.name, error)
-            return None
-        if [(x.shape, x.dtype) for x in leaves] != [(x.shape, x.dtype) for x in like]:
-            log.warning("ignoring the partial state %s: other shapes", self.path.name)
-            return None
-        return leaves, losses, wall, seen
-
-
 def label(run: RunConfig, n_lanes: int) -> str:
     """Short name of a group for progress lines."""
     lanes = f" ×{n_lanes}" if n_lanes > 1 else ""
     lr = f"η=2^{math.log2(run.hps.eta):g}" if n_lanes == 1 else ""
     return f"{run.scheme} D={run.model.d_model} {lr} seed={run.seed}{lanes}"
+
+
+def thinned(losses: np.ndarray) -> tuple[list[int], list[float]]:
+    """At most ``CURVE_POINTS`` steps, counted from 1, and the losses there.
+
+    Each is the mean since the one before, so that the curve is not a noisy sample.
+    """
+    at = np.unique(np.linspace(0, len(losses) - 1, CURVE_POINTS).round().astype(int))
+    starts = np.concatenate([[0], at[:-1] + 1])
+    curve = [float(np.mean(losses[a : b + 1], dtype=np.float64)) for a, b in zip(starts, at)]
+    return (at + 1).tolist(), curve
 
 
 def summarise(losses: np.ndarray, steps: int, vocab_size: int) -> dict:
@@ -317,15 +340,12 @@ def summarise(losses: np.ndarray, steps: int, vocab_size: int) -> dict:
     final = float(np.mean(tail, dtype=np.float64))
     finite = bool(np.isfinite(losses).all()) and len(losses) == steps
     ok = finite and final <= math.log(vocab_size)
-    at = np.unique(np.linspace(0, len(losses) - 1, CURVE_POINTS).round().astype(int))
-    # Each kept point is the mean since the one before, so that the curve is not a noisy sample.
-    starts = np.concatenate([[0], at[:-1] + 1])
-    curve = [float(np.mean(losses[a : b + 1], dtype=np.float64)) for a, b in zip(starts, at)]
+    at, curve = thinned(losses)
     return {
         "status": "ok" if ok else "diverged",
         "final_loss": final if ok else math.nan,
         "best_loss": float(np.nanmin(losses)) if np.isfinite(losses).any() else math.nan,
-        "curve_steps": (at + 1).tolist(),
+        "curve_steps": at,
         "curve_loss": curve,
     }
 
