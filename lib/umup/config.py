@@ -133,7 +133,8 @@ class Config:
                     raise ConfigError(field, error.received, error.allowed) from None
             plain[key] = tuple(value) if isinstance(value, list) else value
         for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-            if field.default is dataclasses.MISSING and field.name not in plain:
+            optional = {field.default, field.default_factory} != {dataclasses.MISSING}
+            if not optional and field.name not in plain:
                 raise ConfigError(field.name, "nothing", f"a {_type_name(hints[field.name])}")
         return cls(**plain)
 

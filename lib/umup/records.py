@@ -85,11 +85,11 @@ class Store:
             RecordError: a shard is damaged, of another schema or cannot be read; nothing is
                 dropped in silence.
         """
-        return self._merged(self._tables()).to_pandas()
+        return self._merged(self.tables()).to_pandas()
 
     def keys(self) -> set[str]:
         """The keys on record. Raises RecordError as `read` does."""
-        return set().union(*(t.column("key").to_pylist() for t in self._tables()))
+        return set().union(*(t.column("key").to_pylist() for t in self.tables()))
 
     @contextlib.contextmanager
     def claim(self, key: str) -> Iterator[bool]:
@@ -197,10 +197,11 @@ class Store:
                 time.sleep(pause)
         raise RecordError(vanished, "listed, but not there", "a folder whose listing holds")
 
-    def _tables(self) -> Iterable[pa.Table]:
+    def tables(self) -> Iterable[pa.Table]:
+        """The rows of each shard, and of those beneath. Raises RecordError as `read` does."""
         tables = self._each(self._read_shard)
         self._known = {shard.name: self._known[shard.name] for shard in tables}  # not the gone
-        return [*tables.values(), *(self.beneath._tables() if self.beneath else ())]
+        return [*tables.values(), *(self.beneath.tables() if self.beneath else ())]
 
     def _merged(self, tables: Iterable[pa.Table]) -> pa.Table:
         table = pa.concat_tables([self.schema.arrow.empty_table(), *tables])

@@ -227,11 +227,11 @@ def work(
 
 def measure(
     study: str | Path, design: Design, place: Store, progress: Progress,
-    deadline: float = math.inf,
+    deadline: float = math.inf, fits: Callable[[Point], bool] = lambda point: True,
 ) -> None:  # fmt: skip
     """Make the design's missing points, each recorded as it is done.
 
-    A point that another process has in flight is left to it.
+    A point that another process has in flight is left to it, and so is one that does not fit.
 
     Raises:
         StudyError: the study's module measures no such thing, or with other arguments; before
@@ -241,6 +241,8 @@ def measure(
     missing = missing_points(design, place)
     functions = [_measuring(study, point) for point in missing]
     for number, (point, function) in enumerate(zip(missing, functions, strict=True), 1):
+        if not fits(point):
+            continue
         with place.claim(point.key()) as mine:
             if not mine:
                 continue
@@ -328,11 +330,7 @@ def outlook(design: Design, place: Store, dataset: data.Dataset | None) -> dict[
     """
     runs, points = place.read(), place.points.read()
     mine = current(runs)
-    losses = dict(zip(mine["key"], mine["final_loss"], strict=True))
-    missing: list[RunConfig] = []
-    while dataset is not None and (todo := design.pending(_played(losses), dataset)):
-        losses |= {run.key(): design.guess(run, mine) for run in todo}
-        missing += todo
+    missing = missing_runs(design, mine, dataset) if dataset is not None else []
     seconds, assumed = 0.0, True
     for run in missing:
         like = mine[(mine["d_model"] == run.model.d_model) & (mine["tokens_per_s"] > 0)]
@@ -356,8 +354,17 @@ def outlook(design: Design, place: Store, dataset: data.Dataset | None) -> dict[
     }  # fmt: skip
 
 
-def _played(losses: Mapping[str, float]) -> pd.DataFrame:
-    return pd.DataFrame({"key": list(losses), "final_loss": list(losses.values())})
+def missing_runs(design: Design, runs: pd.DataFrame, dataset: data.Dataset) -> list[RunConfig]:
+    """The runs that the design would still ask for, played out with the losses that it guesses."""
+    mine = current(runs)
+    losses = dict(zip(mine["key"], mine["final_loss"], strict=True))
+    missing: list[RunConfig] = []
+    while asked := design.pending(
+        pd.DataFrame({"key": list(losses), "final_loss": list(losses.values())}), dataset
+    ):
+        losses |= {run.key(): design.guess(run, mine) for run in asked}
+        missing += asked
+    return missing
 
 
 def status(study: str, profile: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -370,7 +377,7 @@ def status(study: str, profile: str, overrides: Mapping[str, Any] | None = None)
     }  # fmt: skip
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """End this worker when its parent is gone, however it went: nothing trains unwatched."""
     while os.getppid() == parent:
         time.sleep(1.0)
@@ -391,7 +398,7 @@ def main(argv: list[str] | None = None) -> int:
     chosen = parser.parse_args(argv)
     if chosen.core is not None:
         machine.bind(chosen.core)  # before JAX counts its cores
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     place = Store(chosen.records)
     design = design_of(chosen.study).from_dict(json.loads(chosen.settings))
     try:
