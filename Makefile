@@ -9,6 +9,11 @@ TESTS   ?=
 OFFLINE ?=
 ONLY    ?=
 MATRIX_TESTS ?=
+MINUTES ?= 9
+LIST    ?=
+REHEARSE ?=
+PACK    ?=
+FROM    ?= build/h100/pack
 
 VENV := $(if $(OFFLINE),.venv-offline,.venv)
 BIN  := $(VENV)/bin
@@ -24,12 +29,12 @@ export MPLBACKEND = Agg
 export UMUP_TEST_IN_HASTE ?= 1
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 
-.PHONY: help setup book test matrix study notebook lint format wheelhouse bench constraints clean
+.PHONY: help setup book test matrix study h100 h100-merge notebook lint format wheelhouse bench constraints clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
-	@echo "  OFFLINE=1 with setup, study, test, bench: packages from ./wheelhouse, JAX from the box"
+	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
+	@echo "  OFFLINE=1 with setup, study, h100, test, bench: packages from ./wheelhouse, JAX from the box"
 
 setup: $(READY) ## .venv with umup and its packages
 	@echo "$(VENV) is ready"
@@ -50,6 +55,13 @@ matrix: ## make test on other instruction sets, threads, Pythons: ONLY="avx2 3.1
 
 study: $(READY) ## one study: STUDY=lr_transfer PROFILE=smoke|cpu|h100
 	@$(PY) -m umup.cli run $(STUDY) --profile $(PROFILE)
+
+h100: $(READY) ## so many MINUTES of the queue on a GPU: ONLY="proof" PACK=DIR; LIST=1; REHEARSE=1 without GPU
+	@$(PY) -m umup.h100 --minutes $(MINUTES) $(if $(ONLY),--only $(ONLY)) $(if $(PACK),--pack $(PACK)) \
+		$(if $(LIST),--list) $(if $(REHEARSE),--rehearse)
+
+h100-merge: $(READY) ## what a slice packed, into the records: FROM=DIR
+	@$(PY) -m umup.h100 --merge $(FROM)
 
 notebook: $(READY) ## study.ipynb anew from study.py and the records: STUDY=lr_transfer, or all
 	@$(PY) scripts/notebook.py $(STUDY)

@@ -381,7 +381,7 @@ def generate(root: Path, staging: Path, studies: Sequence[Study]) -> None:
         staging: the copied book sources, executed studies included.
         studies: what was rendered.
     """
-    from umup import bench_records, claims, figures
+    from umup import bench_records, claims, figures, h100_page
 
     folder = staging / "_generated"
     folder.mkdir(parents=True, exist_ok=True)
@@ -403,6 +403,7 @@ def generate(root: Path, staging: Path, studies: Sequence[Study]) -> None:
         "costs": costs(runs, prices()),
         "status": status(runs),
         "bench": bench_records.page(root / bench_records.RECORDS),
+        "h100": h100_page.page(root / "experiments"),
         "modules": api(Path(__file__).parent, staging / "api"),
     }
     for name, text in fragments.items():

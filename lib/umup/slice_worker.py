@@ -183,7 +183,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--until", type=float, required=True)
     parser.add_argument("--rehearse", action="store_true")
     given = parser.parse_args(argv)
-    threading.Thread(target=study.end_with, args=(os.getppid(),), daemon=True).start()
     events = Events(given.folder / "events.ndjson")
     progress = Progress(given.folder / "progress.log")
     jobs = slices.chosen(slices.queue(given.queue), given.jobs)
@@ -233,4 +232,5 @@ def _do(
 
 
 if __name__ == "__main__":
+    threading.Thread(target=study.end_with, args=(os.getppid(),), daemon=True).start()
     sys.exit(main())

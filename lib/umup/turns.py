@@ -66,9 +66,9 @@ def run_in_turn(
 
 
 def _record(going: Sequence[Group], store: Store, study: str, profile: str) -> None:
-    """Record what unfinished runs have come to."""
+    """Record what unfinished runs have come to, those that have begun."""
     rows = []
-    for group in going:
+    for group in [group for group in going if group.done]:
         for run, losses in zip(group.runs, group.losses, strict=True):
             at, curve = thinned(losses)
             point = Point(UNFINISHED, {"run": run.key(), "steps": group.done})

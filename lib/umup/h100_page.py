@@ -1,0 +1,65 @@
+"""What the book says of slices of GPU time: what was measured when, and what is still predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from umup import hardware, packs, slices
+from umup.errors import DataError
+from umup.pages import number, table
+
+
+def page(experiments: Path) -> str:
+    """Two tables in Markdown: the slices so far, and the queue with what is missing.
+
+    Args:
+        experiments: the folder of the studies.
+    """
+    jobs = slices.queue(experiments / slices.QUEUE)
+    return done(packs.slices_so_far(experiments)) + "\n" + ahead(jobs)
+
+
+def done(log: Sequence[Mapping[str, Any]]) -> str:
+    """A row for every job of every slice: when, where, what became of it, predicted and taken."""
+    if not log:
+        return "No slice has been run yet: nothing in this book was measured on a GPU.\n"
+    rows = []
+    for entry in log:
+        date, where = entry["id"][:8], entry["where"]
+        for job in entry["jobs"]:
+            rows.append((
+                f"{date[:4]}-{date[4:6]}-{date[6:]}", where["device"], where["jax"], job["job"],
+                f"{job['state']}{': ' + job['why'] if job['why'] else ''}",
+                number(job["predicted_s"]), number(job["seconds"]),
+            ))  # fmt: skip
+    header = ("Date", "Device", "jax", "Job", "State", "Predicted, s", "Took, s")
+    return table(header, rows)
+
+
+def ahead(jobs: Sequence[slices.Job]) -> str:
+    """A row for every job: what it decides, what is missing, its predicted seconds and price."""
+    price = hardware.get("h100").usd_per_hour
+    rows, left = [], 0.0
+    for job in jobs:
+        try:
+            design = job.design()
+            missing = slices.todo(
+                job, design, slices.place(Path("none"), job), slices.dataset_of(job, design)
+            )
+        except DataError as error:  # a text that this machine lacks: the number is not known here
+            rows.append((job.name, job.decides, f"not known here ({error.field})",
+                         number(job.seconds)))  # fmt: skip
+            left += job.seconds
+            continue
+        share = len(missing) / max(missing.total, 1)
+        left += job.seconds * share
+        rows.append((job.name, job.decides, f"{len(missing)} of {missing.total}",
+                     number(job.seconds * share) if len(missing) else "–"))  # fmt: skip
+    told = (
+        f"All of it: about {number(left / 60, 2)} minutes of an H100, "
+        f"{number(left / 3600 * price, 2)} dollars at {number(price)} an hour.\n"
+    )
+    header = ("Job", "Decides", "Missing", "Predicted, s")
+    return table(header, rows) + "\n" + told
