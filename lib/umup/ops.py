@@ -189,7 +189,7 @@ def _scores(q: Array, k: Array, logit) -> Array:
     logit, never = jnp.asarray(logit, jnp.float32), -jnp.inf
     if target.platform() != "cpu":
         # Tied to a number of this layer. Else JAX takes both out of a loop over layers, broadcast
-        # to the shape of all scores: 5 bytes a score, read again for every layer.
+        # to the shape of all scores: 5 bytes per score, read again for every layer.
         allowed, never, logit = lax.optimization_barrier(
             (jnp.asarray(allowed), jnp.float32(never), logit)
         )

@@ -122,7 +122,7 @@ JOBS: Mapping[str, Job] = {
 
 def table(machine: Hardware, jobs: Mapping[str, Job] = JOBS) -> str:
     """The jobs' outlooks on a machine, a line each."""
-    rows = [("job", "ms a step", "MFU", "tokens/s", "limit", "state, GiB", "in all, GiB")]
+    rows = [("job", "ms per step", "MFU", "tokens/s", "limit", "state, GiB", "in all, GiB")]
     for name, job in jobs.items():
         o = outlook(job, machine)
         rows.append((
