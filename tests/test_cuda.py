@@ -134,6 +134,11 @@ def test_the_named_platform_ends_with_its_block():
     assert target.platform() == jax.default_backend()
 
 
+def test_parts_of_a_batch_are_looked_at_as_the_batch_is():
+    optim = dataclasses.replace(OPTIM, accumulate=2, batch_size=2 * B)
+    clean(aot.facts(Job(MODEL, optim).run()))
+
+
 def test_another_platform_is_refused():
     with pytest.raises(ConfigError, match="platform: received 'rocm'; allowed: cuda"):
         aot.lowered_for("rocm", Job(MODEL, OPTIM).run())

@@ -277,7 +277,7 @@ def _cudnn() -> Iterator[None]:
 def facts(run: RunConfig, *, lanes: int = 1, platform: str = "cuda") -> Facts:
     """What a chunk of ``lanes`` runs of this shape asks of a platform that need not be there."""
     program = stablehlo.Program(lowered_for(platform, run, lanes=lanes))
-    model, batch = run.model, run.optim.batch_size
+    model, batch = run.model, run.optim.batch_size // run.optim.accumulate
     state = jax.eval_shape(lambda lane: train.init(run, lane), parallel.lane_of(run))
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(state)]
     flags = program.donated()[-len(names) :]  # the state is the last argument
