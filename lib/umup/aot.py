@@ -224,7 +224,7 @@ class Facts(NamedTuple):
     transposed: tuple[Found, ...]
     wide: tuple[Found, ...]
     carried: Counter[Array]
-    products: Counter[tuple[Array, Array, Array]]
+    products: Counter[tuple[Array, ...]]
     kernels: Counter[str]
 
 

@@ -97,7 +97,7 @@ def _figure_1(recipe: str) -> Job:
     return Job(model, OptimConfig(steps=400, batch_size=64, warmup_steps=100), steps=400)
 
 
-def _throughput(width: int, n_layers: int = 4, lanes: int = 1, **fields: str | int) -> Job:
+def _throughput(width: int, n_layers: int = 4, lanes: int = 1, **fields: str | None) -> Job:
     """A step of the study ``throughput``, profile h100; lanes as `umup.bench` runs them."""
     model = ModelConfig.from_dict({
         "d_model": width, "n_layers": n_layers, "d_head": min(128, width // 2), "d_ff": 4 * width,
@@ -115,7 +115,7 @@ JOBS: Mapping[str, Job] = {
     "width 4096, FP8": _throughput(4096, recipe="fp8_seed"),
     "width 4096, cuDNN": _throughput(4096, attention="cudnn"),
     "width 4096, FP8, cuDNN": _throughput(4096, recipe="fp8_seed", attention="cudnn"),
-    "width 128, 8 lanes": _throughput(128, lanes=8),
+    "width 128, 8 lanes": _throughput(128, lanes=8, unroll=None),
 }  # fmt: skip
 """What the first slices on an H100 run."""
 
