@@ -1,23 +1,27 @@
 """The train step compiled ahead of time for a mesh that is not there, and what the compiler says.
 
 The very chunk that a run compiles is lowered for abstract arrays over virtual CPU devices: bytes a
-device, floating-point operations and collectives, without the machines and without an array.
+device, floating-point operations and collectives, without the machines and without an array. And
+the chunk of a sweep lowered, not compiled, for a platform that is not there: what it asks of it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
 import jax
 
-from umup import mesh, parallel
+from umup import mesh, parallel, stablehlo, target, train
 from umup.config import (
     Config,
     HPs,
@@ -32,6 +36,8 @@ from umup.errors import ConfigError, TrainError
 from umup.hlo import Program, Traffic, traffic
 from umup.machine import peak_mib
 from umup.rules import SCHEMES
+from umup.stablehlo import Array, Found
+from umup.tokenizing import token_dtype
 
 LIMIT = 512
 """Virtual devices at most: compiled in minutes on two cores."""
@@ -189,6 +195,131 @@ def _report(job: Job, options: dict[str, Any]) -> Report:
         flops=program.flops(), xla_flops=float((step.cost_analysis() or {}).get("flops", 0.0)),
         collectives=tuple(traffic(program.collectives(dict(devices.shape)))),
     )  # fmt: skip
+
+
+class Facts(NamedTuple):
+    """What a chunk of steps asks of a platform, read from its StableHLO.
+
+    What has the shape of a weight, of all layers or one, is one. Anything else with an axis of
+    tokens, or one of the batch's sequences and one of their positions, is an activation: look at
+    shapes in which d_ff is not the number of tokens. Each operation counts as often as it stands
+    in the text, once in a loop over layers.
+
+    Args:
+        donated: arrays of the state whose buffers the new state takes.
+        copied: names of those for which the new state needs buffers of its own.
+        host: what waits for the host within the chunk.
+        transposed: transpositions of weights or their gradients; those of products' dimension
+            numbers do not count.
+        wide: float32 copies of activations: conversions whose result another operation than a
+            reduction or a conversion back reads, see `stablehlo.Program.widened`.
+        carried: arrays of activations that loops carry, with their numbers.
+        products: matrix products, two operands' types and the result's, with their numbers.
+        kernels: targets of custom calls, with their numbers.
+    """
+
+    donated: int
+    copied: tuple[str, ...]
+    host: tuple[Found, ...]
+    transposed: tuple[Found, ...]
+    wide: tuple[Found, ...]
+    carried: Counter[Array]
+    products: Counter[tuple[Array, ...]]
+    kernels: Counter[str]
+
+
+def lowered_for(
+    platform: str, run: RunConfig, *, lanes: int = 1, chunk_steps: int = 100,
+    stream_tokens: int = 2**20,
+) -> jax.stages.Lowered:  # fmt: skip
+    """The chunk that `train.programs` compiles, lowered for abstract arguments and a platform.
+
+    Nothing is compiled and no array is made. What asks which platform it is traced for
+    (`umup.target`) is told ``gpu``; where JAX finds no cuDNN, it is told of one.
+
+    Args:
+        platform: ``cuda``, as JAX names it in ``lowering_platforms``.
+        run: shapes; scheme, hyperparameters and text are no part of the program.
+        lanes: runs that advance together.
+        chunk_steps: steps of a chunk. stream_tokens: length of the token stream.
+
+    Raises:
+        ConfigError: another platform.
+    """
+    if platform != "cuda":
+        raise ConfigError("platform", platform, "cuda")
+    with target.tracing_for("gpu"), _cudnn():
+        programs = train.programs(run)
+        inputs = jax.eval_shape(lambda: train.lanes_of([run] * lanes))
+        states = jax.eval_shape(programs.init, inputs)
+        tokens = jax.ShapeDtypeStruct((stream_tokens,), token_dtype(run.model.vocab_size))
+        chunk: Any = programs.chunk
+        traced = chunk.trace(tokens, inputs, states, chunk_steps)
+        return traced.lower(lowering_platforms=(platform,))
+
+
+@contextlib.contextmanager
+def _cudnn() -> Iterator[None]:
+    """JAX asks for cuDNN's version when it traces, not when it compiles: if need be, an answer."""
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    asked = fused.check_cudnn_version
+    try:
+        asked()
+    except RuntimeError:
+        fused.check_cudnn_version = lambda: 91000
+    try:
+        yield
+    finally:
+        fused.check_cudnn_version = asked
+
+
+def facts(run: RunConfig, *, lanes: int = 1, platform: str = "cuda") -> Facts:
+    """What a chunk of ``lanes`` runs of this shape asks of a platform that need not be there."""
+    program = stablehlo.Program(lowered_for(platform, run, lanes=lanes))
+    model, batch = run.model, run.optim.batch_size // run.optim.accumulate
+    state = jax.eval_shape(lambda lane: train.init(run, lane), parallel.lane_of(run))
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(state)]
+    flags = program.donated()[-len(names) :]  # the state is the last argument
+
+    weights = _weight_shapes(run, lanes)
+
+    def activations(array: Array) -> bool:
+        axes = set(array.shape)
+        rows = batch * model.seq_len in axes or {batch, model.seq_len} <= axes
+        return rows and _axes(array.shape) not in weights
+
+    least = min(model.d_model, model.vocab_size) * batch * model.seq_len
+    matrix = model.d_model * min(model.d_model, model.vocab_size)
+    wide = (found for found in program.widened(least) if activations(found.result))
+    moved = program.transposed(matrix)
+    carried = {a: n for a, n in program.carried().items() if activations(a) and a.size >= least}
+    return Facts(
+        donated=sum(flags),
+        copied=tuple(name for name, flag in zip(names, flags, strict=True) if not flag),
+        host=tuple(program.host()),
+        transposed=tuple(found for found in moved if _axes(found.result.shape) in weights),
+        wide=tuple(found for found in wide if not {"convert", "reduce"} >= set(found.ends)),
+        carried=Counter(carried),
+        products=Counter((*found.operands, found.result) for found in program.products()),
+        kernels=program.calls(),
+    )
+
+
+def _weight_shapes(run: RunConfig, lanes: int) -> set[tuple[int, ...]]:
+    """Axes of every weight, of all layers or one, matrices side by side apart or as one."""
+    shapes: set[tuple[int, ...]] = set()
+    for path, leaf in jax.tree.leaves_with_path(train.abstract(run).params):
+        stacked = "blocks" in jax.tree_util.keystr(path)
+        for shape in [leaf.shape, leaf.shape[1:]] if stacked else [leaf.shape]:
+            for whole in (shape, (*shape[:-2], shape[-2] * shape[-1])):
+                shapes.add(_axes((lanes, *whole)))
+    return shapes
+
+
+def _axes(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes of more than one element, whatever their order."""
+    return tuple(sorted(size for size in shape if size > 1))
 
 
 if __name__ == "__main__":

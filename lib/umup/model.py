@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from umup import draws, mesh, ops
+from umup import draws, mesh, ops, target
 from umup.config import ModelConfig
 from umup.layers import (
     Block,
@@ -150,7 +150,7 @@ def layers_unrolled(config: ModelConfig) -> int:
     """
     if config.unroll is not None:
         return config.unroll
-    one_cpu = jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1
+    one_cpu = target.platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1
     shallow = config.n_layers <= UNROLLED_DEPTH and config.remat == "none"
     return 0 if one_cpu and shallow else 1
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from umup import fp8
+from umup import fp8, target
 from umup.fp8 import Casts
 from umup.scale import scale_bwd, scale_fwd
 
@@ -93,7 +93,7 @@ def _narrow_first(product: Callable, a: Any, b: Any) -> Array:
     XLA's CPU products over rows are faster with the narrower matrix on the left. The barrier keeps
     XLA from folding the transposition back into the product.
     """
-    if a.shape[-1] <= b.shape[-1] or jax.default_backend() != "cpu":
+    if a.shape[-1] <= b.shape[-1] or target.platform() != "cpu":
         return product(a, b)
     return lax.optimization_barrier(product(b, a)).swapaxes(-1, -2)
 
@@ -186,7 +186,14 @@ def _scores(q: Array, k: Array, logit) -> Array:
     scores = jnp.einsum("...td,...sd->...ts", q, k, preferred_element_type=jnp.float32)
     queries, keys = scores.shape[-2:]
     allowed = np.tril(np.ones((queries, keys), bool), keys - queries)
-    return jnp.where(allowed, scores * jnp.asarray(logit, jnp.float32), -jnp.inf)
+    logit, never = jnp.asarray(logit, jnp.float32), -jnp.inf
+    if target.platform() != "cpu":
+        # Tied to a number of this layer. Else JAX takes both out of a loop over layers, broadcast
+        # to the shape of all scores: 5 bytes per score, read again for every layer.
+        allowed, never, logit = lax.optimization_barrier(
+            (jnp.asarray(allowed), jnp.float32(never), logit)
+        )
+    return jnp.where(allowed, scores * logit, never)
 
 
 def _scores_to_weights(q: Array, k: Array, logit) -> Array:

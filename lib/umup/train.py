@@ -18,7 +18,7 @@ import optax
 from flax import nnx
 from jax import Array
 
-from umup import data, draws, mesh, optim
+from umup import data, draws, mesh, optim, target
 from umup.config import HPs, ModelConfig, OptimConfig, RunConfig
 from umup.layers import Amax, Tap
 from umup.model import Decoder, reports, tensor_names
@@ -290,10 +290,18 @@ def over_lanes(fn: Callable, lanes_at_once: int) -> Callable:
     """Map ``fn`` over a leading lane axis.
 
     On an accelerator all at once (vmap); on a CPU ``lanes_at_once`` at a time, since vmapped
-    lanes are slower there than one after another. Both give the same numbers.
+    lanes are slower there than one after another. Both give the same numbers. A single lane has
+    no axis on an accelerator: every product stays one of two matrices, as FP8 kernels want it.
     """
-    if jax.default_backend() != "cpu":
-        return jax.vmap(fn)
+
+    def at_once(*args):
+        if jax.tree.leaves(args)[0].shape[0] > 1:
+            return jax.vmap(fn)(*args)
+        one = fn(*jax.tree.map(lambda x: x[0], args))
+        return jax.tree.map(lambda x: x[None], one)
+
+    if target.platform() != "cpu":
+        return at_once
 
     def mapped(*args):
         size = lanes_at_once if lanes_at_once > 1 else None
@@ -325,12 +333,14 @@ def shape_of(run: RunConfig) -> RunConfig:
 
 
 @functools.lru_cache(maxsize=64)
-def _init_program(run: RunConfig, lanes_at_once: int) -> Callable:
+def _init_program(run: RunConfig, lanes_at_once: int, platform: str) -> Callable:
     return jax.jit(lambda lanes: over_lanes(functools.partial(init, run), lanes_at_once)(lanes))
 
 
 @functools.lru_cache(maxsize=64)
-def _step_programs(run: RunConfig, lanes_at_once: int) -> tuple[Callable, Callable, Callable]:
+def _step_programs(
+    run: RunConfig, lanes_at_once: int, platform: str
+) -> tuple[Callable, Callable, Callable]:
     def chunk(tokens, lanes, states, n_steps):
         one = functools.partial(_chunk, run, n_steps, tokens)
         return over_lanes(one, lanes_at_once)(lanes, states)
@@ -350,7 +360,8 @@ def programs(run: RunConfig, lanes_at_once: int = 1) -> Programs:
     shared = dataclasses.replace(shape, scheme="sp")
     # Of the optimizer's settings the first state depends on the batch's tokens alone.
     first = dataclasses.replace(shape, optim=OptimConfig(batch_size=run.optim.batch_size))
-    return Programs(_init_program(first, lanes_at_once), *_step_programs(shared, lanes_at_once))
+    for_all = lanes_at_once, target.platform()  # a program is traced for one platform
+    return Programs(_init_program(first, *for_all), *_step_programs(shared, *for_all))
 
 
 def train(run: RunConfig, tokens: np.ndarray, *, chunk_steps: int | None = None) -> np.ndarray:
