@@ -102,16 +102,15 @@ def _train(
         return design.pending(current(store.read()), dataset)
 
     def fitting() -> list[RunConfig]:
-        """The next group, if it would end in time."""
-        for group in groups(wanted(), design.lanes)[:1]:
-            if allowed.fits(design.missing_seconds(group)):
-                return group
-        return []
+        """What is made at once next, if it would end in time."""
+        runs = wanted()
+        unit = runs[: job.in_turn] if job.in_turn else next(iter(groups(runs, design.lanes)), [])
+        return unit if unit and allowed.fits(design.missing_seconds(unit)) else []
 
     try:
         if job.in_turn:
-            if (runs := wanted()) and allowed.left() > 0:
-                run_in_turn(runs, dataset, store, **names, settings=how, progress=progress)
+            while unit := fitting():
+                run_in_turn(unit, dataset, store, **names, settings=how, progress=progress)
         else:
             run_pending(fitting, dataset, store, **names, settings=how, progress=progress)
     except OutOfTime:

@@ -34,7 +34,7 @@ class Job(Config):
         kind: ``points`` or ``runs`` of the profile.
         seconds: predicted for all of it, compilation included, on an H100.
         gib: memory of the device that it needs.
-        in_turn: whether all runs advance in turn (``umup.turns``); else group by group.
+        in_turn: how many runs advance in turn (``umup.turns``); 0 finishes group after group.
         parameters: of the profile, restricted: fewer widths, seeds or the like.
         rehearse: the same over the study's smoke profile, which a rehearsal runs instead.
     """
@@ -45,11 +45,12 @@ class Job(Config):
     kind: str
     seconds: float
     gib: float = 8.0
-    in_turn: bool = False
+    in_turn: int = 0
     parameters: dict = field(default_factory=dict)
     rehearse: dict = field(default_factory=dict)
 
-    RANGES = {"kind": ("points", "runs"), "seconds": POSITIVE, "gib": Range(0.0)}
+    RANGES = {"kind": ("points", "runs"), "seconds": POSITIVE, "gib": Range(0.0),
+              "in_turn": Range(0)}  # fmt: skip
 
     def design(self, rehearsal: bool = False) -> Design:
         """The parameters of the study that this job makes, recorded under ``PROFILE``.
