@@ -22,7 +22,11 @@ def losses(results: Results) -> Figure:
     }  # fmt: skip
     differences = tables.loss_differences(results)
     bound = claims.bound("hopper", "umup-cast-at-4096")
-    return fp8_figures.losses(tables.arms(results), differences, "arm", looks, bound, SCHEMES)
+    runs = tables.arms(results)
+    figure = fp8_figures.losses(runs, differences, "arm", looks, bound, SCHEMES)
+    ticks = (-0.1, -bound, 0.0, bound, 0.1, 1.0)  # the axis is linear inside the band alone
+    figure.axes[-1].set_xticks(ticks, [f"{x:g}".replace("-", "−") for x in ticks])
+    return figure
 
 
 @figures.drawn

@@ -37,7 +37,7 @@ def _same(results: Results) -> str:
     twins = tables.twins(results)
     gaps, device = {n: _gap(results, n) for n in twins["twin"]}, twins["device_kind"].iloc[0]
     if set(gaps.values()) == {report.ABSENT}:
-        return f"A GPU's losses beside the CPU's are {report.ABSENT}: this is a {device}."
+        return f"A GPU's losses beside the CPU's are {report.ABSENT} (device here: {device})."
     listed = ", ".join(f"{name} {gap}" for name, gap in gaps.items())
     return f"Losses on the {device} are the CPU's to so many parts per million: {listed}."
 
@@ -54,7 +54,7 @@ def _costs(results: Results, digits: int) -> str:
     scaled = _difference(results, "mup", SCALED, digits)
     return (
         f"At width {runs['d_model'].max()}, after {runs['steps'].max()} steps, the u-μP paper's "
-        f"FP8 recipe ends above {base} by so many nats a token: u-μP {umup}, μP {mup}, μP with a "
+        f"FP8 recipe ends above {base} by so many nats per token: u-μP {umup}, μP {mup}, μP with a "
         f"constant loss scale {scaled}."
     )
 
@@ -66,10 +66,10 @@ def what_ran(results: Results) -> str:
     first = runs.iloc[0]
     devices = ", ".join(sorted(runs["device"].astype(str).unique()))
     return (
-        f"{len(runs)} runs of {runs['arm'].nunique()} recipes, "
+        f"{len(runs)} runs in {len(runs.groupby(['scheme', 'arm']))} arms, "
         f"{int((runs['status'] == 'diverged').sum())} of them diverged: width {first['d_model']}, "
         f"depth {first['n_layers']}, {first['batch_size']} sequences of {first['seq_len']} tokens "
-        f"a step, {first['steps']} steps, {runs['seed'].nunique()} seeds; on: {devices}."
+        f"per step, {first['steps']} steps, {runs['seed'].nunique()} seeds; on: {devices}."
     )
 
 
