@@ -338,14 +338,14 @@ def scaled(run, loss_scale, **optim):
 
 @pytest.mark.optimized
 def test_powers_of_two_as_loss_scales_change_nothing_in_float32():
-    """Neither losses nor weights nor moments, with a bound on the norm and a batch in two parts.
+    """Neither losses nor weights nor moments, with a batch in two parts and a bound on the norm.
 
     Bit for bit where programs differ in the scale alone; without a scale XLA fuses otherwise.
     """
     for scheme, eta in (("umup", 0.5), ("mup", 2.0**-6)):
         run = make_run(scheme, eta=eta)
         found = [
-            trained([scaled(run, scale, clip=0.01, accumulate=2)], [6]) for scale in (1, 2, 2**9)
+            trained([scaled(run, scale, clip=100.0, accumulate=2)], [6]) for scale in (1, 2, 2**9)
         ]
         leaves = [jax.tree.leaves((losses, state)) for losses, state in found]
         for none, two, more in zip(*leaves, strict=True):
