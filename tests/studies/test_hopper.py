@@ -254,14 +254,16 @@ def test_what_is_said(results: Results, reference: list) -> None:
     peaks = words.peaks_table(results)
     assert "product in fp8, 8192 × 8192 | 1400.00 (1391.00–1409.00) TFLOP/s" in peaks
     assert "copy of 4096 MiB, read and written | 3.00 (2.90–3.10) TB/s" in peaks
-    assert "TFLOP/s" not in words.peaks_table(results, digits=1)
+    assert "FLOP/s" not in words.peaks_table(results, digits=1)
+    slow = points_of([Point("copy", {"mib": 1})], lambda p: result(p) | {"tb_s": 0.0125})
+    assert "| 12.50 (" in words.peaks_table(Results(EMPTY.runs, slow))
 
 
 def test_figures_show_every_arm(results: Results) -> None:
     figure = pictures.losses(results)
     for ax in figure.axes[:2]:
         assert set(drawn(ax)) == {"bf16", "fp8_seed", "fp8_e5m2_grad"} | (
-            {SCALED} if ax.get_title() == "μP" else set()
+            {"… loss scaled"} if ax.get_title() == "μP" else set()
         )
     assert figure.axes[-1].get_xlabel() == "loss − bf16's (nats/token)"
     assert len(pictures.over_training(results).axes) == 6

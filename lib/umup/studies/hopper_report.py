@@ -96,11 +96,11 @@ def twins_table(results: Results, digits: int = 2) -> str:
     rows, fine = [], report.loss_digits(digits) + (digits >= 2)
     for row in tables.twins(results).to_dict("records"):
         here, there, on_cpu = row["losses"], row["cpu"], row["platform"] == "cpu"
-        beside = on_cpu or there is None
+        beside = "" if on_cpu or there is None else format_number(there[-1], fine)
         rows.append({
             "twin": row["twin"], "device": row["device_kind"], "steps": len(here),
             "first": format_number(here[0], fine), "last": format_number(here[-1], fine),
-            "cpu": "" if beside else format_number(there[-1], fine),
+            "cpu": beside,
             "gap": "" if on_cpu else _gap(results, row["twin"]),
             "bound": format_number(bound("hopper", CLAIMS[row["twin"]]), 0),
         })  # fmt: skip
@@ -131,9 +131,11 @@ def peaks_table(results: Results, digits: int = 2) -> str:
 
 
 def _speed(row: dict, digits: int) -> dict[str, str]:
-    name, unit = ("tb_s", "TB/s") if "tb_s" in row else ("tflops", "TFLOP/s")
-    speed, lo, hi = (format_number(row[f"{name}{end}"], digits) for end in ("", "_lo", "_hi"))
-    said = f"{speed} ({lo}–{hi}) {unit}" if digits >= 2 else UNSAID
+    name, unit = ("tb_s", "B/s") if "tb_s" in row else ("tflops", "FLOP/s")
+    ends = [row[f"{name}{end}"] for end in ("", "_lo", "_hi")]
+    factor, prefix = (1.0, "T") if ends[0] >= 1.0 else (1e3, "G")
+    speed, lo, hi = (format_number(factor * x, digits) for x in ends)
+    said = f"{speed} ({lo}–{hi}) {prefix}{unit}" if digits >= 2 else UNSAID
     return {"speed": said, "products": row.get("products", ""), "device": row["device_kind"]}
 
 
@@ -145,7 +147,9 @@ def losses_table(results: Results, digits: int = 2) -> str:
     for row in tables.loss_differences(results).to_dict("records"):
         plain = row["arm"] == "plain"
         runs = row["n"] + row["diverged"]
-        gap = report.interval(*(row[f"difference{end}"] for end in ("", "_lo", "_hi")), decimals)
+        gap = report.interval(
+            row["difference"], row["difference_lo"], row["difference_hi"], decimals
+        )
         gap = f"{row['diverged']} of {runs} diverged" if row["diverged"] else gap
         rows.append({
             "scheme": NAMES[row["scheme"]], "arm": base if plain else row["arm"],
