@@ -97,7 +97,8 @@ Markdown(words.twins_table(results, design.digits))
 # ## How fast it multiplies and copies
 #
 # One square product at a time, operands in bfloat16 or cast to E4M3 beforehand, and one pass over a large buffer.
-# On a device without FP8 units the operands are widened again, so that the second row says nothing of FP8.
+# On a device without FP8 units the operands are widened again, so that the second row says nothing of FP8. A CPU's
+# rows are of one core, which had other work.
 
 # %% tags=["hide-input"]
 Markdown(words.peaks_table(results, design.digits))
