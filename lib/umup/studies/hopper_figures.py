@@ -19,7 +19,7 @@ def losses(results: Results) -> Figure:
     looks = {
         "plain": ("#000000", "o", tables.base(results)), "fp8_seed": ("#D55E00", "D", "fp8_seed"),
         "fp8_e5m2_grad": ("#CC79A7", "^", "fp8_e5m2_grad"),
-        SCALED: ("#0072B2", "v", "… loss scaled"),
+        SCALED: ("#0072B2", "v", "fp8_seed, scaled"),
     }  # fmt: skip
     differences = tables.loss_differences(results)
     bound = claims.bound("hopper", "umup-cast-at-4096")
