@@ -190,6 +190,7 @@ def test_bad_models(changes, message):
     ({"schedule": "wsd", "decay_steps": 0.2}, "decay_steps: received 0.2; allowed: .* type int"),
     ({"warmup_steps": 101}, "warmup_steps: received 101; allowed: at most steps = 100"),
     ({"clip": -1.0}, "clip: received -1.0; allowed: a finite number >= 0"),
+    ({"loss_scale": 0.0}, "loss_scale: received 0.0; allowed: a finite number > 0"),
     ({"accumulate": 0}, "accumulate: received 0; allowed: a finite number >= 1"),
     ({"accumulate": 3}, "accumulate: received 3; allowed: a divisor of batch_size = 8"),
 ])  # fmt: skip

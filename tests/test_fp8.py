@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 
@@ -329,6 +330,57 @@ def test_a_unit_scaled_cast_costs_less_precision_than_a_mup_one():
     probed = {s: reported(make_run(s, eta=2.0**-6 if s == "mup" else 0.5)) for s in ("umup", "mup")}
     flushed = {s: v["blocks.1.attn.qkv/output_gradient"] for s, v in probed.items()}
     assert flushed["umup"] < 0.1 < 0.5 < flushed["mup"]
+
+
+def scaled(run, loss_scale, **optim):
+    return replace(run, optim=replace(run.optim, loss_scale=loss_scale, **optim))
+
+
+@pytest.mark.optimized
+def test_powers_of_two_as_loss_scales_change_nothing_in_float32():
+    """Neither losses nor weights nor moments, with a batch in two parts and a bound on the norm.
+
+    Bit for bit where programs differ in the scale alone; without a scale XLA fuses otherwise.
+    """
+    for scheme, eta in (("umup", 0.5), ("mup", 2.0**-6)):
+        run = make_run(scheme, eta=eta)
+        found = [
+            trained([scaled(run, scale, clip=100.0, accumulate=2)], [6]) for scale in (1, 2, 2**9)
+        ]
+        leaves = [jax.tree.leaves((losses, state)) for losses, state in found]
+        for none, two, more in zip(*leaves, strict=True):
+            np.testing.assert_array_equal(more, two)
+            np.testing.assert_allclose(two, none, rtol=1e-3, atol=1e-5)
+
+
+def test_a_loss_scale_of_one_is_the_program_without_it():
+    def program(loss_scale):
+        run = scaled(make_run(recipe="fp8_seed"), loss_scale)
+        state = jax.tree.map(lambda x: x[0], start([run])[1])
+        ids = jnp.zeros((4, 8), jnp.int32)
+        return str(jax.make_jaxpr(lambda state: train.gradients(run, state, (ids, ids)))(state))
+
+    assert program(2.0) != program(1.0) == program(1)
+    run = make_run()
+    assert "loss_scale" not in run.essence()["optim"]
+    assert scaled(run, 1.0).key() == run.key() != scaled(run, 2.0).key()
+
+
+def test_a_loss_scale_lifts_mup_gradients_that_a_cast_flushes():
+    run = make_run("mup", eta=2.0**-6, recipe="fp8_seed")
+    lifted = scaled(run, 2.0**12)
+    name = "blocks.1.attn.qkv/output_gradient"
+    assert reported(run)[name] > 0.5 > 0.1 > reported(lifted)[name]
+
+
+def test_delayed_scaling_remembers_gradients_as_the_casts_see_them():
+    run = make_run(recipe="fp8_delayed")
+    memory = [
+        jax.tree.leaves(trained([scaled(run, scale)], [2])[1].amax) for scale in (1.0, 2.0**9)
+    ]
+    for one, other in zip(*memory, strict=True):  # (lane, ..., operand, step), the first step's
+        np.testing.assert_allclose(other[..., :2, 1], one[..., :2, 1], rtol=1e-6)
+        np.testing.assert_allclose(other[..., 2, 1], 2.0**9 * one[..., 2, 1], rtol=1e-6)
 
 
 def reported(run):

@@ -95,10 +95,13 @@ FLOORS = (
         "bench_records",
         "bench_torch",
         "timing",
+        "products",
+        "ranges",
         "watch",
     ),
     (
         "figures",
+        "fp8_figures",
         "report",
         "notebook",
         "study",

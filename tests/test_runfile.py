@@ -237,6 +237,18 @@ def test_a_folder_begun_when_one_layer_at_a_time_was_the_default_goes_on(place, 
     path.write_text(before, encoding="utf-8")
 
 
+def test_a_folder_begun_before_a_field_came_goes_on_at_its_default(place, capsys):
+    path = place.root / "r" / "run.json"
+    before = path.read_text(encoding="utf-8")
+    told = json.loads(before)
+    assert told["run"]["optim"].pop("loss_scale") == 1.0
+    path.write_text(json.dumps(told), encoding="utf-8")
+    assert place.train() == 0
+    said = refused(capsys, place.train(*small("optim.loss_scale", 2)))
+    assert "another run's folder: optim.loss_scale 1.0 there, 2.0 here" in said
+    path.write_text(before, encoding="utf-8")
+
+
 def test_text_that_moved_is_gone_on_with_and_other_text_is_not(place, capsys):
     """By a run that ends when it is first asked to."""
     text, moved = place.root / "moving.txt", place.root / "moved" / "renamed.txt"

@@ -287,6 +287,9 @@ class OptimConfig(Config):
     ``decay_steps`` is the length of the decay that ends a warm-up-stable-decay run. ``clip``
     bounds the global norm of the unscaled gradient, see ``train.step`` (0: no bound).
     ``accumulate`` is into how many parts a batch is cut, one after another, to save memory.
+    ``loss_scale`` multiplies the loss before the backward pass and divides the weights' gradients
+    after it, so that only casts see it (Micikevicius et al., arXiv 1710.03740, §3.2); a power of
+    two changes nothing else.
     """
 
     steps: int = 8192
@@ -301,11 +304,13 @@ class OptimConfig(Config):
     decay_steps: int = 0
     clip: float = 0.0
     accumulate: int = 1
+    loss_scale: float = 1.0
 
     RANGES = {
         "steps": COUNT, "batch_size": COUNT, "warmup_steps": Range(0), "final_lr_ratio": FRACTION,
         "beta1": FRACTION, "beta2": FRACTION, "eps": POSITIVE, "decay": ("independent", "coupled"),
         "schedule": SCHEDULES, "decay_steps": Range(0), "clip": Range(0.0), "accumulate": COUNT,
+        "loss_scale": POSITIVE,
     }  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -12,6 +12,8 @@ import logging
 import math
 from typing import Any
 
+import numpy as np
+
 from umup import corpora
 from umup.errors import DataError
 from umup.sampling import batch, check_seq_len, eval_batch, n_windows, permute
@@ -21,6 +23,7 @@ __all__ = [
     "Dataset",
     "batch",
     "card",
+    "chain",
     "eval_batch",
     "load",
     "n_windows",
@@ -66,6 +69,22 @@ def load(
     if seq_len is not None:
         n_windows(min(dataset.train.size, dataset.val.size), seq_len)
     return dataset
+
+
+def chain(tokens: int, vocab_size: int = 256, seed: int = 0) -> np.ndarray:
+    """A text that can be learnt and needs no file: a Markov chain, (tokens,) uint16.
+
+    Every symbol has one successor, taken three times in four; else the next is uniform.
+    """
+    rng = np.random.default_rng(seed)
+    successor = rng.permutation(vocab_size)
+    jump, where = rng.random(tokens) < 0.25, rng.integers(vocab_size, size=tokens)
+    out = np.empty(tokens, np.uint16)
+    now = 0
+    for i in range(tokens):
+        now = where[i] if jump[i] else successor[now]
+        out[i] = now
+    return out
 
 
 def prepare(

@@ -254,6 +254,9 @@ def _compare(config: TrainConfig, path: Path, dataset: Dataset) -> bool:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise TrainError(str(path), "damaged", "the file that umup wrote, or none") from None
     other = _flat(json.loads(json.dumps(_identity(config, dataset))))
+    # A field that came later is neutral by default: a run begun without it goes on, by its key too.
+    default = _flat(TrainConfig("any").to_dict())
+    one = {name: default[name] for name in other.keys() & default.keys()} | one
     for values in (one, other):  # of one's own text only the digest counts, not the path
         values["corpus"] = corpus_identity(str(values.get("corpus")))
         # One layer at a time was the default once: a run begun so goes on, as its key says.

@@ -115,6 +115,37 @@ def loss_by_lr(runs: pd.DataFrame) -> pd.DataFrame:
     return _frame(rows, "scheme d_model steps log2_lr mean lo hi n n_diverged")
 
 
+def differences(runs: pd.DataFrame, arm: str, against: str) -> pd.DataFrame:
+    """Final loss of each arm minus that of the arm ``against``, paired by seed, nats a token.
+
+    Args:
+        runs: with a column ``arm``, which names the arm of each.
+
+    Returns:
+        Columns: scheme, d_model, the arm, loss, loss_lo, loss_hi (of the arm itself), difference,
+        difference_lo, difference_hi, n (pairs), diverged (runs). A diverged run makes the
+        difference infinite. No rows for a scheme and width without runs of ``against``.
+    """
+    rows = []
+    for (scheme, width), group in runs.groupby(["scheme", "d_model"]):
+        found = {name: own.set_index("seed") for name, own in group.groupby(arm)}
+        if against not in found:
+            continue
+        base = found[against]["final_loss"]
+        for name, own in found.items():
+            diverged = int((own["status"] == "diverged").sum())
+            pairs = (own["final_loss"] - base).dropna()
+            gap = laws.mean_interval(pairs)
+            if diverged:
+                gap = Interval(math.inf, math.inf, math.inf)
+            level = laws.mean_interval(own["final_loss"].dropna())
+            rows.append({
+                "scheme": scheme, "d_model": width, arm: name, "diverged": diverged,
+                "n": len(pairs), **_ends("loss", level), **_ends("difference", gap),
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 @remembered
 def fits(runs: pd.DataFrame, *, n_boot: int = 1000) -> dict[tuple[str, int, int], Optimum]:
     """The fitted optimum of every (scheme, d_model, steps)."""

@@ -24,6 +24,7 @@ from umup.layers import Amax, Tap
 from umup.model import Decoder, reports, tensor_names
 from umup.powers import Number
 from umup.rules import Parametrization, check_hps
+from umup.scale import scale_bwd
 
 HP_NAMES = tuple(HPs().to_dict())
 
@@ -151,6 +152,13 @@ def init(run: RunConfig, lane: Lane) -> TrainState:
     return TrainState(numbers, params, opt, jnp.zeros([], jnp.int32), parts.amax)
 
 
+def _loss(run: RunConfig, model: Decoder, batch: tuple) -> Array:
+    """The model's loss, from which gradients start ``loss_scale`` times as large."""
+    loss = model.loss(*batch)
+    scale = run.optim.loss_scale
+    return loss if scale == 1.0 else scale_bwd(loss, scale)
+
+
 def gradients(
     run: RunConfig, state: TrainState, batch: tuple
 ) -> tuple[Array, nnx.State, nnx.State]:
@@ -158,15 +166,21 @@ def gradients(
 
     With ``accumulate`` A > 1 its rows are taken in A parts, every A-th row in one, so that rows
     spread over devices stay spread. Every weight's gradient is a sum over tokens at a scale that
-    the whole batch fixes, so that the parts' gradients add up.
+    the whole batch fixes, so that the parts' gradients add up. ``loss_scale`` is taken out again.
     """
     graph, numbers, parts = graph_of(run), state.numbers, run.optim.accumulate
 
     def loss_of(params, amax, *part):
-        return nnx.merge(graph, params, amax, numbers.scales).loss(*part)
+        return _loss(run, nnx.merge(graph, params, amax, numbers.scales), part)
 
-    # The "gradient" of the remembered magnitudes is the next memory (ops.linear).
-    both = jax.value_and_grad(loss_of, argnums=(0, 1))
+    def both(*args):
+        # The "gradient" of the remembered magnitudes is the next memory (ops.linear): no gradient,
+        # and of what the casts see, so that the loss scale stays in it.
+        loss, (grads, amax) = jax.value_and_grad(loss_of, argnums=(0, 1))(*args)
+        if (scale := run.optim.loss_scale) != 1.0:
+            grads = jax.tree.map(lambda grad: grad / scale, grads)
+        return loss, (grads, amax)
+
     if parts == 1:
         loss, (grads, amax) = both(state.params, state.amax, *batch)
         return loss, grads, amax
@@ -240,6 +254,8 @@ def observed(run: RunConfig) -> tuple[str, ...]:
 def observe(run: RunConfig, tokens: Array, lane: Lane, state: TrainState) -> Array:
     """What the probes see on the batch that the next step will take; training is not touched.
 
+    Gradients are as the casts see them, ``loss_scale`` times the loss's.
+
     Returns:
         (tensors, statistics): rows as ``observed``, columns as ``config.PROBE_STATS``.
     """
@@ -248,7 +264,7 @@ def observe(run: RunConfig, tokens: Array, lane: Lane, state: TrainState) -> Arr
 
     def loss_of(taps):
         model = nnx.merge(parts.graph, state.params, state.amax, taps, state.numbers.scales)
-        return model.loss(*batch)
+        return _loss(run, model, batch)
 
     blank = jax.tree.map(lambda tap: jnp.zeros(tap.shape, tap.dtype), parts.taps)
     return reports(jax.grad(loss_of)(blank))

@@ -26,6 +26,7 @@ from umup.config import PROBE_STATS, HPs, ModelConfig, OptimConfig, RunConfig
 from umup.data import Dataset
 from umup.errors import ConfigError
 from umup.hlo import Program
+from umup.ranges import LINEARS
 from umup.records import Results
 from umup.studies import fp8_drift, fp8_drift_figures, fp8_drift_gemm_figures
 from umup.studies import fp8_drift_gemm as gemm
@@ -326,7 +327,7 @@ GPU = {"capable": True, "device_kind": "H100", "compute_capability": "9.0"}
 def speeds() -> pd.DataFrame:
     text = "f8e4m3fn × f8e4m3fn"
     row = {"y": text, "dx": text, "dw": text, "claims": True, "native": True, **GPU}
-    points = [point("linear", {"recipe": "fp8_seed", "linear": n}, row) for n in tables.LINEARS]
+    points = [point("linear", {"recipe": "fp8_seed", "linear": n}, row) for n in LINEARS]
     points.append(point("linear", {"recipe": "bf16", "linear": "readout"},
                         row | {"claims": False, "native": False}))  # fmt: skip
     for kind, rate in (("bf16", 500.0), ("fp8", 1000.0)):

@@ -8,15 +8,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from umup import laws
+from umup import ranges
 from umup.absent import NotMeasured, required
 from umup.laws import Interval
+from umup.ranges import KINDS, LINEARS
 from umup.records import Results
 from umup.studies.fp8_drift_tables import (
-    KINDS,
-    LARGEST,
-    LINEARS,
-    MIN_NORMAL,
     NAMES,
     SHAPE,
     SWEPT,
@@ -38,19 +35,6 @@ def _seen(
     return required(table[table["linear"].isin(linears)], missing)
 
 
-def _extreme(table: pd.DataFrame, column: str, extreme: str) -> Interval:
-    """The tensor (and step, if kept) whose mean over seeds is extreme: that mean's interval.
-
-    ``extreme``: ``largest``, ``smallest``, or ``furthest`` from 0.
-    """
-    by = [name for name in ("place", "kind", "step") if name in table]
-    means = table.groupby(by)[column].mean()
-    order = {"largest": means, "smallest": -means, "furthest": means.abs()}[extreme]
-    chosen = dict(zip(by, order.idxmax(), strict=True))
-    at = np.logical_and.reduce([table[name] == value for name, value in chosen.items()])
-    return laws.mean_interval(table.loc[at, column])
-
-
 def rms(
     results: Results, scheme: str, when: str = "start", extreme: str = "furthest",
     kinds: Sequence[str] = KINDS, linears: Sequence[str] = LINEARS, d_model: int | None = None,
@@ -62,7 +46,7 @@ def rms(
     table = _seen(results, scheme, d_model, kinds, linears)
     step = table["step"].min() if when == "start" else table["step"].max()
     at = table[table["step"] == step]
-    return _extreme(at.assign(log2=np.log2(at["rms"])), "log2", extreme)
+    return ranges.extreme(at.assign(log2=np.log2(at["rms"])), "log2", extreme)
 
 
 def margin(
@@ -75,9 +59,7 @@ def margin(
     table = _seen(results, scheme, d_model, KINDS, LINEARS)
     step = table["step"].min() if when == "start" else table["step"].max()
     at = table[table["step"] == step]
-    above = np.log2(at["rms"] / MIN_NORMAL["e4m3"])
-    below = np.log2(LARGEST["e4m3"] / at["rms"])
-    return _extreme(at.assign(margin=np.minimum(above, below)), "margin", "smallest")
+    return ranges.extreme(at.assign(margin=ranges.margin(at["rms"])), "margin", "smallest")
 
 
 def growth(
@@ -92,7 +74,7 @@ def growth(
         reference = values[0] if since == "start" else values.max()
         labels = {"seed": seed, "place": place, "kind": kind}
         rows.append(labels | {"log2": math.log2(values[-1] / reference)})
-    return _extreme(pd.DataFrame(rows), "log2", extreme)
+    return ranges.extreme(pd.DataFrame(rows), "log2", extreme)
 
 
 def lost(
@@ -104,7 +86,7 @@ def lost(
     ``column``: of ``drift``: e4m3, e4m3_clipped, e4m3_flushed, e5m2, … or seed_recipe.
     """
     table = _seen(results, scheme, d_model, kinds, linears)
-    return _extreme(table, column, "largest").scaled(100.0)
+    return ranges.extreme(table, column, "largest").scaled(100.0)
 
 
 def loss_difference(

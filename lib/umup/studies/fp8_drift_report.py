@@ -13,10 +13,11 @@ from umup import report
 from umup.absent import required
 from umup.claims import format_number
 from umup.config import RECIPES
+from umup.ranges import LINEARS
 from umup.records import Results
 from umup.studies import fp8_drift_quantities as quantities
 from umup.studies import fp8_drift_tables as tables
-from umup.studies.fp8_drift_tables import LINEARS, NAMES, SHAPE
+from umup.studies.fp8_drift_tables import NAMES, SHAPE
 
 SHOWN = 8
 """Rows a scheme in the table of departures."""

@@ -11,18 +11,17 @@ import math
 
 import pandas as pd
 
-from umup import fp8, laws, records
+from umup import fp8, records
 from umup.absent import required
 from umup.config import RECIPES
 from umup.laws import Interval
+from umup.ranges import KINDS, of_linears
 from umup.records import Results
 from umup.slopes import fit_slope
-from umup.tables import remembered
+from umup.tables import differences, remembered
 
 SCHEMES = ("mup", "umup")
 NAMES = {"mup": "μP", "umup": "u-μP"}
-KINDS: tuple[str, ...] = ("input", "weight", "output_gradient")
-LINEARS = ("attn.qkv", "attn.out", "mlp.gate_up", "mlp.down", "readout")
 SWEPT = {
     "mup": ("eta", "eta_emb", "sigma_init", "alpha_emb", "alpha_attn_softmax", "alpha_output"),
     "umup": ("eta", "alpha_attn_softmax", "alpha_residual", "alpha_residual_attn_ratio",
@@ -32,9 +31,6 @@ SWEPT = {
 SHAPE = {"d_model": "width", "n_layers": "depth", "steps": "steps", "batch_size": "batch"}
 FOLLOWED = ("readout weight", "last FFN-down input", "last FFN-down gradient")
 """The tensors of the paper's Figure 9, those of the largest RMS at the end."""
-MIN_NORMAL = {"e4m3": 2.0**-6, "e5m2": 2.0**-14}
-LARGEST = {"e4m3": fp8.E4M3.largest, "e5m2": fp8.E5M2.largest}
-SMALLEST = {"e4m3": fp8.E4M3.smallest, "e5m2": fp8.E5M2.smallest}
 LEFT = 0.01
 """A tensor counts as out of a format's range when so many of its elements are lost."""
 
@@ -76,23 +72,13 @@ def drift(results: Results) -> pd.DataFrame:
         NotMeasured: there are no probed arms.
     """
     runs = arms(results)
-    seen = required(_linears(records.probes(runs)), "no probed runs are on record")
+    seen = required(of_linears(records.probes(runs)), "no probed runs are on record")
     table = seen.merge(runs[["key", "scheme", "d_model", "seed"]], on="key")
     for fmt in ("e4m3", "e5m2"):
         table[fmt] = table[f"{fmt}_clipped"] + table[f"{fmt}_flushed"]
     formats = [_format("fp8_seed", *row) for row in zip(table["place"], table["kind"])]
     wide = pd.Series(formats, table.index) == "e5m2"
     return table.assign(seed_recipe=table["e4m3"].where(~wide, table["e5m2"]))
-
-
-def _linears(probes: pd.DataFrame) -> pd.DataFrame:
-    """The probes of the tensors that products multiply, with place, layer, linear and kind."""
-    parts = probes["tensor"].str.rsplit("/", n=1)
-    place, kind = parts.str[0], parts.str[1]
-    linear = place.str.replace(r"^blocks\.\d+\.", "", regex=True)
-    layer = place.str.extract(r"^blocks\.(\d+)\.")[0].fillna("-1").astype(int)
-    table = probes.assign(place=place, kind=kind, linear=linear, layer=layer)
-    return table[table["linear"].isin(LINEARS) & table["kind"].isin(KINDS)]
 
 
 def _format(recipe: str, place: str, kind: str) -> str:
@@ -139,25 +125,12 @@ def loss_differences(results: Results, against: str = "plain") -> pd.DataFrame:
     Raises:
         NotMeasured: no scheme has runs of ``against``.
     """
-    runs, rows = arms(results), []
-    for (scheme, width), group in runs.groupby(["scheme", "d_model"]):
-        found = {recipe: g.set_index("seed") for recipe, g in group.groupby("recipe")}
-        losses = {r: found[r] for r in sorted(found, key=_rank)}
-        if against not in losses:
-            continue
-        base = losses[against]["final_loss"]
-        for recipe, own in losses.items():
-            diverged = int((own["status"] == "diverged").sum())
-            pairs = (own["final_loss"] - base).dropna()
-            difference = laws.mean_interval(pairs)
-            if diverged:
-                difference = Interval(math.inf, math.inf, math.inf)
-            level = laws.mean_interval(own["final_loss"].dropna())
-            rows.append({
-                "scheme": scheme, "d_model": width, "recipe": recipe, "diverged": diverged,
-                "n": len(pairs), **_ends("loss", level), **_ends("difference", difference),
-            })  # fmt: skip
-    return required(pd.DataFrame(rows), f"no runs of the recipe {against} are on record")
+    table = required(
+        differences(arms(results), "recipe", against),
+        f"no runs of the recipe {against} are on record",
+    )
+    rank = table["recipe"].map(_rank)
+    return table.assign(rank=rank).sort_values(["scheme", "d_model", "rank"], ignore_index=True)
 
 
 def _rank(recipe: str) -> tuple[int, str]:
@@ -191,7 +164,7 @@ def settings(results: Results) -> pd.DataFrame:
         NotMeasured: there are no such runs.
     """
     runs = varied(results)
-    seen = _linears(records.probes(runs)).set_index(["key", "tensor"])["rms"]
+    seen = of_linears(records.probes(runs)).set_index(["key", "tensor"])["rms"]
     columns = {f"hps.{hp}": hp for hps in SWEPT.values() for hp in hps} | SHAPE
     rows = []
     for scheme, group in runs.groupby("scheme"):

@@ -1,0 +1,164 @@
+"""Tables and quantities of the study `hopper`: records in, tidy frames and intervals out."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from umup import ranges, records, study
+from umup.absent import NotMeasured, required
+from umup.laws import Interval
+from umup.records import Results
+from umup.tables import NAMES, differences, remembered
+
+SCHEMES = ("mup", "umup")
+SCALED = "fp8_seed, loss scaled"
+ORDER = ("plain", "fp8_seed", "fp8_e5m2_grad", SCALED)
+"""The arms of a scheme: recipes, the last with a constant loss scale."""
+
+
+class Twin(NamedTuple):
+    """How a twin multiplies: dtype of the activations, recipe, precision of float32 products."""
+
+    dtype: str
+    recipe: str
+    precision: str
+
+
+TWINS = {
+    "float32": Twin("float32", "plain", "highest"),
+    "bfloat16": Twin("bfloat16", "plain", "default"),
+    "fp8_seed": Twin("bfloat16", "fp8_seed", "default"),
+}
+"""float32 at full precision: by default an H100 rounds operands to TF32, of 10 bits."""
+
+
+def _twins(points: pd.DataFrame) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Twin → its key and result."""
+    found = {}
+    for row in points[points["what"] == "twin"].to_dict("records"):
+        spec = json.loads(row["spec"])
+        own = Twin(*(spec[name] for name in Twin._fields))
+        found |= {n: (row["key"], json.loads(row["result"])) for n, t in TWINS.items() if t == own}
+    return found
+
+
+@remembered
+def twins(results: Results) -> pd.DataFrame:
+    """The twins beside the CPU's of the same specification, which this study's cpu profile has.
+
+    Columns: twin, losses, device_kind, platform, text; cpu, the CPU's losses (None: not on record).
+
+    Raises:
+        NotMeasured: there are no twins.
+    """
+    own = _twins(results.points)
+    reference = dict(_twins(records.read_results(study.store("hopper", "cpu")).points).values())
+    rows = []
+    for name in [n for n in TWINS if n in own]:
+        key, found = own[name]
+        beside = reference.get(key, {})
+        same = beside.get("text") == found["text"]
+        rows.append({"twin": name, **found, "cpu": beside["losses"] if same else None})
+    return required(pd.DataFrame(rows), "no twins are on record")
+
+
+def twin_difference(results: Results, twin: str) -> Interval:
+    """Largest relative difference of a twin's losses from the CPU's, parts per million.
+
+    Infinite where a loss is not finite. Of a CPU's own records it is not measured.
+    """
+    table = twins(results)
+    row = required(table[table["twin"] == twin], f"no {twin} twin on record").iloc[0]
+    if row["platform"] == "cpu":
+        raise NotMeasured(f"needs a GPU: the {twin} twin here is the CPU's own")
+    if row["cpu"] is None:
+        raise NotMeasured(f"no {twin} twin of the same steps and text in the cpu records")
+    here, there = np.asarray(row["losses"]), np.asarray(row["cpu"])
+    gap = 1e6 * float(np.max(np.abs(here - there) / there))
+    gap = gap if math.isfinite(gap) else math.inf
+    return Interval(gap, gap, gap)
+
+
+@remembered
+def arms(results: Results) -> pd.DataFrame:
+    """The training runs; further columns: ``arm``, of ``ORDER``, and the specification's.
+
+    Raises:
+        NotMeasured: there are none.
+    """
+    runs = records.with_spec(required(results.runs, "no runs are on record"))
+    scaled = runs["optim.loss_scale"] != 1.0
+    return runs.assign(arm=runs["model.recipe"].where(~scaled, SCALED))
+
+
+def base(results: Results) -> str:
+    """What the plain arms compute in, as texts name it.
+
+    Raises:
+        NotMeasured: there are no runs.
+    """
+    return "bf16" if arms(results)["model.dtype"].iloc[0] == "bfloat16" else "float32"
+
+
+@remembered
+def loss_differences(results: Results) -> pd.DataFrame:
+    """``tables.differences`` of each arm from the plain one, in the order of ``ORDER``.
+
+    Raises:
+        NotMeasured: no plain arm is on record.
+    """
+    table = differences(arms(results), "arm", "plain")
+    table = required(table, "no plain runs are on record")
+    rank = {name: i for i, name in enumerate(ORDER)}
+    by = ["scheme", "d_model", "arm"]
+    return table.sort_values(by, key=lambda c: c.map(rank) if c.name == "arm" else c)
+
+
+@remembered
+def probed(results: Results) -> pd.DataFrame:
+    """What the probes of the plain arms saw of every linear, see ``ranges.of_linears``.
+
+    Further columns: scheme, d_model, seed and margin, octaves inside E4M3's normal range.
+
+    Raises:
+        NotMeasured: there are no probed runs.
+    """
+    runs = arms(results)
+    seen = required(ranges.of_linears(records.probes(runs)), "no probed runs are on record")
+    table = seen.merge(runs[["key", "scheme", "d_model", "seed"]], on="key")
+    return table.assign(margin=ranges.margin(table["rms"]))
+
+
+def _at(table: pd.DataFrame, scheme: str, d_model: int | None, what: str) -> pd.DataFrame:
+    """The rows of a scheme and width, by default the widest."""
+    rows = table[table["scheme"] == scheme]
+    at = "" if d_model is None else f" at width {d_model}"
+    width = rows["d_model"].max() if d_model is None else d_model
+    return required(rows[rows["d_model"] == width], f"{NAMES[scheme]}: no {what}{at}")
+
+
+def loss_difference(
+    results: Results, scheme: str, arm: str, d_model: int | None = None
+) -> Interval:
+    """Final loss of an arm minus that of the plain one, paired by seed, nats a token."""
+    table = loss_differences(results)
+    rows = _at(table[table["arm"] == arm], scheme, d_model, f"runs of {arm} and plain")
+    row = rows.iloc[0]
+    return Interval(row["difference"], row["difference_lo"], row["difference_hi"])
+
+
+def margin(results: Results, scheme: str, d_model: int | None = None) -> Interval:
+    """Octaves inside E4M3's normal range of the tensor and probe step that is nearest its ends."""
+    table = _at(probed(results), scheme, d_model, "probed plain runs")
+    return ranges.extreme(table, "margin", "smallest")
+
+
+QUANTITIES: dict[str, Callable[..., Interval]] = {
+    f.__name__: f for f in (twin_difference, loss_difference, margin)
+}
