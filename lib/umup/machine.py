@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import resource
 import sys
 from collections.abc import Sequence
@@ -47,12 +48,27 @@ def in_haste() -> str:
 
     The programs themselves run more slowly: for trials of a few steps.
     """
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+    given = os.environ.get("XLA_FLAGS", "")
+    flags = f"{given} --xla_backend_optimization_level=0"
     flags += " --xla_llvm_disable_expensive_passes=true"
     flags += " --xla_cpu_parallel_codegen_split_count=1"  # parts cost more CPU time than a whole
-    if version("jaxlib") < "0.11":  # later ones end on the flag, which they do not know
+    # jaxlib 0.11 ends on this flag, which it does not know; and without the newer emitters FP8 is
+    # converted by way of float16, for which XLA has no code of its own.
+    if version("jaxlib") < "0.11" and _converts_float16(given):
         flags += " --xla_cpu_use_fusion_emitters=false"
     return flags.strip()
+
+
+def _converts_float16(flags: str) -> bool:
+    """Whether XLA may convert float16 by an instruction: no x86 before F16C, AVX2's year, has it.
+
+    Args:
+        flags: of XLA, which may forbid instructions that the processor has.
+    """
+    if re.search(r"--xla_cpu_max_isa=(SSE4_2|AVX)\b", flags):
+        return False
+    listed = [line.split() for line in _lines("/proc/cpuinfo") if line.startswith("flags")]
+    return "f16c" in listed[0] if listed else True
 
 
 def name() -> str:
