@@ -48,24 +48,23 @@ def in_haste() -> str:
 
     The programs themselves run more slowly: for trials of a few steps.
     """
-    given = os.environ.get("XLA_FLAGS", "")
-    flags = f"{given} --xla_backend_optimization_level=0"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
     flags += " --xla_llvm_disable_expensive_passes=true"
     flags += " --xla_cpu_parallel_codegen_split_count=1"  # parts cost more CPU time than a whole
-    # jaxlib 0.11 ends on this flag, which it does not know; and without the newer emitters FP8 is
-    # converted by way of float16, for which XLA has no code of its own.
-    if version("jaxlib") < "0.11" and _converts_float16(given):
+    # jaxlib 0.11 ends on this flag, which it does not know; the older emitters convert no FP8
+    # without float16.
+    if version("jaxlib") < "0.11" and converts_float16():
         flags += " --xla_cpu_use_fusion_emitters=false"
     return flags.strip()
 
 
-def _converts_float16(flags: str) -> bool:
-    """Whether XLA may convert float16 by an instruction: no x86 before F16C, AVX2's year, has it.
+def converts_float16() -> bool:
+    """Whether XLA may convert float16 by an instruction, as ``XLA_FLAGS`` and the processor allow.
 
-    Args:
-        flags: of XLA, which may forbid instructions that the processor has.
+    No x86 before F16C, AVX2's year, has one. XLA:CPU (jaxlib 0.10.2) has no code of its own for it,
+    and takes FP8 to wider formats by way of float16: there it ends on programs of FP8 recipes.
     """
-    if re.search(r"--xla_cpu_max_isa=(SSE4_2|AVX)\b", flags):
+    if re.search(r"--xla_cpu_max_isa=(SSE4_2|AVX)\b", os.environ.get("XLA_FLAGS", "")):
         return False
     listed = [line.split() for line in _lines("/proc/cpuinfo") if line.startswith("flags")]
     return "f16c" in listed[0] if listed else True
