@@ -75,6 +75,28 @@ def test_rounding_is_to_nearest_and_ties_to_even(fmt):
     np.testing.assert_array_equal(cast(x, fmt), nearest(x.astype(np.float64), fmt))
 
 
+@formats
+def test_bfloat16_is_cast_by_way_of_float32(fmt):
+    """XLA:CPU takes bfloat16 to E5M2 by way of float16, which not every processor converts."""
+    x = jnp.asarray([1.1, -300.0, 1e6, 1e-6], jnp.bfloat16)
+    closed = jax.make_jaxpr(lambda x: fp8.saturate(x, fmt))(x)
+    cast = [e for e in equations(closed.jaxpr) if e.outvars[0].aval.dtype == fmt.dtype]
+    assert [e.invars[0].aval.dtype for e in cast] == [jnp.float32]
+    codes = np.asarray(fp8.saturate(x, fmt)).view(np.uint8)
+    want = np.asarray(fp8.saturate(x.astype(jnp.float32), fmt)).view(np.uint8)
+    np.testing.assert_array_equal(codes, want)
+
+
+def equations(jaxpr):
+    """All equations of a jaxpr that convert, those of calls within it too."""
+    found = []
+    for eqn in jaxpr.eqns:
+        inner = [p for p in eqn.params.values() if hasattr(p, "jaxpr")]
+        found += [e for p in inner for e in equations(p.jaxpr)]
+        found += [eqn] if eqn.primitive.name == "convert_element_type" else []
+    return found
+
+
 @pytest.mark.optimized
 @formats
 def test_what_lies_beyond_the_range(fmt):

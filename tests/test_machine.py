@@ -29,6 +29,25 @@ def test_one_core_of_several():
     assert done.stdout.split(maxsplit=1) == ["1", f"[{core}]\n"]
 
 
+@pytest.mark.parametrize(("flags", "processor", "jaxlib", "off"), [
+    ("", "flags : avx2 f16c", "0.10.2", True),
+    ("--xla_cpu_max_isa=AVX2", "flags : avx2 f16c", "0.10.2", True),
+    ("--xla_cpu_max_isa=AVX512", "flags : avx2 f16c", "0.10.2", True),
+    ("--xla_cpu_max_isa=SSE4_2", "flags : avx2 f16c", "0.10.2", False),
+    ("--xla_cpu_max_isa=AVX", "flags : avx2 f16c", "0.10.2", False),
+    ("", "flags : sse4_2", "0.10.2", False),
+    ("", "Features : fphp", "0.10.2", True),
+    ("", "flags : avx2 f16c", "0.12.0", False),
+])  # fmt: skip
+def test_haste_leaves_out_no_emitter_that_fp8_needs(monkeypatch, flags, processor, jaxlib, off):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.setattr(machine, "_lines", lambda path: ["processor : 0", processor])
+    monkeypatch.setattr(machine, "version", lambda package: jaxlib)
+    found = machine.in_haste()
+    assert ("--xla_cpu_use_fusion_emitters=false" in found.split()) == off
+    assert found.startswith(flags) and "--xla_backend_optimization_level=0" in found.split()
+
+
 @pytest.mark.parametrize("absent", [True, False])
 def test_without_affinity_every_core_counts_and_none_is_bound(monkeypatch, absent):
     def refuse(*_):

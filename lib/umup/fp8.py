@@ -118,7 +118,9 @@ def saturate(x: Array, fmt: Format) -> Array:
     """x in ``fmt``, magnitudes beyond its largest clipped to it; NaN stays NaN. Any shape."""
     if fmt is BF16:
         return x.astype(fmt.dtype)
-    return jnp.clip(x, -fmt.largest, fmt.largest).astype(fmt.dtype)
+    # In float32: bfloat16 to E5M2 goes by way of float16 on a CPU, which not every one converts.
+    clipped = jnp.clip(x.astype(jnp.float32), -fmt.largest, fmt.largest)
+    return clipped.astype(fmt.dtype)
 
 
 def amax(x: Array) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import resource
 import sys
 from collections.abc import Sequence
@@ -50,9 +51,23 @@ def in_haste() -> str:
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
     flags += " --xla_llvm_disable_expensive_passes=true"
     flags += " --xla_cpu_parallel_codegen_split_count=1"  # parts cost more CPU time than a whole
-    if version("jaxlib") < "0.11":  # later ones end on the flag, which they do not know
+    # jaxlib 0.11 ends on this flag, which it does not know; the older emitters convert no FP8
+    # without float16.
+    if version("jaxlib") < "0.11" and converts_float16():
         flags += " --xla_cpu_use_fusion_emitters=false"
     return flags.strip()
+
+
+def converts_float16() -> bool:
+    """Whether XLA may convert float16 by an instruction, as ``XLA_FLAGS`` and the processor allow.
+
+    No x86 before F16C, AVX2's year, has one. XLA:CPU (jaxlib 0.10.2) has no code of its own for it,
+    and takes FP8 to wider formats by way of float16: there it ends on programs of FP8 recipes.
+    """
+    if re.search(r"--xla_cpu_max_isa=(SSE4_2|AVX)\b", os.environ.get("XLA_FLAGS", "")):
+        return False
+    listed = [line.split() for line in _lines("/proc/cpuinfo") if line.startswith("flags")]
+    return "f16c" in listed[0] if listed else True
 
 
 def name() -> str:
