@@ -32,6 +32,7 @@ def test_marked_tests_pass_with_programs_as_users_have_them() -> None:
     finally:
         for _, process in groups:
             process.kill()
+            process.communicate()
 
 
 def _start(pattern: str) -> subprocess.Popen[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import pytest
 from umup import h100, packs, slice_worker, slices, study
 from umup.errors import RecordError, StudyError, UmupError
 from umup.records import Store
+from umup.schemas import RUNS
 
 JOBS = slices.queue()
 ITEM = {"name": "a", "study": "op_scales", "decides": "x", "kind": "points", "seconds": 5}
@@ -226,6 +228,39 @@ def test_without_a_gpu_it_says_so(queue, tmp_path, capsys):
     assert work.run(None) == 1
     said = capsys.readouterr().err
     assert "device: received 'cpu" in said and "jax[cuda13]" in said and "--rehearse" in said
+
+
+def test_what_would_not_end_in_time_is_left(tmp_path, here):
+    items = [
+        ITEM | {"seconds": 1394e6},
+        ITEM | {"name": "runs", "study": "hopper", "kind": "runs", "seconds": 1e6, "in_turn": 4},
+    ]
+    fields = {"corpus": "sotu", "recipes": ["plain"], "loss_scale": 0, "seeds": 1}
+    items[1]["parameters"] = fields
+    path = written(tmp_path / "queue.yaml", items)
+    work = h100.Slice(slices.queue(path), tmp_path / "rows", 2.0, False, path)
+    assert work.run(None) == 0
+    points, runs = work.record()["jobs"]
+    assert (points["state"], points["why"]) == ("left", "1394 of 1394 points left")
+    assert (runs["state"], runs["why"]) == ("left", "2 runs left; the next takes about 1000000 s")
+    assert not list((tmp_path / "rows").rglob("*.parquet"))[2:], "the pack alone"
+
+
+@pytest.mark.slow
+def test_the_first_jobs_are_rehearsed_by_the_command(tmp_path):
+    command = [sys.executable, "-m", "umup.h100", "--rehearse", "--minutes", "60"]
+    done = subprocess.run(
+        [*command, "--only", "sanity", "figure1", "--pack", str(tmp_path)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert re.findall(r"^(\w+) +done", done.stdout, re.MULTILINE) == ["sanity", "figure1"]
+    (log,) = json.loads((tmp_path / packs.LOG).read_text("utf-8"))
+    assert log["rehearsal"] and log["where"]["device"] == "cpu"
+    made = RUNS.unpack((tmp_path / "runs-1.parquet").read_bytes(), "runs")
+    assert len(made) == 4 and set(made["profile"].to_pylist()) == {slices.PROFILE}
+    first, second = re.findall(r"^merged: (\d+) new, (\d+) on record", done.stdout, re.MULTILINE)
+    assert int(first[0]) > 4 and first[1] == "0" and second == ("0", first[0])
 
 
 # --- packs ----------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from umup import packs, slices, study
+from umup import machine, packs, slices, study
 from umup.config import NUMERICS
 from umup.errors import StudyError, UmupError
 from umup.records import Store
@@ -93,8 +93,10 @@ class Slice:
         command = [sys.executable, "-m", "umup.slice_worker", *(job.name for job in batch)]
         command += ["--queue", str(self.queue), "--folder", str(self.folder)]
         command += ["--until", repr(self.until), *(["--rehearse"] if self.rehearse else [])]
-        cache = {"JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache")}
-        worker = subprocess.Popen(command, env=os.environ | ENVIRONMENT | cache)
+        more = {"JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache")}
+        if self.rehearse:  # no number of it is read
+            more["XLA_FLAGS"] = machine.in_haste()
+        worker = subprocess.Popen(command, env=os.environ | ENVIRONMENT | more)
         try:
             return worker.wait(max(self.until - time.time(), 0) + GRACE_S)
         except subprocess.TimeoutExpired:

@@ -101,10 +101,12 @@ def _train(
     def wanted() -> list[RunConfig]:
         return design.pending(current(store.read()), dataset)
 
+    def unit_of(runs: list[RunConfig]) -> list[RunConfig]:
+        return runs[: job.in_turn] if job.in_turn else next(iter(groups(runs, design.lanes)), [])
+
     def fitting() -> list[RunConfig]:
         """What is made at once next, if it would end in time."""
-        runs = wanted()
-        unit = runs[: job.in_turn] if job.in_turn else next(iter(groups(runs, design.lanes)), [])
+        unit = unit_of(wanted())
         return unit if unit and allowed.fits(design.missing_seconds(unit)) else []
 
     try:
@@ -118,7 +120,7 @@ def _train(
     left = wanted()
     if not left:
         return ""
-    needs = allowed.needs(design.missing_seconds(groups(left, design.lanes)[0]))
+    needs = allowed.needs(design.missing_seconds(unit_of(left)))
     return f"{len(left)} runs left; the next takes about {needs:.0f} s"
 
 

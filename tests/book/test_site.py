@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from functools import partial
 from pathlib import Path
@@ -122,7 +123,7 @@ def test_a_smoke_run_is_kept_until_something_that_can_change_it_does(checkout, r
     changes = [
         lambda: (checkout / "lib" / "code.py").write_text("n = 2\n", encoding="utf-8"),
         lambda: (toy / "smoke.yaml").write_text("fresh: true\nn: 2\n", encoding="utf-8"),
-        lambda: monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_max_isa=AVX2"),
+        lambda: monkeypatch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} --another"),
         lambda: monkeypatch.setattr(site.machine, "cores", lambda: 64),
     ]
     for number, change in enumerate(changes, 2):

@@ -50,12 +50,12 @@ EnforcePartLimits=ALL
 NodeName={nodes[0]} NodeHostname={host} NodeAddr={nodes[0]} Port={ports[1]} CPUs=1
 NodeName={nodes[1]} NodeHostname={host} NodeAddr={nodes[1]} Port={ports[2]} CPUs=1
 PartitionName=low Nodes=ALL Default=YES MaxTime=60 PriorityTier=1
-PartitionName=grace Nodes=ALL MaxTime=60 PriorityTier=1 GraceTime=20
+PartitionName=grace Nodes=ALL MaxTime=60 PriorityTier=1 GraceTime=300
 PartitionName=high Nodes=ALL MaxTime=60 PriorityTier=10
 """
 
 
-def until(true: Callable[[], object], seconds: float = 120, what: str = "") -> None:
+def until(true: Callable[[], object], seconds: float = 600, what: str = "") -> None:
     """Wait until ``true()``."""
     deadline = time.monotonic() + seconds
     while not true():
@@ -65,7 +65,7 @@ def until(true: Callable[[], object], seconds: float = 120, what: str = "") -> N
 
 def output(*command: str) -> str:
     """What a command prints; it must succeed."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, (command, done.stdout, done.stderr)
     return done.stdout.strip()
 

@@ -119,7 +119,7 @@ def test_cancel_and_submit_again(slurm: Slurm, workplace: Path, capsys):
 
 
 def test_preempted(slurm: Slurm, workplace: Path):
-    # One task is killed and requeued by Slurm; the other has twenty seconds and asks for it.
+    # One task is killed and requeued by Slurm; the other has time and asks for it.
     assert run("--tasks", "1", "--partition", "low", *SLOWLY) == 0
     assert run("--tasks", "1", "--partition", "grace", *SLOWLY) == 0
     until(lambda: len(place().running()) == 2, what="two runs in flight")
@@ -128,9 +128,8 @@ def test_preempted(slurm: Slurm, workplace: Path):
     # its queue, there is a moment in which squeue lists it nowhere.
     ours = {job for submission in jobs.submissions(place()) for job in submission.ids}
     until(
-        lambda: ours <= {task.split("_")[0] for task in tasks()},
-        seconds=20, what=f"{ours} in the queue again",
-    )  # fmt: skip
+        lambda: ours <= {task.split("_")[0] for task in tasks()}, what=f"{ours} in the queue again"
+    )
     until(lambda: not tasks(), what="the end of both arrays")
     asked = ["Requeued job" in task_log(submission) for submission in jobs.submissions(place())]
     assert asked == [False, True], [
