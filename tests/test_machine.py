@@ -31,10 +31,10 @@ def test_one_core_of_several():
 
 @pytest.mark.parametrize(("flags", "processor", "jaxlib", "off"), [
     ("", "flags : avx2 f16c", "0.10.2", True),
-    ("--xla_cpu_max_isa=AVX2", "flags : avx2 f16c", "0.10.2", True),
-    ("--xla_cpu_max_isa=AVX512", "flags : avx2 f16c", "0.10.2", True),
-    ("--xla_cpu_max_isa=SSE4_2", "flags : avx2 f16c", "0.10.2", False),
-    ("--xla_cpu_max_isa=AVX", "flags : avx2 f16c", "0.10.2", False),
+    (" --xla_cpu_max_isa=AVX2", "flags : avx2 f16c", "0.10.2", True),
+    (" --xla_cpu_max_isa=AVX512", "flags : avx2 f16c", "0.10.2", True),
+    (" --xla_cpu_max_isa=SSE4_2", "flags : avx2 f16c", "0.10.2", False),
+    (" --xla_cpu_max_isa=AVX", "flags : avx2 f16c", "0.10.2", False),
     ("", "flags : sse4_2", "0.10.2", False),
     ("", "Features : fphp", "0.10.2", True),
     ("", "flags : avx2 f16c", "0.12.0", False),
@@ -44,8 +44,8 @@ def test_haste_leaves_out_no_emitter_that_fp8_needs(monkeypatch, flags, processo
     monkeypatch.setattr(machine, "_lines", lambda path: ["processor : 0", processor])
     monkeypatch.setattr(machine, "version", lambda package: jaxlib)
     found = machine.in_haste()
-    assert ("--xla_cpu_use_fusion_emitters=false" in found.split()) == off
-    assert found.startswith(flags) and "--xla_backend_optimization_level=0" in found.split()
+    assert ("fusion_emitters=false" in found) == off
+    assert found.startswith(flags.strip()) and "backend_optimization_level=0" in found
 
 
 @pytest.mark.parametrize("absent", [True, False])

@@ -84,7 +84,7 @@ FLOORS = (
         "writers",
         "telemetry",
     ),
-    ("records", "design", "sweep", "search", "runfile", "loop", "aot"),
+    ("records", "design", "partial", "sweep", "turns", "search", "runfile", "loop", "aot"),
     (
         "absent",
         "tables",
@@ -98,6 +98,7 @@ FLOORS = (
         "products",
         "ranges",
         "watch",
+        "markdown",
     ),
     (
         "figures",
@@ -107,6 +108,11 @@ FLOORS = (
         "study",
         "jobs",
         "executor",
+        "slices",
+        "slice_worker",
+        "packs",
+        "h100",
+        "h100_page",
         "bench",
         "javascript",
         "planner_page",

@@ -6,19 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from umup import hardware, packs, slices
+from umup import hardware, outlook, packs, slices
 from umup.errors import DataError
-from umup.pages import number, table
+from umup.markdown import number, table
+from umup.plan import GIB
 
 
 def page(experiments: Path) -> str:
-    """Two tables in Markdown: the slices so far, and the queue with what is missing.
+    """Three tables in Markdown: the slices so far, the queue with what is missing, and predictions.
 
     Args:
         experiments: the folder of the studies.
     """
     jobs = slices.queue(experiments / slices.QUEUE)
-    return done(packs.slices_so_far(experiments)) + "\n" + ahead(jobs)
+    return "\n".join([done(packs.slices_so_far(experiments)), ahead(jobs), predicted()])
 
 
 def done(log: Sequence[Mapping[str, Any]]) -> str:
@@ -63,3 +64,15 @@ def ahead(jobs: Sequence[slices.Job]) -> str:
     )
     header = ("Job", "Decides", "Missing", "Predicted, s")
     return table(header, rows) + "\n" + told
+
+
+def predicted() -> str:
+    """A row for each of the first jobs' steps, as the planner predicts them on an H100."""
+    machine = hardware.get("h100")
+    rows = []
+    for name, job in outlook.JOBS.items():
+        o = outlook.outlook(job, machine)
+        rows.append((name, number(1e3 * o.seconds), number(o.mfu, 2), o.limit,
+                     number(o.state_bytes / GIB), number(o.bytes / GIB)))  # fmt: skip
+    header = ("Step", "ms", "MFU", "Waits mostly for", "State, GiB", "In all, GiB")
+    return table(header, rows)

@@ -13,7 +13,7 @@ import math
 import platform
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
@@ -24,6 +24,7 @@ import pandas as pd
 
 from umup import config, hardware, planner_page, records, rules, schemas, shown
 from umup.claims import PROFILES
+from umup.markdown import number, table
 from umup.study import parameters
 from umup.study import profiles as profiles_of
 
@@ -58,23 +59,6 @@ class Study:
             if found := re.search(r"^# (.+)$", "".join(cell["source"]), re.MULTILINE):
                 return found[1].strip()
         return self.name
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[object]], kind: str = "") -> str:
-    """A Markdown table; cells are escaped, `kind` becomes its CSS class."""
-    cells = [[str(c).replace("|", r"\|").replace("\n", " ") for c in row] for row in rows]
-    lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *cells)]
-    option = f":class: {kind}\n" if kind else ""
-    return f"```{{table}}\n{option}\n" + "\n".join(lines) + "\n```\n"
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A number for a reader: significant digits, a true minus sign, a dash for nothing."""
-    if value is None or math.isnan(value):
-        return "–"
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    return f"{value:.{digits}g}".replace("-", "−")
 
 
 def bound(low: float | None, high: float | None) -> str:

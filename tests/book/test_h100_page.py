@@ -1,0 +1,75 @@
+"""The page on slices of GPU time: what was measured where, what is missing, and its price."""
+
+from __future__ import annotations
+
+import json
+
+from umup import h100_page, hardware, outlook, packs, slices, study
+from umup.errors import DataError
+
+JOB = {
+    "job": "proof", "state": "left", "why": "3 of 9 points left", "traceback": "",
+    "seconds": 61.4, "predicted_s": 45.0,
+}  # fmt: skip
+DONE = JOB | {"job": "sanity", "state": "done", "why": "", "seconds": 30.0}
+WHERE = {"device": "NVIDIA H100", "jax": "0.11.2"}
+LOG = [{"id": "20270102T030405Z", "where": WHERE, "jobs": [JOB, DONE]}]
+
+
+def job(name, seconds, **parameters):
+    return slices.Job.from_dict({
+        "name": name, "study": "fp8_drift", "decides": f"what {name} decides", "kind": "points",
+        "seconds": seconds, "parameters": {"gemm_sizes": [], "step_widths": [], **parameters},
+    })  # fmt: skip
+
+
+def test_every_job_of_every_slice_has_a_row():
+    found = h100_page.done(LOG)
+    assert (
+        "| 2027-01-02 | NVIDIA H100 | 0.11.2 | proof | left: 3 of 9 points left | 45 | 61.4 |"
+        in found
+    )
+    assert "| sanity | done | 45 | 30 |" in found
+    assert "No slice has been run" in h100_page.done([])
+
+
+def test_what_is_missing_is_predicted_and_priced():
+    price = hardware.get("h100").usd_per_hour
+    jobs = [job("a", 1200.0), job("b", 600.0, gemm_recipes=["bf16"])]
+    found = h100_page.ahead(jobs)
+    linears = len(jobs[1].design().points())
+    assert f"| a | what a decides | {5 * linears} of {5 * linears} | 1.2e+03 |" in found
+    assert f"about 30 minutes of an H100, {price / 2:.2g} dollars" in found
+
+
+def test_what_is_on_record_is_not_predicted_again(monkeypatch, tmp_path):
+    one = job("a", 1200.0)
+    on_record = {point.key() for point in one.design().points()}
+    monkeypatch.setattr(slices.Store, "keys", lambda store: on_record)
+    found = h100_page.ahead([one])
+    assert f"| a | what a decides | 0 of {len(on_record)} | – |" in found
+    assert "about 0 minutes" in found
+
+
+def test_a_text_that_this_machine_lacks_hides_no_job(monkeypatch):
+    def absent(design):
+        raise DataError("corpus wiki", "no installed package", "pip install it")
+
+    monkeypatch.setattr(study, "dataset_of", absent)
+    item = {"name": "c", "study": "lr_transfer", "decides": "d", "kind": "runs", "seconds": 600}
+    found = h100_page.ahead([slices.Job.from_dict(item)])
+    assert "| c | d | not known here (corpus wiki) | 600 |" in found and "10 minutes" in found
+
+
+def test_the_page_is_made_from_the_queue_and_the_log(tmp_path):
+    (tmp_path / slices.QUEUE).write_text("[]", encoding="utf-8")
+    (tmp_path / packs.LOG).write_text(json.dumps(LOG), encoding="utf-8")
+    assert "2027-01-02" in h100_page.page(tmp_path)
+
+
+def test_the_steps_of_the_first_jobs_are_predicted():
+    found = h100_page.predicted()
+    o = outlook.outlook(outlook.JOBS["width 4096"], hardware.get("h100"))
+    (row,) = [line for line in found.splitlines() if line.startswith("| width 4096 |")]
+    assert f"| {1e3 * o.seconds:.3g} | {o.mfu:.2g} |" in row
+    assert len(outlook.JOBS) == sum(line.startswith("| ") for line in found.splitlines()) - 2
