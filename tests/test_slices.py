@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,8 @@ def test_an_unknown_job_study_or_parameter_is_named():
 
 def test_a_part_is_begun_only_if_it_would_end_in_time(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(slice_worker.time, "time", lambda: now[0])
+    clock = types.SimpleNamespace(time=lambda: now[0])
+    monkeypatch.setattr("umup.slice_worker.time", clock)
     allowed = slice_worker.Allowance(until=160.0, seconds=100.0, whole=10)
     assert allowed.needs(2) == 20.0 and allowed.fits(2)
     now[0] += 40.0  # twice as long as predicted, and so will the rest be
