@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from umup import h100, packs, slice_worker, slices, study
-from umup.errors import RecordError, StudyError, UmupError
+from umup.errors import DataError, RecordError, StudyError, UmupError
 from umup.records import Store
 from umup.schemas import RUNS
 
@@ -94,6 +94,23 @@ def test_a_limit_below_the_first_job_is_refused():
         StudyError, match=r"--minutes: received 0.5; allowed: at least 0.8, for .* a"
     ):
         h100.check_minutes(0.5, job)
+
+
+def test_what_is_done_begins_no_process_and_what_lacks_its_text_says_so(monkeypatch, tmp_path):
+    done, open_, textless = (slices.Job.from_dict(ITEM | {"name": n}) for n in "abc")
+
+    def lacks(job, folder, rehearse=False):
+        if job is textless:
+            raise DataError("corpus wiki", "no installed package", "pip install it")
+        return (0 if job is done else 2), 5
+
+    monkeypatch.setattr(h100, "lacks", lacks)
+    jobs = [done, open_, textless]
+    assert h100.lacking(jobs, tmp_path) == [open_, textless]
+    rows = h100.listing(jobs, tmp_path, False).splitlines()
+    assert [row.split("  ")[0] for row in rows] == ["job", "a", "b", "c"]
+    for row, said in zip(rows[1:], ("done", "2 of 5", "unknown: corpus wiki"), strict=True):
+        assert said in row
 
 
 # --- slices ---------------------------------------------------------------------------------------

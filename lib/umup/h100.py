@@ -9,7 +9,10 @@ python -m umup.h100 --merge OUT                a pack into the records
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
+import operator
 import os
 import subprocess
 import sys
@@ -22,7 +25,7 @@ from typing import Any
 
 from umup import machine, packs, slices, study
 from umup.config import NUMERICS
-from umup.errors import StudyError, UmupError
+from umup.errors import DataError, StudyError, UmupError
 from umup.records import Store
 from umup.slice_worker import EXIT_REFUSED, Events
 from umup.slices import Job
@@ -75,9 +78,8 @@ class Slice:
         left = list(self.jobs)
         while left and (time.time() < self.until):
             # One process does what one study wants in a row; the next study gets free memory.
-            batch = [job for n, job in enumerate(left) if all(
-                other.study == job.study for other in left[: n + 1]
-            )]  # fmt: skip
+            _, alike = next(itertools.groupby(left, key=operator.attrgetter("study")))
+            batch = list(alike)
             code = self._process(batch)
             self._close(code)
             self.pack(keep)
@@ -143,10 +145,9 @@ class Slice:
     def pack(self, keep: Path | None) -> list[Path]:
         """Keep the slice's log with the rows, and pack all that is in the folder."""
         logs = self.folder / "slices"
-        logs.mkdir(parents=True, exist_ok=True)
-        (logs / f"{self.id}.json").write_text(json.dumps(self.record()), encoding="utf-8")
+        packs.write(logs / f"{self.id}.json", json.dumps(self.record()).encode())
         every = [json.loads(path.read_text("utf-8")) for path in sorted(logs.glob("*.json"))]
-        stores = [Store(self.folder / name) for name in sorted({job.study for job in self.jobs})]
+        stores = [Store(self.folder / name) for name in study.names()]
         return packs.pack(stores, every, keep or self.folder / "pack")
 
     def table(self) -> str:
@@ -167,16 +168,40 @@ def columns(rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def lacks(job: Job, folder: Path, rehearse: bool = False) -> tuple[int, int]:
+    """How much of a job is missing, and how much it has and lacks.
+
+    Raises:
+        DataError: this machine lacks the text of its runs.
+    """
+    design = job.design(rehearse)
+    store, dataset = slices.place(folder, job), slices.dataset_of(job, design)
+    left = slices.todo(job, design, store, dataset)
+    return len(left), left.total
+
+
 def listing(jobs: Sequence[Job], folder: Path, rehearse: bool) -> str:
     """Every job with what it decides, its predicted seconds, and what is left of it."""
     rows = [("job", "study", "predicted", "missing", "decides")]
     for job in jobs:
-        design = job.design(rehearse)
-        dataset = slices.dataset_of(job, design)
-        left = slices.todo(job, design, slices.place(folder, job), dataset)
-        missing = f"{len(left)} of {left.total}" if len(left) else "done"
+        try:
+            left, total = lacks(job, folder, rehearse)
+            missing = f"{left} of {total}" if left else "done"
+        except DataError as error:
+            missing = f"unknown: {error.field}, {error.received}"
         rows.append((job.name, job.study, f"{job.seconds:.0f} s", missing, job.decides))
     return columns(rows)
+
+
+def lacking(jobs: Sequence[Job], folder: Path) -> list[Job]:
+    """The jobs of which something is missing, or whose text is: they will say so."""
+    found = []
+    for job in jobs:
+        with contextlib.suppress(DataError):
+            if lacks(job, folder)[0] == 0:
+                continue
+        found.append(job)
+    return found
 
 
 def check_minutes(minutes: float, first: Job) -> None:
@@ -221,6 +246,9 @@ def _main(given: argparse.Namespace) -> int:
             print(listing(jobs, folder, given.rehearse))
             return 0
         if not given.rehearse:
+            if not (jobs := lacking(jobs, folder)):
+                print("nothing is missing")
+                return 0
             check_minutes(given.minutes, jobs[0])
         work = Slice(jobs, folder, given.minutes, given.rehearse, path)
         status = work.run(given.pack)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from umup import hardware, outlook, packs, slices
+from umup import h100, hardware, outlook, packs, slices
 from umup.errors import DataError
 from umup.markdown import number, table
 from umup.plan import GIB
@@ -45,19 +45,16 @@ def ahead(jobs: Sequence[slices.Job]) -> str:
     rows, left = [], 0.0
     for job in jobs:
         try:
-            design = job.design()
-            missing = slices.todo(
-                job, design, slices.place(Path("none"), job), slices.dataset_of(job, design)
-            )
+            missing, total = h100.lacks(job, Path("none"))
         except DataError as error:  # a text that this machine lacks: the number is not known here
             rows.append((job.name, job.decides, f"not known here ({error.field})",
                          number(job.seconds)))  # fmt: skip
             left += job.seconds
             continue
-        share = len(missing) / max(missing.total, 1)
+        share = missing / max(total, 1)
         left += job.seconds * share
-        rows.append((job.name, job.decides, f"{len(missing)} of {missing.total}",
-                     number(job.seconds * share) if len(missing) else "–"))  # fmt: skip
+        rows.append((job.name, job.decides, f"{missing} of {total}",
+                     number(job.seconds * share) if missing else "–"))  # fmt: skip
     told = (
         f"All of it: about {number(left / 60, 2)} minutes of an H100, "
         f"{number(left / 3600 * price, 2)} dollars at {number(price)} an hour.\n"

@@ -59,7 +59,7 @@ def pack(stores: Iterable[Store], slices: list[dict[str, Any]], into: Path) -> l
         if path.name not in written:
             path.unlink()
     for name, content in written.items():
-        _write(into / name, content)
+        write(into / name, content)
     return [into / name for name in written]
 
 
@@ -76,7 +76,8 @@ def _shards(schema: Schema, rows: pa.Table) -> Iterable[bytes]:
     yield from _shards(schema, rows.slice(half))
 
 
-def _write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all. Raises RecordError where the disk is full."""
     intact = "what was measured before is intact"
     with files.writing(path, RecordError, intact), files.atomic_write(path) as file:
         file.write(content)
@@ -123,7 +124,7 @@ def merge(source: Path, into: Path, *, rehearsal: bool = False) -> dict[str, int
         counts["stale"] += sum(row["numerics"] != NUMERICS for row in fresh)
     before = {entry["id"]: entry for entry in slices_so_far(into)}
     every = before | {entry["id"]: entry for entry in slices}
-    _write(into / LOG, _text([every[key] for key in sorted(every)]))
+    write(into / LOG, _text([every[key] for key in sorted(every)]))
     counts["slices"] = len(every) - len(before)
     return counts
 
