@@ -572,3 +572,21 @@ def test_git_sees_the_package_only_and_not_someone_elses_checkout(tmp_path, monk
     assert look(package) == (commit, False)
     (package / "records.py").write_text("x = 2\n")
     assert look(package) == (commit, True)
+
+
+def test_a_store_over_another_knows_its_rows_and_never_writes_it(tmp_path):
+    below = Store(tmp_path / "below")
+    below.append([make_row("a")])
+    below.points.append([make_point("p")])
+    shards = sorted((tmp_path / "below").rglob("*.parquet"))
+    over = Store(tmp_path / "over", beneath=below)
+    assert over.keys() == {"a"} and over.points.keys() == {"p"}
+    with over.claim("a") as mine:
+        assert not mine, "it is on record beneath"
+    over.append([make_row("b")])
+    over.append([make_row("c")])
+    over.points.append([make_point("q")])
+    assert set(over.read()["key"]) == {"a", "b", "c"} and over.points.keys() == {"p", "q"}
+    over.compact()
+    assert Store(tmp_path / "over").keys() == {"b", "c"}, "what lies beneath is not copied"
+    assert sorted((tmp_path / "below").rglob("*.parquet")) == shards and below.keys() == {"a"}
