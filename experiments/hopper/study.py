@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # On an H100: the same numbers, and FP8 at width 4096
+# # The same numbers on a GPU, and FP8 at width 4096
 #
 # **Question.** Does a GPU compute what the CPU's studies computed? And at the width of the u-μP paper's Figure 1
 # (right), what does a cast to FP8 cost under u-μP, and under μP?

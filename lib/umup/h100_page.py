@@ -22,6 +22,11 @@ def page(experiments: Path) -> str:
     return "\n".join([done(packs.slices_so_far(experiments)), ahead(jobs), predicted()])
 
 
+def whole(value: float) -> str:
+    """A number without decimals."""
+    return f"{value:,.0f}"
+
+
 def done(log: Sequence[Mapping[str, Any]]) -> str:
     """A row for every job of every slice: when, where, what became of it, predicted and taken."""
     if not log:
@@ -33,7 +38,7 @@ def done(log: Sequence[Mapping[str, Any]]) -> str:
             rows.append((
                 f"{date[:4]}-{date[4:6]}-{date[6:]}", where["device"], where["jax"], job["job"],
                 f"{job['state']}{': ' + job['why'] if job['why'] else ''}",
-                number(job["predicted_s"]), number(job["seconds"]),
+                whole(job["predicted_s"]), whole(job["seconds"]),
             ))  # fmt: skip
     header = ("Date", "Device", "jax", "Job", "State", "Predicted, s", "Took, s")
     return table(header, rows)
@@ -48,16 +53,16 @@ def ahead(jobs: Sequence[slices.Job]) -> str:
             missing, total = h100.lacks(job, Path("none"))
         except DataError as error:  # a text that this machine lacks: the number is not known here
             rows.append((job.name, job.decides, f"not known here ({error.field})",
-                         number(job.seconds)))  # fmt: skip
+                         whole(job.seconds)))  # fmt: skip
             left += job.seconds
             continue
         share = missing / max(total, 1)
         left += job.seconds * share
         rows.append((job.name, job.decides, f"{missing} of {total}",
-                     number(job.seconds * share) if missing else "–"))  # fmt: skip
+                     whole(job.seconds * share) if missing else "–"))  # fmt: skip
     told = (
-        f"All of it: about {number(left / 60, 2)} minutes of an H100, "
-        f"{number(left / 3600 * price, 2)} dollars at {number(price)} an hour.\n"
+        f"All of it: at most {whole(left / 60)} minutes of an H100, {whole(left / 3600 * price)} "
+        f"dollars at {number(price)} an hour; what a job shares with one before it is made once.\n"
     )
     header = ("Job", "Decides", "Missing", "Predicted, s")
     return table(header, rows) + "\n" + told

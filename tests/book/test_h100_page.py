@@ -26,7 +26,7 @@ def job(name, seconds, **parameters):
 def test_every_job_of_every_slice_has_a_row():
     found = h100_page.done(LOG)
     assert (
-        "| 2027-01-02 | NVIDIA H100 | 0.11.2 | proof | left: 3 of 9 points left | 45 | 61.4 |"
+        "| 2027-01-02 | NVIDIA H100 | 0.11.2 | proof | left: 3 of 9 points left | 45 | 61 |"
         in found
     )
     assert "| sanity | done | 45 | 30 |" in found
@@ -38,8 +38,8 @@ def test_what_is_missing_is_predicted_and_priced():
     jobs = [job("a", 1200.0), job("b", 600.0, gemm_recipes=["bf16"])]
     found = h100_page.ahead(jobs)
     linears = len(jobs[1].design().points())
-    assert f"| a | what a decides | {5 * linears} of {5 * linears} | 1.2e+03 |" in found
-    assert f"about 30 minutes of an H100, {price / 2:.2g} dollars" in found
+    assert f"| a | what a decides | {5 * linears} of {5 * linears} | 1,200 |" in found
+    assert f"at most 30 minutes of an H100, {price / 2:.0f} dollars" in found
 
 
 def test_what_is_on_record_is_not_predicted_again(monkeypatch, tmp_path):
@@ -48,7 +48,7 @@ def test_what_is_on_record_is_not_predicted_again(monkeypatch, tmp_path):
     monkeypatch.setattr(slices.Store, "keys", lambda store: on_record)
     found = h100_page.ahead([one])
     assert f"| a | what a decides | 0 of {len(on_record)} | – |" in found
-    assert "about 0 minutes" in found
+    assert "at most 0 minutes" in found
 
 
 def test_a_text_that_this_machine_lacks_hides_no_job(monkeypatch):
@@ -58,7 +58,7 @@ def test_a_text_that_this_machine_lacks_hides_no_job(monkeypatch):
     monkeypatch.setattr(study, "dataset_of", absent)
     item = {"name": "c", "study": "lr_transfer", "decides": "d", "kind": "runs", "seconds": 600}
     found = h100_page.ahead([slices.Job.from_dict(item)])
-    assert "| c | d | not known here (corpus wiki) | 600 |" in found and "10 minutes" in found
+    assert "| c | d | not known here (corpus wiki) | 600 |" in found and "at most 10 minutes" in found
 
 
 def test_the_page_is_made_from_the_queue_and_the_log(tmp_path):
