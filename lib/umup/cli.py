@@ -264,9 +264,7 @@ def format_status(states: Sequence[dict[str, Any]]) -> str:
         left = f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min"
         left = ("~" if s["assumed"] and s["missing"] else "") + left
         rows.append((s["study"], s["profile"], *(str(s[k]) for k in header[2:7]), left))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
+    return terminal.columns(rows)
 
 
 def run_train(chosen: argparse.Namespace) -> int:

@@ -29,6 +29,7 @@ from umup.errors import DataError, StudyError, UmupError
 from umup.records import Store
 from umup.slice_worker import EXIT_REFUSED, Events
 from umup.slices import Job
+from umup.terminal import columns
 
 RESERVE_S = 30.0
 """Seconds before the limit at which all is packed."""
@@ -159,13 +160,6 @@ class Slice:
             rows.append((job.name, entry["state"], f"{job.seconds:.0f} s",
                          f"{entry['seconds']:.0f} s", entry["why"]))  # fmt: skip
         return columns(rows)
-
-
-def columns(rows: Sequence[tuple[str, ...]]) -> str:
-    """Rows of text in columns."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def lacks(job: Job, folder: Path, rehearse: bool = False) -> tuple[int, int]:

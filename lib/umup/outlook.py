@@ -12,11 +12,12 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from umup import formulas, hardware, plan, plan_cli
+from umup import formulas, hardware, plan
 from umup.config import HPs, MeshConfig, ModelConfig, OptimConfig, RunConfig
 from umup.errors import UmupError
 from umup.hardware import Hardware
 from umup.plan import GIB
+from umup.terminal import columns
 
 
 class Job(NamedTuple):
@@ -129,7 +130,7 @@ def table(machine: Hardware, jobs: Mapping[str, Job] = JOBS) -> str:
             name, f"{1e3 * o.seconds:.1f}", f"{o.mfu:.2f}", f"{o.tokens_per_s:,.0f}", o.limit,
             f"{o.state_bytes / GIB:.1f}", f"{o.bytes / GIB:.1f}",
         ))  # fmt: skip
-    return plan_cli.table(rows)
+    return columns(rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,6 +13,7 @@ from umup.config import MeshConfig
 from umup.errors import PlanError
 from umup.hardware import Hardware
 from umup.plan import Case, Prediction
+from umup.terminal import columns
 from umup.yaml_reader import read_overrides
 
 if TYPE_CHECKING:
@@ -211,14 +212,7 @@ def _layouts(config: TrainConfig, machine: Hardware, devices: int) -> tuple[list
                      f"{step['mfu']:.1%}", f"{memory / GIB:.1f}", step["limit"]))  # fmt: skip
         found.append({"mesh": mesh, "remat": c["remat"], "accumulate": c["accumulate"],
                       "memory": memory, **step})  # fmt: skip
-    return found, table(rows)
-
-
-def table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Rows as aligned text."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
+    return found, columns(rows)
 
 
 def _budget(
@@ -249,7 +243,7 @@ def _budget(
         f"{steps:,} steps, {layout(c)}",
         f"{each:.3g} tokens per parameter ({ratio:g} asked); {BOUNDS[c['bound']]}", "",
         describe(c, prediction), "",
-        table(rows), "* of Besiroglu et al.'s fit: for their text; only differences carry over",
+        columns(rows), "* of Besiroglu et al.'s fit: for their text; only differences carry over",
     ])  # fmt: skip
     found = {"shape": {k: c[k] for k in ("n_layers", "d_model", "d_ff", *LAYOUT)},
              "bound": c["bound"], "tokens_per_parameter": each, "tokens": bought.tokens,
@@ -277,7 +271,7 @@ def _compared(
     text += (
         f"\n\ncompiled for {config.mesh.devices} virtual devices by XLA's CPU backend in "
         f"{report.lower_s + report.compile_s:.0f} s{note}, beside the plan for that backend\n"
-        f"{table(rows)}\n\n{collectives(report.collectives)}"
+        f"{columns(rows)}\n\n{collectives(report.collectives)}"
     )
     return {"plan": found, "compiled": json.loads(report.to_json())}, text
 
@@ -310,4 +304,4 @@ def collectives(rows: Sequence[Traffic]) -> str:
             (row.kind, "×".join(row.axes) or "?", row.dtype, f"{row.count:g}",
              f"{row.bytes / GIB:.3f}")
         )  # fmt: skip
-    return table(out) if len(out) > 1 else "no collectives"
+    return columns(out) if len(out) > 1 else "no collectives"

@@ -1,4 +1,4 @@
-"""What a terminal, pipe or file in the place of one can take: its characters, and its end."""
+"""What a terminal, pipe or file in the place of one can take: characters, columns, its end."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import unicodedata
+from collections.abc import Sequence
 
 SPELLED = {
     "×": "x", "·": "*", "−": "-", "–": "-", "—": "-", "±": "+-", "√": "sqrt", "∞": "inf",
@@ -15,6 +16,13 @@ SPELLED = {
     "µ": "mu",
 }  # fmt: skip
 """What stands for a character where an encoding lacks it, beside the rules of `spelled`."""
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text in columns, as wide as their widest cells."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def spelled(character: str) -> str:
