@@ -125,12 +125,11 @@ def test_preempted(slurm: Slurm, workplace: Path):
     until(lambda: len(place().running()) == 2, what="two runs in flight")
     output("srun", "--partition=high", "--nodes=2", "true")
     # Off the nodes, which the job above had whole, and not ended. While Slurm puts a job back into
-    # its queue, there is a moment in which squeue lists it nowhere.
-    ours = {job for submission in jobs.submissions(place()) for job in submission.ids}
+    # its queue, there is a moment in which squeue lists it nowhere: the records must be there too.
     until(
-        lambda: ours <= {task.split("_")[0] for task in tasks()}, what=f"{ours} in the queue again"
+        lambda: place().keys() >= set(expected()["key"]) and not tasks(),
+        what="all records, and the end of both arrays",
     )
-    until(lambda: not tasks(), what="the end of both arrays")
     asked = ["Requeued job" in task_log(submission) for submission in jobs.submissions(place())]
     assert asked == [False, True], [
         task_log(submission) for submission in jobs.submissions(place())
