@@ -249,7 +249,7 @@ def _main(given: argparse.Namespace) -> int:
         print(work.table())
         for packed in work.pack(given.pack):
             print(f"packed: {packed} ({packed.stat().st_size / 2**10:,.0f} KiB)")
-        if given.rehearse:  # the way back, too, and twice
+        if given.rehearse:  # merging too, and twice
             for _ in range(2):
                 source, records = given.pack or folder / "pack", folder / "records"
                 print(merged(packs.merge(source, records, rehearsal=True)))
