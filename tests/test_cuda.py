@@ -156,7 +156,10 @@ def test_jobs_are_clean_at_their_own_shapes(name):
     assert (found.donated, found.copied, found.host) == (59, (), ())
     assert wide(found) in (WIDE, WIDE[:1])  # 8192 tokens by 2048 is a weight's shape, too
     assert bool(found.transposed) == (job.lanes > 1)
-    assert found.kernels == (KERNELS if job.model.attention == "cudnn" else {})
+    # Layers are calls of one function, or each stands for itself, as the version of JAX has it.
+    numbers = ({1}, {job.model.n_layers}) if job.model.attention == "cudnn" else (set(),)
+    assert set(found.kernels) == (set(KERNELS) if job.model.attention == "cudnn" else set())
+    assert set(found.kernels.values()) in numbers
 
 
 # --- the reader sees what is there ----------------------------------------------------------------
