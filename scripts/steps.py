@@ -21,7 +21,7 @@ STEPS = {
         ("studies live at smoke, pages from records, the site", 240),
         ("the built site in a browser", 60),
     ],
-    "test": [("tests and notebooks", 840)],
+    "test": [("tests and notebooks", 1020)],
     "wheelhouse": [("wheels for a box without network", 60)],
 }
 MEMORY = Path(__file__).resolve().parent.parent / ".cache" / "steps.json"
