@@ -138,9 +138,8 @@ Markdown(claims.format_table(verdicts, design.digits))
 # :::{admonition} What to take from it
 # :class: takeaway
 # Compare a new device with one that you trust before you compare schemes on it: a few steps, each dtype, equal
-# draws. Under u-μP tensors start where a cast can hold them, whatever width and batch. Under μP the gradients start
-# far below, and a constant loss scale moves all of them by one factor: it lifts what is flushed, cannot narrow the
-# gap between tensors, and has to be found anew for another width or batch, which move μP's gradients. On a CPU the
-# casts are exact and the products emulated, so that its losses are those of FP8 units with precise accumulation, and
-# its speeds say nothing.
+# draws. What a cast to FP8 costs at width 4096 is for the verdicts above to say; the smaller runs of a CPU do not
+# decide it. A constant loss scale moves all of μP's gradients by one factor: it lifts what is flushed, cannot narrow
+# the gap between tensors, and is one more number to be found. On a CPU the products are emulated, so that its speeds
+# say nothing of FP8 units.
 # :::

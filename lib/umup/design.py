@@ -7,6 +7,7 @@ their specification, so that finished ones are found again and killed work goes 
 
 from __future__ import annotations
 
+import json
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from umup.config import (
 )
 from umup.data import Dataset
 from umup.errors import ConfigError
+from umup.records import provenance
 from umup.yaml_reader import read_yaml
 
 
@@ -39,6 +41,14 @@ class Point:
     def key(self) -> str:
         """Digest of the specification and of the numerics version."""
         return digest({"what": self.what, "spec": dict(self.spec), "numerics": NUMERICS})
+
+    def row(self, study: str, profile: str, result: Mapping[str, Any], wall_s: float) -> dict:
+        """The record of ``result``, measured just now in ``wall_s`` seconds."""
+        return {
+            "key": self.key(), "study": study, "profile": profile, "what": self.what,
+            "spec": canonical_json(dict(self.spec)), "result": json.dumps(result, sort_keys=True),
+            "numerics": NUMERICS, "wall_s": wall_s, **provenance(),
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)

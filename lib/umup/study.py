@@ -26,7 +26,7 @@ from typing import Any
 import pandas as pd
 
 from umup import data, machine, notebook, studies
-from umup.config import NUMERICS, RunConfig, canonical_json
+from umup.config import RunConfig
 from umup.design import Design, Point
 from umup.errors import StudyError, memory_for
 from umup.notebook import PLAIN
@@ -250,12 +250,7 @@ def measure(
             with memory_for(point.what, dict(point.spec), "smaller sizes, or a larger machine"):
                 result = function(**point.spec)
             seconds = time.perf_counter() - began
-            place.append([{
-                "key": point.key(), "study": _name(study), "profile": design.profile,
-                "what": point.what, "spec": canonical_json(dict(point.spec)),
-                "result": json.dumps(result, sort_keys=True), "numerics": NUMERICS,
-                "wall_s": seconds, **provenance(),
-            }])  # fmt: skip
+            place.append([point.row(_name(study), design.profile, result, seconds)])
         spec = ", ".join(f"{name}={value}" for name, value in point.spec.items())
         progress.line(f"{point.what} {number}/{len(missing)} in {seconds:.1f} s: {spec}"[:200])
         if time.monotonic() > deadline:

@@ -8,15 +8,14 @@ equally far, and what they have come to is on record.
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Sequence
 
-from umup.config import NUMERICS, RunConfig, canonical_json
+from umup.config import RunConfig, canonical_json
 from umup.data import Dataset
 from umup.design import Point
 from umup.errors import memory_for
-from umup.records import Store, provenance
+from umup.records import Store
 from umup.sweep import Group, OutOfTime, Settings, groups, thinned
 from umup.telemetry import Progress
 
@@ -73,11 +72,6 @@ def _record(going: Sequence[Group], store: Store, study: str, profile: str) -> N
             at, curve = thinned(losses)
             point = Point(UNFINISHED, {"run": run.key(), "steps": group.done})
             result = {"spec": canonical_json(run), "curve_steps": at, "curve_loss": curve}
-            rows.append({
-                "key": point.key(), "study": study, "profile": profile, "what": point.what,
-                "spec": canonical_json(dict(point.spec)),
-                "result": json.dumps(result, sort_keys=True), "numerics": NUMERICS,
-                "wall_s": sum(seconds for _, seconds in group.chunks) / len(group.runs),
-                **provenance(),
-            })  # fmt: skip
+            seconds = sum(seconds for _, seconds in group.chunks) / len(group.runs)
+            rows.append(point.row(study, profile, result, seconds))
     store.points.append(rows)
