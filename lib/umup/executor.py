@@ -163,7 +163,11 @@ def _told_to_end(*_: object) -> None:
     RUNNING; and at the start of a preemption's grace time, when a job that ends counts as done."""
     if _under_slurm() and _state() == "RUNNING":
         _requeue()
-    sys.exit(study.EXIT_OUT_OF_TIME)
+    # Not by an exception: Python drops it where the signal meets a callback of its garbage
+    # collector, such as JAX's, and the task would go on. What is on disk is complete at any moment.
+    with contextlib.suppress(RuntimeError, OSError):  # the signal met a flush, or the disk is full
+        sys.stdout.flush()
+    os._exit(study.EXIT_OUT_OF_TIME)
 
 
 def _state() -> str:

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import signal
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -293,6 +294,14 @@ def test_work_that_does_not_wait_ends_when_all_is_in_flight_elsewhere(workplace,
     assert place.read().empty
 
 
+class Ended(BaseException):
+    """Instead of the end of this process."""
+
+
+def ending(status: int) -> None:
+    raise Ended(status)
+
+
 @pytest.mark.parametrize(("cluster", "squeue", "asked"), [
     ("slurm", "echo RUNNING", 1),  # preempted with grace time
     ("slurm", "echo COMPLETING", 0),  # cancelled
@@ -309,12 +318,31 @@ def test_sigterm_asks_for_another_start_only_where_slurm_has_not_decided(
     calls = []
     monkeypatch.setattr(study, "work", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
     monkeypatch.setattr(executor, "_requeue", lambda: calls.append(True))
+    monkeypatch.setattr("os._exit", ending)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SUBMITIT_EXECUTOR", cluster)
     monkeypatch.setenv("UMUP_PROGRESS", "0")
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(Ended) as ended:
         task(0)
-    assert ended.value.code == 75 and len(calls) == asked
+    assert ended.value.args == (75,) and len(calls) == asked
+
+
+def test_sigterm_ends_a_task_wherever_it_meets_it(task, tmp_path):
+    # Python drops what is raised in a callback of its garbage collector, and JAX installs one.
+    (tmp_path / "task.py").write_text(
+        "import gc, signal\n"
+        "from umup import executor, study\n"
+        "def work(*_, **__):\n"
+        "    print('at work')\n"
+        "    gc.callbacks.append(lambda *_: signal.raise_signal(signal.SIGTERM))\n"
+        "    gc.collect()\n"
+        "    print('still at work')\n"
+        "study.work = work\n"
+        f"executor.{task}(0)\n".replace("PosixPath", "__import__('pathlib').Path")
+    )
+    command = [sys.executable, str(tmp_path / "task.py")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert (ended.returncode, ended.stdout) == (75, "at work\n"), ended.stderr
 
 
 # --- processes of this machine --------------------------------------------------------------------
