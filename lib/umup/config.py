@@ -73,6 +73,11 @@ def _type_name(annotation: Any) -> str:
     return getattr(annotation, "__name__", None) or str(annotation)
 
 
+def later(default: Any) -> Any:
+    """A field that a configuration got when records existed, whose keys must not change."""
+    return dataclasses.field(default=default, metadata={"later": True})
+
+
 _hints = functools.cache(typing.get_type_hints)
 """A class's annotations as types; evaluating their text takes most of a configuration's making."""
 
@@ -141,6 +146,12 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, nested; the inverse of ``from_dict``."""
         return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+    def to_spec(self) -> dict[str, Any]:
+        """As ``to_dict``, for the specification of a point: without `later` fields at defaults."""
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        later = {f.name: f.default for f in fields if "later" in f.metadata}
+        return {k: v for k, v in self.to_dict().items() if k not in later or v != later[k]}
 
     def essence(self) -> dict[str, Any]:
         """Plain data without the fields at their defaults.
@@ -304,7 +315,7 @@ class OptimConfig(Config):
     decay_steps: int = 0
     clip: float = 0.0
     accumulate: int = 1
-    loss_scale: float = 1.0
+    loss_scale: float = later(1.0)
 
     RANGES = {
         "steps": COUNT, "batch_size": COUNT, "warmup_steps": Range(0), "final_lr_ratio": FRACTION,

@@ -210,8 +210,8 @@ class Stability(Design):
     def points(self) -> list[Point]:
         """Drills, clipped runs and timed steps."""
         what: dict[str, Any] = {
-            "corpus": self.corpus, "tokenizer": self.tokenizer, "model": self.model(2).to_dict(),
-            "optimizer": self.optim().to_dict(),
+            "corpus": self.corpus, "tokenizer": self.tokenizer, "model": self.model(2).to_spec(),
+            "optimizer": self.optim().to_spec(),
         }  # fmt: skip
         points = self._drills(what)
         points += [
@@ -237,8 +237,8 @@ class Stability(Design):
         steps = self.drill_steps
         warmup = round(steps * self.warmup_ratio)
         drilled = {
-            "model": self._model(self.drill_width, self.n_layers, 2).to_dict(),
-            "optimizer": replace(self.optim(), steps=steps, warmup_steps=warmup).to_dict(),
+            "model": self._model(self.drill_width, self.n_layers, 2).to_spec(),
+            "optimizer": replace(self.optim(), steps=steps, warmup_steps=warmup).to_spec(),
             "recovery": {"window": 64, "warmup": max(warmup, 40), "margin": steps // 20},
             "every": steps // 8, "chunk": steps // 16, "at": steps // 2,
             "length": self.drill_length, "factor": self.drill_factor,

@@ -1,0 +1,46 @@
+"""Committed records stay valid: however modules are moved, no field, default or key may change."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import pytest
+
+from umup import study
+from umup.config import NUMERICS, Config, RunConfig, later
+from umup.design import Point
+
+COMMITTED = [
+    (name, path.name)
+    for name in study.names()
+    for path in sorted((study.folder(name) / "records").glob("*"))
+    if path.is_dir()
+]
+
+
+@pytest.mark.parametrize(("name", "profile"), COMMITTED)
+def test_every_row_recomputes_its_own_key(name: str, profile: str) -> None:
+    place = study.store(name, profile)
+    for row in place.read().to_dict("records"):
+        run = RunConfig.from_dict(json.loads(row["spec"]))
+        assert row["numerics"] != NUMERICS or run.key() == row["key"], row["spec"]
+    for row in place.points.read().to_dict("records"):
+        point = Point(row["what"], json.loads(row["spec"]))
+        assert row["numerics"] != NUMERICS or point.key() == row["key"], row["spec"]
+
+
+@pytest.mark.parametrize(("name", "profile"), COMMITTED)
+def test_nothing_that_the_profile_asks_for_is_missing(name: str, profile: str) -> None:
+    found = study.status(name, profile)
+    assert found["missing"] == 0, found
+
+
+def test_a_field_that_came_later_is_no_part_of_a_points_key() -> None:
+    @dataclass(frozen=True)
+    class Optimizer(Config):
+        steps: int = 8
+        loss_scale: float = later(1.0)
+
+    assert Optimizer().to_spec() == {"steps": 8}
+    assert Optimizer(loss_scale=2.0).to_spec() == {"steps": 8, "loss_scale": 2.0}
