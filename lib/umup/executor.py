@@ -159,10 +159,13 @@ def _requeue() -> None:
 
 
 def _told_to_end(*_: object) -> None:
-    """On SIGTERM. Slurm sends it when it has cancelled or requeued the job, which then is no more
-    RUNNING; and at the start of a preemption's grace time, when a job that ends counts as done."""
-    if _under_slurm() and _state() == "RUNNING":
-        _requeue()
+    """On SIGTERM. Slurm sends it when it has cancelled or requeued the job, which then runs no
+    more; and at the start of a preemption's grace time, when a job that ends counts as done."""
+    if _under_slurm():
+        state = _state()
+        os.write(2, f"umup: told to end; Slurm's state of this job: {state or 'none'}\n".encode())
+        if state in ("RUNNING", "SIGNALING"):  # the second while the signal is on its way
+            _requeue()
     # Not by an exception: Python drops it where the signal meets a callback of its garbage
     # collector, such as JAX's, and the task would go on. What is on disk is complete at any moment.
     with contextlib.suppress(RuntimeError, OSError):  # the signal met a flush, or the disk is full

@@ -304,6 +304,7 @@ def ending(status: int) -> None:
 
 @pytest.mark.parametrize(("cluster", "squeue", "asked"), [
     ("slurm", "echo RUNNING", 1),  # preempted with grace time
+    ("slurm", "echo SIGNALING", 1),  # the same, asked for before the controller is done
     ("slurm", "echo COMPLETING", 0),  # cancelled
     ("slurm", "echo; echo CLUSTER: main; echo RUNNING", 1),
     ("slurm", "echo 'RUNNING '", 1),
