@@ -1,6 +1,6 @@
 # Needs python3 ≥ 3.11 and make; everything else goes into .venv. `make help` lists the targets.
 PYTHON  ?= python3
-JOBS    ?= 2
+JOBS    ?= 3
 STUDY   ?= lr_transfer
 PROFILE ?= smoke
 PYTHON_VERSION ?= 3.12
