@@ -18,7 +18,6 @@ from umup import aot, mesh, parallel
 from umup.aot import Job, Report
 from umup.config import MeshConfig, ModelConfig, OptimConfig
 from umup.errors import ConfigError, TrainError
-from umup.flops import step_flops
 from umup.parallel import Control
 
 D, D_FF, LAYERS, V, T, B = 64, 128, 3, 64, 32, 16
@@ -51,7 +50,7 @@ def rows(report: Report) -> dict[tuple, tuple[int, int]]:
 def test_the_whole_model_is_counted_and_a_device_s_part_of_the_step(virtual: Report) -> None:
     assert (virtual.platform, virtual.devices) == ("cpu", 8)
     assert virtual.n_params == LAYERS * BLOCK + 2 * V * D == MODEL.n_params
-    assert virtual.flops == step_flops(MODEL, B) / 8
+    assert virtual.flops == MODEL.step_flops(B) / 8
     assert 0 < virtual.xla_flops < virtual.flops  # the loop over layers counts once there
     assert virtual.lower_s > 0 and virtual.compile_s > 0 and virtual.peak_rss_mib > 100
 

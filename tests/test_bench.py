@@ -63,7 +63,7 @@ def test_step_flops_by_hand() -> None:
     weights = 3 * (64 + 60) + 28
     # A token and layer: q·k 2·T·D = 16, weights·v 16; times 3 with the backward pass.
     attention = 3 * 3 * (16 + 16)
-    assert bench.step_flops(model, batch_size=10) == 20 * (6 * weights + attention)
+    assert model.step_flops(batch_size=10) == 20 * (6 * weights + attention)
 
 
 def test_the_issue_s_shape_is_what_is_measured() -> None:
@@ -79,7 +79,7 @@ def test_the_issue_s_shape_is_what_is_measured() -> None:
     # At 256: 4·(4·256² + 3·256·1024) + 256·512 weights, 2048 tokens.
     weights = 4 * (262_144 + 786_432) + 131_072
     attention = 12 * 4 * 128 * 256
-    assert bench.step_flops(shapes[3], 16) == 2048 * (6 * weights + attention)
+    assert shapes[3].step_flops(16) == 2048 * (6 * weights + attention)
 
 
 def test_records_make_the_round_trip(tmp_path: Path) -> None:

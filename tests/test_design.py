@@ -19,7 +19,8 @@ from umup.design import Design, Point
 from umup.errors import ClaimError, ConfigError, RecordError, StudyError
 from umup.laws import Interval
 from umup.records import Results, Store
-from umup.sweep import OutOfTime, Progress
+from umup.sweep import OutOfTime
+from umup.terminal import Progress
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ def test_parameters_are_those_of_the_model():
     )
     found = formulas.parameters(CASE)
     assert found["total"] == model.n_params
+    assert formulas.flops(CASE)["model"] == model.step_flops(8)
     assert found["total"] == found["embedding"] + found["non_embedding"]
     assert found["mlp"] == 2 * 3 * 64 * 256
 

@@ -11,7 +11,6 @@ from jax.sharding import PartitionSpec as P
 from umup import mesh, parallel
 from umup.config import HPs, MeshConfig, ModelConfig, OptimConfig, RunConfig
 from umup.errors import ConfigError
-from umup.flops import step_flops
 from umup.hlo import Collective, Program, Traffic, traffic
 
 CUBE = {"data": 2, "fsdp": 2, "tensor": 2}
@@ -248,7 +247,7 @@ def step_products(unroll: int) -> float:
     options: dict[str, str | bool] = {"xla_llvm_disable_expensive_passes": True}
     step = lowered.compile(options)
     flops = Program(step.as_text() or "").flops()
-    assert flops == step_flops(model, 4)
+    assert flops == model.step_flops(4)
     return flops
 
 

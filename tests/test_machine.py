@@ -13,7 +13,7 @@ import pytest
 from umup import machine, study
 from umup.design import Design
 from umup.records import Store
-from umup.sweep import Progress
+from umup.terminal import Progress
 
 
 def test_one_core_of_several():

@@ -23,8 +23,9 @@ from umup.errors import OutOfMemoryError, RecordError, StudyError, UmupError
 from umup.partial import Partial
 from umup.records import Store
 from umup.schemas import RUNS
-from umup.sweep import OutOfTime, Progress, Settings, groups, run_group, run_pending
+from umup.sweep import OutOfTime, Settings, groups, run_group, run_pending
 from umup.sweep import row as make_row
+from umup.terminal import Progress
 
 PAST = 0.0  # a deadline before any time.monotonic()
 WHERE = {"study": "s", "profile": "p"}

@@ -20,10 +20,11 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
-from umup import runlog, sweep, telemetry
+from umup import runlog, telemetry
 from umup.errors import TrainError
 from umup.runlog import COLUMNS, NAME, Log, Reader, duration, events, read
-from umup.telemetry import Display, Progress, Telemetry
+from umup.telemetry import Display, Telemetry
+from umup.terminal import Progress
 from umup.writers import open_writers
 
 
@@ -342,10 +343,6 @@ def test_events_are_shown_but_not_checkpoints(tmp_path):
     assert out.getvalue() == (
         "spike at step 1,234: reason loss, value 3.14159\npreempted at step 5\n"
     )
-
-
-def test_sweeps_take_their_progress_from_here():
-    assert sweep.Progress is telemetry.Progress
 
 
 # --- writers --------------------------------------------------------------------------------------

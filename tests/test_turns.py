@@ -14,7 +14,8 @@ import pytest
 from test_sweep import WHERE, make_dataset, make_run
 from umup import sweep, turns
 from umup.records import Store
-from umup.sweep import Group, OutOfTime, Progress, Settings
+from umup.sweep import Group, OutOfTime, Settings
+from umup.terminal import Progress
 
 RUNS = [make_run(eta=0.5), make_run(eta=0.25), make_run("mup", eta=0.02)]
 CHUNK = 4

@@ -91,7 +91,7 @@ for name, text in words.texts(results, design.digits).items():
 pictures.beside(results)
 
 # %% [markdown]
-# Tokens a second, the share of the machine's peak (floating-point operations by {func}`umup.flops.step_flops`, over
+# Tokens a second, the share of the machine's peak (floating-point operations by {meth}`umup.config.ModelConfig.step_flops`, over
 # the best matrix product of the same run) and the memory that the compiled program takes:
 
 # %% tags=["hide-input", "claim:cpu-peak", "claim:h100-peak", "claim:h100-fp8"]

@@ -23,10 +23,9 @@ from umup import bench_torch, machine, timing
 from umup.bench_records import PARTS, RECORDS, SCHEMA, load_records, page, save, table
 from umup.config import COUNT, NUMERICS, Config, HPs, ModelConfig, OptimConfig, Range, RunConfig
 from umup.errors import ConfigError, UmupError
-from umup.flops import step_flops
 from umup.timing import Ours
 
-__all__ = ["Plan", "load_records", "main", "measure", "page", "save", "step_flops", "table"]
+__all__ = ["Plan", "load_records", "main", "measure", "page", "save", "table"]
 
 UNROLLS = {"unrolled": 0, "scanned": 1}
 """The two ways to run the layers, by ``ModelConfig.unroll``; by default, see
@@ -182,7 +181,7 @@ def steps(plan: Plan) -> Iterator[dict[str, Any]]:
         yield {
             "part": "step", "kind": "step", "d_model": width, "n_heads": model.n_heads,
             "n_params": model.n_params, "tokens": plan.batch_size * plan.seq_len,
-            "flops": step_flops(model, plan.batch_size), "ms": ms,
+            "flops": model.step_flops(plan.batch_size), "ms": ms,
         }  # fmt: skip
 
 

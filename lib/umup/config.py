@@ -274,6 +274,19 @@ class ModelConfig(Config):
             return int(one[1]) < self.n_layers and one[2] in BLOCK_LINEARS
         return name in ("readout", *BLOCK_LINEARS)
 
+    def step_flops(self, batch_size: int) -> int:
+        """Floating-point operations of one training step: 6·weights·tokens, and attention's.
+
+        Weights are those that multiply: all but the embedding, which is a lookup. q·kᵀ and the
+        weighted sum of values cost 4·T·d_model per token and layer forward, three times that with
+        the backward pass, counted over the full T × T square as PaLM does (arXiv 2204.02311,
+        Appendix B). Norms, softmax, loss, optimizer and what is computed again to save memory are
+        not counted.
+        """
+        weights = self.n_params - self.vocab_size * self.d_model
+        square = 12 * self.n_layers * self.seq_len * self.d_model
+        return batch_size * self.seq_len * (6 * weights + square)
+
     @property
     def n_heads(self) -> int:
         """Number of attention heads."""

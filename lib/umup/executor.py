@@ -28,7 +28,8 @@ from umup.config import COUNT, POSITIVE, Config
 from umup.design import Design
 from umup.errors import ConfigError, RecordError, StudyError
 from umup.records import Store, current
-from umup.sweep import OutOfTime, Progress, groups
+from umup.sweep import OutOfTime, groups
+from umup.terminal import Progress
 
 MOST_TASKS = 64
 """Tasks of an array whose number nobody chose."""

@@ -24,7 +24,6 @@ from umup import data, distributed, mesh, parallel
 from umup.checkpoint import Checkpoints
 from umup.data import Dataset
 from umup.errors import TrainError, memory_for
-from umup.flops import step_flops
 from umup.loader import HostWindows
 from umup.machine import gemm_flops, peak_mib
 from umup.optim import schedule
@@ -174,7 +173,7 @@ class _Run:
             Log(folder, main=main), steps=config.optim.steps, writers=writers,
             tokens_per_step=config.optim.batch_size * config.model.seq_len,
             bytes_per_token=dataset.bytes_per_token,
-            flops_per_step=step_flops(config.model, config.optim.batch_size),
+            flops_per_step=config.model.step_flops(config.optim.batch_size),
             peak_flops=_peak_flops(config),
             display=None if quiet or not main else Display(config.optim.steps),
         )  # fmt: skip

@@ -14,7 +14,6 @@ import jax
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from umup import budgets
 from umup.config import MeshConfig, ModelConfig, OptimConfig
 from umup.errors import ConfigError
 
@@ -72,7 +71,7 @@ def check(config: MeshConfig, model: ModelConfig, optim: OptimConfig) -> None:
 
 def _fits(wanted: int, whole: int) -> int:
     """The largest divisor of ``whole`` up to ``wanted``."""
-    return max(n for n in budgets.divisors(whole) if n <= wanted)
+    return max(n for n in range(1, wanted + 1) if whole % n == 0)
 
 
 def spec(*axes: str | None) -> PartitionSpec:

@@ -19,7 +19,7 @@ import optax
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from umup import data, mesh, train
+from umup import mesh, sampling, train
 from umup.config import RunConfig
 from umup.tokenizing import token_dtype
 from umup.train import Lane, TrainState
@@ -189,7 +189,7 @@ def _step_programs(
             moving, told = carry
             state = TrainState(numbers, **moving)
             if source.ndim == 1:
-                batch = data.batch(source, lane.seed, state.step + control.shift, **shared)
+                batch = sampling.batch(source, lane.seed, state.step + control.shift, **shared)
             else:
                 window = source[i].astype(jnp.int32)
                 batch = window[:, :-1], window[:, 1:]

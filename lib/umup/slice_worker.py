@@ -25,7 +25,7 @@ from umup.design import Design
 from umup.errors import RecordError, StudyError
 from umup.records import Store, current, provenance
 from umup.sweep import OutOfTime, Settings, groups, run_pending
-from umup.telemetry import Progress
+from umup.terminal import Progress
 from umup.turns import run_in_turn
 
 EXIT_REFUSED = 2

@@ -32,7 +32,8 @@ from umup.errors import StudyError, memory_for
 from umup.notebook import PLAIN
 from umup.records import Results, Store, current, provenance, read_results, stale
 from umup.search import LRSweep
-from umup.sweep import OutOfTime, Progress, Settings, run_pending
+from umup.sweep import OutOfTime, Settings, run_pending
+from umup.terminal import Progress
 from umup.yaml_reader import read_yaml_file
 
 KERNEL_NAMES = {"In", "Out", "exit", "quit"}

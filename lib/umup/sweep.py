@@ -23,7 +23,7 @@ from umup.data import Dataset, nats_to_bits_per_byte
 from umup.errors import DataError, StudyError, memory_for
 from umup.partial import Partial
 from umup.records import Store, provenance
-from umup.telemetry import Progress as Progress
+from umup.terminal import Progress
 
 CURVE_POINTS = 100
 CHECKPOINT_SECONDS = 30.0

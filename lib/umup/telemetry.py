@@ -5,80 +5,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 import numpy as np
 
 from umup.errors import TrainError
 from umup.runlog import GOING_BACK, Log, duration, events, read
+from umup.terminal import in_kernel, kernel_terminal
 
 _logger = logging.getLogger(__name__)
 
-__all__ = ["Display", "Log", "Progress", "Telemetry", "Writer", "events", "read"]
-
-# --- the terminal --------------------------------------------------------------------------------
-
-
-@dataclass
-class Progress:
-    """One line a chunk: to a log file, and to the terminal where there is one.
-
-    Never to a notebook's outputs, which must not depend on the machine's speed.
-    """
-
-    log_file: Path | None = None
-    clock: Callable[[], float] = time.monotonic
-    started: float = field(default_factory=time.monotonic)
-
-    def line(self, text: str) -> None:
-        """Write one line, stamped with the seconds since the start.
-
-        Raises:
-            TrainError: the log file cannot be written.
-        """
-        stamped = f"[{self.clock() - self.started:8.1f} s] {text}"
-        try:
-            if self.log_file is not None:
-                self.log_file.parent.mkdir(parents=True, exist_ok=True)
-                with self.log_file.open("a", encoding="utf-8") as file:
-                    file.write(stamped + "\n")
-        except OSError as error:
-            todo = "a file that can be written, on a disk with room; the same command then goes on"
-            raise TrainError(str(self.log_file), error.strerror or str(error), todo) from error
-        with self._terminal() as terminal, contextlib.suppress(OSError):  # its reader may have left
-            if terminal is not None:
-                print(stamped, file=terminal, flush=True)
-
-    @staticmethod
-    def wanted() -> bool:
-        """Whether standard error is where progress belongs: a terminal, or UMUP_PROGRESS=1."""
-        asked = os.environ.get("UMUP_PROGRESS") == "1"
-        return sys.__stderr__ is not None and (asked or sys.__stderr__.isatty())
-
-    def _terminal(self) -> contextlib.AbstractContextManager[TextIO | None]:
-        if self.wanted():
-            return contextlib.nullcontext(sys.__stderr__)
-        return kernel_terminal() or contextlib.nullcontext(None)
-
-
-def in_kernel() -> bool:
-    """Whether this process is a Jupyter kernel: its standard error is an output."""
-    kernel = sys.modules.get("ipykernel.kernelapp")
-    return kernel is not None and kernel.IPKernelApp.initialized()
-
-
-def kernel_terminal() -> TextIO | None:
-    """The terminal behind a Jupyter kernel, or None."""
-    if in_kernel():
-        with contextlib.suppress(OSError):
-            return open("/dev/tty", "w", encoding="utf-8")
-    return None
+__all__ = ["Display", "Log", "Telemetry", "Writer", "events", "read"]
 
 
 class Display:

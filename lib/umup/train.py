@@ -18,7 +18,7 @@ import optax
 from flax import nnx
 from jax import Array
 
-from umup import data, draws, mesh, optim, target
+from umup import draws, mesh, optim, sampling, target
 from umup.config import HPs, ModelConfig, OptimConfig, RunConfig
 from umup.layers import Amax, Tap
 from umup.model import Decoder, reports, tensor_names
@@ -241,7 +241,7 @@ def step(run: RunConfig, lane: Lane, state: TrainState, batch: tuple) -> tuple[T
 
 
 def _batch(run: RunConfig, tokens: Array, lane: Lane, step: Array) -> tuple[Array, Array]:
-    return data.batch(
+    return sampling.batch(
         tokens, lane.seed, step, batch_size=run.optim.batch_size, seq_len=run.model.seq_len
     )
 
@@ -292,7 +292,7 @@ def evaluate(run: RunConfig, tokens: Array, state: TrainState) -> Array:
     model = nnx.merge(graph_of(run), state.params, state.amax, state.numbers.scales)
 
     def body(total, index):
-        batch = data.eval_batch(
+        batch = sampling.eval_batch(
             tokens, index, batch_size=run.optim.batch_size, seq_len=run.model.seq_len
         )
         batch = tuple(mesh.constrain(x, "batch", None) for x in batch)

@@ -17,7 +17,7 @@ from umup.design import Point
 from umup.errors import memory_for
 from umup.records import Store
 from umup.sweep import Group, OutOfTime, Settings, groups, thinned
-from umup.telemetry import Progress
+from umup.terminal import Progress
 
 UNFINISHED = "unfinished"
 """Kind of the points that hold what a run came to before its time was over."""

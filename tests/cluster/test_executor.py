@@ -19,7 +19,8 @@ from umup.design import Design, Point
 from umup.errors import ConfigError, StudyError
 from umup.executor import Options, Task
 from umup.records import Store, current
-from umup.sweep import OutOfTime, Progress
+from umup.sweep import OutOfTime
+from umup.terminal import Progress
 
 
 @pytest.fixture

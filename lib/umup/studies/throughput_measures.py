@@ -14,7 +14,6 @@ from umup import bench, bench_torch, machine
 from umup.bench import Plan
 from umup.config import RunConfig
 from umup.errors import StudyError
-from umup.flops import step_flops
 from umup.timing import CHANGES, PLAIN, Change, Ours, alternate, uncached
 
 TORCH = ("eager", "compiled")
@@ -87,7 +86,7 @@ def step(
     return {
         "ms": alternate(timed, samples, steps), "mib": mib, "compile_s": compile_s,
         "n_params": model.n_params, "tokens": plan.batch_size * plan.seq_len,
-        "flops": step_flops(model, plan.batch_size),
+        "flops": model.step_flops(plan.batch_size),
     }  # fmt: skip
 
 
