@@ -40,7 +40,7 @@ setup: $(READY) ## .venv with umup and its packages
 	@echo "$(VENV) is ready"
 
 book: $(READY) ## every study live at smoke, pages from records, the site, checked in a browser
-	@$(STEP) book 1 -- $(PY) -m umup.site build
+	@$(STEP) book 1 -- $(PY) -m umup.book.site build
 	@$(STEP) book 2 -- $(PY) -m pytest -m browser $(TESTS) tests
 	@echo "The book: $(SITE)"
 
@@ -57,11 +57,11 @@ study: $(READY) ## one study: STUDY=lr_transfer PROFILE=smoke|cpu|h100
 	@$(PY) -m umup.cli run $(STUDY) --profile $(PROFILE)
 
 h100: $(READY) ## so many MINUTES of the queue on a GPU: ONLY="proof" PACK=DIR; LIST=1; REHEARSE=1 without GPU
-	@$(PY) -m umup.h100 --minutes $(MINUTES) $(if $(ONLY),--only $(ONLY)) $(if $(PACK),--pack $(PACK)) \
+	@$(PY) -m umup.slices.h100 --minutes $(MINUTES) $(if $(ONLY),--only $(ONLY)) $(if $(PACK),--pack $(PACK)) \
 		$(if $(LIST),--list) $(if $(REHEARSE),--rehearse)
 
 h100-merge: $(READY) ## what a slice packed, into the records: FROM=DIR
-	@$(PY) -m umup.h100 --merge $(FROM)
+	@$(PY) -m umup.slices.h100 --merge $(FROM)
 
 notebook: $(READY) ## study.ipynb anew from study.py and the records: STUDY=lr_transfer, or all
 	@$(PY) scripts/notebook.py $(STUDY)

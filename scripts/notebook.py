@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-from umup import notebook, study
+from umup.book.site import AT_ONCE
 from umup.errors import UmupError
-from umup.site import AT_ONCE
+from umup.lab import notebook, study
 
 if __name__ == "__main__":
     try:

@@ -44,9 +44,9 @@ def worker(folder: Path, cache: Path | None) -> int:
     import jax
     import numpy as np
 
-    from umup import loop
     from umup.data import Dataset
-    from umup.runfile import TrainConfig
+    from umup.run import loop
+    from umup.run.runfile import TrainConfig
 
     if cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(cache))

@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from umup import loop, mesh, runlog
+from umup import mesh
 from umup.data import Dataset
-from umup.runfile import TrainConfig
+from umup.run import loop, runlog
+from umup.run.runfile import TrainConfig
 from umup.sampling import permute_on_host
 
 SEQ_LEN, BATCH, STEPS = 16, 8, 80

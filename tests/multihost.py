@@ -15,10 +15,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from umup import mesh, parallel
+from umup import mesh
 from umup.config import HPs, MeshConfig, ModelConfig, OptimConfig, RunConfig
-from umup.loader import HostWindows
+from umup.data.loader import HostWindows
 from umup.rules import SCHEMES
+from umup.run import parallel
 
 STEPS = 12
 BATCH, SEQ_LEN, VOCAB = 16, 8, 24

@@ -10,11 +10,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 
-from umup import schemas
 from umup.config import NUMERICS, RunConfig
 from umup.data import Dataset
-from umup.design import Design, Point
-from umup.records import Results
+from umup.lab import schemas
+from umup.lab.design import Design, Point
+from umup.lab.records import Results
 
 CURVATURE = 0.03  # nats an octave²
 WIDTHS = (32, 64, 128, 256)

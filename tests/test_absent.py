@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from umup import figures, report
-from umup.absent import NotMeasured, otherwise, required
+from umup.lab import figures, report
+from umup.lab.absent import NotMeasured, otherwise, required
 from umup.laws import Interval
 
 

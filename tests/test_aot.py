@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 
 from multihost import BATCH, SEQ_LEN, make_run, stream
-from umup import aot, mesh, parallel
-from umup.aot import Job, Report
+from umup import mesh
 from umup.config import MeshConfig, ModelConfig, OptimConfig
 from umup.errors import ConfigError, TrainError
-from umup.parallel import Control
+from umup.plan import aot
+from umup.plan.aot import Job, Report
+from umup.run import parallel
+from umup.run.parallel import Control
 
 D, D_FF, LAYERS, V, T, B = 64, 128, 3, 64, 32, 16
 MODEL = ModelConfig(

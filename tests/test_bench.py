@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from umup import bench, bench_records, bench_torch, machine
+from umup import machine
 from umup.config import ModelConfig, canonical_json
 from umup.errors import RecordError
+from umup.lab import bench, bench_records, bench_torch
 
 
 def plan_of(**changes) -> dict:

@@ -24,10 +24,10 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from umup import checkpoint
-from umup.checkpoint import Checkpoints, checksum
 from umup.config import NUMERICS
 from umup.errors import CheckpointError
+from umup.run import checkpoint
+from umup.run.checkpoint import Checkpoints, checksum
 
 KEY = "0123456789abcdef"
 DTYPES = (
@@ -327,7 +327,7 @@ def test_arrays_that_read_well_but_are_others(saved: Path) -> None:
 def child(code: str, *args: object, **options) -> subprocess.Popen:
     """A process that runs `code` after the imports that all of these need."""
     head = "import os, signal, sys\nfrom pathlib import Path\nimport jax, jax.numpy as jnp\n"
-    head += "from umup.checkpoint import Checkpoints\n"
+    head += "from umup.run.checkpoint import Checkpoints\n"
     environment = os.environ | {"JAX_PLATFORMS": "cpu"} | options.pop("env", {})
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", head + code, *map(str, args)],

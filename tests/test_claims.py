@@ -12,11 +12,11 @@ import yaml
 
 from synthetic import make_runs
 from test_records import make_row
-from umup import claims
 from umup.config import NUMERICS
 from umup.errors import ClaimError
+from umup.lab import claims
+from umup.lab.records import Store
 from umup.laws import Interval
-from umup.records import Store
 
 HERE = Path(__file__).parent
 STUDY = HERE.parent / "experiments" / "lr_transfer"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from umup import cli, study
+from umup import cli
+from umup.lab import study
 
 
 def run(capsys, *argv: str) -> tuple[int, str, str]:
@@ -39,7 +40,7 @@ def test_studies_lists_the_profiles(capsys):
 )
 def test_bad_input_is_one_line_before_any_compute(capsys, monkeypatch, argv, told):
     monkeypatch.setattr(study, "work", lambda *_: pytest.fail("training started"))
-    monkeypatch.setattr("umup.notebook.execute", lambda *_: pytest.fail("a notebook started"))
+    monkeypatch.setattr("umup.lab.notebook.execute", lambda *_: pytest.fail("a notebook started"))
     if "shakespeare" in argv:
         argv = [*argv, "-p", "fresh", "false"]
     status, out, err = run(capsys, *argv)

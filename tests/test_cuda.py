@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from umup import aot, formulas, hardware, outlook, plan, stablehlo, target, train
-from umup.aot import Facts
+from umup import plan, target, train
 from umup.config import MeshConfig, ModelConfig, OptimConfig
 from umup.errors import ConfigError
-from umup.outlook import JOBS, Job
-from umup.stablehlo import Array
+from umup.plan import aot, formulas, hardware, outlook, stablehlo
+from umup.plan.aot import Facts
+from umup.plan.outlook import JOBS, Job
+from umup.plan.stablehlo import Array
 
 D, D_FF, LAYERS, V, T, B = 64, 176, 2, 32, 40, 4
 MODEL = ModelConfig(

@@ -34,7 +34,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from umup import corpora, data, sampling, token_cache, tokenizing
+from umup import data, sampling
+from umup.data import corpora, token_cache, tokenizing
 from umup.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,13 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from umup import claims, config, records, schemas, studies, study
+from umup import config, studies
 from umup.config import Range
-from umup.design import Design, Point
 from umup.errors import ClaimError, ConfigError, RecordError, StudyError
+from umup.lab import claims, records, schemas, study
+from umup.lab.design import Design, Point
+from umup.lab.records import Results, Store
+from umup.lab.sweep import OutOfTime
 from umup.laws import Interval
-from umup.records import Results, Store
-from umup.sweep import OutOfTime
 from umup.terminal import Progress
 
 
@@ -168,9 +169,9 @@ def test_stale_points_are_measured_again(squares, monkeypatch):
     study.run_or_load("squares", Squares(profile="cpu"))
     for module in (config, study, records):
         monkeypatch.setattr(module, "NUMERICS", config.NUMERICS + 1, raising=False)
-    import umup.design
+    import umup.lab.design
 
-    monkeypatch.setattr(umup.design, "NUMERICS", study.NUMERICS)
+    monkeypatch.setattr(umup.lab.design, "NUMERICS", study.NUMERICS)
     CALLS.clear()
     assert study.status("squares", "cpu")["stale"] == 3
     results = study.run_or_load("squares", Squares(profile="cpu"))

@@ -15,8 +15,9 @@ import pytest
 import yaml
 
 from bigrun import PLAIN, on_the_first_devices, trajectory
-from umup import cli, distributed, runlog
+from umup import cli
 from umup.errors import TrainError
+from umup.run import distributed, runlog
 
 
 @pytest.mark.parametrize(("given", "said"), [

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from synthetic import drawn, make_runs, marks
-from umup import claims, figures, tables
+from umup.lab import claims, figures, tables
 
 HERE = Path(__file__).parent
 STUDY = HERE.parent / "experiments" / "lr_transfer"

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from umup import budgets, formulas
 from umup.config import ModelConfig
+from umup.plan import budgets, formulas
 
 MACHINE = {
     "memory": 80e9, "usable": 0.5, "bandwidth": 1e12, "link_bandwidth": 100e9,

@@ -2,8 +2,8 @@
 
 import pytest
 
-from umup import hardware
 from umup.errors import ConfigError
+from umup.plan import hardware
 
 OWN = """
 [laptop]

@@ -8,10 +8,11 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from umup import mesh, parallel
+from umup import mesh
 from umup.config import HPs, MeshConfig, ModelConfig, OptimConfig, RunConfig
 from umup.errors import ConfigError
-from umup.hlo import Collective, Program, Traffic, traffic
+from umup.plan.hlo import Collective, Program, Traffic, traffic
+from umup.run import parallel
 
 CUBE = {"data": 2, "fsdp": 2, "tensor": 2}
 

@@ -19,7 +19,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from studies.test_part_done import Page, play, whole
-from umup import study
+from umup.lab import study
 
 GOLDEN = Path(__file__).parent / "golden" / "house.json"
 

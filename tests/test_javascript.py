@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from umup import budgets, formulas, javascript
+from umup.book import javascript
 from umup.errors import BookError
+from umup.plan import budgets, formulas
 
 CASES = 200
 MODULES = (formulas, budgets)

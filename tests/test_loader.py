@@ -12,8 +12,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from umup import data, sampling
+from umup.data.loader import HostWindows
 from umup.errors import DataError
-from umup.loader import HostWindows
 
 SIZE, SEQ_LEN, BATCH, SEED = 1000, 12, 8, 5  # 83 windows: batches 10 and 20 straddle epochs
 

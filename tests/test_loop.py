@@ -22,10 +22,10 @@ from bigrun import (
     train,
     trajectory,
 )
-from umup import loop, parallel, runlog, watch
 from umup import train as plain_train
 from umup.errors import CheckpointError, OutOfMemoryError
-from umup.loop import Drill
+from umup.run import loop, parallel, runlog, watch
+from umup.run.loop import Drill
 
 same = pd.testing.assert_frame_equal
 

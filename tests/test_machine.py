@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from umup import machine, study
-from umup.design import Design
-from umup.records import Store
+from umup import machine
+from umup.lab import study
+from umup.lab.design import Design
+from umup.lab.records import Store
 from umup.terminal import Progress
 
 

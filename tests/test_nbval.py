@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from umup.records import Store
+from umup.lab.records import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDY = Path("experiments", "lr_transfer")

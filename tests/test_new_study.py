@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from umup import cli, machine, new_study
+from umup import cli, machine
+from umup.book import new_study
 from umup.errors import BookError, StudyError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -215,7 +216,8 @@ BLOCK = re.compile(r"^```(.*)\n(?::caption: (.*)\n\n)?([\s\S]*?)^```$", re.MULTI
 BOARD = """
 import json
 from pathlib import Path
-from umup import claims, pages, site
+from umup.book import pages, site
+from umup.lab import claims
 
 root = Path.cwd()
 folder = site.study_folders(root)[-1]

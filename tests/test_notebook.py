@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from umup import notebook
+from umup.book.new_study import TEMPLATE
 from umup.errors import StudyError
-from umup.new_study import TEMPLATE
+from umup.lab import notebook
 
 CODE = nbformat.v4.new_code_cell
 HEAD = (TEMPLATE / "study.py.in").read_text(encoding="utf-8").split("# %%")[0]

@@ -18,9 +18,10 @@ import pytest
 from flax import nnx
 
 from multihost import BATCH, SEQ_LEN, STEPS, host_windows, make_run, stream
-from umup import mesh, ops, parallel, train
+from umup import mesh, ops, train
 from umup.config import MeshConfig
-from umup.parallel import Control
+from umup.run import parallel
+from umup.run.parallel import Control
 
 LAYOUTS = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)]
 ONE, CUBE = (1, 1, 1), (2, 2, 2)

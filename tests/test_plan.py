@@ -5,9 +5,10 @@ import re
 
 import pytest
 
-from umup import aot, cli, formulas, hardware, plan
+from umup import cli, plan
 from umup.config import MeshConfig, ModelConfig, OptimConfig
 from umup.errors import ConfigError, PlanError
+from umup.plan import aot, formulas, hardware
 
 H100 = hardware.get("h100")
 SEVEN = ModelConfig(

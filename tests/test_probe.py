@@ -154,7 +154,7 @@ def test_attention_is_reported_as_numpy_has_it():
 @pytest.mark.one_device
 def test_looking_changes_no_number(tmp_path):
     from umup.data import Dataset
-    from umup.sweep import Settings, run_group
+    from umup.lab.sweep import Settings, run_group
 
     dataset = Dataset(
         corpus="c", tokenizer="t", vocab_size=16, train=TOKENS, val=TOKENS, bytes_per_token=1.0,

@@ -1,4 +1,4 @@
-"""The house rules that no single module can check: floors, pins, pairs, addresses, docstrings."""
+"""The house rules that no single module can check: who imports whom, pins, pairs, docstrings."""
 
 from __future__ import annotations
 
@@ -21,136 +21,65 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "lib" / "umup"
-MODULES = sorted([*PACKAGE.glob("*.py"), *PACKAGE.glob("studies/[!_]*.py")])
+MODULES = sorted(PACKAGE.rglob("*.py"))
 STUDIES = sorted(p.parent for p in (ROOT / "experiments").glob("*/study.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
-# A module imports from lower floors, and on its own floor from those left of it: no cycles.
-FLOORS = (
-    (
-        "errors",
-        "yaml_reader",
-        "files",
-        "config",
-        "formulas",
-        "budgets",
-        "hardware",
-        "powers",
-        "schemes",
-        "rules",
-        "schemas",
-        "studies",
-        "laws",
-        "replicas",
-        "hlo",
+# The rows of the table in `book/architecture.md`: what is flat is named, a package names itself.
+FLAT = {
+    "core": (
+        "errors config powers schemes rules scale target ops fp8 probe draws layers model roles "
+        "sampling optim mesh train"
     ),
-    (
-        "scale",
-        "arguments",
-        "draws",
-        "fp8",
-        "probe",
-        "recovery",
-        "machine",
-        "target",
-        "stablehlo",
-        "terminal",
-        "distributed",
-    ),
-    ("ops", "unit", "mesh"),
-    (
-        "layers",
-        "model",
-        "roles",
-        "sampling",
-        "optim",
-        "interop",
-        "tokenizing",
-        "textfiles",
-        "corpora",
-        "loader",
-        "token_cache",
-        "data",
-    ),
-    (
-        "train",
-        "parallel",
-        "slopes",
-        "coord",
-        "orbax_tidied",
-        "checkpoint",
-        "runlog",
-        "writers",
-        "telemetry",
-    ),
-    ("records", "design", "partial", "sweep", "turns", "search", "runfile", "loop", "aot"),
-    (
-        "absent",
-        "tables",
-        "plan",
-        "plan_cli",
-        "outlook",
-        "claims",
-        "bench_records",
-        "bench_torch",
-        "timing",
-        "products",
-        "ranges",
-        "watch",
-        "markdown",
-    ),
-    (
-        "figures",
-        "fp8_figures",
-        "report",
-        "notebook",
-        "study",
-        "jobs",
-        "executor",
-        "slices",
-        "slice_worker",
-        "packs",
-        "h100",
-        "h100_page",
-        "bench",
-        "javascript",
-        "planner_page",
-        "shown",
-        "pages",
-        "site",
-        "new_study",
-        "cli",
-    ),
-)
-PLACE = {name: (floor, i) for floor, names in enumerate(FLOORS) for i, name in enumerate(names)}
+    "laws": "laws",
+    "host": "machine files terminal yaml_reader",
+    "ports": "unit arguments interop coord slopes",
+    "cli": "__init__ cli",
+}
+ROWS = {name: row for row, names in FLAT.items() for name in names.split()}
+MAY_IMPORT = {
+    "core": "",
+    "laws": "core",
+    "host": "core",
+    "ports": "core laws",
+    "data": "core host",
+    "run": "core host data",
+    "plan": "core host data run",
+    "lab": "core laws host ports data",
+    "slices": "core host data lab",
+    "book": "core laws host ports data run plan lab slices",
+    "cli": "core laws host ports data run plan lab slices book",
+    "studies": "core laws host ports data run plan lab",
+}
+LOOKUP = "studies"  # `umup.studies` itself finds a study's module by its name, for `lab`
 NO_JAX = {
     "errors",
     "yaml_reader",
     "files",
     "config",
-    "formulas",
-    "budgets",
-    "hardware",
+    "plan.formulas",
+    "plan.budgets",
+    "plan.hardware",
     "powers",
     "rules",
-    "recovery",
-    "absent",
-    "tables",
+    "run.recovery",
+    "lab.absent",
+    "lab.tables",
     "laws",
-    "claims",
-    "figures",
-    "runlog",
-    "writers",
-    "telemetry",
-    "watch",
+    "lab.claims",
+    "lab.figures",
+    "run.runlog",
+    "run.writers",
+    "run.telemetry",
+    "run.watch",
     "terminal",
     "schemes",
-    "schemas",
-    "records",
-    "report",
+    "lab.schemas",
+    "lab.records",
+    "lab.report",
     "plan",
-    "plan_cli",
-    "jobs",
+    "plan.plan_cli",
+    "lab.jobs",
     "cli",
 }
 IMPORT_NAMES = {"PIL": "pillow", "yaml": "pyyaml", "orbax": "orbax-checkpoint", "jaxlib": "jax"}
@@ -182,30 +111,78 @@ def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
+def name_of(path: Path) -> str:
+    """`lab.study` of lib/umup/lab/study.py, `lab` of its `__init__.py`."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
+
+
+KNOWN = {name_of(path): path for path in MODULES}
+
+
+def row_of(module: str) -> str:
+    """The row of a module, `lab.study` or `ops`; "" where it has none."""
+    first = module.split(".")[0]
+    return ROWS.get(first, first if (PACKAGE / first).is_dir() else "")
+
+
+def imported_modules(tree: ast.AST) -> set[str]:
+    """Modules of umup that a module imports, without the package's name: `lab.study`, `ops`."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "umup is imported by its full name"
+            module = node.module or ""
+            for alias in node.names:
+                full = f"{module}.{alias.name}"
+                found.add(full if full.removeprefix("umup.") in KNOWN else module)
+    return {name.removeprefix("umup.") for name in found if name.startswith("umup.")}
+
+
 def offences(module: str, tree: ast.AST) -> list[str]:
-    """What `module` imports from its own floor's right or from above it."""
-    bad = []
-    for name in sorted(imports(tree)):
-        package, _, rest = name.partition(".")
-        other = rest.split(".")[0]
-        if package != "umup" or other == "NUMERICS" or name == "umup":
-            continue
-        if other not in PLACE:
-            bad.append(f"{module} imports {name}, which is on no floor")
-        elif PLACE[other] >= PLACE[module]:
-            bad.append(f"{module} imports {name}, which is not below it")
-    return bad
+    """What `module` imports that its row of the table does not name."""
+    row = row_of(module)
+    allowed = {row, *MAY_IMPORT.get(row, "").split()}
+    return [
+        f"{module} imports {other}, of {row_of(other) or 'no row'}"
+        for other in sorted(imported_modules(tree))
+        if row_of(other) not in allowed and (row, other) != ("lab", LOOKUP)
+    ]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
-def test_imports_come_from_lower_floors(path: Path) -> None:
-    if path.stem in ("__init__", "__main__"):
-        return
-    if path.parent.name == "studies":  # the top floor: all of the library, and their own rooms
-        assert foreign(path.stem, parse(path)) == []
-        return
-    assert path.stem in PLACE, f"give {path.name} a floor in {__file__}"
-    assert offences(path.stem, parse(path)) == []
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_are_those_of_the_table(path: Path) -> None:
+    module, tree = name_of(path), parse(path)
+    assert row_of(module) in MAY_IMPORT, f"give {path.name} a row in {__file__}"
+    assert offences(module, tree) == []
+    if row_of(module) == "studies":
+        assert foreign(path.stem, tree) == []
+
+
+def test_there_are_no_circles() -> None:
+    arrows = {name: imported_modules(parse(path)) - {name} for name, path in KNOWN.items()}
+    for name in arrows:  # importing a module runs the package that it is in
+        arrows[name] = {other for other in arrows[name] if other in arrows and other != LOOKUP}
+    while free := {name for name, others in arrows.items() if not others & arrows.keys()}:
+        arrows = {name: others for name, others in arrows.items() if name not in free}
+    assert not arrows, f"in or behind a circle: {sorted(arrows)}"
+
+
+def test_the_table_in_the_book_is_this_one() -> None:
+    text = (ROOT / "book" / "architecture.md").read_text(encoding="utf-8")
+    shown = {}
+    for line in text.splitlines():
+        match = re.match(r"\| `?(\w+)`? \| (.*?) \| (.*?) \| .* \|$", line)
+        if match and match[1] in MAY_IMPORT:
+            shown[match[1]] = (match[2], match[3])
+    assert shown.keys() == MAY_IMPORT.keys()
+    for row, (names, may) in shown.items():
+        held = {path.stem for name, path in KNOWN.items() if row_of(name) == row}
+        if row != "studies":
+            assert set(re.findall(r"`(\w+)`", names)) == held - {"__init__"}, row
+        assert re.findall(r"\w+", may.replace("—", "")) == MAY_IMPORT[row].split(), row
 
 
 def owner(module: str) -> str:
@@ -220,11 +197,17 @@ def foreign(module: str, tree: ast.AST) -> list[str]:
     return [other for other in others if not owner(other) or owner(other) != owner(module)]
 
 
-def test_the_floor_check_sees_every_way_to_import() -> None:
-    for line in ("from umup import train", "import umup.train", "from .train import f"):
-        assert offences("ops", ast.parse(line)) == ["ops imports umup.train, which is not below it"]
+def test_the_table_sees_every_way_to_import() -> None:
+    for line in (
+        "from umup.lab import study",
+        "import umup.lab.study",
+        "from umup.lab.study import work",
+        "def f():\n    from umup.lab import study",
+    ):
+        assert offences("ops", ast.parse(line)) == ["ops imports lab.study, of lab"]
+    assert offences("plan.aot", ast.parse("from umup.lab import study")) != []
     assert offences("train", ast.parse("from umup import ops\nfrom umup.config import x")) == []
-    assert offences("ops", ast.parse("def f():\n    from umup import attic")) != []
+    assert offences("ops", ast.parse("from umup.attic import x")) != []
 
 
 def test_a_study_owns_no_other_whose_name_begins_like_its_own(monkeypatch) -> None:

@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from umup import records, schemas
 from umup.config import NUMERICS
 from umup.errors import RecordError
-from umup.records import Store
-from umup.schemas import POINTS, RUNS, SCHEMA, DamagedShard
+from umup.lab import records, schemas
+from umup.lab.records import Store
+from umup.lab.schemas import POINTS, RUNS, SCHEMA, DamagedShard
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -363,7 +363,7 @@ def test_a_failed_write_says_why_and_leaves_earlier_shards(
 
 def run_python(code: str, *arguments: object, **options) -> subprocess.Popen:
     preamble = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-    preamble += "from umup.records import Store; from test_records import make_row\n"
+    preamble += "from umup.lab.records import Store; from test_records import make_row\n"
     command = [sys.executable, "-c", preamble + textwrap.dedent(code), *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from umup.config import canonical_json
 from umup.errors import CheckpointError, ConfigError
-from umup.recovery import (
+from umup.run.recovery import (
     Detector,
     Intervention,
     Interventions,

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from synthetic import CENTRES, make_runs
-from umup import report
+from umup.lab import report
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,11 @@ import pytest
 import yaml
 
 from bigrun import PLAIN, config_of, dataset_of, on_the_first_devices, trajectory
-from umup import cli, loop, runlog
+from umup import cli
 from umup.config import ConfigError
 from umup.errors import TrainError
-from umup.runfile import TrainConfig, fork, held, read_config
+from umup.run import loop, runlog
+from umup.run.runfile import TrainConfig, fork, held, read_config
 
 same = pd.testing.assert_frame_equal
 

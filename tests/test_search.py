@@ -10,7 +10,7 @@ import pytest
 
 from umup.data import Dataset
 from umup.errors import ConfigError
-from umup.search import (
+from umup.lab.search import (
     Arm,
     LRSearch,
     LRSweep,

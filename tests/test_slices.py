@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from umup import h100, packs, slice_worker, slices, study
+from umup import slices
 from umup.errors import DataError, RecordError, StudyError, UmupError
-from umup.records import Store
-from umup.schemas import RUNS
+from umup.lab import study
+from umup.lab.records import Store
+from umup.lab.schemas import RUNS
+from umup.slices import h100, packs, slice_worker
 
 JOBS = slices.queue()
 ITEM = {"name": "a", "study": "op_scales", "decides": "x", "kind": "points", "seconds": 5}
@@ -73,7 +75,7 @@ def test_an_unknown_job_study_or_parameter_is_named():
 def test_a_part_is_begun_only_if_it_would_end_in_time(monkeypatch):
     now = [100.0]
     clock = types.SimpleNamespace(time=lambda: now[0])
-    monkeypatch.setattr("umup.slice_worker.time", clock)
+    monkeypatch.setattr("umup.slices.slice_worker.time", clock)
     allowed = slice_worker.Allowance(until=160.0, seconds=100.0, whole=10)
     assert allowed.needs(2) == 20.0 and allowed.fits(2)
     now[0] += 40.0  # twice as long as predicted, and so will the rest be
@@ -206,7 +208,7 @@ def test_a_worker_that_dies_costs_its_job_alone(queue, here, tmp_path, monkeypat
 
 def test_killed_at_any_moment_no_row_is_lost_or_doubled(queue, here, tmp_path):
     folder = tmp_path / "rows"
-    command = [sys.executable, "-m", "umup.slice_worker", "two", "--queue", str(queue)]
+    command = [sys.executable, "-m", "umup.slices.slice_worker", "two", "--queue", str(queue)]
     command += ["--folder", str(folder), "--until", repr(time.time() + 3600), "--rehearse"]
     worker = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     limit = time.monotonic() + 600
@@ -267,7 +269,7 @@ def test_what_would_not_end_in_time_is_left(tmp_path, here):
 
 @pytest.mark.slow
 def test_a_job_is_rehearsed_by_the_command(tmp_path):
-    command = [sys.executable, "-m", "umup.h100", "--rehearse", "--minutes", "60"]
+    command = [sys.executable, "-m", "umup.slices.h100", "--rehearse", "--minutes", "60"]
     done = subprocess.run(
         [*command, "--only", "figure1", "--pack", str(tmp_path)],
         capture_output=True, text=True,

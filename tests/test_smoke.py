@@ -13,7 +13,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from umup import claims, site, study
+from umup.book import site
+from umup.lab import claims, study
 
 ROOT = Path(__file__).resolve().parent.parent
 

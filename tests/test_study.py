@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from umup import data, study, train
+from umup import data, train
 from umup.config import NUMERICS, RunConfig
 from umup.errors import ConfigError, StudyError
-from umup.records import Store
-from umup.search import LRSweep
-from umup.sweep import OutOfTime
+from umup.lab import study
+from umup.lab.records import Store
+from umup.lab.search import LRSweep
+from umup.lab.sweep import OutOfTime
 
 # Three coarse points, no refinement, one seed: at most 3 + 2·4 runs of ten steps.
 TINY = {
@@ -181,7 +182,7 @@ def test_load_without_records_is_a_page_on_which_nothing_is_measured(workplace, 
 @pytest.fixture
 def pretend(monkeypatch):
     """Training replaced by a parabola around η = 2⁻²: what is trained, and nothing computed."""
-    from umup import sweep
+    from umup.lab import sweep
 
     trained = []
 
@@ -225,7 +226,7 @@ def test_fresh_trains_anew_and_leaves_no_records(workplace, pretend):
 
 
 def test_stale_records_are_neither_shown_nor_counted(workplace, pretend, monkeypatch):
-    from umup import records, search, sweep
+    from umup.lab import records, search, sweep
 
     keys = {run.key() for run in tiny(workplace).pending(pd.DataFrame(), load(workplace))}
     search._key.cache_clear()

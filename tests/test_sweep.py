@@ -16,15 +16,16 @@ import types
 import numpy as np
 import pytest
 
-from umup import sweep, train
+from umup import train
 from umup.config import NUMERICS, HPs, ModelConfig, OptimConfig, RunConfig, canonical_json
 from umup.data import Dataset
 from umup.errors import OutOfMemoryError, RecordError, StudyError, UmupError
-from umup.partial import Partial
-from umup.records import Store
-from umup.schemas import RUNS
-from umup.sweep import OutOfTime, Settings, groups, run_group, run_pending
-from umup.sweep import row as make_row
+from umup.lab import sweep
+from umup.lab.partial import Partial
+from umup.lab.records import Store
+from umup.lab.schemas import RUNS
+from umup.lab.sweep import OutOfTime, Settings, groups, run_group, run_pending
+from umup.lab.sweep import row as make_row
 from umup.terminal import Progress
 
 PAST = 0.0  # a deadline before any time.monotonic()

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from synthetic import SLOPES, level, make_runs, optimum
-from umup import tables
 from umup.config import NUMERICS
 from umup.errors import RecordError
-from umup.records import Results
+from umup.lab import tables
+from umup.lab.records import Results
 
 
 def by_hand():

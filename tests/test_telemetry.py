@@ -20,12 +20,12 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
-from umup import runlog, telemetry
 from umup.errors import TrainError
-from umup.runlog import COLUMNS, NAME, Log, Reader, duration, events, read
-from umup.telemetry import Display, Telemetry
+from umup.run import runlog, telemetry
+from umup.run.runlog import COLUMNS, NAME, Log, Reader, duration, events, read
+from umup.run.telemetry import Display, Telemetry
+from umup.run.writers import open_writers
 from umup.terminal import Progress
-from umup.writers import open_writers
 
 
 def lines(folder: Path) -> list[dict]:
@@ -172,7 +172,7 @@ def test_a_reader_follows_a_growing_log(tmp_path, monkeypatch):
 
 def test_the_log_survives_sigkill_at_any_moment(tmp_path):
     code = (
-        "import sys, numpy as np\nfrom umup.runlog import Log\nlog = Log(sys.argv[1])\n"
+        "import sys, numpy as np\nfrom umup.run.runlog import Log\nlog = Log(sys.argv[1])\n"
         "print('ready', flush=True)\n"
         "for s in range(0, 10**9, 100):\n"
         "    log.append_steps({'step': s + i, 'loss': 1.0} for i in range(100))\n"
@@ -585,7 +585,7 @@ def test_a_missing_package_names_the_extra_in_every_process(
 
 def test_importing_the_log_and_the_display_needs_no_jax():
     code = (
-        "import sys, umup.telemetry, umup.watch, umup.writers\n"
+        "import sys, umup.run.telemetry, umup.run.watch, umup.run.writers\n"
         "sys.exit(bool({'jax', 'wandb', 'tensorboardX', 'plotext'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from test_sweep import WHERE, make_dataset, make_run
-from umup import sweep, turns
-from umup.records import Store
-from umup.sweep import Group, OutOfTime, Settings
+from umup.lab import sweep
+from umup.lab.records import Store
+from umup.lab.sweep import Group, OutOfTime, Settings
+from umup.slices import turns
 from umup.terminal import Progress
 
 RUNS = [make_run(eta=0.5), make_run(eta=0.25), make_run("mup", eta=0.02)]

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from umup.errors import TrainError
-from umup.runlog import NAME, Log
-from umup.telemetry import Telemetry
-from umup.watch import decades, render, thin, ticks, watch
+from umup.run.runlog import NAME, Log
+from umup.run.telemetry import Telemetry
+from umup.run.watch import decades, render, thin, ticks, watch
 
 
 class Run:

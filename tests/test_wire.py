@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from umup import study
 from umup.config import NUMERICS, Config, RunConfig, later
-from umup.design import Point
+from umup.lab import study
+from umup.lab.design import Point
 
 COMMITTED = [
     (name, path.name)

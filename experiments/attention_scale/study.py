@@ -72,7 +72,7 @@ point_seconds: float = 0.2
 # %% tags=["hide-input", "answer"]
 from IPython.display import Markdown
 
-from umup import claims, report, study
+from umup.lab import claims, report, study
 from umup.studies import attention_scale_figures as figures
 from umup.studies import attention_scale_report as texts
 

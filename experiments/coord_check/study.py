@@ -49,7 +49,7 @@ point_seconds: float = 4.0
 # %% tags=["hide-input", "answer"]
 from IPython.display import Markdown
 
-from umup import claims, report, study
+from umup.lab import claims, report, study
 from umup.studies import coord_check, coord_check_figures
 
 design = study.settings("coord_check", globals())

@@ -77,7 +77,7 @@ point_seconds: float = 0.5
 # %% tags=["hide-input", "answer"]
 from IPython.display import Markdown
 
-from umup import claims, report, study
+from umup.lab import claims, report, study
 from umup.studies import fp8_drift_figures as figures
 from umup.studies import fp8_drift_gemm_figures as speed
 from umup.studies import fp8_drift_report as words

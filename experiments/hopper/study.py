@@ -67,7 +67,7 @@ point_seconds: float = 4.0
 # %% tags=["hide-input", "answer"]
 from IPython.display import Markdown
 
-from umup import claims, report, study
+from umup.lab import claims, report, study
 from umup.studies import hopper_figures as pictures
 from umup.studies import hopper_report as words
 

@@ -62,7 +62,7 @@ assumed_tflops: float = 0.12
 # %% tags=["hide-input", "answer"]
 from IPython.display import Markdown
 
-from umup import claims, figures, report, study
+from umup.lab import claims, figures, report, study
 
 design = study.settings("lr_transfer", globals())
 results = study.run_or_load("lr_transfer", design)

@@ -52,7 +52,7 @@ point_seconds: float = 0.5  # assumed, for the estimate
 # %% tags=["hide-input", "answer"]
 from IPython.display import Markdown
 
-from umup import claims, report, study
+from umup.lab import claims, report, study
 from umup.studies import op_scales_figures as pictures
 from umup.studies import op_scales_report as words
 

@@ -57,7 +57,7 @@ point_seconds: float = 25.0  # assumed, for the estimate
 # %% tags=["hide-input", "answer"]
 from IPython.display import Markdown
 
-from umup import claims, report, study
+from umup.lab import claims, report, study
 from umup.studies import own_model_figures as pictures
 from umup.studies import own_model_report as words
 

@@ -15,7 +15,7 @@
 # # Is the planner right?
 #
 # **Question.** {mod}`umup.plan` says before a run what it takes: parameters, operations, bytes, what travels between
-# devices, seconds. The formulas ({mod}`umup.formulas`) are short. How near are they to what the compiler makes of the
+# devices, seconds. The formulas ({mod}`umup.plan.formulas`) are short. How near are they to what the compiler makes of the
 # very step that a run would execute, and to the time that steps took?
 
 # %% tags=["parameters", "hide-input"]
@@ -78,7 +78,7 @@ point_seconds: float = 12.0  # assumed, for the estimate
 # %% tags=["hide-input", "answer"]
 from IPython.display import Markdown
 
-from umup import claims, report, study
+from umup.lab import claims, report, study
 from umup.studies import planning_figures as pictures
 from umup.studies import planning_report as words
 
@@ -90,9 +90,9 @@ Markdown(words.answer(results, design.digits))
 # ## What was compiled
 #
 # The train step as a run compiles it, lowered for abstract arrays and compiled ahead of time for a mesh of virtual
-# CPU devices ({func}`umup.aot.compiled`): no array is made, nothing runs. XLA says what the program holds
+# CPU devices ({func}`umup.plan.aot.compiled`): no array is made, nothing runs. XLA says what the program holds
 # (`memory_analysis`: arguments and outputs, less what takes an argument's place, and temporaries); matrix products and
-# collectives are counted in its text, each as often as its loop runs ({class}`umup.hlo.Program`). The configurations
+# collectives are counted in its text, each as often as its loop runs ({class}`umup.plan.hlo.Program`). The configurations
 # are none of those that the formulas were made on, though some of 7B and 70B had been seen in trial runs. What is
 # compiled is exact and the same every time; it has no interval.
 #

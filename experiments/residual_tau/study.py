@@ -71,7 +71,7 @@ point_seconds: float = 4.0
 # %% tags=["hide-input", "answer"]
 from IPython.display import Markdown
 
-from umup import claims, report, study
+from umup.lab import claims, report, study
 from umup.studies import residual_tau_figures as figures
 from umup.studies import residual_tau_report as words
 

@@ -64,7 +64,7 @@ point_seconds: float = 30.0
 # %% tags=["hide-input", "answer"]
 from IPython.display import Markdown
 
-from umup import claims, report, study
+from umup.lab import claims, report, study
 from umup.studies import schedules_figures as figures
 from umup.studies import schedules_report as words
 

@@ -78,7 +78,7 @@ point_seconds: float = 8.0
 # %% tags=["hide-input", "answer"]
 from IPython.display import Markdown
 
-from umup import claims, report, study
+from umup.lab import claims, report, study
 from umup.studies import stability_figures as figures
 from umup.studies import stability_report as texts
 

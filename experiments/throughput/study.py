@@ -60,7 +60,7 @@ point_seconds: float = 16.0  # assumed, for the estimate
 # %% tags=["hide-input", "answer"]
 from IPython.display import Markdown
 
-from umup import claims, report, study
+from umup.lab import claims, report, study
 from umup.studies import throughput_figures as pictures
 from umup.studies import throughput_report as words
 

@@ -1,7 +1,7 @@
 """umup: μP and u-μP on JAX and Flax, and the studies that measure them.
 
 Parametrizations are data (`umup.rules`), models see only numbers (`umup.model`), every
-hyperparameter is a traced value, and every result is a record (`umup.records`). `umup.unit` has
+hyperparameter is a traced value, and every result is a record (`umup.lab.records`). `umup.unit` has
 the unit-scaled operations under the names of PyTorch's `unit_scaling.functional`, `umup.interop`
 moves weights to and from it, and `umup.coord_check` tests a model of your own.
 """

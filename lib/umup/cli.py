@@ -83,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
         "  umup train big.yaml --fork 12000 --decay 2000\n"
         "  srun umup train big.yaml",
     )  # fmt: skip
-    train.add_argument("config", help="YAML file: the fields of umup.runfile.TrainConfig")
+    train.add_argument("config", help="YAML file: the fields of umup.run.runfile.TrainConfig")
     train.add_argument("--run", metavar="FOLDER", help="the run's folder (default: runs/NAME)")
     train.add_argument(
         "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
@@ -106,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--processes", type=int, default=0)
     train.add_argument("--process", type=int, default=-1, help="number of this one, from 0")
 
-    from umup import plan_cli
+    from umup.plan import plan_cli
 
     plan_cli.add_arguments(add(
         "plan", "Say what a run takes: memory, time, cost; what fits; what a budget buys.",
@@ -173,7 +173,7 @@ def executor_options(chosen: argparse.Namespace) -> Any:
             allowed = "together with --executor slurm or --executor local"
             raise StudyError(f"--{name.replace('_', '-')}", value, allowed)
         return None
-    from umup.executor import Options
+    from umup.lab.executor import Options
 
     if "slurm" in given:
         given["slurm"] = tuple(map(tuple, given["slurm"]))
@@ -182,7 +182,7 @@ def executor_options(chosen: argparse.Namespace) -> Any:
 
 def show_studies() -> None:
     """Print the studies and their profiles."""
-    from umup import study
+    from umup.lab import study
 
     for name in study.names():
         print(f"{name:20} {', '.join(study.profiles(name))}")
@@ -196,8 +196,8 @@ def run_study(
 
     With the ``executor.Options`` the work is submitted, and ``wait`` says whether to follow it.
     """
-    from umup import notebook, study
-    from umup.sweep import OutOfTime
+    from umup.lab import notebook, study
+    from umup.lab.sweep import OutOfTime
 
     given = study.parameters(name, profile) | overrides
     design = study.design_of(name).from_dict(given)
@@ -207,7 +207,7 @@ def run_study(
         print(format_status([state]))
         return 0
     if options is not None:
-        from umup import executor
+        from umup.lab import executor
 
         ended = executor.fan_out(name, design, place, options, wait=wait)
         if ended is not None or not wait:
@@ -233,7 +233,7 @@ def run_study(
 
 def show_status(only: str | None, repair: bool) -> None:
     """Print one line a study and profile."""
-    from umup import jobs, study
+    from umup.lab import jobs, study
 
     states, places = [], []
     for name in [only] if only else study.names():
@@ -269,8 +269,9 @@ def format_status(states: Sequence[dict[str, Any]]) -> str:
 
 def run_train(chosen: argparse.Namespace) -> int:
     """``umup train``; returns the exit status."""
-    from umup import data, distributed, loop, runfile, writers
+    from umup import data
     from umup.errors import TrainError
+    from umup.run import distributed, loop, runfile, writers
 
     if chosen.minutes is not None and not math.isfinite(chosen.minutes):
         raise TrainError("--minutes", chosen.minutes, "a finite number; from 0 down: one chunk")
@@ -303,7 +304,8 @@ def run_train(chosen: argparse.Namespace) -> int:
 
 def run_data(action: str, corpus: str, tokenizer: str, max_tokens: int | None, force: bool) -> int:
     """``umup data``; returns the exit status."""
-    from umup import corpora, data
+    from umup import data
+    from umup.data import corpora
 
     if action == "list":
         for entry in corpora.list_table():
@@ -349,7 +351,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: list[str]) -> int:
     """Run one command; returns the exit status."""
     if argv[:1] == ["bench"]:
-        from umup import bench
+        from umup.lab import bench
 
         return bench.main(argv[1:])
     chosen = parser().parse_args(argv)
@@ -364,18 +366,18 @@ def _command(argv: list[str]) -> int:
     elif chosen.command == "status":
         show_status(chosen.study, chosen.repair)
     elif chosen.command == "new-study":
-        from umup import new_study
+        from umup.book import new_study
 
         made = new_study.create(new_study.checkout(), chosen.name, chosen.title)
         print(new_study.next_steps(chosen.name, made))
     elif chosen.command == "train":
         return run_train(chosen)
     elif chosen.command == "plan":
-        from umup import plan_cli
+        from umup.plan import plan_cli
 
         return plan_cli.run(chosen)
     elif chosen.command == "watch":
-        from umup import watch
+        from umup.run import watch
 
         return watch.watch(chosen.folder, once=chosen.once, every=chosen.every)
     elif chosen.command == "data":
@@ -383,7 +385,7 @@ def _command(argv: list[str]) -> int:
             chosen.action, chosen.corpus, chosen.tokenizer, chosen.max_tokens, chosen.force
         )
     elif chosen.command == "book":
-        from umup import site
+        from umup.book import site
 
         return site.main(["build", *(["--no-live"] if chosen.no_live else [])])
     return 0

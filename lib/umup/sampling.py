@@ -33,7 +33,7 @@ def check_seq_len(seq_len: object) -> None:
 def n_windows(n_tokens: int, seq_len: int, *, on_host: bool = False) -> int:
     """How many windows of ``seq_len + 1`` tokens at stride ``seq_len`` a stream holds.
 
-    A device indexes tokens in int32; the host (``umup.loader``) numbers only windows so.
+    A device indexes tokens in int32; the host (``umup.data.loader``) numbers only windows so.
 
     Raises:
         DataError: ``seq_len`` is not a positive integer, or the stream holds no window.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from umup import site
+from umup.book import site
 from umup.errors import BookError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 
-from umup import h100_page, hardware, outlook, packs, slices, study
+from umup import slices
+from umup.book import h100_page
 from umup.errors import DataError
+from umup.lab import study
+from umup.plan import hardware, outlook
+from umup.slices import packs
 
 JOB = {
     "job": "proof", "state": "left", "why": "3 of 9 points left", "traceback": "",

@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 from dataclasses import dataclass
 
 import pandas as pd
 import pytest
 
-from umup import config, hardware, pages, rules
+from umup import config, rules
+from umup.book import pages
+from umup.plan import hardware
 
 NAN = math.nan
 
@@ -174,10 +177,20 @@ def test_every_scheme_has_its_table():
     assert text.count("| Adam LR factor |") == text.count("| SGD LR factor |") == len(whole)
 
 
-def test_modules_are_listed_without_importing_them(tmp_path):
-    (tmp_path / "b.py").write_text('"""Does b\nwell.\n\nMore."""\n1 / 0\n', encoding="utf-8")
-    (tmp_path / "_a.py").write_text('"""Private."""\n', encoding="utf-8")
-    assert pages.modules(tmp_path) == {"b": "Does b well."}
-    text = pages.api(tmp_path, tmp_path / "api")
-    assert "[`umup.b`](api/b.md) | Does b well." in text
-    assert "automodule:: umup.b" in (tmp_path / "api" / "b.md").read_text("utf-8")
+def test_packages_are_listed_without_importing_them(tmp_path):
+    package = tmp_path / "things"
+    texts = {
+        "__init__": "Things.", "_a": "Private.", "c": "Alone.", "b/d": "A room.",
+        "b/__init__": "Does b\nwell.\n\nMore.", "studies/__init__": "Left out.",
+    }  # fmt: skip
+    for name, text in texts.items():
+        path = package / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f'"""{text}"""\n1 / 0\n', encoding="utf-8")
+    text = pages.api(package, tmp_path / "api")
+    assert "[`things`](api/things.md) | Things." in text
+    assert "[`things.b`](api/things.b.md) | Does b well." in text and "studies" not in text
+    found = [(tmp_path / "api" / f"{n}.md").read_text("utf-8") for n in ("things", "things.b")]
+    assert re.findall("automodule:: (.*)", "".join(found)) == [
+        "things", "things.c", "things.b", "things.b.d",
+    ]  # fmt: skip

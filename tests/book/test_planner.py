@@ -11,9 +11,11 @@ from urllib.parse import parse_qs, urlencode
 import pytest
 
 from book.test_browser import WIDTHS, browser, problems, reading, serving  # noqa: F401
-from umup import budgets, formulas, hardware, plan, planner_page
+from umup import plan
+from umup.book import planner_page
 from umup.config import MeshConfig
 from umup.errors import BookError, ConfigError
+from umup.plan import budgets, formulas, hardware
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 2**30

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from test_records import make_row
-from umup import pages, records, shown, site, study
+from umup.book import pages, shown, site
 from umup.config import NUMERICS
-from umup.records import Store
+from umup.lab import records, study
+from umup.lab.records import Store
 
 STALE = NUMERICS - 1
 

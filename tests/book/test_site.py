@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from umup import machine, site
+from umup import machine
+from umup.book import site
 from umup.errors import BookError, StudyError
 
 SOUND = "<!doctype html><body><h1 id='top'>x</h1>"

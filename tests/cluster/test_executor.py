@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from umup import cli, executor, jobs, study
-from umup.design import Design, Point
+from umup import cli
 from umup.errors import ConfigError, StudyError
-from umup.executor import Options, Task
-from umup.records import Store, current
-from umup.sweep import OutOfTime
+from umup.lab import executor, jobs, study
+from umup.lab.design import Design, Point
+from umup.lab.executor import Options, Task
+from umup.lab.records import Store, current
+from umup.lab.sweep import OutOfTime
 from umup.terminal import Progress
 
 
@@ -287,7 +288,7 @@ def test_work_that_does_not_wait_ends_when_all_is_in_flight_elsewhere(workplace,
     design = study.design_of("toy").from_dict(study.parameters("toy", "tiny"))
     dataset, place = study.dataset_of(design), study.store("toy", "tiny")
     assert dataset is not None
-    monkeypatch.setattr("umup.sweep.time.sleep", lambda _: pytest.fail("waited"))
+    monkeypatch.setattr("umup.lab.sweep.time.sleep", lambda _: pytest.fail("waited"))
     with contextlib.ExitStack() as elsewhere:
         for asked in design.pending(current(place.read()), dataset):
             assert elsewhere.enter_context(place.claim(asked.key()))
@@ -355,7 +356,7 @@ def test_sigterm_ends_a_task_wherever_it_meets_it(task, tmp_path):
 def test_processes_here_share_the_work(workplace, monkeypatch, capsys):
     executed = []
     monkeypatch.setattr(executor, "POLL_SECONDS", 0.1)
-    monkeypatch.setattr("umup.notebook.execute", lambda *args: executed.append(args[2]["mode"]))
+    monkeypatch.setattr("umup.lab.notebook.execute", lambda *args: executed.append(args[2]["mode"]))
     argv = ("tiny", "--executor", "local", "--tasks", "2", "--wait", "-p", "steps", "100")
     status, out, _ = run(capsys, *argv)
     assert status == 0 and executed == ["load"]

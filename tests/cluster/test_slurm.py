@@ -15,8 +15,10 @@ import yaml
 
 from bigrun import PLAIN, on_the_first_devices, trajectory
 from cluster.oneslurm import NODES, Slurm, output, until
-from umup import cli, executor, jobs, runlog, study
-from umup.records import Store
+from umup import cli
+from umup.lab import executor, jobs, study
+from umup.lab.records import Store
+from umup.run import runlog
 
 pytestmark = [pytest.mark.slow, pytest.mark.optimized]  # lanes of any number are bit for bit alike
 STEPS = 6000
@@ -27,7 +29,7 @@ SLOWLY = ("-p", "chunk_steps", "10")  # so that tasks can be met at work; no num
 def notebooks(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     """The parameters of notebooks that were to be executed; none is."""
     executed: list[dict] = []
-    monkeypatch.setattr("umup.notebook.execute", lambda *args: executed.append(args[2]))
+    monkeypatch.setattr("umup.lab.notebook.execute", lambda *args: executed.append(args[2]))
     monkeypatch.setattr(executor, "POLL_SECONDS", 0.2)
     return executed
 

@@ -14,19 +14,20 @@ import pytest
 from matplotlib.container import ErrorbarContainer
 
 from synthetic import EMPTY, drawn, played, points_of, rows_of
-from umup import claims, laws
-from umup.claims import NotMeasured
+from umup import laws
 from umup.config import PROBE_STATS, RunConfig
 from umup.data import Dataset
-from umup.design import Point
 from umup.errors import ConfigError
-from umup.records import Results
+from umup.lab import claims
+from umup.lab.claims import NotMeasured
+from umup.lab.design import Point
+from umup.lab.records import Results
+from umup.lab.study import parameters
 from umup.studies import attention_scale as study
 from umup.studies import attention_scale_figures as figures
 from umup.studies import attention_scale_report as report
 from umup.studies import attention_scale_tables as tables
 from umup.studies.attention_scale_tables import PER_D, PER_ROOT, QUANTITIES
-from umup.study import parameters
 
 HERE = Path(__file__).parents[2] / "experiments" / "attention_scale"
 TEXT = cast(Dataset, SimpleNamespace(digest="d", vocab_size=256))

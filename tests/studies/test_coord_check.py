@@ -17,13 +17,13 @@ from flax import nnx
 
 from synthetic import EMPTY, drawn, marks, point_row
 from umup import studies, train
-from umup import study as library
-from umup.claims import NotMeasured
 from umup.config import HPs, ModelConfig, OptimConfig, RunConfig
 from umup.coord import _step
 from umup.errors import ConfigError
+from umup.lab import study as library
+from umup.lab.claims import NotMeasured
+from umup.lab.records import Results
 from umup.layers import Attention
-from umup.records import Results
 from umup.rules import Parametrization
 from umup.studies import coord_check as study
 from umup.studies import coord_check_figures as figures

@@ -20,14 +20,16 @@ import pandas as pd
 import pytest
 
 from synthetic import EMPTY, drawn, marks, point_row, rows_of
-from umup import claims, fp8, ops, study, train
-from umup.claims import NotMeasured
+from umup import fp8, ops, train
 from umup.config import PROBE_STATS, HPs, ModelConfig, OptimConfig, RunConfig
 from umup.data import Dataset
 from umup.errors import ConfigError
-from umup.hlo import Program
-from umup.ranges import LINEARS
-from umup.records import Results
+from umup.lab import claims, study
+from umup.lab.claims import NotMeasured
+from umup.lab.ranges import LINEARS
+from umup.lab.records import Results
+from umup.lab.study import parameters
+from umup.plan.hlo import Program
 from umup.studies import fp8_drift, fp8_drift_figures, fp8_drift_gemm_figures
 from umup.studies import fp8_drift_gemm as gemm
 from umup.studies import fp8_drift_proof as proof
@@ -36,7 +38,6 @@ from umup.studies import fp8_drift_report as report
 from umup.studies import fp8_drift_settings_figures as effects
 from umup.studies import fp8_drift_tables as tables
 from umup.studies.fp8_drift import Fp8Drift
-from umup.study import parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "experiments" / "fp8_drift"

@@ -13,14 +13,14 @@ import pandas as pd
 import pytest
 
 from synthetic import EMPTY, drawn, point_row, points_of, rows_of
-from umup import claims, records, study
-from umup.absent import NotMeasured
 from umup.config import PROBE_STATS, RunConfig
 from umup.data import Dataset
-from umup.design import Point
 from umup.errors import ConfigError
-from umup.ranges import KINDS, LINEARS
-from umup.records import Results
+from umup.lab import claims, records, study
+from umup.lab.absent import NotMeasured
+from umup.lab.design import Point
+from umup.lab.ranges import KINDS, LINEARS
+from umup.lab.records import Results
 from umup.studies import hopper_figures as pictures
 from umup.studies import hopper_measure as measure
 from umup.studies import hopper_report as words

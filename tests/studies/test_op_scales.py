@@ -15,11 +15,11 @@ import pandas as pd
 import pytest
 
 from synthetic import EMPTY, drawn, marks, points_of
-from umup import claims, study
-from umup.claims import NotMeasured
-from umup.design import Point
 from umup.errors import ConfigError
-from umup.records import Results
+from umup.lab import claims, study
+from umup.lab.claims import NotMeasured
+from umup.lab.design import Point
+from umup.lab.records import Results
 from umup.studies import op_scales, op_scales_figures
 from umup.studies import op_scales_measures as measures
 from umup.studies import op_scales_report as words

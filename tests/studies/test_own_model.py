@@ -17,12 +17,13 @@ import pytest
 from flax import nnx
 
 from synthetic import EMPTY, drawn, marks, points_of
-from umup import claims
-from umup.claims import NotMeasured
 from umup.config import HPs, ModelConfig, OptimConfig
 from umup.errors import ConfigError
+from umup.lab import claims
+from umup.lab.claims import NotMeasured
+from umup.lab.records import Results
+from umup.lab.study import parameters
 from umup.optim import lr_factors, mark
-from umup.records import Results
 from umup.rules import Parametrization
 from umup.studies import own_model as study
 from umup.studies import own_model_figures as figures
@@ -32,7 +33,6 @@ from umup.studies import own_model_models as models
 from umup.studies import own_model_plain as plain
 from umup.studies import own_model_report as report
 from umup.studies import own_model_tables as tables
-from umup.study import parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "experiments" / "own_model"

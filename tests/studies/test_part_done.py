@@ -23,9 +23,9 @@ from IPython.display import Markdown
 from matplotlib.figure import Figure
 
 from synthetic import EMPTY
-from umup import records, report, study
-from umup.claims import Verdict
-from umup.records import Results
+from umup.lab import records, report, study
+from umup.lab.claims import Verdict
+from umup.lab.records import Results
 
 LOSSES = ["final_loss", "best_loss", "val_loss", "val_bits_per_byte"]
 

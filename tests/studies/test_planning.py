@@ -13,14 +13,15 @@ import pytest
 import yaml
 
 from synthetic import EMPTY, drawn, marks, points_of
-from umup import aot, bench, claims, formulas, records
 from umup.errors import ConfigError, StudyError
-from umup.records import Results
+from umup.lab import bench, claims, records
+from umup.lab.records import Results
+from umup.lab.study import parameters
+from umup.plan import aot, formulas
 from umup.studies import planning as study
 from umup.studies import planning_figures as figures
 from umup.studies import planning_report as report
 from umup.studies import planning_tables as tables
-from umup.study import parameters
 
 HERE = Path(__file__).resolve().parents[2] / "experiments" / "planning"
 

@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 
 from synthetic import EMPTY, drawn, marks, played, point_row
-from umup import claims, data, ops, records, rules, schemes, train
+from umup import data, ops, rules, schemes, train
 from umup.config import NUMERICS, HPs, ModelConfig, OptimConfig, RunConfig
 from umup.data import Dataset
 from umup.errors import ConfigError
-from umup.records import Results
+from umup.lab import claims, records
+from umup.lab.records import Results
 from umup.studies import residual_tau as study
 from umup.studies import residual_tau_figures as figures
 from umup.studies import residual_tau_lemma as lemma

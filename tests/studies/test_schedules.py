@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 
 from synthetic import EMPTY, drawn, marks, points_of, rows_of
-from umup import claims
-from umup.claims import NotMeasured
 from umup.config import RunConfig
 from umup.data import Dataset
-from umup.design import Point
 from umup.errors import ConfigError
-from umup.records import Results
+from umup.lab import claims
+from umup.lab.claims import NotMeasured
+from umup.lab.design import Point
+from umup.lab.records import Results
+from umup.lab.study import parameters
 from umup.studies import schedules as study
 from umup.studies import schedules_figures as figures
 from umup.studies import schedules_report as report
 from umup.studies import schedules_tables as tables
 from umup.studies.schedules_tables import Line
-from umup.study import parameters
 
 HERE = Path(__file__).parents[2] / "experiments" / "schedules"
 TEXT = cast(Dataset, SimpleNamespace(digest="d", vocab_size=256))

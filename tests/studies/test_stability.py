@@ -13,19 +13,19 @@ import pandas as pd
 import pytest
 
 from synthetic import EMPTY, drawn, marks, points_of, rows_of
-from umup import claims
-from umup.claims import NotMeasured
 from umup.config import PROBE_STATS, RunConfig
 from umup.data import Dataset
-from umup.design import Point
 from umup.errors import ConfigError
-from umup.records import Results
+from umup.lab import claims
+from umup.lab.claims import NotMeasured
+from umup.lab.design import Point
+from umup.lab.records import Results
+from umup.lab.study import parameters
 from umup.studies import stability as study
 from umup.studies import stability_drills as drills
 from umup.studies import stability_figures as figures
 from umup.studies import stability_report as report
 from umup.studies import stability_tables as tables
-from umup.study import parameters
 
 HERE = Path(__file__).parents[2] / "experiments" / "stability"
 TEXT = cast(Dataset, SimpleNamespace(digest="d", vocab_size=256))

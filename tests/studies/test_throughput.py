@@ -15,16 +15,17 @@ import pytest
 import yaml
 
 from synthetic import EMPTY, drawn, marks, points_of
-from umup import bench_torch, claims, ops, timing
+from umup import ops
 from umup.errors import ConfigError, StudyError
-from umup.records import Results
+from umup.lab import bench_torch, claims, timing
+from umup.lab.records import Results
+from umup.lab.study import parameters
 from umup.studies import throughput as study
 from umup.studies import throughput_figures as figures
 from umup.studies import throughput_measures as measures
 from umup.studies import throughput_pieces as pieces
 from umup.studies import throughput_report as report
 from umup.studies import throughput_tables as tables
-from umup.study import parameters
 
 HERE = Path(__file__).resolve().parents[2] / "experiments" / "throughput"
 

@@ -30,9 +30,9 @@ from umup.config import (
     RunConfig,
 )
 from umup.data import Dataset
-from umup.design import Design, Point
 from umup.errors import ConfigError
-from umup.search import LRSearch, Result, next_lrs
+from umup.lab.design import Design, Point
+from umup.lab.search import LRSearch, Result, next_lrs
 from umup.studies.attention_scale_tables import PER_D, PER_ROOT, QUANTITIES
 
 __all__ = ["DESIGN", "MEASURES", "QUANTITIES", "AttentionScale", "Line", "layer"]

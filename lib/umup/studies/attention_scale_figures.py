@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from umup import laws
-from umup.absent import NotMeasured, required
-from umup.figures import COLOURS, LOSS, MARKERS, OTHER, drawn, style, subplots
-from umup.records import Results
+from umup.lab.absent import NotMeasured, required
+from umup.lab.figures import COLOURS, LOSS, MARKERS, OTHER, drawn, style, subplots
+from umup.lab.records import Results
 from umup.studies import attention_scale_tables as tables
 from umup.studies.attention_scale_tables import PER_D, PER_ROOT, TITLES
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 
-from umup.absent import required
-from umup.claims import format_number
+from umup.lab.absent import required
+from umup.lab.claims import format_number
+from umup.lab.records import Results
+from umup.lab.report import ABSENT, NO_RUNS, interval, known, loss_digits, markdown, said, worded
 from umup.laws import Interval
-from umup.records import Results
-from umup.report import ABSENT, NO_RUNS, interval, known, loss_digits, markdown, said, worded
 from umup.studies import attention_scale_tables as tables
 from umup.studies.attention_scale_tables import PER_D, PER_ROOT, TITLES
 

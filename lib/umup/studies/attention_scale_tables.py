@@ -15,13 +15,14 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from umup import laws, records
-from umup.absent import NotMeasured, required
+from umup import laws
 from umup.config import ModelConfig
+from umup.lab import records
+from umup.lab.absent import NotMeasured, required
+from umup.lab.records import Results
+from umup.lab.tables import remembered
 from umup.laws import Drift, Interval, Optimum
-from umup.records import Results
 from umup.rules import Parametrization
-from umup.tables import remembered
 
 PER_D, PER_ROOT = "umup", "umup_sqrt_attention"
 TITLES = {

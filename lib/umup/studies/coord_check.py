@@ -14,15 +14,16 @@ from typing import Any
 
 import pandas as pd
 
-from umup import report, rules, slopes
-from umup.absent import NotMeasured, required
-from umup.claims import format_number
+from umup import rules, slopes
 from umup.config import COUNT, POSITIVE, Range
-from umup.design import Design, Point
 from umup.errors import ConfigError
+from umup.lab import report
+from umup.lab.absent import NotMeasured, required
+from umup.lab.claims import format_number
+from umup.lab.design import Design, Point
+from umup.lab.records import Results
+from umup.lab.tables import remembered
 from umup.laws import Interval
-from umup.records import Results
-from umup.tables import remembered
 
 WHAT = "decoder"
 LADDER = ("sp", "ladder_init", "ladder_lr", "ladder_logits", "mup")

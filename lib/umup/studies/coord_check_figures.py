@@ -9,10 +9,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from umup import figures
-from umup.absent import required
-from umup.claims import format_number
-from umup.records import Results
+from umup.lab import figures
+from umup.lab.absent import required
+from umup.lab.claims import format_number
+from umup.lab.records import Results
 from umup.studies import coord_check as study
 
 COLOURS = figures.COLOURS | {"mup_readout_lr": "#56B4E9", "umup_readout_lr": "#E69F00"}

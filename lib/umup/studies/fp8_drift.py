@@ -24,8 +24,8 @@ from umup.config import (
     RunConfig,
 )
 from umup.data import Dataset
-from umup.design import Design, Point
 from umup.errors import ConfigError
+from umup.lab.design import Design, Point
 from umup.studies.fp8_drift_gemm import KINDS, MEASURES, shapes
 from umup.studies.fp8_drift_quantities import QUANTITIES
 from umup.studies.fp8_drift_tables import SCHEMES, SWEPT

@@ -11,10 +11,18 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from umup import figures, fp8_figures
-from umup.fp8_figures import COLOURS, FORMATS, KIND_NAMES, MARKERS, grid, linear_legend, log2_axis
-from umup.ranges import KINDS, LARGEST, MIN_NORMAL, SMALLEST
-from umup.records import Results
+from umup.lab import figures, fp8_figures
+from umup.lab.fp8_figures import (
+    COLOURS,
+    FORMATS,
+    KIND_NAMES,
+    MARKERS,
+    grid,
+    linear_legend,
+    log2_axis,
+)
+from umup.lab.ranges import KINDS, LARGEST, MIN_NORMAL, SMALLEST
+from umup.lab.records import Results
 from umup.studies import fp8_drift_tables as tables
 from umup.studies.fp8_drift_tables import NAMES
 

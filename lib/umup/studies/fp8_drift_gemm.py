@@ -2,8 +2,8 @@
 
 Three measures, points of the study `fp8_drift` and rows of its script `gemm_proof.py`: the operand
 types of a linear's three products, read from the compiled HLO; speed of single products
-(`umup.products`); step time and loss of a decoder. On a device without FP8 units the same functions
-run and say so.
+(`umup.plan.products`); step time and loss of a decoder. On a device without FP8 units the same
+functions run and say so.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from umup.config import BLOCK_LINEARS, HPs, ModelConfig, OptimConfig, RunConfig
 from umup.data import chain
 from umup.errors import ConfigError
 from umup.fp8 import Casts
-from umup.hlo import Program
 from umup.layers import block_casts, linear_casts
-from umup.products import KINDS, device, gemm
+from umup.plan.hlo import Program
+from umup.plan.products import KINDS, device, gemm
 
 __all__ = ["KINDS", "MEASURES", "chain", "device", "expected", "gemm", "linear_products", "shapes"]
 

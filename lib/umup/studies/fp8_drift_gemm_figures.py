@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from umup import figures
-from umup.absent import NotMeasured
-from umup.records import Results
+from umup.lab import figures
+from umup.lab.absent import NotMeasured
+from umup.lab.records import Results
 from umup.studies.fp8_drift_figures import RECIPES
 
 KINDS = {

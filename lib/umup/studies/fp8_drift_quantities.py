@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from umup import ranges
-from umup.absent import NotMeasured, required
+from umup.lab import ranges
+from umup.lab.absent import NotMeasured, required
+from umup.lab.ranges import KINDS, LINEARS
+from umup.lab.records import Results
 from umup.laws import Interval
-from umup.ranges import KINDS, LINEARS
-from umup.records import Results
 from umup.studies.fp8_drift_tables import (
     NAMES,
     SHAPE,

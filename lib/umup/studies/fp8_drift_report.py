@@ -9,12 +9,12 @@ import math
 
 import pandas as pd
 
-from umup import report
-from umup.absent import required
-from umup.claims import format_number
 from umup.config import RECIPES
-from umup.ranges import LINEARS
-from umup.records import Results
+from umup.lab import report
+from umup.lab.absent import required
+from umup.lab.claims import format_number
+from umup.lab.ranges import LINEARS
+from umup.lab.records import Results
 from umup.studies import fp8_drift_quantities as quantities
 from umup.studies import fp8_drift_tables as tables
 from umup.studies.fp8_drift_tables import NAMES, SHAPE

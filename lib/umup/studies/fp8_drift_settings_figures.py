@@ -10,9 +10,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from umup import figures
-from umup.absent import NotMeasured
-from umup.records import Results
+from umup.lab import figures
+from umup.lab.absent import NotMeasured
+from umup.lab.records import Results
 from umup.studies import fp8_drift_tables as tables
 from umup.studies.fp8_drift_figures import grid, log2_axis
 from umup.studies.fp8_drift_tables import FOLLOWED, NAMES, SHAPE, SWEPT

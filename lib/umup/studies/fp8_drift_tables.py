@@ -11,14 +11,15 @@ import math
 
 import pandas as pd
 
-from umup import fp8, records
-from umup.absent import required
+from umup import fp8
 from umup.config import RECIPES
+from umup.lab import records
+from umup.lab.absent import required
+from umup.lab.ranges import KINDS, of_linears
+from umup.lab.records import Results
+from umup.lab.tables import differences, remembered
 from umup.laws import Interval
-from umup.ranges import KINDS, of_linears
-from umup.records import Results
 from umup.slopes import fit_slope
-from umup.tables import differences, remembered
 
 SCHEMES = ("mup", "umup")
 NAMES = {"mup": "μP", "umup": "u-μP"}

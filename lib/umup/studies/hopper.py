@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from umup.config import COUNT, POSITIVE, HPs, ModelConfig, OptimConfig, Range, RunConfig
 from umup.data import Dataset
-from umup.design import Design, Point
 from umup.errors import ConfigError
+from umup.lab.design import Design, Point
 from umup.studies.hopper_measure import MEASURES
 from umup.studies.hopper_tables import QUANTITIES, TWINS
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from umup import claims, figures, fp8_figures
-from umup.records import Results
+from umup.lab import claims, figures, fp8_figures
+from umup.lab.records import Results
 from umup.studies import hopper_tables as tables
 from umup.studies.hopper_tables import SCALED, SCHEMES
 

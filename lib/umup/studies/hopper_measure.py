@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 
-from umup import data, products, train
+from umup import data, train
 from umup.config import HPs, ModelConfig, OptimConfig, RunConfig
+from umup.plan import products
 
 VOCAB = 256
 TEXT = 2**14

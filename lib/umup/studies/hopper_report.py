@@ -9,10 +9,10 @@ import math
 
 import pandas as pd
 
-from umup import report
-from umup.absent import required
-from umup.claims import bound, format_number
-from umup.records import Results
+from umup.lab import report
+from umup.lab.absent import required
+from umup.lab.claims import bound, format_number
+from umup.lab.records import Results
 from umup.studies import hopper_tables as tables
 from umup.studies.hopper_tables import NAMES, SCALED
 

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from umup import ranges, records, study
-from umup.absent import NotMeasured, required
+from umup.lab import ranges, records, study
+from umup.lab.absent import NotMeasured, required
+from umup.lab.records import Results
+from umup.lab.tables import NAMES, differences, remembered
 from umup.laws import Interval
-from umup.records import Results
-from umup.tables import NAMES, differences, remembered
 
 SCHEMES = ("mup", "umup")
 SCALED = "fp8_seed, loss scaled"

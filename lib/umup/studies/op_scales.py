@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from umup import claims
-from umup.absent import NotMeasured, required
 from umup.config import COUNT, POSITIVE, Range
-from umup.design import Design, Point
+from umup.lab import claims
+from umup.lab.absent import NotMeasured, required
+from umup.lab.design import Design, Point
+from umup.lab.records import Results
+from umup.lab.tables import remembered
 from umup.laws import Interval, mean_interval
-from umup.records import Results
 from umup.studies import op_scales_measures as measures
 from umup.studies import op_scales_theory as theory
-from umup.tables import remembered
 
 MEASURES = {
     **{f.__name__: f for f in (

@@ -12,10 +12,10 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from umup import figures
-from umup.absent import required
-from umup.claims import format_number
-from umup.records import Results
+from umup.lab import figures
+from umup.lab.absent import required
+from umup.lab.claims import format_number
+from umup.lab.records import Results
 from umup.rules import gated_silu_std, lerp_log
 from umup.studies import op_scales_theory as theory
 from umup.studies.op_scales import bound, cells

@@ -8,11 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from umup import report
-from umup.absent import NotMeasured, required
-from umup.claims import format_number
-from umup.records import Results
-from umup.report import ABSENT, known, several, worded
+from umup.lab import report
+from umup.lab.absent import NotMeasured, required
+from umup.lab.claims import format_number
+from umup.lab.records import Results
+from umup.lab.report import ABSENT, known, several, worded
 from umup.studies.op_scales import FIELDS, cells
 
 TITLES = {

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from umup.config import COUNT, FRACTION, Range
-from umup.design import Design, Point
 from umup.errors import ConfigError
+from umup.lab.design import Design, Point
 from umup.studies.own_model_tables import QUANTITIES
 
 __all__ = ["DESIGN", "MEASURES", "QUANTITIES", "OwnModel"]

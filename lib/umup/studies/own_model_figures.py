@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from umup import figures
-from umup.absent import NotMeasured, required
-from umup.records import Results
+from umup.lab import figures
+from umup.lab.absent import NotMeasured, required
+from umup.lab.records import Results
 from umup.studies import own_model_tables as tables
 from umup.studies.own_model_tables import NAMES, SCHEMES, title
 

@@ -6,9 +6,9 @@ import math
 
 import pandas as pd
 
-from umup.claims import format_number
-from umup.records import Results
-from umup.report import ABSENT, interval, loss_digits, markdown, said, tally, worded
+from umup.lab.claims import format_number
+from umup.lab.records import Results
+from umup.lab.report import ABSENT, interval, loss_digits, markdown, said, tally, worded
 from umup.studies import own_model_tables as tables
 from umup.studies.own_model_tables import NAMES, SCHEMES, title
 

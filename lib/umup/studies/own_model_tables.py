@@ -8,12 +8,13 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from umup import laws, tables
-from umup.absent import NotMeasured, required
+from umup import laws
+from umup.lab import tables
+from umup.lab.absent import NotMeasured, required
+from umup.lab.records import Results
+from umup.lab.tables import remembered
 from umup.laws import Interval, Optimum
-from umup.records import Results
 from umup.slopes import COLUMNS, CoordCheck
-from umup.tables import remembered
 
 NAMES = {"mlp": "MLP", "vit": "ViT"}
 SCHEMES = {"sp": "SP", "mup": "μP"}

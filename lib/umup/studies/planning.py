@@ -1,9 +1,9 @@
 """The study ``planning``: is the planner right?
 
 Points only: the train step of a list of configurations, compiled ahead of time for meshes that are
-not there. Records hold what the compiler said; what `umup.formulas` predicts is computed when they
-are tabulated, so that a change of the planner shows. Step times are those on record in the study
-``throughput``.
+not there. Records hold what the compiler said; what `umup.plan.formulas` predicts is computed when
+they are tabulated, so that a change of the planner shows. Step times are those on record in the
+study ``throughput``.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from typing import Any
 
 import jax
 
-from umup import aot, mesh
-from umup.aot import Job
+from umup import mesh
 from umup.config import COUNT, RECIPES
-from umup.design import Design, Point
 from umup.errors import ConfigError, StudyError
+from umup.lab.design import Design, Point
+from umup.plan import aot
+from umup.plan.aot import Job
 from umup.studies.planning_tables import QUANTITIES
 
 __all__ = ["DESIGN", "MEASURES", "QUANTITIES", "Planning"]

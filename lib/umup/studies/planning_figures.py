@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
-from umup.absent import NotMeasured
-from umup.figures import OTHER, drawn, style, subplots
+from umup.lab.absent import NotMeasured
+from umup.lab.figures import OTHER, drawn, style, subplots
+from umup.lab.records import Results
 from umup.mesh import AXES
-from umup.records import Results
 from umup.studies import planning_tables as tables
 
 LARGE = ("7B", "70B")

@@ -11,12 +11,12 @@ from typing import Any
 
 import pandas as pd
 
-from umup.absent import NotMeasured, required
-from umup.claims import format_number
+from umup.lab.absent import NotMeasured, required
+from umup.lab.claims import format_number
+from umup.lab.records import Results
+from umup.lab.report import known, markdown, several, worded
 from umup.laws import Interval
 from umup.mesh import AXES
-from umup.records import Results
-from umup.report import known, markdown, several, worded
 from umup.studies import planning_tables as tables
 from umup.studies.planning_figures import BOUNDS, LARGE
 

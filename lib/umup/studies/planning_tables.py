@@ -14,15 +14,17 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from umup import bench, formulas, hardware, plan
-from umup.absent import NotMeasured, required
-from umup.bench import Plan
+from umup import plan
 from umup.config import MeshConfig, ModelConfig, OptimConfig
+from umup.lab import bench
+from umup.lab.absent import NotMeasured, required
+from umup.lab.bench import Plan
+from umup.lab.records import Results
+from umup.lab.tables import remembered
+from umup.lab.timing import CHANGES, PLAIN
 from umup.laws import LEVEL, Interval
 from umup.mesh import AXES
-from umup.records import Results
-from umup.tables import remembered
-from umup.timing import CHANGES, PLAIN
+from umup.plan import formulas, hardware
 
 GIB = 2**30
 MACHINE = functools.cache(hardware.get)

@@ -15,9 +15,9 @@ import pandas as pd
 
 from umup.config import COUNT, POSITIVE, HPs, ModelConfig, OptimConfig, Range, RunConfig
 from umup.data import Dataset
-from umup.design import Design, Point
 from umup.errors import ConfigError
-from umup.search import LRSearch, Result, next_lrs
+from umup.lab.design import Design, Point
+from umup.lab.search import LRSearch, Result, next_lrs
 from umup.studies.residual_tau_lemma import CONVENTIONS, lemma
 from umup.studies.residual_tau_tables import ARMS, QUANTITIES
 from umup.studies.residual_tau_walk import trained, walk

@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from umup import figures
-from umup.absent import NotMeasured, otherwise, required
-from umup.records import Results
+from umup.lab import figures
+from umup.lab.absent import NotMeasured, otherwise, required
+from umup.lab.records import Results
 from umup.rules import residual_taus
 from umup.studies import residual_tau_tables as tables
 from umup.studies.residual_tau_lemma import CONVENTIONS, Shares, shares

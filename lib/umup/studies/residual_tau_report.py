@@ -9,11 +9,11 @@ import math
 
 import pandas as pd
 
-from umup import report
-from umup.absent import otherwise, required
-from umup.claims import format_number
-from umup.records import Results
-from umup.report import ABSENT, known, said, text_of, worded
+from umup.lab import report
+from umup.lab.absent import otherwise, required
+from umup.lab.claims import format_number
+from umup.lab.records import Results
+from umup.lab.report import ABSENT, known, said, text_of, worded
 from umup.rules import residual_taus
 from umup.studies import residual_tau_tables as tables
 from umup.studies.residual_tau_lemma import CONVENTIONS, shares

@@ -14,11 +14,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from umup import laws, tables
-from umup.absent import NotMeasured, required
+from umup import laws
+from umup.lab import tables
+from umup.lab.absent import NotMeasured, required
+from umup.lab.records import Results, with_spec
+from umup.lab.tables import remembered
 from umup.laws import Drift, Interval, Optimum
-from umup.records import Results, with_spec
-from umup.tables import remembered
 
 
 class Arm(NamedTuple):
@@ -48,7 +49,7 @@ def arm_names(schemes: Sequence[str], conventions: Sequence[str]) -> list[str]:
 
 @remembered
 def by_depth(results: Results) -> pd.DataFrame:
-    """The runs with the arm as ``scheme`` and the depth N as ``d_model``, for ``umup.tables``.
+    """The runs with the arm as ``scheme`` and the depth N as ``d_model``, for ``umup.lab.tables``.
 
     Raises:
         NotMeasured: there are none.

@@ -26,8 +26,8 @@ from umup.config import (
     RunConfig,
 )
 from umup.data import Dataset
-from umup.design import Design, Point
 from umup.errors import ConfigError
+from umup.lab.design import Design, Point
 from umup.studies.schedules_tables import QUANTITIES, SCHEDULES, WSD
 
 __all__ = ["DESIGN", "MEASURES", "QUANTITIES", "Schedules", "fork", "ladder"]
@@ -208,7 +208,8 @@ class _Plateau:
     def __init__(self, shape: Mapping[str, Any], scheme: str, log2_lr: float, seeds: int, end: int):
         import jax.numpy as jnp
 
-        from umup import data, sweep, train
+        from umup import data, train
+        from umup.lab import sweep
 
         text = data.load(shape["corpus"], shape["tokenizer"], seq_len=shape["seq_len"])
         self.tokens = sweep.device_tokens(text)

@@ -16,13 +16,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from umup import claims, figures
-from umup.absent import NotMeasured, otherwise
+from umup.lab import claims, figures
+from umup.lab.absent import NotMeasured, otherwise
+from umup.lab.records import Results, with_spec
+from umup.lab.tables import NAMES
 from umup.laws import Interval
-from umup.records import Results, with_spec
 from umup.studies import schedules_tables as tables
 from umup.studies.schedules_tables import SHARE, TITLES, WSD
-from umup.tables import NAMES
 
 COLOURS = {
     "cosine": "#0072B2", "linear": "#56B4E9", "two_step": "#CC79A7", "wsd": "#009E73",

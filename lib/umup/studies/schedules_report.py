@@ -10,11 +10,11 @@ import math
 
 import pandas as pd
 
-from umup import report
-from umup.absent import NotMeasured
-from umup.claims import format_number
-from umup.records import Results
-from umup.report import ABSENT, known, said, several, text_of
+from umup.lab import report
+from umup.lab.absent import NotMeasured
+from umup.lab.claims import format_number
+from umup.lab.records import Results
+from umup.lab.report import ABSENT, known, said, several, text_of
 from umup.studies import schedules_tables as tables
 from umup.studies.schedules_tables import SHARE, TITLES, WSD
 

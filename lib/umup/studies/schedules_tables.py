@@ -14,11 +14,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from umup import laws, records, tables
-from umup.absent import NotMeasured, required
+from umup import laws
+from umup.lab import records, tables
+from umup.lab.absent import NotMeasured, required
+from umup.lab.records import Results
+from umup.lab.tables import remembered
 from umup.laws import Interval, Optimum
-from umup.records import Results
-from umup.tables import remembered
 
 WSD = ("wsd", "wsd_sqrt")
 SCHEDULES = ("cosine", "linear", "two_step", *WSD)

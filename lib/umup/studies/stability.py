@@ -23,8 +23,8 @@ from umup.config import (
     RunConfig,
 )
 from umup.data import Dataset
-from umup.design import Design, Point
 from umup.errors import ConfigError
+from umup.lab.design import Design, Point
 from umup.studies import stability_drills, stability_measures
 from umup.studies.stability_drills import KINDS
 from umup.studies.stability_tables import DEFENCES, QUANTITIES, SCHEMES

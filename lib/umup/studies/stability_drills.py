@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from umup import data, runlog
+from umup import data
 from umup.config import HPs, ModelConfig, OptimConfig
 from umup.data import Dataset
-from umup.loop import Drill, train_run
-from umup.recovery import RecoveryConfig
-from umup.runfile import TrainConfig
+from umup.run import runlog
+from umup.run.loop import Drill, train_run
+from umup.run.recovery import RecoveryConfig
+from umup.run.runfile import TrainConfig
 from umup.sampling import n_windows, permute_on_host
 
 KINDS = ("clean", "poison", "jump", "nan")

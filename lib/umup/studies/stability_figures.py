@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from umup import laws
-from umup.absent import NotMeasured, otherwise, required
-from umup.figures import COLOURS, LOSS, MARKERS, OTHER, drawn, style, subplots
-from umup.records import Results
+from umup.lab.absent import NotMeasured, otherwise, required
+from umup.lab.figures import COLOURS, LOSS, MARKERS, OTHER, drawn, style, subplots
+from umup.lab.records import Results
 from umup.studies import stability_tables as tables
 from umup.studies.stability_tables import DEFENCES, NAMES, SCHEMES
 

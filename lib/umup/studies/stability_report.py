@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from umup.absent import NotMeasured, required
-from umup.claims import format_number
-from umup.records import Results
-from umup.report import ABSENT, NO_RUNS, loss_digits, markdown, said, worded
+from umup.lab.absent import NotMeasured, required
+from umup.lab.claims import format_number
+from umup.lab.records import Results
+from umup.lab.report import ABSENT, NO_RUNS, loss_digits, markdown, said, worded
 from umup.studies import stability_tables as tables
 from umup.studies.stability_tables import DEFENCES, MARGIN, NAMES, SCHEMES
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from umup import laws, records
-from umup.absent import NotMeasured, required
+from umup import laws
+from umup.lab import records
+from umup.lab.absent import NotMeasured, required
+from umup.lab.records import Results
+from umup.lab.tables import remembered
 from umup.laws import Interval
-from umup.records import Results
-from umup.tables import remembered
 
 SCHEMES = ("sp", "mup", "umup")
 NAMES = {"sp": "SP", "mup": "μP", "umup": "u-μP"}

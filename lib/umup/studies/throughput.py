@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from umup.bench import Plan
 from umup.config import COUNT, Range
-from umup.design import Design, Point
 from umup.errors import ConfigError
+from umup.lab.bench import Plan
+from umup.lab.design import Design, Point
+from umup.lab.timing import CHANGES
 from umup.studies import throughput_measures as measures
 from umup.studies.throughput_measures import TORCH
 from umup.studies.throughput_tables import QUANTITIES
-from umup.timing import CHANGES
 
 __all__ = ["DESIGN", "MEASURES", "QUANTITIES", "Throughput"]
 

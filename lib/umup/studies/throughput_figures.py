@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from umup.absent import NotMeasured
-from umup.figures import OTHER, drawn, panel, style, subplots
-from umup.records import Results
+from umup.lab.absent import NotMeasured
+from umup.lab.figures import OTHER, drawn, panel, style, subplots
+from umup.lab.records import Results
 from umup.studies import throughput_tables as tables
 
 SIDES = {

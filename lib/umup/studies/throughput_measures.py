@@ -1,6 +1,6 @@
 """What the study ``throughput`` times: whole steps beside PyTorch's, changes to ours, pieces.
 
-Lanes, compile times, matrix products and resident memory are parts of `umup.bench`.
+Lanes, compile times, matrix products and resident memory are parts of `umup.lab.bench`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from umup import bench, bench_torch, machine
-from umup.bench import Plan
+from umup import machine
 from umup.config import RunConfig
 from umup.errors import StudyError
-from umup.timing import CHANGES, PLAIN, Change, Ours, alternate, uncached
+from umup.lab import bench, bench_torch
+from umup.lab.bench import Plan
+from umup.lab.timing import CHANGES, PLAIN, Change, Ours, alternate, uncached
 
 TORCH = ("eager", "compiled")
 """The two ways to run the reference."""
@@ -114,7 +115,7 @@ def parts(
 
 @_loaded
 def benched(*, part: str, plan: Mapping[str, Any]) -> dict[str, Any]:
-    """What a part of `umup.bench` measures: gemm, lanes, compile_times or memory.
+    """What a part of `umup.lab.bench` measures: gemm, lanes, compile_times or memory.
 
     Returns:
         found: its measurements, flat dictionaries.

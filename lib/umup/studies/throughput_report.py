@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from umup.absent import required
-from umup.claims import format_number
+from umup.lab.absent import required
+from umup.lab.claims import format_number
+from umup.lab.records import Results
+from umup.lab.report import interval, known, markdown, several, worded
 from umup.laws import Interval
-from umup.records import Results
-from umup.report import interval, known, markdown, several, worded
 from umup.studies import throughput_tables as tables
 from umup.studies.throughput_figures import PIECES, SIDES
 

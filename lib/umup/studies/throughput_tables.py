@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from umup.absent import NotMeasured, otherwise, required
-from umup.bench_records import ratios
+from umup.lab.absent import NotMeasured, otherwise, required
+from umup.lab.bench_records import ratios
+from umup.lab.records import Results
+from umup.lab.tables import remembered
+from umup.lab.timing import CHANGES
 from umup.laws import LEVEL, Interval
-from umup.records import Results
-from umup.tables import remembered
-from umup.timing import CHANGES
 
 REST = "the rest"
 
@@ -46,7 +46,7 @@ def _points(results: Results, what: str) -> pd.DataFrame:
 
 @remembered
 def benched(results: Results, part: str) -> pd.DataFrame:
-    """The measurements of a part of `umup.bench`, one a row.
+    """The measurements of a part of `umup.lab.bench`, one a row.
 
     Raises:
         NotMeasured: there are none.

@@ -1,0 +1,1 @@
+"""The published book: `site` runs studies, renders `pages` from their records, checks it all."""

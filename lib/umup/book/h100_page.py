@@ -1,0 +1,81 @@
+"""What the book says of slices of GPU time: what was measured when, and what is still predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from umup import slices
+from umup.book.markdown import number, table
+from umup.errors import DataError
+from umup.plan import GIB, hardware, outlook
+from umup.slices import h100, packs
+
+
+def page(experiments: Path) -> str:
+    """Three tables in Markdown: the slices so far, the queue with what is missing, and predictions.
+
+    Args:
+        experiments: the folder of the studies.
+    """
+    jobs = slices.queue(experiments / slices.QUEUE)
+    return "\n".join([done(packs.slices_so_far(experiments)), ahead(jobs), predicted()])
+
+
+def whole(value: float) -> str:
+    """A number without decimals."""
+    return f"{value:,.0f}"
+
+
+def done(log: Sequence[Mapping[str, Any]]) -> str:
+    """A row for every job of every slice: when, where, what became of it, predicted and taken."""
+    if not log:
+        return "No slice has been run yet: nothing in this book was measured on a GPU.\n"
+    rows = []
+    for entry in log:
+        date, where = entry["id"][:8], entry["where"]
+        for job in entry["jobs"]:
+            rows.append((
+                f"{date[:4]}-{date[4:6]}-{date[6:]}", where["device"], where["jax"], job["job"],
+                f"{job['state']}{': ' + job['why'] if job['why'] else ''}",
+                whole(job["predicted_s"]), whole(job["seconds"]),
+            ))  # fmt: skip
+    header = ("Date", "Device", "jax", "Job", "State", "Predicted, s", "Took, s")
+    return table(header, rows)
+
+
+def ahead(jobs: Sequence[slices.Job]) -> str:
+    """A row for every job: what it decides, what is missing, its predicted seconds and price."""
+    price = hardware.get("h100").usd_per_hour
+    rows, left = [], 0.0
+    for job in jobs:
+        try:
+            missing, total = h100.lacks(job, Path("none"))
+        except DataError as error:  # a text that this machine lacks: the number is not known here
+            rows.append((job.name, job.decides, f"not known here ({error.field})",
+                         whole(job.seconds)))  # fmt: skip
+            left += job.seconds
+            continue
+        share = missing / max(total, 1)
+        left += job.seconds * share
+        rows.append((job.name, job.decides, f"{missing} of {total}",
+                     whole(job.seconds * share) if missing else "–"))  # fmt: skip
+    told = (
+        f"All of it: at most {whole(left / 60)} minutes of an H100, {whole(left / 3600 * price)} "
+        f"dollars at {number(price)} an hour; what a job shares with one before it is made once.\n"
+    )
+    header = ("Job", "Decides", "Missing", "Predicted, s")
+    return table(header, rows) + "\n" + told
+
+
+def predicted() -> str:
+    """A row for each of the first jobs' steps, as the planner predicts them on an H100."""
+    machine = hardware.get("h100")
+    rows = []
+    for name, job in outlook.JOBS.items():
+        o = outlook.outlook(job, machine)
+        rows.append((name, number(1e3 * o.seconds), number(o.mfu, 2), o.limit,
+                     number(o.state_bytes / GIB), number(o.bytes / GIB)))  # fmt: skip
+    header = ("Step", "ms", "MFU", "Waits mostly for", "State, GiB", "In all, GiB")
+    return table(header, rows)

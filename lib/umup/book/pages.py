@@ -1,0 +1,408 @@
+"""What the book says of itself: Markdown fragments made from records, claims and the library.
+
+Every function returns Markdown (MyST) for one page; `generate` writes them all into the staging
+folder of the book, where the hand-written pages include them. No number is typed into a page.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import json
+import math
+import platform
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from umup import config, rules
+from umup.book import planner_page, shown
+from umup.book.markdown import number, table
+from umup.lab import records, schemas
+from umup.lab.claims import PROFILES
+from umup.lab.study import parameters
+from umup.lab.study import profiles as profiles_of
+from umup.plan import hardware
+
+SOFTWARE = ("python", "jax", "jaxlib", "flax", "xla_flags")
+
+BADGES = {
+    "holds": "success",
+    "fails": "danger",
+    "inconclusive": "warning",
+    "not measured": "secondary",
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study as the book sees it: its name, folder, rendered notebook and its profile."""
+
+    name: str
+    folder: Path
+    page: Path
+    profile: str
+
+    @property
+    def notebook(self) -> dict[str, Any]:
+        """The rendered notebook as a dictionary."""
+        return json.loads(self.page.read_text(encoding="utf-8"))
+
+    @property
+    def title(self) -> str:
+        """The first heading of the notebook, or the study's name."""
+        for cell in self.notebook["cells"]:
+            if found := re.search(r"^# (.+)$", "".join(cell["source"]), re.MULTILINE):
+                return found[1].strip()
+        return self.name
+
+
+def bound(low: float | None, high: float | None) -> str:
+    """A claim's bound: `≥ low`, `≤ high` or `low to high`."""
+    low = None if low is None or math.isinf(low) else low
+    high = None if high is None or math.isinf(high) else high
+    if low is None:
+        return "–" if high is None else f"≤ {number(high)}"
+    return f"≥ {number(low)}" if high is None else f"{number(low)} to {number(high)}"
+
+
+def measured(verdict: Any) -> str:
+    """A verdict's value with its interval and unit, to the decimals the interval warrants."""
+    if verdict.value is None or math.isnan(verdict.value):
+        return "–"
+    width = verdict.hi - verdict.lo
+    digits = 1 - math.floor(math.log10(width)) if 0 < width < math.inf else 3
+    digits = min(max(digits, 0), 3)
+
+    def show(value: float) -> str:
+        rounded = round(value, digits) + 0.0 if math.isfinite(value) else value  # no minus zero
+        return number(value) if math.isinf(value) else f"{rounded:.{digits}f}".replace("-", "−")
+
+    interval = f"[{show(verdict.lo)},\N{NO-BREAK SPACE}{show(verdict.hi)}]"
+    return f"**{show(verdict.value)}** {interval} {verdict.unit}".strip()
+
+
+def claim_figures(notebook: Mapping[str, Any]) -> dict[str, str]:
+    """Claim id → figure name, from cells with a named figure and tags `claim:ID`."""
+    found = {}
+    for cell in notebook["cells"]:
+        name = cell["metadata"].get("mystnb", {}).get("figure", {}).get("name")
+        for tag in cell["metadata"].get("tags", []):
+            if name and tag.startswith("claim:"):
+                found[tag.removeprefix("claim:")] = name
+    return found
+
+
+def claims_board(
+    verdicts: Sequence[Any], studies: Sequence[Study], pictures: Mapping[str, str] = {}
+) -> str:
+    """Every claim of every study: verdict, measured value, bound, where it is shown.
+
+    Args:
+        verdicts: `umup.lab.claims.Verdict` objects.
+        studies: the pages to link to, in the order to show them.
+        pictures: path of each study's figure of its claims, as the page sees it.
+    """
+    if not verdicts:
+        return "No study states a claim yet.\n"
+    by_name = {study.name: study for study in studies}
+
+    def row(v: Any, figures: Mapping[str, str], several: bool) -> list[str]:
+        figure = f"{{numref}}`{figures[v.id]}`. " if v.id in figures else ""
+        profile = f"Profile `{v.profile}`. " if several and v.profile else ""
+        lines = [v.statement, f"<small>{figure}{profile}Source: {v.source}.</small>"]
+        if v.note and v.verdict != "holds":
+            lines.append(f"<small>*{v.note}*</small>")
+        badge = f"{{bdg-{BADGES.get(v.verdict, 'secondary')}}}`{v.verdict}`"
+        return ["<br>".join(lines), badge, measured(v), bound(v.bound_min, v.bound_max)]
+
+    counts = Counter(v.verdict for v in verdicts)
+    said = ", ".join(f"{kind} {counts[kind]}" for kind in BADGES if counts[kind])
+    parts = [f"{len(verdicts)} claims: {said}. Each study's open below.\n"]
+    names = dict.fromkeys(v.study for v in verdicts)
+    for name in sorted(names, key=lambda n: [*by_name, n].index(n)):
+        mine = [v for v in verdicts if v.study == name]
+        used = {v.profile for v in mine if v.verdict != "not measured"}
+        known = by_name.get(name)
+        title = f"[{known.title}](studies/{name}.ipynb)" if known else f"`{name}`"
+        profile = f", profile `{used.pop()}`" if len(used) == 1 else ""
+        kinds = Counter(v.verdict for v in mine)
+        tally = ", ".join(f"{kind} {kinds[kind]}" for kind in BADGES if kinds[kind])
+        parts.append(f"`````{{dropdown}} {known.title if known else name} {tally}\n")
+        parts.append(f"**{title}**{profile}\n")
+        figures = claim_figures(known.notebook) if known else {}
+        rows = [row(v, figures, len(used) > 1) for v in mine]
+        parts.append(table(["claim", "verdict", "measured [95 %]", "bound"], rows, "claims"))
+        if name in pictures:
+            parts.append(
+                f"```{{figure}} {pictures[name]}\n:name: fig-claims-{name}\n"
+                ":alt: measured values against bounds\n\n"
+                "Each claim's measured value with its 95 % interval against its bound.\n```\n"
+            )
+        parts.append("`````\n")
+    return "\n".join(parts)
+
+
+def picture(studies: Sequence[Study], folder: Path) -> str:
+    """The front page's picture: the figure of the first cell tagged `picture` (else the first).
+
+    Writes `picture.png` into `folder` and returns Markdown that shows it with its caption.
+    """
+    cells = [(s, c) for s in studies for c in s.notebook["cells"] if png(c)]
+    cells.sort(key=lambda pair: "picture" not in pair[1]["metadata"].get("tags", []))
+    if not cells:
+        return "No study shows a figure yet.\n"
+    study, cell = cells[0]
+    (folder / "picture.png").write_bytes(base64.b64decode(png(cell)))
+    caption = cell["metadata"].get("mystnb", {}).get("figure", {}).get("caption", study.title)
+    caption = re.sub(r"\{glue:text\}`([^`]+)`", lambda found: _glued(found[1], study), caption)
+    return (
+        f"````{{figure}} _generated/picture.png\n:name: fig-picture\n:alt: {study.title}\n\n"
+        f"{caption.strip()} From [{study.title}](studies/{study.name}.ipynb), "
+        f"profile `{study.profile}`.\n````\n"
+    )
+
+
+def _glued(key: str, study: Study) -> str:
+    """A value glued in a study, as another page must name it: with its notebook and a format."""
+    key = key if "::" in key else f"studies/{study.name}.ipynb::{key}"
+    return f"{{glue:text}}`{key}`" if ":" in key.split("::")[1] else f"{{glue:text}}`{key}:s`"
+
+
+def say_gaps(study: Study) -> None:
+    """Say under the title of a study's page what it lacks, if anything; see `shown.gaps`."""
+    if text := shown.gaps(study.folder, study.profile):
+        notebook = study.notebook
+        note = f":::{{admonition}} Not all is measured\n:class: note\n{text}\n:::"
+        cell = {"cell_type": "markdown", "id": "gaps", "metadata": {}, "source": note}
+        notebook["cells"].insert(1, cell)
+        study.page.write_text(json.dumps(notebook, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def png(cell: Mapping[str, Any]) -> str:
+    """The last PNG among a cell's outputs, base64, or an empty string."""
+    data = [output.get("data", {}) for output in cell.get("outputs", [])]
+    images = [d["image/png"] for d in data if "image/png" in d]
+    return "".join(images[-1]) if images else ""
+
+
+def read_records(experiments: Path) -> pd.DataFrame:
+    """All committed records of all studies and profiles, smoke excepted; stale ones included.
+
+    Runs and points; the columns of runs alone are NaN in points.
+    """
+    folders = sorted(p for p in experiments.glob("*/records/*") if p.is_dir() and p.name != "smoke")
+    frames = []
+    for store in map(records.Store, folders):
+        # A point has no status: it is recorded when it ended, whatever it found.
+        frames += [store.read(), store.points.read().assign(status="ok")]
+    frames = [frame for frame in frames if len(frame)]
+    if not frames:
+        return pd.DataFrame(columns=list(schemas.RUNS.columns))
+    return pd.concat(frames, ignore_index=True)
+
+
+def status(runs: pd.DataFrame) -> str:
+    """What the records were made with: counts, hardware, versions, commits, stale records."""
+    versions = ", ".join(f"{name} {_version(name)}" for name in ("jax", "jaxlib", "flax", "optax"))
+    now = (
+        f"This copy of umup ({_version('umup')}) has numerics version **{config.NUMERICS}**. The "
+        f"site was built with Python {platform.python_version()}, {versions}.\n\n"
+    )
+    if runs.empty:
+        return now + "No records are committed yet.\n"
+    rows, made = [], []
+    for (study, profile), group in runs.groupby(["study", "profile"], sort=True):
+        old = len(records.stale(group))
+        kinds = group["status"].value_counts()
+        days = sorted(datetime.fromisoformat(c).strftime("%Y-%m-%d") for c in group["created"])
+        span = days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
+        rows.append([f"`{study}`", f"`{profile}`", len(group), kinds.get("ok", 0),
+                     kinds.get("diverged", 0), f"**{old}**" if old else 0, span])  # fmt: skip
+        columns = ["device", "device_count", *SOFTWARE, "git_commit", "git_dirty"]
+        for values, part in group.groupby(columns, sort=True, dropna=False):
+            v = dict(zip(columns, values, strict=True))
+            software = ", ".join(f"{name} {v[name]}" for name in SOFTWARE if v[name])
+            commit = f"`{v['git_commit'][:10]}`" + (" with changes" if v["git_dirty"] else "")
+            hardware = f"{v['device_count']} × {v['device']}"
+            made.append([f"`{study}`, `{profile}`", hardware, software, commit, len(part)])
+    stale = records.stale(runs)
+    last = "No record is stale.\n" if stale.empty else (
+        f"Stale records: {len(stale)}, with numerics version "
+        f"{', '.join(map(str, sorted(stale['numerics'].unique())))}. Run their studies again.\n"
+    )  # fmt: skip
+    counts = table(["study", "profile", "runs", "ok", "diverged", "stale", "measured"], rows)
+    header = ["records", "hardware", "software", "commit", "runs"]
+    return f"{now}## Records\n\n{counts}\n{last}\n## Made with\n\n{table(header, made)}"
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def prices() -> dict[str, float]:
+    """US dollars an hour by machine, of those that `umup.plan.hardware` has a price for."""
+    known = hardware.catalogue()
+    return {name: machine.usd_per_hour for name, machine in known.items() if machine.usd_per_hour}
+
+
+def costs(runs: pd.DataFrame, per_hour: Mapping[str, float]) -> str:
+    """Time and dollars of each study, profile and device: sums of the runs' wall times.
+
+    A run's dollars are hours · devices · price of the first name in `per_hour` that occurs in its
+    device; a device without a price gets a dash.
+    """
+    if runs.empty:
+        return "No records are committed yet.\n"
+    rows = []
+    groups = runs.groupby(["study", "profile", "device", "device_count"], sort=True)
+    for (study, profile, device, count), group in groups:
+        hours = float(group["wall_s"].sum()) / 3600
+        price = next((p for name, p in per_hour.items() if name in str(device).lower()), None)
+        dollars = ["–", "–"] if price is None else [f"{price:.2f}", f"{hours * count * price:.2f}"]
+        hardware = f"{count} × {device}"
+        row = [f"`{study}`", f"`{profile}`", hardware, len(group), f"{hours:.2f}", *dollars]
+        rows.append(row)
+    header = ["study", "profile", "hardware", "runs", "device-hours", "$ an hour", "$ in all"]
+    return table(header, rows)
+
+
+def profiles(experiments: Path) -> str:
+    """The parameters of every study's profiles, side by side."""
+    parts = []
+    for folder in sorted(p.parent for p in experiments.glob("*/study.ipynb")):
+        names = [n for n in ("smoke", *reversed(PROFILES)) if n in profiles_of(folder)]
+        values = {n: parameters(folder, n) for n in names}
+        keys = dict.fromkeys(key for v in values.values() for key in v)
+        rows = [[f"`{k}`", *(_plain(values[n].get(k)) for n in names)] for k in keys]
+        parts.append(f"### {folder.name}\n\n{table(['parameter', *names], rows, 'wrap')}")
+    return "\n".join(parts)
+
+
+def _plain(value: object) -> str:
+    if value is None:
+        return "default"
+    return json.dumps(value, ensure_ascii=False).strip('"').replace("*", r"\*").replace("_", r"\_")
+
+
+def rules_tables() -> str:
+    """The table of every scheme that `umup.rules` knows; of variants, what they change."""
+    parts = []
+    for name, scheme in rules.SCHEMES.items():
+        if scheme.parent:
+            continue
+        grid = f"```{{table}}\n\n{rules.table(name, style='markdown')}\n```\n"
+        hps = ", ".join(f"`{hp}`" for hp in scheme.hps)
+        parts.append(f"## {scheme.title}\n\n`{name}`\n\n{grid}\nHyperparameters: {hps}.\n")
+    grid = f"```{{table}}\n\n{rules.variants_table(style='markdown')}\n```\n"
+    parts.append(f"## Variants\n\n{grid}")
+    return "\n".join(parts)
+
+
+def data_sheet(runs: pd.DataFrame) -> str:
+    """The registry of corpora, and the card of each corpus and tokenizer that records name."""
+    from umup import data
+    from umup.data import corpora
+
+    trained = runs[runs["scheme"].notna()]
+    specs = [json.loads(spec) for spec in trained["spec"].drop_duplicates()]
+    used = sorted({(s["corpus"], s["tokenizer"]) for s in specs}) or [("sotu", "bytes")]
+    cards = [demote(data.card(corpus, tokenizer), 2) for corpus, tokenizer in used]
+    rows = []
+    for row in corpora.list_table():
+        size = f"{row['bytes']:,}" if isinstance(row["bytes"], int) else row["bytes"]
+        about = f"<small>{row['licence']}; {row['source']}. Needs {row['needs']}.</small>"
+        rows.append([f"`{row['corpus']}`", f"{row['title']}<br>{about}", size])
+    registry = table(["corpus", "text", "bytes"], rows, "wrap")
+    return "\n\n".join([*cards, "## Corpora that can be used", registry])
+
+
+def demote(markdown: str, level: int) -> str:
+    """Shift headings so that the highest is of `level`, outside fenced code."""
+    out, fenced, shift = [], False, None
+    for line in markdown.splitlines():
+        fenced ^= line.lstrip().startswith("```")
+        found = re.match(r"(#+) ", line)
+        if found and not fenced:
+            shift = level - len(found[1]) if shift is None else shift
+            line = "#" * max(level, len(found[1]) + shift) + line[len(found[1]) :]
+        out.append(line)
+    return "\n".join(out)
+
+
+def _first_paragraph(path: Path) -> str:
+    """Of a module's docstring, read without importing."""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return " ".join(text.split("\n\n")[0].split())
+
+
+def api(package: Path, folder: Path) -> str:
+    """Write a reference page per package into `folder`, one of them of what lies flat.
+
+    The studies have none: what a reader wants of them stands in their notebooks.
+
+    Returns:
+        The table of pages, with the first paragraph of each package.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for home in (package, *sorted(path.parent for path in package.glob("*/__init__.py"))):
+        name = ".".join(home.relative_to(package.parent).parts)
+        if name == f"{package.name}.studies":
+            continue
+        rooms = [f"{name}.{p.stem}" for p in sorted(home.glob("*.py")) if p.stem[0] != "_"]
+        page = f"# {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n```\n"
+        for room in rooms:
+            page += f"\n## {room}\n\n```{{eval-rst}}\n.. automodule:: {room}\n```\n"
+        (folder / f"{name}.md").write_text(page, encoding="utf-8")
+        rows.append([f"[`{name}`](api/{name}.md)", _first_paragraph(home / "__init__.py")])
+    return table(["package", "its job"], rows, "wrap")
+
+
+def generate(root: Path, staging: Path, studies: Sequence[Study]) -> None:
+    """Write every fragment into `staging/_generated`, and the reference pages into `staging/api`.
+
+    Args:
+        root: the checkout.
+        staging: the copied book sources, executed studies included.
+        studies: what was rendered.
+    """
+    from umup.book import h100_page
+    from umup.lab import bench_records, claims, figures
+
+    folder = staging / "_generated"
+    folder.mkdir(parents=True, exist_ok=True)
+    for study in studies:
+        say_gaps(study)
+    runs = read_records(root / "experiments")
+    verdicts = claims.board(root / "experiments")
+    boards = {}
+    for name in {v.study for v in verdicts if not math.isnan(v.value)}:
+        figure = figures.claims_board([v for v in verdicts if v.study == name])
+        figure.savefig(folder / f"claims-{name}.png", dpi=160, bbox_inches="tight")
+        boards[name] = f"_generated/claims-{name}.png"
+    fragments = {
+        "picture": picture(studies, folder),
+        "claims": claims_board(verdicts, studies, boards),
+        "rules": rules_tables(),
+        "data": data_sheet(runs),
+        "profiles": profiles(root / "experiments"),
+        "costs": costs(runs, prices()),
+        "status": status(runs),
+        "bench": bench_records.page(root / bench_records.RECORDS),
+        "h100": h100_page.page(root / "experiments"),
+        "modules": api(Path(__file__).parents[1], staging / "api"),
+    }
+    for name, text in fragments.items():
+        (folder / f"{name}.md").write_text(text, encoding="utf-8")
+    planner_page.generate(staging)

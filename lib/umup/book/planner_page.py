@@ -1,0 +1,263 @@
+"""The chapter on planning: its page of JavaScript, and the numbers of its worked example.
+
+The page is one fragment of HTML with its style, data and scripts in it: it loads nothing, works
+from a file, and no other page of the book carries it. Its sources are in ``book/planner``; the
+formulas come from `umup.book.javascript`, machines, precisions and presets from here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from umup import plan
+from umup.book import javascript
+from umup.config import MeshConfig, ModelConfig, OptimConfig
+from umup.errors import BookError
+from umup.plan import Case, budgets, formulas, hardware, plan_cli
+from umup.plan.hardware import Hardware
+
+GIB = 2**30
+
+PRESETS: Mapping[str, Mapping[str, int]] = {
+    name: dict(zip(
+        ("n_layers", "d_model", "d_ff", "d_head", "vocab_size", "seq_len", "batch_size"), sizes,
+        strict=True,
+    ))
+    for name, sizes in {
+        "55M": (36, 256, 1024, 64, 32768, 1024, 16),
+        "125M": (12, 768, 2048, 64, 32000, 2048, 256),
+        "350M": (24, 1024, 2816, 64, 32000, 2048, 256),
+        "1.3B": (24, 2048, 5632, 128, 32000, 2048, 512),
+        "7B": (32, 4096, 11008, 128, 32000, 4096, 1024),
+        "70B": (80, 8192, 24576, 128, 32000, 4096, 1024),
+    }.items()
+}  # fmt: skip
+"""Name → shape and batch of a decoder; 55M is the base model of the chapter's example."""
+
+PRECISIONS: Mapping[str, Mapping[str, str]] = {
+    "float32": {"dtype": "float32", "recipe": "plain"},
+    "bf16": {"dtype": "bfloat16", "recipe": "bf16"},
+    "FP8": {"dtype": "bfloat16", "recipe": "fp8_seed"},
+}
+"""Name → fields of ``ModelConfig``."""
+
+BASE = "55M"
+DEVICES, HOURS, RATIO, BATCH, INFERENCE = 8, 2.0, 20.0, 128, 1e10
+"""The example's budget: H100s, hours, tokens a parameter; sequences of the large run's batch;
+tokens of inference in the large model's life."""
+
+
+def configs(preset: str, precision: str, **model: Any) -> tuple[ModelConfig, OptimConfig]:
+    """The configurations of a preset in a precision, with other fields of the model."""
+    fields = dict(PRESETS[preset])
+    batch = fields.pop("batch_size")
+    chosen = ModelConfig.from_dict({**fields, **PRECISIONS[precision], **model})
+    return chosen, OptimConfig(steps=1, warmup_steps=0, batch_size=batch)
+
+
+def data() -> dict[str, Any]:
+    """What the page knows beside the formulas: presets, precisions, machines, as plain data."""
+    machines = {}
+    for name, machine in hardware.catalogue().items():
+        # The fused attention kernel is cuDNN's.
+        fused = machine.description.startswith("NVIDIA")
+        machines[name] = machine.to_dict() | {"fused": fused}
+    kinds = {name: plan.precision(configs(BASE, name)[0]) for name in PRECISIONS}
+    return {"presets": PRESETS, "precisions": kinds, "machines": machines}
+
+
+def page(folder: Path) -> str:
+    """The page as one fragment of HTML.
+
+    Args:
+        folder: with ``planner.html``, ``planner.css`` and ``planner.js``.
+    """
+    html, css, script = (
+        (folder / f"planner.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")
+    )
+    modules = (Path(str(module.__file__)) for module in (formulas, budgets))
+    source = "\n".join(module.read_text(encoding="utf-8") for module in modules)
+    known = f"const planning = {json.dumps(data(), ensure_ascii=False)};"
+    scripts = "\n".join([javascript.translate(source, "formulas"), known, script])
+    # The text of a script ends at the first closing tag, even of a string.
+    scripts = scripts.replace("</", r"<\/")
+    return f"<style>\n{css}</style>\n{html}<script>\n{scripts}</script>\n"
+
+
+def fill(text: str, values: Mapping[str, str]) -> str:
+    """Text with each ``{{name}}`` replaced by its value.
+
+    Raises:
+        BookError: a name without a value, or a value that no place asks for.
+    """
+    asked = set(re.findall(r"\{\{(\w+)\}\}", text))
+    for name in sorted(asked ^ values.keys()):
+        allowed = ", ".join(values) if name in asked else "a place for it in the text"
+        raise BookError("planning.md", f"{{{{{name}}}}}", allowed)
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: values[found[1]], text)
+
+
+def generate(staging: Path) -> None:
+    """Write the page into ``_generated`` and the numbers into the chapter, in a staged book."""
+    fragment = page(staging / "planner")
+    target = staging / "_generated" / "planner.html"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(fragment, encoding="utf-8")
+    chapter = staging / "planning.md"
+    laptop = hardware.get("rtx5080_laptop", staging / "planner" / "laptop.toml")
+    text = fill(chapter.read_text(encoding="utf-8"), example(laptop))
+    chapter.write_text(text, encoding="utf-8")
+
+
+def example(laptop: Hardware) -> dict[str, str]:
+    """The chapter's numbers by name, as text."""
+    return _memory(laptop) | _flops() | _largest()
+
+
+def _case(machine: Hardware, precision: str, **model: Any) -> Case:
+    return plan.case(*configs(BASE, precision, **model), MeshConfig(), machine)
+
+
+def _gib(value: float) -> str:
+    return f"{value / GIB:.3g} GiB"
+
+
+def _percent(value: float, sign: str = "") -> str:
+    return f"{100 * value:{sign}.0f}\N{NO-BREAK SPACE}%".replace("-", "−")
+
+
+def _memory(laptop: Hardware) -> dict[str, str]:
+    """The base model on one device, in four ways; what an estimate leaves out."""
+    ways = {
+        "whole square": {"attention": "xla"},
+        "`remat: dots`": {"attention": "xla", "remat": "dots"},
+        "`remat: full`": {"attention": "xla", "remat": "full"},
+        "fused kernel": {"attention": "cudnn"},
+    }
+    cases = [_case(laptop, "bf16", **way) for way in ways.values()]
+    rows: dict[str, Callable[[Case], float]] = {
+        "state": lambda c: formulas.memory(c)["state"],
+        "gradients": lambda c: formulas.memory(c)["gradients"],
+        "kept: residual stream": lambda c: formulas.kept(c)["stream"] * c["n_layers"],
+        "kept: operands of linears": lambda c: formulas.kept(c)["linears"] * c["n_layers"],
+        "kept: attention": lambda c: formulas.kept(c)["attention"] * c["n_layers"],
+        "workspace": lambda c: formulas.memory(c)["workspace"],
+        "**total**": lambda c: formulas.memory(c)["total"],
+    }
+    plain = cases[0]
+    m, kept = formulas.memory(plain), formulas.kept(plain)
+    certain = m["state"] + m["gradients"]
+    stream = plain["act_bytes"] * formulas.local_tokens(plain) * plain["d_model"]
+    naive = certain + plain["n_layers"] * stream
+    split = {**plain, "accumulate": 2}
+    room = laptop.memory_gb * 1e9 * laptop.usable
+    if not m["total"] > room > formulas.memory(split)["total"]:
+        raise BookError("planning.md", "a base model that fits, or does not in two parts",
+                        "another text")  # fmt: skip
+    return {
+        "base_shape": f"width {plain['d_model']}, heads of {plain['d_head']}, feed-forward "
+                      f"{plain['d_ff']:,}, a vocabulary of {plain['vocab_size']:,}",
+        "base_parameters": plan_cli.count(formulas.parameters(plain)["total"]),
+        "base_memory": _table(
+            ["GiB, one device", *ways],
+            [[name, *(f"{row(c) / GIB:.2f}" for c in cases)] for name, row in rows.items()],
+        ),
+        "base_total": _gib(m["total"]),
+        "base_certain": _percent(certain / m["total"]),
+        "base_naive": _gib(naive),
+        "base_factor": f"{m['total'] / naive:.0f}",
+        "base_squares": _gib(kept["attention"] * plain["n_layers"]),
+        "base_linears": _gib(kept["linears"] * plain["n_layers"]),
+        "base_workspace": _gib(m["workspace"]),
+        "laptop_room": _gib(room),
+        "laptop_parts": _gib(formulas.memory(split)["total"]),
+    }  # fmt: skip
+
+
+def _flops() -> dict[str, str]:
+    f = formulas.flops(_case(hardware.get("h100"), "bf16", attention="xla"))
+    p = formulas.parameters(_case(hardware.get("h100"), "bf16"))
+    large = formulas.flops(plan.case(*configs("7B", "bf16"), MeshConfig(), hardware.get("h100")))
+    return {
+        "six_nd": plan_cli.count(f["six_nd"]),
+        "exact": plan_cli.count(f["model"]),
+        "exact_share": _percent(f["model"] / f["six_nd"] - 1, "+"),
+        "table_share": _percent(p["embedding"] / p["total"]),
+        "square_share": _percent(f["attention"] / f["six_nd"]),
+        "large_share": _percent(large["model"] / large["six_nd"] - 1, "+"),
+    }
+
+
+def widest(c: Case, devices: int, seconds: float, ratio: float) -> Case:
+    """The widest decoder of a case's depth that sees ``ratio`` tokens a parameter in the time.
+
+    Widths go in steps of 128, the feed-forward grows along; ``tokens`` is what it sees. Such a
+    model has the base model's depth, so that only μP's rules of width carry it there.
+
+    Raises:
+        BookError: not even 128 does.
+    """
+    best: Case = {}
+    for steps in range(1, 129):
+        wide = {"d_model": 128 * steps, "d_ff": 128 * steps * c["d_ff"] // c["d_model"]}
+        found = budgets.quickest(budgets.layouts(c | wide, devices))
+        tokens = budgets.spent(found, seconds)["tokens"] if found["seconds"] else 0.0
+        if tokens < ratio * formulas.parameters(c | wide)["total"]:
+            break
+        best = {**found, "tokens": tokens}
+    if not best:
+        raise BookError("planning.md", f"{seconds:g} s", "enough for a width of 128")
+    return best
+
+
+def _largest() -> dict[str, str]:
+    machine = hardware.get("h100")
+    ways = [("bf16", "xla", "whole square"), ("bf16", "blocked", "causal blocks"),
+            ("bf16", "cudnn", "fused kernel"), ("FP8", "cudnn", "fused kernel")]  # fmt: skip
+    rows, found = [], []
+    for precision, attention, words in ways:
+        c = _case(machine, precision, attention=attention) | {"batch_size": BATCH}
+        best = widest(c, DEVICES, HOURS * 3600, RATIO)
+        step = formulas.step_time(best)
+        found.append((best, step))
+        rows.append([
+            f"{precision}, {words}", f"{best['d_model']:,}",
+            plan_cli.count(formulas.parameters(best)["total"]), plan_cli.count(best["tokens"]),
+            f"{1e3 * step['seconds']:.0f}", _percent(step["mfu"]), step["limit"],
+            f"{formulas.memory(best)['total'] / GIB:.1f}",
+        ])  # fmt: skip
+    (_, slow), (fused, quick) = found[0], found[2]
+    budget = 6 * formulas.parameters(fused)["total"] * fused["tokens"]
+    shares = budgets.allocations(budget, RATIO, INFERENCE)
+    peak = DEVICES * machine.tflops_bfloat16 * 1e12 * HOURS * 3600
+    return {
+        "budget_hours": f"{HOURS:g}", "budget_devices": f"{DEVICES}", "ratio": f"{RATIO:g}",
+        "batch": f"{BATCH}", "inference": plan_cli.count(INFERENCE),
+        "largest": _table(["linears, attention", "width", "parameters", "tokens", "ms a step",
+                           "MFU", "limited by", "GiB a device"], rows),
+        "fused_width": f"{fused['d_model']:,}",
+        "fused_times": f"{fused['d_model'] / PRESETS[BASE]['d_model']:g}",
+        "fused_parameters": plan_cli.count(formulas.parameters(fused)["total"]),
+        "fused_layout": plan_cli.layout(fused),
+        "fused_cost": f"${budgets.spent(fused, HOURS * 3600)['dollars']:.0f}",
+        "slow_mfu": _percent(slow["mfu"]), "fused_mfu": _percent(quick["mfu"]),
+        "slow_rule": plan_cli.count((slow["mfu"] * peak / 6 / RATIO) ** 0.5),
+        "fused_rule": plan_cli.count((quick["mfu"] * peak / 6 / RATIO) ** 0.5),
+        "elementwise_share": _percent(slow["elementwise"] / slow["seconds"]),
+        "allocations": _table(
+            ["allocation", "parameters", "tokens", "tokens each", "loss"],
+            [[name, plan_cli.count(one["parameters"]), plan_cli.count(one["tokens"]),
+              f"{one['tokens'] / one['parameters']:.3g}", f"{one['loss']:.3f}"]
+             for name, one in shares.items()],
+        ),
+    }  # fmt: skip
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table, its first column left, the others right."""
+    kinds = ["---", *["--:"] * (len(header) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, kinds, *rows))

@@ -1,0 +1,59 @@
+"""Which records a page of the book shows, and what it says of those that are not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from umup.data import Dataset
+from umup.lab import records, study
+from umup.lab.claims import PROFILES
+from umup.lab.records import Results, Store
+
+
+def best_profile(folder: Path) -> str:
+    """The first of h100 and cpu that has current committed records; cpu where neither has.
+
+    A part of a profile's records is enough: slices of a long study show on the next page.
+    """
+    for profile in PROFILES:
+        if any(len(records.current(rows)) for rows in _all(folder, profile)):
+            return profile
+    return PROFILES[-1]
+
+
+def _all(folder: Path, profile: str) -> Results:
+    place = Store(folder / "records" / profile)
+    return Results(place.read(), place.points.read())
+
+
+def gaps(folder: Path, profile: str) -> str:
+    """What the page of a profile lacks, in sentences: missing and stale records; empty if nothing.
+
+    Needs no text: what a training run would be trained on is read off the runs on record.
+    """
+    sentences = []
+    for name in PROFILES:
+        if old := sum(len(records.stale(rows)) for rows in _all(folder, name)):
+            sentences.append(
+                f"{old} records of the profile `{name}` are stale, made with other numerics than "
+                "the present, and are not shown."
+            )
+    if (todo := _outlook(folder, profile))["missing"]:
+        sentences.insert(0, (
+            f"This page shows what there is of the profile `{profile}`: {todo['done']} runs and "
+            f"points are measured, about {todo['missing']} are missing."
+        ))  # fmt: skip
+    return " ".join(sentences)
+
+
+def _outlook(folder: Path, profile: str) -> dict[str, Any]:
+    design = study.design_of(folder).from_dict(study.parameters(folder, profile))
+    place = study.store(folder, profile)
+    runs = records.current(place.read())
+    if runs.empty:
+        return study.outlook(design, place, None)
+    first = runs.iloc[0]
+    text = SimpleNamespace(digest=first["data_digest"], vocab_size=int(first["vocab_size"]))
+    return study.outlook(design, place, cast(Dataset, text))

@@ -1,0 +1,406 @@
+"""Claims: statements with a bound written before the run, and what the records say of them.
+
+`claims.yaml` of a study is a list of
+
+    - id: umup-transfers            # unique in the file
+      statement: ...                # one sentence a reader can check
+      source: arXiv:2407.17465      # who says so
+      quantity: shift               # a name in QUANTITIES
+      args: {scheme: umup, factor: 8}
+      profiles: {h100: {steps: 8192}}     # optional: args that differ in a profile
+      bound: {min: -0.5, max: 0.5}  # either or both
+      unit: octaves
+      why: ...                      # the reason for the bound
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from umup import studies
+from umup.errors import ClaimError
+from umup.lab import records, schemas, tables
+from umup.lab.absent import NotMeasured
+from umup.lab.records import Results, Store
+from umup.laws import Interval
+from umup.yaml_reader import read_yaml_file
+
+PROFILES = ("h100", "cpu")  # best first; a smoke run proves nothing but that the study runs
+NAMES = tables.NAMES
+NO_RECORDS = "no records"
+STALE = "only stale records, measured with other numerics"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One entry of claims.yaml."""
+
+    id: str
+    statement: str
+    source: str
+    quantity: str
+    args: Mapping[str, Any]
+    profiles: Mapping[str, Mapping[str, Any]]
+    bound_min: float
+    bound_max: float
+    unit: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim beside its measurement.
+
+    Attributes:
+        value, lo, hi: the measurement and its 95 % interval, in `unit`; NaN when not measured.
+        bound_min, bound_max: infinite where there is no bound.
+        verdict: "holds" with the interval inside the bound, "fails" with it outside,
+            "inconclusive" with it across an end, else "not measured". note: why, in words.
+    """
+
+    id: str
+    statement: str
+    source: str
+    quantity: str
+    value: float
+    lo: float
+    hi: float
+    bound_min: float
+    bound_max: float
+    unit: str
+    verdict: str
+    note: str
+    study: str
+    profile: str
+
+
+def _horizon(runs: pd.DataFrame, scheme: str, steps: int | None) -> pd.DataFrame:
+    """The runs of a scheme at `steps`, or at the horizon of the most widths, then the longest."""
+    runs = runs[runs["scheme"] == scheme]
+    if runs.empty:
+        raise NotMeasured(f"no current {NAMES.get(scheme, scheme)} runs")
+    if steps is None:
+        steps = tables.main_horizon(runs)
+    at = runs[runs["steps"] == steps]
+    if at.empty:
+        have = ", ".join(map(str, sorted(runs["steps"].unique())))
+        raise NotMeasured(f"{NAMES.get(scheme, scheme)}: no runs of {steps} steps (have {have})")
+    return at
+
+
+def _drift(runs: pd.DataFrame, scheme: str, steps: int | None, factor: float) -> Interval:
+    at = _horizon(runs, scheme, steps)
+    widths = at["d_model"]
+    if widths.max() < factor * widths.min():
+        raise NotMeasured(
+            f"{NAMES.get(scheme, scheme)}: widths span {widths.max() / widths.min():g}×,"
+            f" the claim needs {factor:g}×"
+        )
+    fitted = tables.drift_fits(at)
+    if not fitted:
+        raise NotMeasured(f"{NAMES.get(scheme, scheme)}: fewer than two widths with an optimum")
+    return next(iter(fitted.values()))[0].slope
+
+
+def drift(runs: pd.DataFrame, scheme: str, factor: float = 2, steps: int | None = None) -> Interval:
+    """Octaves by which the optimal η moves per doubling of width, over at least `factor` in it."""
+    return _drift(runs, scheme, steps, factor)
+
+
+def shift(runs: pd.DataFrame, scheme: str, factor: float, steps: int | None = None) -> Interval:
+    """Octaves by which the optimal η moves over a `factor` in width, from the fitted slope."""
+    return _drift(runs, scheme, steps, factor).scaled(math.log2(factor))
+
+
+def default_difference(
+    runs: pd.DataFrame,
+    scheme: str,
+    against: str,
+    steps: int | None = None,
+    d_model: int | None = None,
+    factor: float = 1,
+) -> Interval:
+    """Best-η loss of `scheme` minus that of `against`, HPs at default, nats a token.
+
+    At the largest width both have unless `d_model` is given, when these span at least `factor`;
+    paired by seed. Both sweeps must bracket their optimum, from above by divergence if need be.
+    """
+    ours = _horizon(runs, scheme, steps)
+    theirs = _horizon(runs, against, int(ours["steps"].iloc[0]))
+    both = pd.concat([ours, theirs])
+    table = tables.default_differences(both, scheme)
+    names = f"{NAMES.get(scheme, scheme)} and {NAMES.get(against, against)}"
+    if len(table) and table["d_model"].max() < factor * table["d_model"].min():
+        raise NotMeasured(f"{names}: the claim needs widths that span {factor:g}×")
+    if d_model is not None:
+        table = table[table["d_model"] == d_model]
+    if table.empty:
+        where = f"width {d_model}" if d_model else "a common width"
+        raise NotMeasured(f"{names}: no steady learning rate of both at {where}")
+    row = table.loc[table["d_model"].idxmax()]
+    for (name, _, _), o in tables.fits(both[both["d_model"] == row["d_model"]]).items():
+        if not (math.isfinite(o.x_lo) and math.isfinite(o.x_hi)) and o.edge:
+            raise NotMeasured(f"{NAMES.get(name, name)} at width {row['d_model']}: {o.reason}")
+    return Interval(row["difference"], row["difference_lo"], row["difference_hi"])
+
+
+def wider_minus_narrower(
+    runs: pd.DataFrame, scheme: str, factor: float = 2, steps: int | None = None
+) -> Interval:
+    """Largest rise of the loss from one width to the next, nats a token, paired by seed.
+
+    All widths at the η that is optimal at the smallest. Divergence counts as an infinite rise.
+    """
+    runs = tables.prepare(_horizon(runs, scheme, steps))
+    name = NAMES.get(scheme, scheme)
+    table = tables.transferred(runs, int(runs["d_model"].min()))
+    if table.empty or table["d_model"].max() < factor * table["d_model"].min():
+        raise NotMeasured(f"{name}: the claim needs widths that span {factor:g}×")
+    if table["n_diverged"].any():
+        return Interval(math.inf, math.inf, math.inf)
+    if (gaps := table[table["n"] == 0]).size:
+        widths = ", ".join(map(str, gaps["d_model"]))
+        raise NotMeasured(f"{name}: nothing within ½ octave of the transferred η at width {widths}")
+    losses = [
+        tables.losses_at(runs, scheme, row.d_model, row.steps, row.log2_lr)
+        for row in table.sort_values("d_model").itertuples()
+    ]
+    steps_up = [tables.paired(b, a)[0] for a, b in pairwise(losses)]
+    return Interval(*(max(getattr(s, end) for s in steps_up) for end in ("value", "lo", "hi")))
+
+
+QUANTITIES: dict[str, Callable[..., Interval]] = {
+    f.__name__: f for f in (drift, shift, default_difference, wider_minus_narrower)
+}
+"""Quantities of learning-rate sweeps; a study's module may have more, of its own records."""
+
+
+def quantities(study: str) -> dict[str, Callable[..., Interval]]:
+    """What the claims of a study may name: its module's quantities, and those of sweeps.
+
+    The module's take ``records.Results``, those of sweeps the prepared runs.
+    """
+    return QUANTITIES | getattr(studies.find(study), "QUANTITIES", {})
+
+
+def load(path: str | Path) -> list[Claim]:
+    """Read and check a claims file.
+
+    Raises:
+        ClaimError: names the entry and the field that is missing, unknown or malformed.
+    """
+    path = Path(path)
+    entries = read_yaml_file(path, ClaimError)
+    if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+        raise ClaimError(str(path), type(entries).__name__, "a YAML list of mappings")
+    known = quantities(path.parent.name)
+    claims = [_parse(f"{path.name}[{i}]", entry, known) for i, entry in enumerate(entries)]
+    ids = [claim.id for claim in claims]
+    if twice := [i for i in ids if ids.count(i) > 1]:
+        raise ClaimError(f"{path.name}: id", twice[0], "an id of its own for every claim")
+    return claims
+
+
+def bound(study: str, claim: str) -> float:
+    """The upper bound of a claim of a study, which its figures draw."""
+    path = _folder(study) / "claims.yaml"
+    return _bounds(path, path.stat().st_mtime_ns)[claim]
+
+
+@functools.lru_cache  # figures ask for one bound after the other
+def _bounds(path: Path, changed: int) -> dict[str, float]:
+    return {claim.id: claim.bound_max for claim in load(path)}
+
+
+_TEXTS = ("id", "statement", "source", "quantity", "unit", "why")
+
+
+def _parse(
+    place: str, entry: Mapping[str, Any], known: Mapping[str, Callable[..., Interval]]
+) -> Claim:
+    place = f"{place} ({entry['id']})" if isinstance(entry.get("id"), str) else place
+    allowed = {*_TEXTS, "args", "profiles", "bound"}
+    for name in sorted({*_TEXTS, "bound"} - set(entry)):
+        raise ClaimError(f"{place}: {name}", None, "every claim has it")
+    for name in sorted(set(entry) - allowed, key=str):
+        raise ClaimError(f"{place}: {name}", entry[name], f"only {', '.join(sorted(allowed))}")
+    for name in _TEXTS:
+        if not isinstance(entry[name], str) or not entry[name].strip():
+            raise ClaimError(f"{place}: {name}", entry[name], "a text")
+    if entry["quantity"] not in known:
+        allowed_names = f"one of {', '.join(known)}"
+        raise ClaimError(f"{place}: quantity", entry["quantity"], allowed_names)
+    args, profiles = entry.get("args", {}), entry.get("profiles", {})
+    if not isinstance(profiles, dict) or not all(isinstance(v, dict) for v in profiles.values()):
+        raise ClaimError(f"{place}: profiles", profiles, "profile → mapping of args")
+    for name, given in {"args": args, **{f"profiles.{p}": a for p, a in profiles.items()}}.items():
+        if not isinstance(given, dict):
+            raise ClaimError(f"{place}: {name}", given, "a mapping of arguments")
+        signature = inspect.signature(known[entry["quantity"]])
+        try:
+            signature.bind(None, **{**args, **given})
+        except TypeError as error:
+            raise ClaimError(f"{place}: {name}", given, f"{signature} ({error})") from error
+    return Claim(
+        args=args,
+        profiles=profiles,
+        **_bound(place, entry["bound"]),
+        **{n: entry[n] for n in _TEXTS},
+    )
+
+
+def _bound(place: str, bound: Any) -> dict[str, float]:
+    if not isinstance(bound, dict) or not bound or not set(bound) <= {"min", "max"}:
+        raise ClaimError(f"{place}: bound", bound, "min, max or both")
+    for value in bound.values():
+        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+            raise ClaimError(f"{place}: bound", value, "a number")
+    lo, hi = float(bound.get("min", -math.inf)), float(bound.get("max", math.inf))
+    if lo > hi:
+        raise ClaimError(f"{place}: bound", bound, "min not above max")
+    return {"bound_min": lo, "bound_max": hi}
+
+
+def judge(measured: Interval, bound_min: float, bound_max: float) -> str:
+    """Where an interval lies against a bound: "holds", "fails" or "inconclusive"."""
+    if bound_min <= measured.lo and measured.hi <= bound_max:
+        return "holds"
+    return "fails" if measured.hi < bound_min or measured.lo > bound_max else "inconclusive"
+
+
+def evaluate(
+    study: str | Path, results: Results | pd.DataFrame, profile: str | None = None
+) -> list[Verdict]:
+    """The verdict on every claim of a study from its records.
+
+    Args:
+        study: the study's folder, or its name (looked for in `experiments/` above the working
+            directory, then beside the package).
+        results: of one profile: all its records, or the runs alone; stale rows are left out.
+        profile: what to report and whose arguments to use; that of the records by default.
+
+    Raises:
+        ClaimError: the claims file is absent or malformed.
+    """
+    folder = _folder(study)
+    if not isinstance(results, Results):
+        results = Results(results, pd.DataFrame(columns=list(schemas.POINTS.columns)))
+    if profile is None:
+        some = results.runs if len(results.runs) else results.points
+        profile = str(some["profile"].iloc[0]) if len(some) else ""
+    claims, known = load(folder / "claims.yaml"), _current(results)
+    return [_verdict(claim, known, folder.name, profile) for claim in claims]
+
+
+def _current(results: Results) -> Results | str:
+    """The rows of the present numerics, or why there are none.
+
+    A frame that is current stays the same object, so that what is ``remembered`` of it serves.
+    """
+    if results.runs.empty and results.points.empty:
+        return NO_RECORDS
+    stale = [len(t) > 0 and len(records.stale(t)) > 0 for t in results]
+    found = Results(*(records.current(t) if s else t for t, s in zip(results, stale, strict=True)))
+    if found.runs.empty and found.points.empty:
+        return STALE
+    return found
+
+
+def _folder(study: str | Path) -> Path:
+    here = Path.cwd()
+    roots = [Path(), *(p / "experiments" for p in (here, *here.parents))]
+    for root in [*roots, Path(__file__).parents[3] / "experiments"]:
+        if (root / study / "claims.yaml").is_file():
+            return (root / study).resolve()
+    raise ClaimError("study", str(study), "a study with a claims.yaml, or the path of its folder")
+
+
+def _verdict(claim: Claim, known: Results | str, study: str, profile: str) -> Verdict:
+    """The verdict from current records, or from a sentence that says why there are none."""
+    args = {**claim.args, **claim.profiles.get(profile, {})}
+    empty = Verdict(
+        claim.id, claim.statement, claim.source, claim.quantity, math.nan, math.nan, math.nan,
+        claim.bound_min, claim.bound_max, claim.unit, "not measured", "", study, profile,
+    )  # fmt: skip
+    if isinstance(known, str):
+        return replace(empty, note=known)
+    try:
+        if claim.quantity in QUANTITIES:
+            m = QUANTITIES[claim.quantity](tables.prepare(known.runs), **args)
+        else:
+            m = quantities(study)[claim.quantity](known, **args)
+        if math.isnan(m.value):
+            raise NotMeasured("the runs that it needs are missing or diverged")
+    except NotMeasured as missing:
+        return replace(empty, note=str(missing))
+    verdict = judge(m, claim.bound_min, claim.bound_max)
+    note = ""
+    if verdict == "inconclusive":
+        bounded = math.isfinite(m.lo) and math.isfinite(m.hi)
+        note = "the interval crosses the bound" if bounded else "the runs do not bound it"
+    values = {"value": float(m.value), "lo": float(m.lo), "hi": float(m.hi)}
+    return replace(empty, **values, verdict=verdict, note=note)
+
+
+def board(experiments: str | Path) -> list[Verdict]:
+    """Verdicts on all claims of all studies, from their committed records.
+
+    A claim is judged in the best profile that measured it (h100 before cpu; never smoke), from
+    `NAME/records/PROFILE`.
+    """
+    verdicts = []
+    for path in sorted(Path(experiments).glob("*/claims.yaml")):
+        found = {p: _read(Store(path.parent / "records" / p)) for p in PROFILES}
+        for claim in load(path):
+            tried = [_verdict(claim, found[p], path.parent.name, p) for p in PROFILES]
+            known = [v for v in tried if v.verdict != "not measured"]
+            tried.sort(key=lambda v: (v.note == NO_RECORDS, v.note == STALE))  # why, not "stale"
+            best = tried[0] if tried[0].note != NO_RECORDS else replace(tried[0], profile="")
+            verdicts.append(known[0] if known else best)
+    return verdicts
+
+
+def _read(store: Store) -> Results | str:
+    return _current(Results(store.read(), store.points.read()))
+
+
+def format_number(value: float, digits: int = 2) -> str:
+    """A number to `digits` decimals with a real minus sign; "-0.00" is "0.00"."""
+    if math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
+
+
+def format_value(value: float, unit: str, digits: int = 2) -> str:
+    """A measurement as pages show it: octaves to `digits` decimals, losses to one more."""
+    return format_number(value, digits + unit.startswith("nats"))
+
+
+def format_table(verdicts: Sequence[Verdict], digits: int = 2) -> str:
+    """The verdicts as a Markdown table; measurements as `format_value` rounds them."""
+    lines = ["| claim | measured [95 %] | bound | verdict |", "|---|---|---|---|"]
+    for v in verdicts:
+        value, lo, hi = (format_value(x, v.unit, digits) for x in (v.value, v.lo, v.hi))
+        measured = "–" if math.isnan(v.value) else f"{value} [{lo}, {hi}] {v.unit}"
+        note = f" ({v.note})" if v.note else ""
+        lines.append(f"| {v.statement} | {measured} | {format_bound(v)} | {v.verdict}{note} |")
+    return "\n".join(lines)
+
+
+def format_bound(v: Verdict) -> str:
+    """The bound in words and signs, such as "at most 0.01 nats"."""
+    lo, hi = (f"{b:g}".replace("-", "−") for b in (v.bound_min, v.bound_max))
+    if math.isinf(v.bound_min):
+        return f"at most {hi} {v.unit}"
+    return f"at least {lo} {v.unit}" if math.isinf(v.bound_max) else f"{lo} to {hi} {v.unit}"

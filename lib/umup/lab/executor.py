@@ -1,0 +1,379 @@
+"""A study's missing work beyond this process: one Slurm array, or processes of this machine.
+
+Slurm queues, starts, limits, preempts and requeues; submitit writes its scripts and pickles. What
+a task does is `study.work`: it claims what is missing until nothing is. Tasks, arrays and users
+may therefore share one study, any of them may die, and every run is recorded once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from umup.config import COUNT, POSITIVE, Config
+from umup.errors import ConfigError, RecordError, StudyError
+from umup.lab import jobs, study
+from umup.lab.design import Design
+from umup.lab.records import Store, current
+from umup.lab.sweep import OutOfTime, groups
+from umup.terminal import Progress
+
+MOST_TASKS = 64
+"""Tasks of an array whose number nobody chose."""
+SLURM_MINUTES = 60.0
+"""Time limit of a Slurm task that nobody chose."""
+REQUEUES = 1000
+"""Time limits after which submitit gives a task up; work is done before each."""
+POLL_SECONDS = 10.0
+"""Between two looks at the queue while following an array."""
+OURS = {
+    "account", "array", "cpus-per-task", "error", "gpus", "gpus-per-node", "gpus-per-task",
+    "job-name", "no-requeue", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output",
+    "partition", "requeue", "signal", "time", "wrap",
+}  # fmt: skip
+"""sbatch options that have a name of their own here, or a value that the tasks rest on."""
+
+
+@dataclass(frozen=True)
+class Options(Config):
+    """How missing work is fanned out: the options of `umup run`.
+
+    Args:
+        executor: `slurm`, or `local` for processes of this machine.
+        tasks: workers; None is one a group of lanes or a point now missing, at most MOST_TASKS.
+        at_once: of these, how many Slurm runs at the same time; None is all.
+        minutes: time limit of one task; it stops before it and Slurm starts it again. None is
+            SLURM_MINUTES under Slurm and no limit here, where a limit ends the task.
+        gpus: GPUs of a task. One process uses one; 0 shows it none.
+        cpus: CPU cores of a Slurm task; None is what the site gives.
+        partition, account: as sbatch knows them.
+        slurm: further sbatch options, (name, value); the value `true` sets a flag.
+    """
+
+    executor: str
+    tasks: int | None = None
+    at_once: int | None = None
+    minutes: float | None = None
+    gpus: int = 0
+    cpus: int | None = None
+    partition: str | None = None
+    account: str | None = None
+    slurm: tuple[tuple[str, str], ...] = ()
+
+    RANGES = {
+        "executor": ("slurm", "local"), "tasks": COUNT, "at_once": COUNT, "minutes": POSITIVE,
+        "gpus": (0, 1), "cpus": COUNT,
+    }  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("at_once", "cpus", "partition", "account", "slurm"):
+            if self.executor == "local" and (value := getattr(self, name)):
+                raise ConfigError(name, value, "nothing, or --executor slurm")
+        for name, value in self.slurm:
+            if not re.fullmatch(r"[a-z][a-z0-9-]+", name):
+                allowed = "an sbatch option's long name without its dashes, such as qos"
+                raise ConfigError("slurm", name, allowed)
+            if name in OURS:
+                raise ConfigError("slurm", name, "an option that umup run does not set itself")
+            if not value or not value.isprintable():
+                raise ConfigError("slurm", f"{name} {value}", "one line of text, or true")
+
+    @property
+    def limit(self) -> float:
+        """Seconds that a task is given."""
+        if self.minutes is None and self.executor == "local":
+            return math.inf
+        return 60 * (self.minutes or SLURM_MINUTES)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds after which a task stops, its state on disk.
+
+        What is left, a fifth of the limit but at most two minutes, is for the chunk in flight.
+        """
+        return self.limit - min(self.limit / 5, 120)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one task of an array runs; submitit pickles it.
+
+    Args:
+        study: its name or folder.
+        settings: the design as plain data.
+        records: folder of the store.
+        seconds: when to stop; the task is then requeued under Slurm, and ends elsewhere.
+    """
+
+    study: str | Path
+    settings: dict[str, Any]
+    records: Path
+    seconds: float
+
+    def __call__(self, number: int) -> None:
+        """Work until nothing is missing that no other process has in flight."""
+        os.environ.setdefault("UMUP_PROGRESS", "1")  # into the task's log
+        signal.signal(signal.SIGTERM, _told_to_end)
+        place = Store(self.records)
+        design = study.design_of(self.study).from_dict(self.settings)
+        limit = self.seconds / 60 if math.isfinite(self.seconds) else 0.0
+        design = replace(design, workers=0, time_limit_minutes=limit)
+        # The results of others may make an adaptive design ask for more: its tasks wait for them.
+        adaptive = type(design).pending is not Design.pending
+        progress = Progress(place.folder / ".progress.log")
+        try:
+            study.work(self.study, design, place, progress, wait=adaptive)
+        except OutOfTime:
+            if _under_slurm():
+                _requeue()
+            return
+        place.compact()
+        place.points.compact()
+
+    def checkpoint(self, number: int) -> Any:
+        """What submitit runs when the job starts again: the same, since the state is on disk."""
+        return jobs.submitit().core.utils.DelayedSubmission(self, number)
+
+
+def _under_slurm() -> bool:
+    """Whether Slurm runs this task: not a process of this machine, inside an allocation or not."""
+    return os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
+
+
+def _requeue() -> None:
+    """Have submitit requeue this Slurm job and end this process, as before a time limit."""
+    signal.raise_signal(getattr(signal, f"SIG{jobs.submitit().JobEnvironment.USR_SIG}"))
+
+
+def _told_to_end(*_: object) -> None:
+    """On SIGTERM. Slurm sends it when it has cancelled or requeued the job, which then runs no
+    more; and at the start of a preemption's grace time, when a job that ends counts as done."""
+    if _under_slurm():
+        state = _state()
+        os.write(2, f"umup: told to end; Slurm's state of this job: {state or 'none'}\n".encode())
+        if state in ("RUNNING", "SIGNALING"):  # the second while the signal is on its way
+            _requeue()
+    # Not by an exception: Python drops it where the signal meets a callback of its garbage
+    # collector, such as JAX's, and the task would go on. What is on disk is complete at any moment.
+    with contextlib.suppress(RuntimeError, OSError):  # the signal met a flush, or the disk is full
+        sys.stdout.flush()
+    os._exit(study.EXIT_OUT_OF_TIME)
+
+
+def _state() -> str:
+    """The state of this task's job, asked for until Slurm answers, or kills us: to end without
+    knowing might be to end for good."""
+    ask = ("squeue", "--noheader", "--format=%T", f"--jobs={os.environ['SLURM_JOB_ID']}")
+    while True:
+        with contextlib.suppress(StudyError):
+            # Alone on its line: sites and federations add lines of several words.
+            found = re.search(r"^\s*([A-Z_]+)\W*$", jobs.slurm(*ask), re.MULTILINE)
+            return found[1] if found else ""
+        time.sleep(1.0)
+
+
+def wanted_tasks(design: Design, place: Store) -> int:
+    """How many tasks could work at once now: groups of lanes and points that are missing."""
+    n = len(study.missing_points(design, place.points))
+    if (dataset := study.dataset_of(design)) is not None:
+        n += len(groups(design.pending(current(place.read()), dataset), design.lanes))
+    return n
+
+
+def submit(
+    name: str | Path, design: Design, place: Store, options: Options
+) -> tuple[jobs.Submission, list[Any]] | None:  # fmt: skip
+    """Submit tasks that make what the records lack.
+
+    Returns:
+        The submission and its submitit jobs; None where nothing is missing.
+
+    Raises:
+        StudyError: the design keeps no records or only reads them; submitit or Slurm is not
+            there; sbatch refuses the job (with its own words).
+        ConfigError: more tasks than the site takes in one array, or than this machine has GPUs.
+        RecordError: the folder of the records cannot be written.
+    """
+    if design.fresh or design.mode != "run":
+        received = "fresh: true" if design.fresh else f"mode: {design.mode}"
+        raise StudyError("profile", received, "a profile that keeps records, in mode run")
+    jobs.submitit()
+    if options.executor == "slurm" and shutil.which("sbatch") is None:
+        allowed = "a machine that can submit to Slurm (no sbatch here), or --executor local"
+        raise StudyError("executor", "slurm", allowed)
+    wanted = wanted_tasks(design, place)
+    if not wanted:
+        return None
+    tasks = options.tasks or min(wanted, MOST_TASKS)
+    _check_room(tasks, options)
+    folder = place.folder.resolve() / ".jobs" / f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
+    task = Task(name, design.to_dict(), place.folder.resolve(), options.seconds)
+    start = _to_slurm if options.executor == "slurm" else _here
+    try:
+        folder.mkdir(parents=True)
+        made = start(task, tasks, folder, options, f"umup-{Path(name).name}-{design.profile}")
+        ids = dict.fromkeys(job.job_id.split("_")[0] for job in made)  # an array has one
+        submission = jobs.Submission(folder, options.executor, tuple(ids), tasks)
+        submission.save()
+    except BaseException as error:
+        _undo(folder)
+        if isinstance(error, OSError):
+            allowed = "a folder that you and the tasks can write"
+            received = f"write failed: {error.strerror}"
+            raise RecordError(str(place.folder), received, allowed) from error
+        raise
+    return submission, made
+
+
+def _check_room(tasks: int, options: Options) -> None:
+    if options.executor == "local":
+        gpus = _gpus_here()
+        if options.gpus and tasks > len(gpus):
+            raise ConfigError("tasks", tasks, f"at most {len(gpus)}, the GPUs of this machine")
+        return
+    found = re.search(r"MaxArraySize\s*=\s*(\d+)", jobs.slurm("scontrol", "show", "config"))
+    if found and tasks > int(found[1]):  # its indices go from 0 to below that
+        allowed = f"at most {found[1]}, this cluster's MaxArraySize; a task makes many runs"
+        raise ConfigError("tasks", tasks, allowed)
+
+
+def _gpus_here() -> list[int]:
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if shown is not None:
+        return [int(number) for number in shown.split(",") if number.isdigit()]
+    return list(range(len(list(Path("/dev").glob("nvidia[0-9]*")))))
+
+
+def _undo(folder: Path) -> None:
+    """Take back what a submission that failed has made, and folders now empty above its own."""
+    for script in folder.glob("[0-9]*_submission.sh"):  # sbatch had taken it
+        subprocess.run(["scancel", script.name.split("_")[0]], capture_output=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    for parent in list(folder.parents)[:3]:  # .jobs, PROFILE, records
+        with contextlib.suppress(OSError):
+            parent.rmdir()
+
+
+def _to_slurm(
+    task: Task, tasks: int, folder: Path, options: Options, name: str
+) -> list[Any]:  # fmt: skip
+    submitit = jobs.submitit()
+    executor = submitit.SlurmExecutor(folder, max_num_timeout=REQUEUES)
+    # Slurm's signal comes after the task's own stop, for a chunk that takes most of the margin.
+    executor.update_parameters(
+        job_name=name, time=math.ceil(options.limit / 60), partition=options.partition,
+        account=options.account, array_parallelism=options.at_once or tasks, wckey=None,
+        signal_delay_s=max(int((options.limit - options.seconds) / 2), 1),
+        gpus_per_node=options.gpus or None, cpus_per_task=options.cpus, stderr_to_stdout=True,
+        # Since Slurm 22.05 a step has the CPUs of its job only where it asks for them.
+        srun_args=[f"--cpus-per-task={options.cpus}"] if options.cpus else None,
+        additional_parameters={"requeue": True}
+        | {name: value == "true" or value for name, value in options.slurm},
+    )  # fmt: skip
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it then raises
+            return executor.map_array(task, range(tasks))
+    except (
+        submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError
+    ) as error:  # fmt: skip
+        allowed = "what this cluster takes: --partition, --account, --minutes, --tasks, --slurm"
+        raise StudyError("sbatch", jobs.words(str(error)), allowed) from None
+
+
+def _here(
+    task: Task, tasks: int, folder: Path, options: Options, name: str
+) -> list[Any]:  # fmt: skip
+    made = []
+    for number in range(tasks):
+        executor = jobs.submitit().LocalExecutor(folder)
+        gpus = _gpus_here()[number : number + 1] if options.gpus else ()
+        executor.update_parameters(  # the task watches its limit; submitit would start it again
+            timeout_min=60 * 24 * 365, stderr_to_stdout=True, gpus_per_node=len(gpus),
+            visible_gpus=gpus,
+        )  # fmt: skip
+        made.append(executor.submit(task, number))
+    return made
+
+
+def follow(submission: jobs.Submission, made: list[Any], say: Callable[[str], None]) -> None:
+    """Return when no task of the submission is queued or runs; ``say`` what changes."""
+    last = ""
+    while True:
+        try:
+            if submission.executor == "local":
+                n = sum(not job.done() for job in made)
+                now = f"{n} running" if n else ""
+            else:
+                now = "; ".join(map(jobs.told, jobs.queue([submission]).values()))
+        except StudyError as error:  # a controller that restarts loses no job
+            now = str(error)
+        if now != last and now:
+            say(now)
+        if not now:
+            return
+        last = now
+        time.sleep(POLL_SECONDS)
+
+
+def fan_out(
+    name: str | Path, design: Design, place: Store, options: Options, *, wait: bool,
+    say: Callable[[str], None] = print,
+) -> int | None:  # fmt: skip
+    """``umup run --executor``: submit, say how to watch and to cancel, and maybe wait.
+
+    Returns:
+        The exit status, or None when nothing is missing, so that the notebook may be executed.
+
+    Raises:
+        StudyError: tasks failed and left work missing, or as ``submit``.
+        ConfigError, RecordError: as ``submit``.
+    """
+    shown = f"{Path(name).name} {design.profile}"
+    for line in jobs.at_work([(shown, place)]):
+        say(f"{line}; it shares the work")
+    submitted = submit(name, design, place, options)
+    if submitted is None:
+        say(f"{shown}: nothing is missing, nothing submitted")
+        return None
+    submission, made = submitted
+    ids, cluster = " ".join(submission.ids), submission.executor == "slurm"
+    kind = f"array {ids}" if cluster else f"processes {ids}"
+    limit = f"{options.limit / 60:g}" if math.isfinite(options.limit) else "any"
+    each = f"of each: minutes {limit}, GPUs {options.gpus}"
+    say(f"{shown}: submitted {kind}, tasks {submission.tasks}; {each}")
+    say(f"  watch   umup status {Path(name).name}{f'; squeue --array --jobs {ids}' * cluster}")
+    say(f"  logs    {os.path.relpath(submission.folder)}")
+    say(f"  cancel  {'scancel' if cluster else 'kill'} {ids}")
+    if not wait:
+        return 0
+    try:
+        follow(submission, made, say)
+    except KeyboardInterrupt:
+        say("no longer followed; the tasks go on")
+        return 130
+    left, failed = wanted_tasks(design, place), jobs.failures(submission)
+    for line in failed:
+        say(f"failed: {line}")
+    if left and failed:
+        todo = f"tasks that end well; see {os.path.relpath(submission.folder)}"
+        raise StudyError("tasks", failed[0], f"{todo}; the same command goes on")
+    if left:
+        say(f"{shown}: the tasks were stopped with work left; the same command goes on")
+        return study.EXIT_OUT_OF_TIME
+    place.compact()
+    place.points.compact()
+    return None

@@ -1,0 +1,332 @@
+"""Which runs to do next: plans that are pure functions of the results so far.
+
+``next_lrs`` is the adaptive line search over η used for every learning-rate sweep: a coarse grid
+in octaves, half-octaves around the best, then further seeds near the optimum. It keeps no state,
+so killing a sweep costs nothing: the plan goes on from the records.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pandas as pd
+
+from umup.config import (
+    COUNT,
+    POSITIVE,
+    Config,
+    HPs,
+    ModelConfig,
+    OptimConfig,
+    Range,
+    RunConfig,
+)
+from umup.data import Dataset
+from umup.errors import ConfigError
+from umup.lab.design import Design
+
+
+class Result(NamedTuple):
+    """One finished run: log2 η, seed and final loss in nats (NaN where diverged)."""
+
+    log2_lr: float
+    seed: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class LRSearch(Config):
+    """A line search over log2 η.
+
+    Args:
+        lo, hi: ends of the coarse grid (one octave apart), seed 0 only.
+        refine: spacing near the optimum, octaves.
+        window: half-width around the best in which refined points and all seeds are run.
+        seeds: runs at every point in the window.
+        max_extend: octaves by which the grid may grow past an end that holds the best point.
+    """
+
+    lo: float
+    hi: float
+    refine: float = 0.5
+    window: float = 1.0
+    seeds: int = 3
+    max_extend: int = 4
+
+    RANGES = {
+        "lo": Range(-60, 60), "hi": Range(-60, 60), "refine": (0.25, 0.5, 1.0),
+        "window": Range(0.0), "seeds": COUNT, "max_extend": Range(0),
+    }  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("lo", "hi"):
+            if getattr(self, name) % 0.25:  # else grid points would not meet to the last bit
+                raise ConfigError(name, getattr(self, name), "a multiple of a quarter octave")
+        if self.hi <= self.lo:
+            raise ConfigError("hi", self.hi, f"more than lo = {self.lo:g}")
+
+    def ends(self) -> tuple[float, float]:
+        """The lowest and highest log2 η that the search may ever ask for."""
+        return self.lo - self.max_extend, self.hi + self.max_extend
+
+
+def around(center: float, search: LRSearch, below: int = 2, above: int = 3) -> LRSearch:
+    """The search with its coarse grid moved around a predicted optimum.
+
+    One more point above than below: the side on which training breaks is the informative one.
+    """
+    middle = round(center)
+    return LRSearch(
+        middle - below, middle + above, search.refine, search.window, search.seeds,
+        search.max_extend,
+    )  # fmt: skip
+
+
+def means(results: Iterable[Result]) -> dict[float, float]:
+    """Mean loss at every learning rate; a point with a diverged run counts as infinite."""
+    by_lr: dict[float, list[float]] = {}
+    for r in results:
+        by_lr.setdefault(r.log2_lr, []).append(r.loss if math.isfinite(r.loss) else math.inf)
+    return {lr: sum(losses) / len(losses) for lr, losses in by_lr.items()}
+
+
+def best_lr(results: Iterable[Result]) -> float | None:
+    """log2 of the learning rate of the lowest mean loss, or None when every run diverged."""
+    table = {lr: loss for lr, loss in means(results).items() if math.isfinite(loss)}
+    return min(table, key=lambda lr: (table[lr], lr)) if table else None
+
+
+def next_lrs(search: LRSearch, results: list[Result]) -> list[tuple[float, int]]:
+    """The (log2 η, seed) points to run next, given the finished ones; empty when done.
+
+    Stages, each complete before the next: the coarse grid; an octave more at an end that holds
+    the best point; refined points within the window of the best; all seeds there. As seeds may
+    move the best, the window follows it.
+    """
+    have = {(r.log2_lr, r.seed) for r in results}
+
+    def missing(lrs: Iterable[float], seeds: Iterable[int]) -> list[tuple[float, int]]:
+        seeds = list(seeds)
+        return [(lr, s) for lr in lrs for s in seeds if (lr, s) not in have]
+
+    coarse = [search.lo + i for i in range(int(search.hi - search.lo) + 1)]
+    if todo := missing(coarse, [0]):
+        return todo
+    best = best_lr(results)
+    lowest, highest = search.ends()
+    measured = [r.log2_lr for r in results]
+    if best is None:  # all diverged
+        return missing([min(measured) - 1.0], [0]) if min(measured) - 1.0 >= lowest else []
+    if best == min(measured) and best - 1.0 >= lowest:
+        return missing([best - 1.0], [0])
+    if best == max(measured) and best + 1.0 <= highest:
+        return missing([best + 1.0], [0])
+    n = int(search.window / search.refine + 1e-9)
+    near = [best + i * search.refine for i in range(-n, n + 1)]
+    near = [lr for lr in near if lowest <= lr <= highest]
+    return missing(near, [0]) or missing(near, range(search.seeds))
+
+
+def predicted_optimum(optima: dict[int, float], width: int) -> float | None:
+    """log2 η* at ``width`` extrapolated in log2 width from the two nearest smaller widths."""
+    smaller = sorted((w for w in optima if w < width), reverse=True)
+    if not smaller:
+        return None
+    if len(smaller) == 1:
+        return optima[smaller[0]]
+    near, far = smaller[:2]
+    slope = (optima[near] - optima[far]) / math.log2(near / far)
+    return optima[near] + slope * math.log2(width / near)
+
+
+@dataclass(frozen=True)
+class Arm(Config):
+    """One curve of loss against η: a scheme at a width and a horizon."""
+
+    scheme: str
+    d_model: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class LRSweep(Design):
+    """The flat parameters of a learning-rate sweep, beside those of every ``Design``.
+
+    Args:
+        schemes, widths, steps: the main arms, one for each scheme and width.
+        short_steps, short_widths, long_steps, long_widths: further horizons (0 steps: none).
+        full_grid_width: above it, the grid is moved around the optimum predicted from smaller
+            widths instead of spanning the scheme's whole range.
+        lr_sp, lr_mup, lr_umup: (low, high) log2 of the coarse grid.
+        seeds, refine, window: see ``LRSearch``.
+        warmup_ratio: share of the steps that warm up.
+        ff_ratio: d_ff / d_model.
+        base_width: width at which μP equals SP; base depth and head size are the model's own.
+    """
+
+    schemes: tuple[str, ...] = ("sp", "mup", "umup")
+    widths: tuple[int, ...] = (32, 64)
+    full_grid_width: int = 128
+    n_layers: int = 2
+    d_head: int = 32
+    ff_ratio: float = 2.75
+    seq_len: int = 64
+    batch_size: int = 8
+    steps: int = 2000
+    short_steps: int = 0
+    short_widths: tuple[int, ...] = ()
+    long_steps: int = 0
+    long_widths: tuple[int, ...] = ()
+    warmup_ratio: float = 0.25
+    weight_decay: float = 2.0**-13
+    base_width: int = 32
+    dtype: str = "float32"
+    unroll: int = 0
+    lr_sp: tuple[float, ...] = (-12.0, -4.0)
+    lr_mup: tuple[float, ...] = (-11.0, -4.0)
+    lr_umup: tuple[float, ...] = (-4.0, 3.0)
+    refine: float = 0.5
+    window: float = 1.0
+    seeds: int = 3
+    eval_batches: int = 64
+
+    RANGES = {
+        **Design.RANGES, "schemes": ("sp", "mup", "umup"), "widths": COUNT,
+        "full_grid_width": COUNT, "n_layers": COUNT, "d_head": COUNT, "ff_ratio": POSITIVE,
+        "seq_len": COUNT, "batch_size": COUNT, "steps": COUNT, "short_steps": Range(0),
+        "short_widths": COUNT, "long_steps": Range(0), "long_widths": COUNT,
+        "warmup_ratio": Range(0.0, 1.0), "weight_decay": Range(0.0), "base_width": COUNT,
+        "refine": (0.25, 0.5, 1.0), "window": Range(0.0), "seeds": COUNT,
+        "eval_batches": COUNT,
+    }  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("schemes", "widths"):
+            if not getattr(self, name):
+                raise ConfigError(name, getattr(self, name), "at least one entry")
+        for name in ("lr_sp", "lr_mup", "lr_umup"):
+            if len(getattr(self, name)) != 2:
+                raise ConfigError(name, getattr(self, name), "two numbers: [low, high] in log2 η")
+            try:
+                self.search(name.removeprefix("lr_"))
+            except ConfigError as error:
+                raise ConfigError(
+                    name, getattr(self, name), f"{error.field}: {error.allowed}"
+                ) from None
+        for width in (*self.widths, *self.short_widths, *self.long_widths):
+            self.model(width, vocab_size=2)  # heads that do not divide are an error now
+        # An optimum is predicted from narrower widths of the same horizon: without one with a
+        # full grid, the rest of the horizon would wait for ever.
+        for steps, widths in self._horizons():
+            if steps and widths and min(widths) > self.full_grid_width:
+                allowed = f"at least {min(widths)}, the narrowest width of {steps} steps"
+                raise ConfigError("full_grid_width", self.full_grid_width, allowed)
+
+    def _horizons(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
+        return (
+            (self.steps, self.widths),
+            (self.short_steps, self.short_widths),
+            (self.long_steps, self.long_widths),
+        )
+
+    def search(self, scheme: str) -> LRSearch:
+        """The full line search of a scheme."""
+        lo, hi = getattr(self, f"lr_{scheme}")
+        return LRSearch(lo, hi, self.refine, self.window, self.seeds)
+
+    def arms(self) -> list[Arm]:
+        """All arms: the main horizon's first, and the cheap before the dear."""
+        arms = [
+            Arm(scheme, width, steps)
+            for steps, widths in self._horizons() if steps
+            for width in widths
+            for scheme in self.schemes
+        ]  # fmt: skip
+        return sorted(
+            set(arms), key=lambda a: (a.steps != self.steps, a.d_model**2 * a.steps, a.scheme)
+        )
+
+    def model(self, width: int, vocab_size: int) -> ModelConfig:
+        """The model's shape at a width."""
+        return ModelConfig(
+            d_model=width, n_layers=self.n_layers, d_head=self.d_head,
+            d_ff=round(width * self.ff_ratio), vocab_size=vocab_size, seq_len=self.seq_len,
+            base_width=self.base_width, base_depth=self.n_layers, base_d_head=self.d_head,
+            dtype=self.dtype, unroll=self.unroll,
+        )  # fmt: skip
+
+    def run(self, arm: Arm, log2_lr: float, seed: int, dataset: Dataset) -> RunConfig:
+        """The whole specification of one run."""
+        return self._run(arm, log2_lr, seed, dataset.digest, dataset.vocab_size)
+
+    def _run(
+        self, arm: Arm, log2_lr: float, seed: int, data_digest: str, vocab_size: int
+    ) -> RunConfig:
+        return RunConfig(
+            scheme=arm.scheme,
+            model=self.model(arm.d_model, vocab_size),
+            optim=OptimConfig(
+                steps=arm.steps, batch_size=self.batch_size,
+                warmup_steps=round(arm.steps * self.warmup_ratio),
+            ),
+            hps=HPs(eta=2.0**log2_lr, weight_decay=self.weight_decay),
+            seed=seed, corpus=self.corpus, tokenizer=self.tokenizer,
+            data_digest=data_digest, eval_batches=self.eval_batches,
+        )  # fmt: skip
+
+    def pending(self, runs: pd.DataFrame, dataset: Dataset) -> list[RunConfig]:
+        """The runs to do next, given the finished ones (rows of this profile)."""
+        loss_of = dict(zip(runs["key"], runs["final_loss"])) if len(runs) else {}
+        optima: dict[tuple[str, int], dict[int, float]] = {}
+        out: list[RunConfig] = []
+        unfinished: set[tuple[str, int]] = set()
+        for arm in self.arms():  # narrow before wide at each horizon
+            known = optima.setdefault((arm.scheme, arm.steps), {})
+            search = self.search(arm.scheme)
+            if arm.d_model > self.full_grid_width:
+                center = predicted_optimum(known, arm.d_model)
+                if center is None or (arm.scheme, arm.steps) in unfinished:
+                    continue  # waits for the narrower widths
+                search = around(center, search)
+            results = []
+            for lr, seed in self._candidates(search):
+                key = _key(self, arm, lr, seed, dataset.digest, dataset.vocab_size)
+                if key in loss_of:
+                    results.append(Result(lr, seed, loss_of[key]))
+            todo = next_lrs(search, results)
+            if todo:
+                unfinished.add((arm.scheme, arm.steps))
+            elif (best := best_lr(results)) is not None:
+                known[arm.d_model] = best
+            out += [self.run(arm, lr, seed, dataset) for lr, seed in todo]
+        return out
+
+    def _candidates(self, search: LRSearch) -> list[tuple[float, int]]:
+        """Every (log2 η, seed) the search could ever ask for."""
+        lowest, highest = search.ends()
+        n = int((highest - lowest) / search.refine) + 1
+        lrs = [lowest + i * search.refine for i in range(n)]
+        return [(lr, seed) for lr in lrs for seed in range(self.seeds)]
+
+    def guess(self, run: RunConfig, runs: pd.DataFrame) -> float:
+        """A parabola around the arm's best run so far, or around the middle of its range."""
+        center, lowest = (self.search(run.scheme).lo + self.search(run.scheme).hi) / 2, 1.0
+        if len(runs):
+            same = (runs["scheme"] == run.scheme) & (runs["d_model"] == run.model.d_model)
+            ok = runs[same & (runs["steps"] == run.optim.steps) & (runs["status"] == "ok")]
+            if len(ok):
+                best = ok.loc[ok["final_loss"].idxmin()]
+                center, lowest = math.log2(best["lr"]), float(best["final_loss"])
+        return lowest + 0.1 * (math.log2(run.hps.eta) - center) ** 2
+
+
+@functools.lru_cache(maxsize=100_000)
+def _key(sweep: LRSweep, arm: Arm, lr: float, seed: int, data_digest: str, vocab_size: int) -> str:
+    """The run's key; cached, since a plan asks for the same ones after every group."""
+    return sweep._run(arm, lr, seed, data_digest, vocab_size).key()

@@ -1,0 +1,307 @@
+"""``umup plan``: its options, and its answers as text."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from umup import plan
+from umup.config import MeshConfig
+from umup.errors import PlanError
+from umup.plan import Case, Prediction, formulas, hardware
+from umup.plan.hardware import Hardware
+from umup.terminal import columns
+from umup.yaml_reader import read_overrides
+
+if TYPE_CHECKING:
+    from umup.plan.aot import Report
+    from umup.plan.hlo import Traffic
+    from umup.run.runfile import TrainConfig
+
+GIB = 2**30
+LAYOUT = ("data", "fsdp", "tensor", "remat", "accumulate")
+BOUNDS = {
+    "time": "limited by the hours: a deeper one would see too few tokens",
+    "memory": "limited by memory, not by the hours: no deeper one has a layout that divides evenly "
+              "and fits",
+    "depth": "the deepest that is tried; the hours allow for more",
+}  # fmt: skip
+"""What bounds the largest decoder of a budget, in words."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``umup plan``."""
+    parser.add_argument("config", nargs="?", help="a run's file, as for umup train")
+    parser.add_argument(
+        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+        help="override one field, such as model.d_model; the value is read as YAML",
+    )  # fmt: skip
+    parser.add_argument("--hardware", default="h100", metavar="NAME", help="(default: h100)")
+    parser.add_argument("--machines", metavar="FILE", help="TOML file of machines of your own")
+    parser.add_argument(
+        "--devices", type=int, metavar="N", help="choose the layout (default: the file's mesh)"
+    )
+    parser.add_argument("--layouts", action="store_true", help="rank all layouts that fit")
+    parser.add_argument(
+        "--hours", type=float, metavar="H", help="the largest decoder of these proportions"
+    )
+    parser.add_argument(
+        "--tokens-per-parameter", type=float, metavar="R",
+        help=f"with --hours (default: {plan.TOKENS_PER_PARAMETER:g})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--inference-tokens", type=float, metavar="T",
+        help="with --hours: over the model's life (default: 0)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compile", action="store_true",
+        help="compile the step for as many virtual devices and compare",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="numbers instead of text")
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Answer what was asked; returns the exit status."""
+    from umup.run import runfile  # needs JAX, which the other commands' options do not
+
+    overrides = read_overrides(chosen.parameter)
+    config = runfile.read_config(chosen.config, overrides)
+    machine = hardware.get(chosen.hardware, chosen.machines)
+    if chosen.devices is not None and chosen.devices < 1:
+        raise PlanError("--devices", chosen.devices, "an integer >= 1")
+    _refuse_moot(chosen, config, overrides)
+    if chosen.hours is not None:
+        found, text = _budget(config, machine, chosen)
+    elif chosen.layouts:
+        found, text = _layouts(config, machine, chosen.devices or config.mesh.devices)
+    else:
+        asked, config = config, _laid_out(config, machine, chosen.devices)
+        found, text = _one(config, machine)
+        if config != asked:
+            own = layout(_case(asked, machine))
+            text += f"\nthis is the fastest layout on {chosen.devices} devices; the run's is {own}"
+        if chosen.compile:
+            found, text = _compared(config, machine, found, text)
+        else:
+            plan.check(config.model, config.optim, config.mesh, machine)
+    print(json.dumps(found, indent=1) if chosen.json else text)
+    return 0
+
+
+def _refuse_moot(
+    chosen: argparse.Namespace, config: TrainConfig, overrides: Mapping[str, Any]
+) -> None:
+    """Refuse what would do nothing beside the other options.
+
+    Raises:
+        PlanError: the option, or the field of ``-p``, that another option makes moot.
+    """
+    if chosen.hours is None:
+        for name in ("tokens_per_parameter", "inference_tokens"):
+            if (value := getattr(chosen, name)) is not None:
+                raise PlanError(f"--{name.replace('_', '-')}", value, "a number beside --hours")
+    asked = {"--hours": chosen.hours is not None, "--layouts": chosen.layouts,
+             "--compile": chosen.compile}  # fmt: skip
+    questions = [option for option, given in asked.items() if given]
+    if len(questions) > 1:
+        raise PlanError(questions[1], f"beside {questions[0]}", "one question at a time")
+    other = chosen.devices not in (None, config.mesh.devices)
+    option = next((one for one in questions if one != "--compile"), "--devices" if other else "")
+    if not option:
+        return
+    decided = {"model.remat", "optim.accumulate"}
+    decided |= {"optim.steps"} if chosen.hours is not None else set()
+    decided |= {f"mesh.{axis}" for axis in MeshConfig().to_dict()} if other else set()
+    for field in decided & overrides.keys():
+        by = "--devices" if field.startswith("mesh.") else option
+        raise PlanError(f"-p {field}", overrides[field], f"no value beside {by}, which chooses it")
+
+
+def _case(config: TrainConfig, machine: Hardware) -> Case:
+    return plan.case(config.model, config.optim, config.mesh, machine)
+
+
+def _laid_out(config: TrainConfig, machine: Hardware, devices: int | None) -> TrainConfig:
+    """The run in its own layout, or in the fastest over another number of devices."""
+    if devices is None or devices == config.mesh.devices:
+        return config
+    best = plan.layouts(_case(config, machine), devices)[0]
+    return dataclasses.replace(
+        config, mesh=MeshConfig(best["data"], best["fsdp"], best["tensor"]),
+        model=dataclasses.replace(config.model, remat=best["remat"]),
+        optim=dataclasses.replace(config.optim, accumulate=best["accumulate"]),
+    )  # fmt: skip
+
+
+def _one(config: TrainConfig, machine: Hardware) -> tuple[dict[str, Any], str]:
+    c = _case(config, machine)
+    prediction = plan.predict(c, config.optim.steps)
+    head = (
+        f"{config.name}: {config.optim.steps:,} steps of {config.optim.batch_size:,} × "
+        f"{config.model.seq_len:,} tokens on {config.mesh.devices} × {machine.name}, "
+        f"{layout(c)}, {config.model.dtype}, recipe {config.model.recipe}"
+    )
+    found = {"layout": {name: c[name] for name in LAYOUT}, **prediction._asdict()}
+    return found, f"{head}\n\n{describe(c, prediction)}"
+
+
+def layout(c: Case) -> str:
+    """A case's layout in words."""
+    parts = f", {c['accumulate']} parts a batch" if c["accumulate"] > 1 else ""
+    return f"mesh {c['data']}×{c['fsdp']}×{c['tensor']}, remat {c['remat']}{parts}"
+
+
+def describe(c: Case, prediction: Prediction) -> str:
+    """A prediction as aligned text."""
+    p, m, s = prediction.parameters, prediction.memory, prediction.step
+    f, comm = prediction.flops, prediction.communication
+    ms = 1e3
+    room = c["memory"] * c["usable"]
+    verdict = "fits" if m["total"] <= room else f"{(m['total'] - room) / GIB:.1f} GiB too much"
+    model = [(name, f"{count(p[name])}") for name in ("embedding", "attention", "mlp", "readout")]
+    memory = [(name, f"{m[name] / GIB:.2f}") for name in
+              ("state", "gradients", "copies", "kept", "workspace", "total")]  # fmt: skip
+    arithmetic = [
+        ("6ND", count(f["six_nd"])), ("model", count(f["model"])),
+        ("attention in it", f"{1 - (f['compiled'] - f['attention']) / f['compiled']:.1%}"),
+        ("computed again", f"{f['recomputed'] / f['compiled']:.1%}"),
+    ]  # fmt: skip
+    received = [(name, f"{comm[key] / GIB:.2f}") for name, key in
+                (("fsdp gathers", "gathered"), ("fsdp sums", "scattered"),
+                 ("lookups", "lookup"), ("data sums", "replicas"),
+                 ("tensor sums", "sums"))]  # fmt: skip
+    time = [(name, f"{ms * s[name]:.2f}") for name in
+            ("products", "attention", "elementwise", "overhead", "hidden", "exposed")]  # fmt: skip
+    return "\n".join([
+        block(f"parameters: {count(p['total'])}", model),
+        block(f"GiB a device: {verdict} in {room / GIB:.1f}", memory),
+        block("FLOPs a step, all devices", arithmetic),
+        block("GiB a device receives a step", received),
+        block(f"ms a step: {ms * s['seconds']:.2f}, limited by {s['limit']}", time),
+        f"{s['tokens_per_s']:,.0f} tokens/s, MFU {s['mfu']:.1%}; "
+        f"{prediction.hours:.2f} hours, ${prediction.dollars:,.0f}",
+    ])  # fmt: skip
+
+
+def block(title: str, rows: Sequence[tuple[str, str]]) -> str:
+    """A title with its rows, names left and values right."""
+    width = max(len(name) for name, _ in rows)
+    right = max(len(value) for _, value in rows)
+    return "\n".join([title, *(f"  {n.ljust(width)}  {v.rjust(right)}" for n, v in rows), ""])
+
+
+def count(number: float) -> str:
+    """A count with a unit of thousands: 6.74 G."""
+    for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.3g}"
+
+
+def _layouts(config: TrainConfig, machine: Hardware, devices: int) -> tuple[list, str]:
+    ranked = plan.layouts(_case(config, machine), devices)
+    rows = [("mesh", "remat", "parts", "ms a step", "MFU", "GiB a device", "limited by")]
+    found = []
+    for c in ranked:
+        step, memory = formulas.step_time(c), formulas.memory(c)["total"]
+        mesh = f"{c['data']}×{c['fsdp']}×{c['tensor']}"
+        rows.append((mesh, c["remat"], str(c["accumulate"]), f"{1e3 * step['seconds']:.2f}",
+                     f"{step['mfu']:.1%}", f"{memory / GIB:.1f}", step["limit"]))  # fmt: skip
+        found.append({"mesh": mesh, "remat": c["remat"], "accumulate": c["accumulate"],
+                      "memory": memory, **step})  # fmt: skip
+    return found, columns(rows)
+
+
+def _budget(
+    config: TrainConfig, machine: Hardware, chosen: argparse.Namespace
+) -> tuple[dict[str, Any], str]:
+    devices = chosen.devices or config.mesh.devices
+    model = config.model
+    family = _case(config, machine) | {
+        "aspect": model.d_model / model.n_layers, "ff_ratio": model.d_ff / model.d_model,
+    }  # fmt: skip
+    ratio = chosen.tokens_per_parameter
+    ratio = plan.TOKENS_PER_PARAMETER if ratio is None else ratio
+    bought = plan.budget(
+        family, devices, chosen.hours, tokens_per_parameter=ratio,
+        inference_tokens=chosen.inference_tokens or 0.0,
+    )  # fmt: skip
+    c = bought.case
+    each = bought.tokens / formulas.parameters(c)["total"]
+    steps = int(bought.tokens / (c["batch_size"] * c["seq_len"]))
+    prediction = plan.predict(c, steps)
+    rows = [("allocation of these FLOPs", "parameters", "tokens", "tokens each", "loss*")]
+    for name, one in bought.allocations.items():
+        rows.append((name, count(one["parameters"]), count(one["tokens"]),
+                     f"{one['tokens'] / one['parameters']:.3g}", f"{one['loss']:.3f}"))  # fmt: skip
+    text = "\n".join([
+        f"{chosen.hours:g} hours on {devices} × {machine.name}: {c['n_layers']} layers of "
+        f"d_model {c['d_model']}, d_ff {c['d_ff']}; {count(bought.tokens)} tokens in "
+        f"{steps:,} steps, {layout(c)}",
+        f"{each:.3g} tokens per parameter ({ratio:g} asked); {BOUNDS[c['bound']]}", "",
+        describe(c, prediction), "",
+        columns(rows), "* of Besiroglu et al.'s fit: for their text; only differences carry over",
+    ])  # fmt: skip
+    found = {"shape": {k: c[k] for k in ("n_layers", "d_model", "d_ff", *LAYOUT)},
+             "bound": c["bound"], "tokens_per_parameter": each, "tokens": bought.tokens,
+             "flops": bought.flops, "steps": steps, "allocations": bought.allocations,
+             **prediction._asdict()}  # fmt: skip
+    return found, text
+
+
+def _compared(
+    config: TrainConfig, machine: Hardware, found: dict[str, Any], text: str
+) -> tuple[dict[str, Any], str]:
+    """The compiled step beside what the planner says of XLA's CPU backend, which compiles it."""
+    from umup.plan import aot
+
+    model, note = config.model, ""
+    if model.attention == "cudnn":  # a kernel of NVIDIA GPUs alone
+        model, note = dataclasses.replace(model, attention="xla"), ", attention xla for cudnn"
+    report = aot.compiled(aot.Job(config.scheme, model, config.optim, config.mesh))
+    c = plan.case(model, config.optim, config.mesh, hardware.get("cpu"))
+    rows = [("of a device", "planned", "compiled", "ratio")]
+    for name, ours, theirs, unit in compared(c, report):
+        ratio = f"{ours / theirs:.3f}" if theirs else "-"
+        d = 0 if unit == 1 else 2
+        rows.append((name, f"{ours / unit:,.{d}f}", f"{theirs / unit:,.{d}f}", ratio))
+    text += (
+        f"\n\ncompiled for {config.mesh.devices} virtual devices by XLA's CPU backend in "
+        f"{report.lower_s + report.compile_s:.0f} s{note}, beside the plan for that backend\n"
+        f"{columns(rows)}\n\n{collectives(report.collectives)}"
+    )
+    return {"plan": found, "compiled": json.loads(report.to_json())}, text
+
+
+def compared(c: Case, report: Report) -> list[tuple[str, float, float, float]]:
+    """(name, planned, compiled, unit) of what a compiled step can be asked, of one device."""
+    memory, n = formulas.memory(c), formulas.devices(c)
+    return [
+        ("parameters, all", formulas.parameters(c)["total"], report.n_params, 1),
+        ("state, GiB", memory["state"], report.argument_bytes, GIB),
+        ("all memory, GiB", memory["total"], report.total_bytes, GIB),
+        ("TFLOP", formulas.flops(c)["compiled"] / n, report.flops, 1e12),
+        *(
+            (f"over {axis}, GiB", planned, _over(report, axis), GIB)
+            for axis, planned in plan.sent(c).items() if planned
+        ),
+    ]  # fmt: skip
+
+
+def _over(report: Report, axis: str) -> float:
+    """Bytes of the compiled step's collectives over one mesh axis."""
+    return sum(row.bytes for row in report.collectives if row.axes == (axis,))
+
+
+def collectives(rows: Sequence[Traffic]) -> str:
+    """What a device receives in the compiled step's collectives, by kind and axis."""
+    out = [("collective", "over", "type", "times", "GiB")]
+    for row in rows:
+        out.append(
+            (row.kind, "×".join(row.axes) or "?", row.dtype, f"{row.count:g}",
+             f"{row.bytes / GIB:.3f}")
+        )  # fmt: skip
+    return columns(out) if len(out) > 1 else "no collectives"

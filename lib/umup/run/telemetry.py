@@ -1,0 +1,257 @@
+"""What a run says of itself while it runs: to its log, to the terminal, to optional writers."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TextIO
+
+import numpy as np
+
+from umup.errors import TrainError
+from umup.run.runlog import GOING_BACK, Log, duration, events, read
+from umup.terminal import in_kernel, kernel_terminal
+
+_logger = logging.getLogger(__name__)
+
+__all__ = ["Display", "Log", "Telemetry", "Writer", "events", "read"]
+
+
+class Display:
+    """How far a long run is: a bar in a terminal, elsewhere a plain line every few seconds.
+
+    In a Jupyter kernel the lines go to the terminal behind it, or nowhere.
+
+    Args:
+        steps: updates of the whole run.
+        every: least seconds between two plain lines.
+        out: where to write; by default standard error, by the rule above.
+    """
+
+    def __init__(
+        self, steps: int, *, every: float = 5.0, out: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):  # fmt: skip
+        self.steps, self._every, self._clock = steps, every, clock
+        self._own = None
+        if out is None and in_kernel():
+            out = self._own = kernel_terminal()
+        elif out is None:
+            out = sys.__stderr__
+        self._out, self._bar, self._pending, self._written = out, None, "", -math.inf
+        if out is not None and out.isatty() and self._own is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=steps, file=out, unit=" steps", dynamic_ncols=True, mininterval=0
+            )
+
+    def at(self, step: int) -> None:
+        """Go to ``step`` without having trained: a resumed run, or a roll back."""
+        if self._bar is not None:
+            self._bar.n = self._bar.last_print_n = self._bar.initial = step
+            self._bar.unpause()
+            self._bar.refresh()
+
+    def update(self, done: int, loss: float, tokens_per_s: float, step_seconds: float) -> None:
+        """Show that ``done`` steps are; NaN stands for a speed not known yet."""
+        speed = "" if math.isnan(tokens_per_s) else f"  {tokens_per_s:,.0f} tokens/s"
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {loss:.4f}{speed}", refresh=False)
+            self._bar.update(done - self._bar.n)
+            return
+        left = (self.steps - done) * step_seconds
+        left = "" if math.isnan(left) else f"  {duration(left)} left"
+        self._pending = f"step {done:,}/{self.steps:,}  loss {loss:.4f}{speed}{left}"
+        if self._clock() - self._written >= self._every:
+            self._line(self._pending)
+
+    def note(self, text: str) -> None:
+        """Show a line at once, above the bar where there is one."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._out)
+        else:
+            if self._pending:
+                self._line(self._pending)
+            self._line(text)
+
+    def close(self) -> None:
+        """Show the last line held back, and leave the terminal tidy."""
+        if self._bar is not None:
+            self._bar.close()
+        elif self._pending:
+            self._line(self._pending)
+        if self._own is not None:
+            self._own.close()
+        self._out = self._bar = self._own = None
+
+    def _line(self, text: str) -> None:
+        if self._out is not None:
+            try:
+                print(text, file=self._out, flush=True)
+            except OSError:  # the other end of a pipe has left; the run goes on
+                self._out = None
+        self._pending, self._written = "", self._clock()
+
+
+# --- all of it -----------------------------------------------------------------------------------
+
+
+class Writer(Protocol):
+    """Where numbers go besides the log; see ``umup.run.writers``."""
+
+    def rewind(self, step: int) -> None:
+        """Training goes on from update ``step``; called once before anything else."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Finite numbers of one update."""
+
+    def close(self) -> None:
+        """Write what is held back."""
+
+
+SCALARS = {"loss": "train/loss", "bits_per_byte": "train/bits_per_byte",
+           "grad_norm": "train/grad_norm", "eta": "train/eta", "tokens_per_s": "speed/tokens_per_s",
+           "mfu": "speed/mfu", "memory_gib": "speed/memory_gib"}  # fmt: skip
+"""Names of the columns in writers; an event's numbers are ``NAME/field``, ``val/`` of an eval."""
+
+
+class Telemetry:
+    """Log, writers and display of one run, fed once a chunk of steps.
+
+    Args:
+        log: the run's log; where it is not this process that writes, nothing else does either.
+        steps: updates of the whole run.
+        tokens_per_step: tokens of a global batch.
+        bytes_per_token: of the corpus, for bits a byte.
+        flops_per_step, peak_flops: model FLOPs of an update, and a second's FLOPs of all devices
+            together; without either there is no MFU.
+        writers: see ``umup.run.writers.open_writers``. One that fails is left out from then on.
+        display: see ``Display``.
+    """
+
+    def __init__(
+        self, log: Log, *, steps: int, tokens_per_step: int, bytes_per_token: float,
+        flops_per_step: float | None = None, peak_flops: float | None = None,
+        writers: Sequence[Writer] = (), display: Display | None = None,
+    ):  # fmt: skip
+        self.log, self.total = log, steps
+        self._tokens, self._bytes = tokens_per_step, bytes_per_token
+        self._peak_seconds = None  # that a step takes at the peak
+        if flops_per_step and peak_flops:
+            self._peak_seconds = flops_per_step / peak_flops
+        self._writers = list(writers) if log.main else []
+        self._display = display if log.main else None
+
+    def start(self, step: int = 0, **fields: Any) -> None:
+        """Log that the run begins (``step`` 0), or that it goes on from update ``step``."""
+        name = "resume" if step else "start"
+        self.event(name, step, steps=self.total, tokens_per_step=self._tokens, **fields)
+        self._back_to(step)
+
+    def rewind(self, step: int) -> None:
+        """The run goes back, and trains again from update ``step``."""
+        self.log.rewind(step)
+        self._back_to(step)
+
+    def _back_to(self, step: int) -> None:
+        self._let_write(lambda writer: writer.rewind(step))
+        if self._display is not None:
+            self._display.at(step)
+
+    def steps(
+        self, first_step: int, losses: Any, grad_norms: Any, etas: Any, ok: Any,
+        seconds: float | None = None, memory: float | None = None, **more: Any,
+    ) -> None:  # fmt: skip
+        """Take in a chunk of n updates, the first of them number ``first_step``.
+
+        Args:
+            losses, grad_norms, etas, ok: (n,) each; see ``read``.
+            seconds: of the chunk by the wall clock; None where it held a compilation, say.
+            memory: bytes, the largest use of a device so far, or None.
+            more: further columns, (n,) numbers each.
+
+        Raises:
+            TrainError: the arrays' lengths differ, or the log cannot be written.
+        """
+        if not self.log.main:
+            return
+        from umup.data import nats_to_bits_per_byte
+
+        losses = np.asarray(losses, np.float64)
+        n, bits = len(losses), nats_to_bits_per_byte(losses, self._bytes)
+        arrays = {"loss": losses, "bits_per_byte": bits, "grad_norm": grad_norms, "eta": etas}
+        columns = {name: _short(values) for name, values in (arrays | more).items()}
+        columns["ok"] = np.asarray(ok, bool).tolist()
+        for name, values in columns.items():
+            if len(values) != n:
+                raise TrainError(name, f"{len(values)} values", f"{n}, one for each loss")
+        rate = n * self._tokens / seconds if seconds else None
+        mfu = n * self._peak_seconds / seconds if seconds and self._peak_seconds else None
+        facts = {"tokens_per_s": rate, "mfu": mfu, "memory_gib": memory and memory / 2**30}
+        facts = {name: float(f"{v:.6g}") for name, v in facts.items() if v is not None}
+        rows = [
+            {"step": first_step + i, **dict(zip(columns, row)), **facts}
+            for i, row in enumerate(zip(*columns.values()))
+        ]
+        self.log.append_steps(rows)
+        for row in rows if self._writers else ():
+            named = {SCALARS.get(k, f"train/{k}"): v for k, v in row.items() if k != "step"}
+            named["train/ok"] = float(row["ok"])
+            self._scalars(row["step"], named)
+        if self._display is not None and n:
+            pace = math.nan if seconds is None else seconds / n
+            speed = math.nan if rate is None else rate
+            self._display.update(first_step + n, float(losses[-1]), speed, pace)
+
+    def event(self, name: str, step: int, **fields: Any) -> None:
+        """Log something that happened before update ``step``; show all but checkpoints."""
+        self.log.append(name, step, **fields)
+        if not self.log.main:
+            return
+        if name not in GOING_BACK:
+            numbers = {
+                k: float(v) for k, v in fields.items()
+                if isinstance(v, (int, float, np.number)) and not isinstance(v, bool)
+            }  # fmt: skip
+            place = "val" if name == "eval" else name
+            named = {f"{place}/{key}": value for key, value in numbers.items()}
+            self._scalars(step, named or {f"{place}/count": 1.0})
+        if self._display is not None and name != "checkpoint":
+            said = (f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}"
+                    for k, v in fields.items() if v is not None)  # fmt: skip
+            self._display.note(
+                ": ".join(filter(None, (f"{name} at step {step:,}", ", ".join(said))))
+            )
+
+    def close(self) -> None:
+        """Close writers, display and log, each though another fails."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.log.close)
+            if self._display is not None:
+                stack.callback(self._display.close)
+            self._let_write(lambda writer: writer.close())
+
+    def _scalars(self, step: int, values: Mapping[str, float]) -> None:
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        if finite:
+            self._let_write(lambda writer: writer.scalars(step, finite))
+
+    def _let_write(self, action: Callable[[Writer], object]) -> None:
+        """Let every writer act. Training goes on without one that fails: the log has it all."""
+        for writer in tuple(self._writers):
+            try:
+                action(writer)
+            except Exception as error:  # of a network, a full disk, or of its library
+                self._writers.remove(writer)
+                name = type(writer).__name__
+                _logger.warning("%s is written no more: %s: %s", name, type(error).__name__, error)
+
+
+def _short(values: Any) -> list[float]:
+    """Numbers as Python floats with no more digits than tell them apart in float32."""
+    return [float(text) for text in np.asarray(values).astype(np.float32).astype(str)]

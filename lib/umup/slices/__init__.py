@@ -1,0 +1,146 @@
+"""Slices of GPU time: one queue of jobs, worked through in order, a few minutes at a time.
+
+A *job* is a part of a study's ``h100`` profile: the profile with fewer values. ``QUEUE`` lists the
+jobs, best evidence per second first. A slice asks the studies for what the jobs still lack, makes
+as much of it as fits, and packs the new rows; ``merge`` puts a pack into the records. What is on
+record is never made again, so that the next slice goes on where the last one stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from umup import data
+from umup.config import POSITIVE, Config, Range, RunConfig
+from umup.errors import ConfigError, StudyError
+from umup.lab import study
+from umup.lab.design import Design, Point
+from umup.lab.records import Store
+from umup.yaml_reader import read_yaml_file
+
+PROFILE = "h100"
+QUEUE = "queue.yaml"
+"""File of the jobs, in the folder of the studies."""
+
+
+@dataclass(frozen=True)
+class Job(Config):
+    """A part of a study's ``h100`` profile that a slice makes in one go.
+
+    Args:
+        name: of the job. study: whose profile it is a part of.
+        decides: what is known afterwards, in a few words.
+        kind: ``points`` or ``runs`` of the profile.
+        seconds: predicted for all of it, compilation included, on an H100.
+        gib: memory of the device that it needs.
+        in_turn: how many runs advance in turn (see ``turns``); 0 finishes group after group.
+        parameters: of the profile, restricted: fewer widths, seeds or the like.
+        rehearse: the same over the study's smoke profile, which a rehearsal runs instead.
+    """
+
+    name: str
+    study: str
+    decides: str
+    kind: str
+    seconds: float
+    gib: float = 8.0
+    in_turn: int = 0
+    parameters: dict = field(default_factory=dict)
+    rehearse: dict = field(default_factory=dict)
+
+    RANGES = {"kind": ("points", "runs"), "seconds": POSITIVE, "gib": Range(0.0),
+              "in_turn": Range(0)}  # fmt: skip
+
+    def design(self, rehearsal: bool = False) -> Design:
+        """The parameters of the study that this job makes, recorded under ``PROFILE``.
+
+        Raises:
+            StudyError: there is no such study or profile.
+            ConfigError: a parameter that the study does not have, or out of range.
+        """
+        profile, changes = ("smoke", self.rehearse) if rehearsal else (PROFILE, self.parameters)
+        ours = {"profile": PROFILE, "mode": "run", "fresh": False, "workers": 0}
+        given = study.parameters(self.study, profile) | changes | ours | {"time_limit_minutes": 0.0}
+        try:
+            return study.design_of(self.study).from_dict(given)
+        except ConfigError as error:
+            place = f"{QUEUE}: {self.name}.{error.field}"
+            raise ConfigError(place, error.received, error.allowed) from None
+
+
+def queue(path: Path | None = None) -> list[Job]:
+    """The jobs, in order.
+
+    Raises:
+        StudyError: no list of jobs, two of one name, or a job that is malformed.
+    """
+    path = path or study.experiments_folder() / QUEUE
+    found = read_yaml_file(path, StudyError)
+    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+        raise StudyError(str(path), found, "a list of jobs, each a mapping")
+    jobs = []
+    for number, item in enumerate(found, 1):
+        try:
+            jobs.append(Job.from_dict(item))
+        except ConfigError as error:
+            name = item.get("name", number)
+            raise StudyError(
+                f"{path}: {name}.{error.field}", error.received, error.allowed
+            ) from None
+    names = [job.name for job in jobs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise StudyError(str(path), twice[0], "every name once")
+    return jobs
+
+
+def chosen(jobs: Sequence[Job], only: Sequence[str]) -> list[Job]:
+    """The jobs named; all where none is.
+
+    Raises:
+        StudyError: no job has such a name.
+    """
+    names = [job.name for job in jobs]
+    for name in only:
+        if name not in names:
+            raise StudyError("--only", name, f"of {', '.join(names)}")
+    return [job for job in jobs if not only or job.name in only]
+
+
+def place(folder: Path, job: Job) -> Store:
+    """Where a job's rows go: a store of the slice over the study's committed records."""
+    return Store(folder / job.study, beneath=study.store(job.study, PROFILE))
+
+
+@dataclass(frozen=True)
+class Todo:
+    """What a job lacks.
+
+    Args:
+        points, runs: that are missing; of an adaptive design the runs that it is guessed to want.
+        total: of what it has and lacks.
+    """
+
+    points: list[Point]
+    runs: list[RunConfig]
+    total: int
+
+    def __len__(self) -> int:
+        return len(self.points) + len(self.runs)
+
+
+def todo(job: Job, design: Design, store: Store, dataset: data.Dataset | None) -> Todo:
+    """What ``job`` still lacks, given what is on record."""
+    if job.kind == "points":
+        return Todo(study.missing_points(design, store.points), [], len(design.points()))
+    if dataset is None:
+        return Todo([], [], 0)
+    missing = study.missing_runs(design, store.read(), dataset)
+    whole = study.missing_runs(design, store.schema.arrow.empty_table().to_pandas(), dataset)
+    return Todo([], missing, max(len(whole), len(missing)))
+
+
+def dataset_of(job: Job, design: Design) -> data.Dataset | None:
+    """The text of a job's runs."""
+    return study.dataset_of(design) if job.kind == "runs" else None
