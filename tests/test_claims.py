@@ -17,6 +17,7 @@ from umup.errors import ClaimError
 from umup.lab import claims
 from umup.lab.records import Store
 from umup.laws import Interval
+from umup.text import decimals
 
 HERE = Path(__file__).parent
 STUDY = HERE.parent / "experiments" / "lr_transfer"
@@ -265,7 +266,7 @@ def test_a_study_is_found_by_name_from_its_own_folder(tmp_path, monkeypatch):
 
 
 def test_numbers_are_rounded_and_signed_for_reading():
-    shown = [claims.format_number(x) for x in (-0.004, 0.0, -1.234, math.inf, -math.inf, math.nan)]
+    shown = [decimals(x) for x in (-0.004, 0.0, -1.234, math.inf, -math.inf, math.nan)]
     assert shown == ["0.00", "0.00", "−1.23", "∞", "−∞", "–"]
 
 

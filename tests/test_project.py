@@ -28,8 +28,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 # The rows of the table in `book/architecture.md`: what is flat is named, a package names itself.
 FLAT = {
     "core": (
-        "errors config powers schemes rules scale target ops fp8 probe draws layers model roles "
-        "sampling optim mesh train"
+        "errors text config powers schemes rules scale target ops fp8 probe draws layers model "
+        "roles sampling optim mesh train"
     ),
     "laws": "laws",
     "host": "machine files terminal yaml_reader",
@@ -73,6 +73,7 @@ NO_JAX = {
     "run.telemetry",
     "run.watch",
     "terminal",
+    "text",
     "schemes",
     "lab.schemas",
     "lab.records",

@@ -12,6 +12,7 @@ from typing import Any
 
 from umup import terminal
 from umup.errors import UmupError
+from umup.text import columns
 from umup.yaml_reader import read_overrides
 
 EPILOG = """examples:
@@ -264,7 +265,7 @@ def format_status(states: Sequence[dict[str, Any]]) -> str:
         left = f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min"
         left = ("~" if s["assumed"] and s["missing"] else "") + left
         rows.append((s["study"], s["profile"], *(str(s[k]) for k in header[2:7]), left))
-    return terminal.columns(rows)
+    return columns(rows)
 
 
 def run_train(chosen: argparse.Namespace) -> int:

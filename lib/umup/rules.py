@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from umup import text
 from umup.config import HPs, ModelConfig
 from umup.errors import ConfigError
 from umup.powers import HP_SYMBOLS, Number, Power, evaluate, render, times
@@ -269,14 +270,12 @@ def _cell(power: Power, style: str) -> str:
 def _lines(rows: list[list[str]], style: str) -> str:
     """Rows, the first of them the header, as a table."""
     if style == "markdown":
-        rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-        return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        return text.markdown(rows[0], rows[1:])
     if style == "latex":
         body = [" & ".join(row) + r" \\" for row in rows]
         begin = rf"\begin{{tabular}}{{{'l' * len(rows[0])}}}"
         return "\n".join([begin, *body, r"\end{tabular}"])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows)
+    return text.columns(rows)
 
 
 def table(scheme: str, style: str = "text") -> str:

@@ -10,7 +10,7 @@ import re
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -23,13 +23,6 @@ SPELLED = {
     "µ": "mu",
 }  # fmt: skip
 """What stands for a character where an encoding lacks it, beside the rules of `spelled`."""
-
-
-def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text in columns, as wide as their widest cells."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def spelled(character: str) -> str:

@@ -14,6 +14,7 @@ import pytest
 from umup import config, rules
 from umup.book import pages
 from umup.plan import hardware
+from umup.text import significant
 
 NAN = math.nan
 
@@ -68,7 +69,7 @@ def study(tmp_path) -> pages.Study:
 
 
 def test_numbers_and_bounds_read_as_a_person_writes_them():
-    assert [pages.number(x) for x in (-1.0678, 0.0, NAN, None, -math.inf, 1.5)] == [
+    assert [significant(x) for x in (-1.0678, 0.0, NAN, None, -math.inf, 1.5)] == [
         "−1.07", "0", "–", "–", "−∞", "1.5",
     ]  # fmt: skip
     assert pages.bound(-math.inf, -0.5) == "≤ −0.5"

@@ -334,7 +334,7 @@ def test_sigterm_ends_a_task_wherever_it_meets_it(task, tmp_path):
     # Python drops what is raised in a callback of its garbage collector, and JAX installs one.
     (tmp_path / "task.py").write_text(
         "import gc, signal\n"
-        "from umup import executor, study\n"
+        "from umup.lab import executor, study\n"
         "def work(*_, **__):\n"
         "    print('at work')\n"
         "    gc.callbacks.append(lambda *_: signal.raise_signal(signal.SIGTERM))\n"

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from umup import slices
-from umup.book.markdown import number, table
+from umup.book.markdown import table
 from umup.errors import DataError
 from umup.plan import GIB, hardware, outlook
 from umup.slices import h100, packs
+from umup.text import significant
 
 
 def page(experiments: Path) -> str:
@@ -63,7 +64,7 @@ def ahead(jobs: Sequence[slices.Job]) -> str:
                      whole(job.seconds * share) if missing else "–"))  # fmt: skip
     told = (
         f"All of it: at most {whole(left / 60)} minutes of an H100, {whole(left / 3600 * price)} "
-        f"dollars at {number(price)} an hour; what a job shares with one before it is made once.\n"
+        f"dollars at {significant(price)} per hour; what jobs share is made once.\n"
     )
     header = ("Job", "Decides", "Missing", "Predicted, s")
     return table(header, rows) + "\n" + told
@@ -75,7 +76,7 @@ def predicted() -> str:
     rows = []
     for name, job in outlook.JOBS.items():
         o = outlook.outlook(job, machine)
-        rows.append((name, number(1e3 * o.seconds), number(o.mfu, 2), o.limit,
-                     number(o.state_bytes / GIB), number(o.bytes / GIB)))  # fmt: skip
+        rows.append((name, significant(1e3 * o.seconds), significant(o.mfu, 2), o.limit,
+                     significant(o.state_bytes / GIB), significant(o.bytes / GIB)))  # fmt: skip
     header = ("Step", "ms", "MFU", "Waits mostly for", "State, GiB", "In all, GiB")
     return table(header, rows)

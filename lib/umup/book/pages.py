@@ -24,12 +24,13 @@ import pandas as pd
 
 from umup import config, rules
 from umup.book import planner_page, shown
-from umup.book.markdown import number, table
+from umup.book.markdown import table
 from umup.lab import records, schemas
 from umup.lab.claims import PROFILES
 from umup.lab.study import parameters
 from umup.lab.study import profiles as profiles_of
 from umup.plan import hardware
+from umup.text import decimals, significant
 
 SOFTWARE = ("python", "jax", "jaxlib", "flax", "xla_flags")
 
@@ -69,8 +70,8 @@ def bound(low: float | None, high: float | None) -> str:
     low = None if low is None or math.isinf(low) else low
     high = None if high is None or math.isinf(high) else high
     if low is None:
-        return "–" if high is None else f"≤ {number(high)}"
-    return f"≥ {number(low)}" if high is None else f"{number(low)} to {number(high)}"
+        return "–" if high is None else f"≤ {significant(high)}"
+    return f"≥ {significant(low)}" if high is None else f"{significant(low)} to {significant(high)}"
 
 
 def measured(verdict: Any) -> str:
@@ -81,12 +82,8 @@ def measured(verdict: Any) -> str:
     digits = 1 - math.floor(math.log10(width)) if 0 < width < math.inf else 3
     digits = min(max(digits, 0), 3)
 
-    def show(value: float) -> str:
-        rounded = round(value, digits) + 0.0 if math.isfinite(value) else value  # no minus zero
-        return number(value) if math.isinf(value) else f"{rounded:.{digits}f}".replace("-", "−")
-
-    interval = f"[{show(verdict.lo)},\N{NO-BREAK SPACE}{show(verdict.hi)}]"
-    return f"**{show(verdict.value)}** {interval} {verdict.unit}".strip()
+    value, lo, hi = (decimals(x, digits) for x in (verdict.value, verdict.lo, verdict.hi))
+    return f"**{value}** [{lo},\N{NO-BREAK SPACE}{hi}] {verdict.unit}".strip()
 
 
 def claim_figures(notebook: Mapping[str, Any]) -> dict[str, str]:

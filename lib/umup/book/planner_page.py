@@ -19,6 +19,7 @@ from umup.config import MeshConfig, ModelConfig, OptimConfig
 from umup.errors import BookError
 from umup.plan import Case, budgets, formulas, hardware, plan_cli
 from umup.plan.hardware import Hardware
+from umup.text import markdown
 
 GIB = 2**30
 
@@ -258,6 +259,4 @@ def _largest() -> dict[str, str]:
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, its first column left, the others right."""
-    kinds = ["---", *["--:"] * (len(header) - 1)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (header, kinds, *rows))
+    return markdown(header, rows, right=True)

@@ -11,6 +11,7 @@ from typing import Any
 from umup import files
 from umup.config import digest
 from umup.errors import RecordError
+from umup.text import markdown
 
 SCHEMA = 1
 PARTS = ("step", "lanes", "compile", "memory", "probes")
@@ -115,11 +116,6 @@ def _source(run: Mapping[str, Any], part: str) -> str:
     return f"*{shape}. {made['created'][:10]}, commit {commit}, {software}{busy}.{notes}*"
 
 
-def _grid(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = (header, ["---"] * len(header), *rows)
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def _spread(values: Sequence[float], digits: int = 3) -> str:
     middle, low, high = statistics.median(values), min(values), max(values)
     return f"{_number(middle, digits)} ({_number(low, digits)}–{_number(high, digits)})"
@@ -167,7 +163,7 @@ def _step(run: Mapping[str, Any]) -> str:
     if {"jax", "torch"} <= set(firsts):  # so that a reader can tell the library from the machine
         products = firsts["torch"]["gflops"] / firsts["jax"]["gflops"]
         peak += f" The best product takes JAX **{products:.2f}** of PyTorch's time."
-    return f"### A training step\n\n{_grid(header, rows)}\n\n{peak}"
+    return f"### A training step\n\n{markdown(header, rows)}\n\n{peak}"
 
 
 def _lanes(run: Mapping[str, Any]) -> str:
@@ -182,7 +178,7 @@ def _lanes(run: Mapping[str, Any]) -> str:
         ])  # fmt: skip
     text = f"{found[0]['lanes']} runs of {found[0]['steps']} steps at width {found[0]['d_model']}."
     header = ["", "compiling, s", "running, s", "lanes/s", "lanes/s, compiling counted"]
-    return f"### A sweep of lanes\n\n{text}\n\n{_grid(header, rows)}"
+    return f"### A sweep of lanes\n\n{text}\n\n{markdown(header, rows)}"
 
 
 def _compile(run: Mapping[str, Any]) -> str:
@@ -192,7 +188,7 @@ def _compile(run: Mapping[str, Any]) -> str:
     ]
     width = _of(run, "compile")[0]["d_model"]
     head = f"### Compile time against depth\n\nWidth {width}, layers scanned."
-    return f"{head}\n\n{_grid(['layers', 'tracing, s', 'compiling, s'], rows)}"
+    return f"{head}\n\n{markdown(['layers', 'tracing, s', 'compiling, s'], rows)}"
 
 
 def _memory(run: Mapping[str, Any]) -> str:
@@ -203,7 +199,7 @@ def _memory(run: Mapping[str, Any]) -> str:
                      f"{m['peak_mib']:,.0f}", device])  # fmt: skip
     header = ["", "width", "after import, MiB", "peak, MiB", "peak on the device, MiB"]
     text = "Resident memory, a process each, compilation included."
-    return f"### Peak memory\n\n{text}\n\n{_grid(header, rows)}"
+    return f"### Peak memory\n\n{text}\n\n{markdown(header, rows)}"
 
 
 def _probes(run: Mapping[str, Any]) -> str:
@@ -215,7 +211,7 @@ def _probes(run: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     head = "### Probes\n\nA look at every tensor, and what it adds to a step on average."
     header = ["width", "step, ms", "look, ms", f"cost, a look every {PROBE_EVERY} steps"]
-    return f"{head}\n\n{_grid(header, rows)}"
+    return f"{head}\n\n{markdown(header, rows)}"
 
 
 _SECTIONS = {

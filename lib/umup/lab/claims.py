@@ -32,6 +32,7 @@ from umup.lab import records, schemas, tables
 from umup.lab.absent import NotMeasured
 from umup.lab.records import Results, Store
 from umup.laws import Interval
+from umup.text import decimals, markdown, significant
 from umup.yaml_reader import read_yaml_file
 
 PROFILES = ("h100", "cpu")  # best first; a smoke run proves nothing but that the study runs
@@ -373,34 +374,25 @@ def _read(store: Store) -> Results | str:
     return _current(Results(store.read(), store.points.read()))
 
 
-def format_number(value: float, digits: int = 2) -> str:
-    """A number to `digits` decimals with a real minus sign; "-0.00" is "0.00"."""
-    if math.isnan(value):
-        return "–"
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
-
-
 def format_value(value: float, unit: str, digits: int = 2) -> str:
     """A measurement as pages show it: octaves to `digits` decimals, losses to one more."""
-    return format_number(value, digits + unit.startswith("nats"))
+    return decimals(value, digits + unit.startswith("nats"))
 
 
 def format_table(verdicts: Sequence[Verdict], digits: int = 2) -> str:
     """The verdicts as a Markdown table; measurements as `format_value` rounds them."""
-    lines = ["| claim | measured [95 %] | bound | verdict |", "|---|---|---|---|"]
+    rows = []
     for v in verdicts:
         value, lo, hi = (format_value(x, v.unit, digits) for x in (v.value, v.lo, v.hi))
         measured = "–" if math.isnan(v.value) else f"{value} [{lo}, {hi}] {v.unit}"
         note = f" ({v.note})" if v.note else ""
-        lines.append(f"| {v.statement} | {measured} | {format_bound(v)} | {v.verdict}{note} |")
-    return "\n".join(lines)
+        rows.append((v.statement, measured, format_bound(v), f"{v.verdict}{note}"))
+    return markdown(("claim", "measured [95 %]", "bound", "verdict"), rows)
 
 
 def format_bound(v: Verdict) -> str:
     """The bound in words and signs, such as "at most 0.01 nats"."""
-    lo, hi = (f"{b:g}".replace("-", "−") for b in (v.bound_min, v.bound_max))
+    lo, hi = (significant(b, 6) for b in (v.bound_min, v.bound_max))
     if math.isinf(v.bound_min):
         return f"at most {hi} {v.unit}"
     return f"at least {lo} {v.unit}" if math.isinf(v.bound_max) else f"{lo} to {hi} {v.unit}"

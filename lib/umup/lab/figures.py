@@ -27,6 +27,7 @@ from umup.lab import claims, tables
 from umup.lab.absent import otherwise, required
 from umup.lab.claims import Verdict
 from umup.lab.tables import NAMES
+from umup.text import decimals
 
 COLOURS = {"sp": "#D55E00", "mup": "#0072B2", "umup": "#009E73"}
 MARKERS = {"sp": "s", "mup": "o", "umup": "D"}
@@ -210,7 +211,7 @@ def drift(runs: pd.DataFrame, steps: int | None = None) -> Figure:
             label = _name(scheme)
             if scheme in drifts.index:
                 row = drifts.loc[scheme]
-                number = claims.format_number
+                number = decimals
                 slope, lo, hi = (number(row[f"slope{end}"]) for end in ("", "_lo", "_hi"))
                 label += f": {slope} [{lo}, {hi}] octaves/doubling"
                 u, x = np.log2(points["d_model"].to_numpy()), points["log2_lr"].to_numpy() - base

@@ -379,7 +379,7 @@ def _git(package: Path = Path(__file__).parents[1]) -> tuple[str, bool]:
         return told.removesuffix("+dirty"), told.endswith("+dirty")
     try:
         # A virtual environment inside someone else's repository is not our checkout.
-        git("ls-files", "--error-unmatch", "lab/records.py")
+        git("ls-files", "--error-unmatch", ".")
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", "."))
     except (OSError, subprocess.CalledProcessError):
         return "unknown", False

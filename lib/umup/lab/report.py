@@ -12,12 +12,12 @@ from typing import Any
 
 import pandas as pd
 
-from umup import rules
+from umup import rules, text
 from umup.lab import tables
 from umup.lab.absent import NotMeasured, otherwise, required
-from umup.lab.claims import format_number
 from umup.laws import Interval
 from umup.slopes import CoordCheck
+from umup.text import decimals
 
 ABSENT = "not measured"
 """What stands for a number that the records do not have."""
@@ -47,10 +47,10 @@ def interval(value: float, lo: float, hi: float, digits: int = 2) -> str:
 
     With fewer than two digits, as at smoke, no interval: one from two seeds says nothing.
     """
-    text = format_number(value, digits)
+    text = decimals(value, digits)
     if digits < 2 or not (math.isfinite(lo) and math.isfinite(hi)):
         return text
-    return f"{text} [{format_number(lo, digits)}, {format_number(hi, digits)}]"
+    return f"{text} [{decimals(lo, digits)}, {decimals(hi, digits)}]"
 
 
 def said(digits: int, quantity: Callable[..., Interval], *args, **named) -> str:
@@ -63,7 +63,7 @@ def text_of(measured: Interval, digits: int = 2) -> str:
     if math.isnan(measured.value):
         return ABSENT
     if math.isinf(measured.value):
-        return f"{format_number(measured.value)} (diverged)"
+        return f"{decimals(measured.value)} (diverged)"
     return interval(measured.value, measured.lo, measured.hi, digits)
 
 
@@ -82,9 +82,8 @@ def markdown(table: pd.DataFrame, columns: Mapping[str, str]) -> str:
         return f"{ABSENT.capitalize()}."
     table = table.astype(object).where(table.notna(), "")
     columns = {name: title for name, title in columns.items() if (table[name] != "").any()}
-    rows = [list(columns.values()), ["---"] * len(columns)]
-    rows += [[str(row[name]) for name in columns] for row in table.to_dict("records")]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    rows = ([row[name] for name in columns] for row in table.to_dict("records"))
+    return text.markdown(list(columns.values()), rows)
 
 
 @known
@@ -229,7 +228,7 @@ def _lowest(runs: pd.DataFrame, digits: int) -> str:
     best = required(best[best["steps"] == steps], "every learning rate has a run that diverged")
     width = int(best["d_model"].max())
     losses = ", ".join(
-        f"{TITLES[b['scheme']]} {format_number(b['loss'], loss_digits(digits))}"
+        f"{TITLES[b['scheme']]} {decimals(b['loss'], loss_digits(digits))}"
         for b in best[best["d_model"] == width].sort_values("loss").to_dict("records")
     )
     return f"Best loss at width {width} after {steps} steps, nats a token: {losses}."

@@ -18,7 +18,7 @@ from umup.config import HPs, MeshConfig, ModelConfig, OptimConfig, RunConfig
 from umup.errors import UmupError
 from umup.plan import GIB, formulas, hardware
 from umup.plan.hardware import Hardware
-from umup.terminal import columns
+from umup.text import columns
 
 
 class Job(NamedTuple):

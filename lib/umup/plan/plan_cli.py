@@ -13,7 +13,7 @@ from umup.config import MeshConfig
 from umup.errors import PlanError
 from umup.plan import Case, Prediction, formulas, hardware
 from umup.plan.hardware import Hardware
-from umup.terminal import columns
+from umup.text import columns
 from umup.yaml_reader import read_overrides
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from umup.lab import study
 from umup.lab.records import Store
 from umup.slices import Job, packs
 from umup.slices.slice_worker import EXIT_REFUSED, Events
-from umup.terminal import columns
+from umup.text import columns
 
 RESERVE_S = 30.0
 """Seconds before the limit at which all is packed."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pandas as pd
 
 from umup.lab.absent import required
-from umup.lab.claims import format_number
 from umup.lab.records import Results
 from umup.lab.report import ABSENT, NO_RUNS, interval, known, loss_digits, markdown, said, worded
 from umup.laws import Interval
 from umup.studies import attention_scale_tables as tables
 from umup.studies.attention_scale_tables import PER_D, PER_ROOT, TITLES
+from umup.text import decimals
 
 
 def _peak(results: Results) -> pd.Series:
@@ -110,7 +110,7 @@ def end_table(results: Results, digits: int = 2) -> str:
     rows = []
     for scheme in [s for s in TITLES if s in set(table["scheme"])]:
         for d_head, at in table[table["scheme"] == scheme].groupby("d_head"):
-            texts = {c: format_number(at[c].mean(), digits) for c in
+            texts = {c: decimals(at[c].mean(), digits) for c in
                      ("logit", "product", "cosine", "cosine_mean", "entropy")}  # fmt: skip
             rows.append({"scheme": TITLES[scheme], "d_head": d_head} | texts)
     return markdown(

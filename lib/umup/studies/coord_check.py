@@ -19,11 +19,11 @@ from umup.config import COUNT, POSITIVE, Range
 from umup.errors import ConfigError
 from umup.lab import report
 from umup.lab.absent import NotMeasured, required
-from umup.lab.claims import format_number
 from umup.lab.design import Design, Point
 from umup.lab.records import Results
 from umup.lab.tables import remembered
 from umup.laws import Interval
+from umup.text import decimals
 
 WHAT = "decoder"
 LADDER = ("sp", "ladder_init", "ladder_lr", "ladder_logits", "mup")
@@ -321,7 +321,7 @@ def broken_table(found: Mapping[str, slopes.CoordCheck], digits: int = 2) -> str
     rows = []
     for scheme, check in found.items():
         weights = [
-            f"{f.tensor} {f.quantity} {format_number(f.slope.value, digits)}"
+            f"{f.tensor} {f.quantity} {decimals(f.slope.value, digits)}"
             for f in check.broken if f.kind == "weight"
         ]  # fmt: skip
         rows.append(
@@ -341,7 +341,7 @@ def norms_table(found: Mapping[str, slopes.CoordCheck], digits: int = 2) -> str:
     rows = []
     for scheme in found:
         own = at[at["scheme"] == scheme]
-        numbers = [format_number(value, digits) for value in own["slope"]]
+        numbers = [decimals(value, digits) for value in own["slope"]]
         rows.append({"scheme": TITLES[scheme]} | dict(zip(own["tensor"], numbers)))
     weights = dict.fromkeys(at["tensor"])
     return report.markdown(pd.DataFrame(rows), {"scheme": "scheme"} | {w: w for w in weights})

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from umup.lab import figures
 from umup.lab.absent import required
-from umup.lab.claims import format_number
 from umup.lab.records import Results
 from umup.studies import coord_check as study
+from umup.text import decimals
 
 COLOURS = figures.COLOURS | {"mup_readout_lr": "#56B4E9", "umup_readout_lr": "#E69F00"}
 MARKERS = figures.MARKERS | {"mup_readout_lr": "v", "umup_readout_lr": "^"}
@@ -167,7 +167,7 @@ def heat(slopes: pd.DataFrame, tolerance: float, kind: str = "activation") -> Fi
             for j, tensor in enumerate(tensors):
                 value = grid.iloc[i, j]
                 ax.text(
-                    j, i, format_number(value, 1),
+                    j, i, decimals(value, 1),
                     ha="center", va="center", fontsize=8.5,
                     color="white" if abs(value) > 1 else "black",
                     fontweight="bold" if (scheme, tensor) in bold else "normal",

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from umup import text
 from umup.config import RECIPES
 from umup.studies import fp8_drift_gemm as gemm
 
@@ -97,8 +98,7 @@ def step_rows(widths: Iterable[int], shape: Mapping[str, Any]) -> Iterable[dict[
 
 def markdown(rows: Iterable[Mapping[str, Any]], columns: tuple[str, ...]) -> str:
     """Rows as a Markdown table, numbers to four digits."""
-    lines = [list(columns), ["---"] * len(columns)]
-    for row in rows:
-        cells = (row[name] for name in columns)
-        lines.append([f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    cells = ([row[name] for name in columns] for row in rows)
+    return text.markdown(
+        columns, ([f"{c:.4g}" if isinstance(c, float) else c for c in r] for r in cells)
+    )

@@ -12,12 +12,12 @@ import pandas as pd
 from umup.config import RECIPES
 from umup.lab import report
 from umup.lab.absent import required
-from umup.lab.claims import format_number
 from umup.lab.ranges import LINEARS
 from umup.lab.records import Results
 from umup.studies import fp8_drift_quantities as quantities
 from umup.studies import fp8_drift_tables as tables
 from umup.studies.fp8_drift_tables import NAMES, SHAPE
+from umup.text import decimals
 
 SHOWN = 8
 """Rows a scheme in the table of departures."""
@@ -115,7 +115,7 @@ def _hp(name: str) -> str:
 
 
 def _percent(share: float, digits: int) -> str:
-    return f"{format_number(100 * share, digits)} %"
+    return f"{decimals(100 * share, digits)} %"
 
 
 @report.worded
@@ -131,8 +131,8 @@ def departures_table(results: Results, digits: int = 2) -> str:
             "clipped": _percent(row["clipped"], digits),
             "flushed": _percent(row["flushed"], digits),
             "e5m2": _percent(row["lost_e5m2"], digits),
-            "start": format_number(math.log2(row["start"]), digits),
-            "end": format_number(math.log2(row["end"]), digits),
+            "start": decimals(math.log2(row["start"]), digits),
+            "end": decimals(math.log2(row["end"]), digits),
         })  # fmt: skip
     left = f"1 % lost from step on (of {len(table[table['scheme'] == table['scheme'].iloc[0]])})"
     return report.markdown(
@@ -202,8 +202,8 @@ def steps_table(results: Results, digits: int = 2) -> str:
             "ms": report.interval(
                 1e3 * row["seconds"], 1e3 * row["seconds_lo"], 1e3 * row["seconds_hi"], digits
             ),
-            "tflops": format_number(row["tflops"], digits),
-            "loss": format_number(row["loss"] - base.get(row["d_model"], math.nan), digits + 2),
+            "tflops": decimals(row["tflops"], digits),
+            "loss": decimals(row["loss"] - base.get(row["d_model"], math.nan), digits + 2),
             "native": f"{row['fp8_products']} of {row['expected']}",
         }
         for row in table.to_dict("records")

@@ -11,10 +11,11 @@ import pandas as pd
 
 from umup.lab import report
 from umup.lab.absent import required
-from umup.lab.claims import bound, format_number
+from umup.lab.claims import bound
 from umup.lab.records import Results
 from umup.studies import hopper_tables as tables
 from umup.studies.hopper_tables import NAMES, SCALED
+from umup.text import decimals
 
 CLAIMS = {"float32": "float32-twin", "bfloat16": "bfloat16-twin", "fp8_seed": "fp8-twin"}
 """Twin → the claim that bounds its difference."""
@@ -44,7 +45,7 @@ def _same(results: Results) -> str:
 
 @report.known
 def _gap(results: Results, twin: str) -> str:
-    return format_number(tables.twin_difference(results, twin).value, 0)
+    return decimals(tables.twin_difference(results, twin).value, 0)
 
 
 @report.worded
@@ -96,13 +97,13 @@ def twins_table(results: Results, digits: int = 2) -> str:
     rows, fine = [], report.loss_digits(digits) + (digits >= 2)
     for row in tables.twins(results).to_dict("records"):
         here, there, on_cpu = row["losses"], row["cpu"], row["platform"] == "cpu"
-        beside = "" if on_cpu or there is None else format_number(there[-1], fine)
+        beside = "" if on_cpu or there is None else decimals(there[-1], fine)
         rows.append({
             "twin": row["twin"], "device": row["device_kind"], "steps": len(here),
-            "first": format_number(here[0], fine), "last": format_number(here[-1], fine),
+            "first": decimals(here[0], fine), "last": decimals(here[-1], fine),
             "cpu": beside,
             "gap": "" if on_cpu else _gap(results, row["twin"]),
-            "bound": format_number(bound("hopper", CLAIMS[row["twin"]]), 0),
+            "bound": decimals(bound("hopper", CLAIMS[row["twin"]]), 0),
         })  # fmt: skip
     return report.markdown(
         pd.DataFrame(rows),
@@ -134,7 +135,7 @@ def _speed(row: dict, digits: int) -> dict[str, str]:
     name, unit = ("tb_s", "B/s") if "tb_s" in row else ("tflops", "FLOP/s")
     ends = [row[f"{name}{end}"] for end in ("", "_lo", "_hi")]
     factor, prefix = (1.0, "T") if ends[0] >= 1.0 else (1e3, "G")
-    speed, lo, hi = (format_number(factor * x, digits) for x in ends)
+    speed, lo, hi = (decimals(factor * x, digits) for x in ends)
     said = f"{speed} ({lo}–{hi}) {prefix}{unit}" if digits >= 2 else UNSAID
     return {"speed": said, "products": row.get("products", ""), "device": row["device_kind"]}
 

@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 
 from umup.lab import figures
 from umup.lab.absent import required
-from umup.lab.claims import format_number
 from umup.lab.records import Results
 from umup.rules import gated_silu_std, lerp_log
 from umup.studies import op_scales_theory as theory
 from umup.studies.op_scales import bound, cells
+from umup.text import decimals
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
@@ -123,7 +123,7 @@ def attention_error(results: Results) -> Figure:
                               vmax=30, aspect="auto")  # fmt: skip
             for (i, j), value in np.ndenumerate(error.to_numpy()):
                 dark = abs(value) > 22
-                ax.text(j, i, format_number(value, 0), ha="center", va="center", fontsize=9,
+                ax.text(j, i, decimals(value, 0), ha="center", va="center", fontsize=9,
                         color="white" if dark else "black")  # fmt: skip
             ax.set_xticks(range(error.shape[1]), [_number(a) for a in error.columns])
             ax.set_yticks(range(error.shape[0]), [str(d) for d in error.index])

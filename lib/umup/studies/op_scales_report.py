@@ -10,10 +10,10 @@ import pandas as pd
 
 from umup.lab import report
 from umup.lab.absent import NotMeasured, required
-from umup.lab.claims import format_number
 from umup.lab.records import Results
 from umup.lab.report import ABSENT, known, several, worded
 from umup.studies.op_scales import FIELDS, cells
+from umup.text import decimals
 
 TITLES = {
     "attention": "attention", "gated_silu": "gated SiLU", "softmax": "softmax",
@@ -35,7 +35,7 @@ def what_ran(results: Results) -> str:
 
 def _span(rows: pd.DataFrame, field: str, digits: int) -> str:
     required(rows, f"no such points of {field}")
-    lo, hi = (format_number(v, digits) for v in (rows[field].min(), rows[field].max()))
+    lo, hi = (decimals(v, digits) for v in (rows[field].min(), rows[field].max()))
     return lo if lo == hi else f"{lo} to {hi}"
 
 
@@ -79,7 +79,7 @@ def _readout(results: Results, digits: int) -> tuple[str, ...]:
     at = wide[wide["d_model"] == width].set_index("backward")["dx"]
     if not {"fan_out", "fan_in"} <= set(at.index):
         raise NotMeasured("no readout with both backward scales")
-    numbers = [format_number(at[name], digits) for name in ("fan_out", "fan_in")]
+    numbers = [decimals(at[name], digits) for name in ("fan_out", "fan_in")]
     return (*numbers, str(width), str(wide["vocab_size"].max()))
 
 
@@ -87,7 +87,7 @@ def _shared(results: Results, digits: int) -> tuple[str, ...]:
     """Attention's output where the values' correlation is nearest to a tenth."""
     inputs = cells(results, "attention_inputs")
     row = inputs.iloc[(inputs["correlation"] - 0.1).abs().argmin()]
-    return f"{row['correlation']:g}", format_number(row["out"], digits), str(row["seq_len"])
+    return f"{row['correlation']:g}", decimals(row["out"], digits), str(row["seq_len"])
 
 
 def _rows(results: Results, digits: int) -> tuple[str, ...]:
@@ -95,7 +95,7 @@ def _rows(results: Results, digits: int) -> tuple[str, ...]:
     rows = cells(results, "attention")
     rows = rows[(rows["seq_len"] == rows["seq_len"].max()) & (rows["alpha"] == 1.0)]
     at = required(rows, "no attention at α = 1").iloc[-1]["by_position"]
-    return format_number(at[0], digits), format_number(at[-1], digits)
+    return decimals(at[0], digits), decimals(at[-1], digits)
 
 
 @worded

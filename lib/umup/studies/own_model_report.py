@@ -6,11 +6,11 @@ import math
 
 import pandas as pd
 
-from umup.lab.claims import format_number
 from umup.lab.records import Results
 from umup.lab.report import ABSENT, interval, loss_digits, markdown, said, tally, worded
 from umup.studies import own_model_tables as tables
 from umup.studies.own_model_tables import NAMES, SCHEMES, title
+from umup.text import decimals
 
 
 def numbers(results: Results, digits: int = 2) -> dict[str, str]:
@@ -92,9 +92,9 @@ def widths_table(results: Results, digits: int = 2) -> str:
             rows.append({
                 "arm": title(*arm), "width": width,
                 "x": ABSENT if fit.edge else interval(fit.x, fit.x_lo, fit.x_hi, digits),
-                "loss": format_number(fit.loss, nats),
-                "accuracy": format_number(best, digits),
-                "base": "diverges" if math.isinf(there) else format_number(there, nats),
+                "loss": decimals(fit.loss, nats),
+                "accuracy": decimals(best, digits),
+                "base": "diverges" if math.isinf(there) else decimals(there, nats),
             })  # fmt: skip
     return markdown(
         pd.DataFrame(rows),
@@ -110,7 +110,7 @@ def checks_table(results: Results, digits: int = 2) -> str:
     for arm in sorted(found, key=tables.place):
         check = found[arm]
         updates = [
-            f"{f.tensor} {format_number(f.slope.value, digits)}"
+            f"{f.tensor} {decimals(f.slope.value, digits)}"
             for f in check.broken if f.kind == "weight" and f.quantity == "update"
         ]  # fmt: skip
         shown = ", ".join(updates[:4]) + f" and {len(updates) - 4} more" * (len(updates) > 4)

@@ -12,19 +12,19 @@ from typing import Any
 import pandas as pd
 
 from umup.lab.absent import NotMeasured, required
-from umup.lab.claims import format_number
 from umup.lab.records import Results
 from umup.lab.report import known, markdown, several, worded
 from umup.laws import Interval
 from umup.mesh import AXES
 from umup.studies import planning_tables as tables
 from umup.studies.planning_figures import BOUNDS, LARGE
+from umup.text import decimals
 
 UNSAID = "…"
 
 
-def _number(value: float, digits: int, decimals: int = 1) -> str:
-    return format_number(value, decimals) if digits >= 2 else UNSAID
+def _number(value: float, digits: int, places: int = 1) -> str:
+    return decimals(value, places) if digits >= 2 else UNSAID
 
 
 def _ask(digits: int, quantity: Callable[..., Interval], *args: Any, **named: Any) -> str:

@@ -11,13 +11,13 @@ import pandas as pd
 
 from umup.lab import report
 from umup.lab.absent import otherwise, required
-from umup.lab.claims import format_number
 from umup.lab.records import Results
 from umup.lab.report import ABSENT, known, said, text_of, worded
 from umup.rules import residual_taus
 from umup.studies import residual_tau_tables as tables
 from umup.studies.residual_tau_lemma import CONVENTIONS, shares
 from umup.studies.residual_tau_tables import ARMS
+from umup.text import decimals
 
 
 def texts(results: Results, digits: int = 2) -> dict[str, str]:
@@ -52,13 +52,13 @@ def _deepest(results: Results) -> pd.Series:
 @known
 def _common(results: Results) -> str:
     shared = [100 * seed[-1] for seed in _deepest(results)["common"]]
-    return format_number(sum(shared) / len(shared), 0)
+    return decimals(sum(shared) / len(shared), 0)
 
 
 @known
 def _embedding(results: Results, convention: str) -> str:
     taus = residual_taus(int(_deepest(results)["n_layers"]), convention=convention)
-    return format_number(100 * shares([float(t) for t in taus]).embedding, 0)
+    return decimals(100 * shares([float(t) for t in taus]).embedding, 0)
 
 
 @known
@@ -67,7 +67,7 @@ def _distance(results: Results, digits: int) -> str:
     printed = required(table[table["convention"] == "printed"], "no networks with τ printed")
     deep = printed.loc[printed["n_layers"].idxmax()]
     ends = min(deep["own_distance"]), max(deep["own_distance"])
-    return " to ".join(format_number(e, digits) for e in ends)
+    return " to ".join(decimals(e, digits) for e in ends)
 
 
 def answer(results: Results, digits: int = 2) -> str:
@@ -143,7 +143,7 @@ def realised_table(results: Results, digits: int = 2) -> str:
         taus = [float(t) for t in residual_taus(depth, convention=row["arm"])]
         exact = shares(taus)
         ratio = math.sqrt((exact.attention + exact.ffn) / exact.embedding)
-        cells = {"arm": row["arm"], "depth": depth, "exact": format_number(ratio, digits)}
+        cells = {"arm": row["arm"], "depth": depth, "exact": decimals(ratio, digits)}
         for name, table in (("control", row), ("long", same.iloc[0] if len(same) else None)):
             for what in ("residual", "attention"):
                 cells[f"{name}_{what}"] = "" if table is None else _ratio(table, what, digits)

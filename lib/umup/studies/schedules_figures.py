@@ -23,6 +23,7 @@ from umup.lab.tables import NAMES
 from umup.laws import Interval
 from umup.studies import schedules_tables as tables
 from umup.studies.schedules_tables import SHARE, TITLES, WSD
+from umup.text import decimals
 
 COLOURS = {
     "cosine": "#0072B2", "linear": "#56B4E9", "two_step": "#CC79A7", "wsd": "#009E73",
@@ -133,7 +134,7 @@ def _curves(ax: Axes, results: Results, log2_lr: float, budgets: Sequence[int]) 
     ax.set_xlim(budgets[0] / 2.5, budgets[-1] * 1.2)
     ax.set_xlabel("step")
     ax.set_ylabel("training loss (nats/token)")
-    ax.set_title(f"one plateau, log₂ η = {claims.format_number(log2_lr, 1)}")
+    ax.set_title(f"one plateau, log₂ η = {decimals(log2_lr, 1)}")
     ax.legend(loc="best", fontsize=8)
 
 
@@ -253,7 +254,7 @@ def horizons(results: Results) -> Figure:
             except NotMeasured:
                 slope = None
             if slope is not None and all(map(math.isfinite, (slope.lo, slope.hi))):
-                number = claims.format_number
+                number = decimals
                 label += f": {number(slope.value)} [{number(slope.lo)}, {number(slope.hi)}]"
                 x = np.log2(sorted(found))
                 y = np.array([found[n].x for n in sorted(found)])

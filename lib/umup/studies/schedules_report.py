@@ -12,11 +12,11 @@ import pandas as pd
 
 from umup.lab import report
 from umup.lab.absent import NotMeasured
-from umup.lab.claims import format_number
 from umup.lab.records import Results
 from umup.lab.report import ABSENT, known, said, several, text_of
 from umup.studies import schedules_tables as tables
 from umup.studies.schedules_tables import SHARE, TITLES, WSD
+from umup.text import decimals
 
 
 def texts(results: Results, main: int, digits: int = 2) -> dict[str, str]:
@@ -57,8 +57,8 @@ def texts(results: Results, main: int, digits: int = 2) -> dict[str, str]:
 def _ladder(results: Results) -> tuple[str, str, str]:
     """The ladder's one η, its budgets and what it saves."""
     rate, rungs = tables.one_rate(tables.losses(results))
-    saved = format_number(tables.saved(results).value, 0)
-    return format_number(rate, 1), f"{min(rungs)} to {max(rungs)}", saved
+    saved = decimals(tables.saved(results).value, 0)
+    return decimals(rate, 1), f"{min(rungs)} to {max(rungs)}", saved
 
 
 def answer(results: Results, main: int, digits: int = 2) -> str:
@@ -142,6 +142,6 @@ def ladder_table(results: Results, digits: int = 2) -> str:
         })  # fmt: skip
     columns = {"steps": "steps", "cosine_lr": "log₂ η*, cosine", "wsd_lr": "log₂ η*, WSD",
                "cosine": "cosine, nats", "own": "WSD at its own η, above it",
-               "wsd": f"ladder at log₂ η = {format_number(rate, 1)}",
+               "wsd": f"ladder at log₂ η = {decimals(rate, 1)}",
                "wsd_sqrt": "ladder of 1 − √x"}  # fmt: skip
     return report.markdown(pd.DataFrame(rows), columns)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pandas as pd
 
 from umup.lab.absent import NotMeasured, required
-from umup.lab.claims import format_number
 from umup.lab.records import Results
 from umup.lab.report import ABSENT, NO_RUNS, loss_digits, markdown, said, worded
 from umup.studies import stability_tables as tables
 from umup.studies.stability_tables import DEFENCES, MARGIN, NAMES, SCHEMES
+from umup.text import decimals
 
 KINDS = {"clean": "none", "poison": "poisoned batches", "jump": "η jump",
          "nan": "update not a number"}  # fmt: skip
@@ -102,7 +102,7 @@ def defences_table(results: Results, digits: int = 2) -> str:
                 }
             rows.append({
                 "scheme": NAMES[scheme], "defence": title,
-                "best": format_number(tables.best(table), 0),
+                "best": decimals(tables.best(table), 0),
                 "sensitivity": said(digits, tables.sensitivity, results, scheme, defence),
                 **changes,
             })  # fmt: skip
@@ -142,8 +142,8 @@ def drills_table(results: Results, digits: int = 2) -> str:
                     for word, recover in (("healed", True), ("alone", False))}  # fmt: skip
             rows.append({
                 "scheme": NAMES[scheme], "kind": title, **cost,
-                "interventions": format_number(at["interventions"].mean(), digits),
-                "lost": format_number(at["steps_lost"].mean(), 0),
+                "interventions": decimals(at["interventions"].mean(), digits),
+                "lost": decimals(at["steps_lost"].mean(), 0),
             })  # fmt: skip
     return markdown(
         pd.DataFrame(rows),

@@ -14,22 +14,20 @@ import numpy as np
 import pandas as pd
 
 from umup.lab.absent import required
-from umup.lab.claims import format_number
 from umup.lab.records import Results
 from umup.lab.report import interval, known, markdown, several, worded
 from umup.laws import Interval
 from umup.studies import throughput_tables as tables
 from umup.studies.throughput_figures import PIECES, SIDES
+from umup.text import decimals
 
 UNSAID = "…"
 
 
-def _number(value: float, digits: int, decimals: int | None = None) -> str:
+def _number(value: float, digits: int, places: int | None = None) -> str:
     if digits < 2:
         return UNSAID
-    return (
-        "" if math.isnan(value) else format_number(value, digits if decimals is None else decimals)
-    )
+    return "" if math.isnan(value) else decimals(value, digits if places is None else places)
 
 
 def _interval(found: Interval, digits: int) -> str:
