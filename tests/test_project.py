@@ -53,6 +53,7 @@ MAY_IMPORT = {
 }
 LOOKUP = "studies"  # `umup.studies` itself finds a study's module by its name, for `lab`
 NO_JAX = {
+    "data",
     "errors",
     "yaml_reader",
     "files",

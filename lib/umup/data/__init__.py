@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,7 +25,9 @@ from umup.data.token_cache import (
     open_slot,
 )
 from umup.errors import DataError
-from umup.sampling import batch, check_seq_len, eval_batch, n_windows, permute
+
+if TYPE_CHECKING:
+    from umup.sampling import batch, eval_batch, n_windows, permute
 
 __all__ = [
     "Dataset",
@@ -42,6 +44,14 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("batch", "eval_batch", "n_windows", "permute"):
+        from umup import sampling  # needs JAX, which text and tokens do not
+
+        return getattr(sampling, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def nats_to_bits_per_byte(nats: Any, bytes_per_token: float) -> Any:
@@ -71,11 +81,13 @@ def load(
             truncated cache, or splits too short for ``seq_len``.
     """
     slot = find_slot(corpus, tokenizer, cache_dir, max_tokens)
-    if seq_len is not None:
-        check_seq_len(seq_len)  # before any work
+    if seq_len is None:
+        return open_slot(slot) if slot.filled else build(slot, _log.info)
+    from umup import sampling
+
+    sampling.check_seq_len(seq_len)  # before any work
     dataset = open_slot(slot) if slot.filled else build(slot, _log.info)
-    if seq_len is not None:
-        n_windows(min(dataset.train.size, dataset.val.size), seq_len)
+    sampling.n_windows(min(dataset.train.size, dataset.val.size), seq_len)
     return dataset
 
 
