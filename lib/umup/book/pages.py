@@ -81,7 +81,6 @@ def measured(verdict: Any) -> str:
     width = verdict.hi - verdict.lo
     digits = 1 - math.floor(math.log10(width)) if 0 < width < math.inf else 3
     digits = min(max(digits, 0), 3)
-
     value, lo, hi = (decimals(x, digits) for x in (verdict.value, verdict.lo, verdict.hi))
     return f"**{value}** [{lo},\N{NO-BREAK SPACE}{hi}] {verdict.unit}".strip()
 
@@ -358,7 +357,9 @@ def api(package: Path, folder: Path) -> str:
         if name == f"{package.name}.studies":
             continue
         rooms = [f"{name}.{p.stem}" for p in sorted(home.glob("*.py")) if p.stem[0] != "_"]
-        page = f"# {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n```\n"
+        # What umup itself has is documented where it is made, which links need to be unique.
+        own = "\n   :no-members:" if home == package else ""
+        page = f"# {name}\n\n```{{eval-rst}}\n.. automodule:: {name}{own}\n```\n"
         for room in rooms:
             page += f"\n## {room}\n\n```{{eval-rst}}\n.. automodule:: {room}\n```\n"
         (folder / f"{name}.md").write_text(page, encoding="utf-8")
