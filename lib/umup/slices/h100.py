@@ -245,6 +245,9 @@ def _main(given: argparse.Namespace) -> int:
                 print("nothing is missing")
                 return 0
             check_minutes(given.minutes, jobs[0])
+        else:  # each study's jobs in one process: most of a rehearsal is the start of processes
+            studies = list(dict.fromkeys(job.study for job in jobs))
+            jobs.sort(key=lambda job: studies.index(job.study))
         work = Slice(jobs, folder, given.minutes, given.rehearse, path)
         status = work.run(given.pack)
         print(work.table())
