@@ -55,6 +55,8 @@ def _start_jax() -> None:
 
 
 _start_jax()
+for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):  # a `make` that a test starts is not this one's
+    os.environ.pop(name, None)
 
 
 @pytest.fixture(autouse=True, scope="module")

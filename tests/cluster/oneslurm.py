@@ -46,6 +46,7 @@ MinJobAge=2
 SlurmdTimeout=5
 MessageTimeout=3
 MaxArraySize=9
+FirstJobId={first}
 EnforcePartLimits=ALL
 NodeName={nodes[0]} NodeHostname={host} NodeAddr={nodes[0]} Port={ports[1]} CPUs=1
 NodeName={nodes[1]} NodeHostname={host} NodeAddr={nodes[1]} Port={ports[2]} CPUs=1
@@ -90,7 +91,8 @@ class Slurm:
         self.conf.write_text(
             CONF.format(
                 host=socket.gethostname(), user=getpass.getuser(), folder=folder, ports=ports,
-                nodes=NODES,
+                nodes=NODES, first=1 + os.getpid() % 4000,  # JAX makes a port of it, and two
+                # of these on one machine, as in a matrix, must not have the same
             )
         )  # fmt: skip
         key = folder / "key"
