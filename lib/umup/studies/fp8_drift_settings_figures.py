@@ -12,9 +12,9 @@ from matplotlib.lines import Line2D
 
 from umup.lab import figures
 from umup.lab.absent import NotMeasured
+from umup.lab.fp8_figures import grid, log2_axis
 from umup.lab.records import Results
 from umup.studies import fp8_drift_tables as tables
-from umup.studies.fp8_drift_figures import grid, log2_axis
 from umup.studies.fp8_drift_tables import FOLLOWED, NAMES, SHAPE, SWEPT
 
 HP_NAMES = {

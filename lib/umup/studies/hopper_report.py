@@ -13,8 +13,9 @@ from umup.lab import report
 from umup.lab.absent import required
 from umup.lab.claims import bound
 from umup.lab.records import Results
+from umup.lab.tables import NAMES
 from umup.studies import hopper_tables as tables
-from umup.studies.hopper_tables import NAMES, SCALED
+from umup.studies.hopper_tables import SCALED
 from umup.text import decimals
 
 CLAIMS = {"float32": "float32-twin", "bfloat16": "bfloat16-twin", "fp8_seed": "fp8-twin"}
