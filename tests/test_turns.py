@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -12,13 +13,16 @@ import numpy as np
 import pytest
 
 from test_sweep import WHERE, make_dataset, make_run
-from umup.lab import sweep
+from umup.lab import records, sweep
 from umup.lab.records import Store
 from umup.lab.sweep import Group, OutOfTime, Settings
 from umup.slices import turns
 from umup.terminal import Progress
 
-RUNS = [make_run(eta=0.5), make_run(eta=0.25), make_run("mup", eta=0.02)]
+RUNS = [
+    dataclasses.replace(run, probe_steps=(0, 10))
+    for run in (make_run(eta=0.5), make_run(eta=0.25), make_run("mup", eta=0.02))
+]
 CHUNK = 4
 
 
@@ -74,6 +78,11 @@ def test_out_of_time_all_stop_at_one_step_which_is_on_record(tmp_path, advanced,
     assert {spec["run"] for spec in specs} == {run.key() for run in RUNS}
     result = json.loads(made["result"].iloc[0])
     assert result["curve_steps"] == list(range(1, 9)) and len(result["curve_loss"]) == 8
+    assert result["tokens_per_s"] > 0 and result["compile_s"] >= 0
+    cut = records.unfinished(records.read_results(store))
+    assert set(cut["key"]) == {run.key() for run in RUNS} and set(cut["done"]) == {8}
+    seen = records.probes(cut)
+    assert set(seen["step"]) == {0} and (seen["rms"] > 0).any(), "what was probed is not lost"
     monkeypatch.undo()
     train(store)
     assert set(store.read()["key"]) == {run.key() for run in RUNS}

@@ -12,6 +12,7 @@ from test_records import make_row
 from umup.book import pages, shown, site
 from umup.config import NUMERICS
 from umup.lab import records, study
+from umup.lab.design import Point
 from umup.lab.records import Store
 
 STALE = NUMERICS - 1
@@ -80,3 +81,14 @@ def test_points_of_a_study_that_trains_are_counted_without_its_text(tmp_path: Pa
     points = records.read_results(Store(whole / "records" / "cpu")).points.head(10)
     Store(folder / "records" / "cpu").points.append(points.to_dict("records"))
     assert "10 runs and points are measured, about" in shown.gaps(folder, "cpu")
+
+
+def test_what_time_ended_is_neither_done_nor_forgotten(tmp_path: Path) -> None:
+    folder = tmp_path / "hopper"
+    shutil.copytree(study.folder("hopper"), folder, ignore=shutil.ignore_patterns("records", ".*"))
+    finished = records.read_results(Store(study.folder("hopper") / "records" / "cpu")).runs.iloc[0]
+    result = {"spec": finished["spec"], "curve_steps": [1], "curve_loss": [5.0]}
+    point = Point(records.UNFINISHED, {"run": finished["key"], "steps": 1})
+    Store(folder / "records" / "cpu").points.append([point.row("hopper", "cpu", result, 1.0)])
+    # 21 runs, 2 products, a copy and 3 twins, none of which need the text to be counted.
+    assert "0 runs and points are measured, about 27 are missing" in shown.gaps(folder, "cpu")

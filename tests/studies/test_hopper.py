@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from synthetic import EMPTY, drawn, point_row, points_of, rows_of
-from umup.config import PROBE_STATS, RunConfig
+from umup.config import PROBE_STATS, RunConfig, canonical_json
 from umup.data import Dataset
 from umup.errors import ConfigError
 from umup.lab import claims, records, study
@@ -21,6 +21,7 @@ from umup.lab.absent import NotMeasured
 from umup.lab.design import Point
 from umup.lab.ranges import KINDS, LINEARS
 from umup.lab.records import Results
+from umup.plan import products
 from umup.studies import hopper_figures as pictures
 from umup.studies import hopper_measure as measure
 from umup.studies import hopper_report as words
@@ -177,6 +178,22 @@ def test_a_copy_has_a_speed() -> None:
     assert 0 < found["tb_s_lo"] <= found["tb_s"] <= found["tb_s_hi"]
 
 
+def test_a_timing_lets_each_result_go_before_the_next_but_one() -> None:
+    alive, most = [0], [0]
+
+    class Result:
+        def __init__(self) -> None:
+            alive[0] += 1
+            most[0] = max(most[0], alive[0])
+
+        def __del__(self) -> None:
+            alive[0] -= 1
+
+    durations, calls = products._timings(Result, (), seconds=1e-4, repeats=2)
+    assert len(durations) == 2 and calls >= 3
+    assert most[0] == 2, "a GPU's memory would fill with results that nobody reads"
+
+
 # Quantities.
 
 
@@ -235,6 +252,56 @@ def test_claims_about_width_4096_are_judged_at_no_other(reference: list) -> None
     for verdict in claims.evaluate(FOLDER, played(CPU), "cpu"):
         if verdict.id.endswith("-at-4096"):
             assert (verdict.verdict, verdict.note[-13:]) == ("not measured", "at width 4096")
+
+
+# Runs that time ended.
+
+
+def unfinished(scheme: str, recipe: str, done: int, **more: Any) -> dict[str, Any]:
+    """The point that ``turns`` leaves of a run: its loss at step s is 2 − s/400 + its gap."""
+    (run,) = (r for r in H100.runs(TEXT) if (r.scheme, arm_of(r), r.seed) == (scheme, recipe, 0))
+    steps = [1, *range(10, done + 1, 10)]
+    losses = [2 - step / 400 + GAPS[recipe] for step in steps]
+    told = {"spec": canonical_json(run), "curve_steps": steps, "curve_loss": losses} | more
+    return point_row(records.UNFINISHED, {"run": run.key(), "steps": done}, told, device="H200")
+
+
+def cut_off(*rows: dict[str, Any], runs: pd.DataFrame | None = None) -> Results:
+    return Results(EMPTY.runs if runs is None else runs, pd.DataFrame(list(rows)))
+
+
+def test_runs_that_time_ended_are_shown_at_one_step_and_judged_by_no_claim(reference) -> None:
+    flat = {"curve_steps": [1, 300], "curve_loss": [5.6, 5.6]}
+    own = cut_off(
+        unfinished("umup", "plain", 300), unfinished("umup", "fp8_seed", 200),
+        unfinished("umup", "fp8_seed", 300), unfinished("umup", "fp8_e5m2_grad", 200),
+        unfinished("mup", "plain", 300), unfinished("mup", "fp8_seed", 300, **flat),
+    )  # fmt: skip
+    runs = tables.shown(own)
+    assert set(runs["done"]) == {200} and len(runs) == 5, "the furthest of each, all at one step"
+    plain = runs[(runs["scheme"] == "umup") & (runs["arm"] == "plain")].iloc[0]
+    assert plain["final_loss"] == pytest.approx(2 - 195 / 400), "mean over steps 181 to 200"
+    assert tables.difference_of(runs, "umup", "fp8_seed").value == pytest.approx(0.01)
+    said = words.answer(own)
+    assert "after 200 of 400 steps, where time ended" in said
+    assert "u-μP 0.010, μP ∞ (diverged)" in said
+    assert "Time ended at step 200" in words.what_ran(own)
+    assert "| u-μP | fp8_seed | 1.522 | 0.010 | 1 |" in words.losses_table(own)
+    assert set(drawn(pictures.losses(own).axes[0])) == {"bf16", "fp8_seed"}
+    with pytest.raises(NotMeasured, match="no runs are on record"):
+        tables.loss_difference(own, "umup", "fp8_seed")
+    verdicts = claims.evaluate(FOLDER, own, "h100")
+    assert {v.verdict for v in verdicts if v.id.endswith("at-4096")} == {"not measured"}
+
+
+def test_once_runs_are_finished_those_that_time_ended_are_not_shown(reference) -> None:
+    own = played(H100)
+    both = cut_off(unfinished("umup", "plain", 300), runs=own.runs)
+    assert records.unfinished(both).empty
+    assert set(tables.shown(both)["done"]) == {400}
+    assert "Time ended" not in words.what_ran(both)
+    with pytest.raises(NotMeasured, match="no runs are on record"):
+        tables.shown(EMPTY)
 
 
 # Words and figures.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+from umup.config import RunConfig
 from umup.data import Dataset
 from umup.lab import records, study
 from umup.lab.claims import PROFILES
@@ -51,9 +53,10 @@ def gaps(folder: Path, profile: str) -> str:
 def _outlook(folder: Path, profile: str) -> dict[str, Any]:
     design = study.design_of(folder).from_dict(study.parameters(folder, profile))
     place = study.store(folder, profile)
-    runs = records.current(place.read())
-    if runs.empty:
+    found = _all(folder, profile)
+    runs, cut = records.current(found.runs), records.unfinished(found)
+    if runs.empty and cut.empty:
         return study.outlook(design, place, None)
-    first = runs.iloc[0]
-    text = SimpleNamespace(digest=first["data_digest"], vocab_size=int(first["vocab_size"]))
+    first = RunConfig.from_dict(json.loads((cut if runs.empty else runs)["spec"].iloc[0]))
+    text = SimpleNamespace(digest=first.data_digest, vocab_size=first.model.vocab_size)
     return study.outlook(design, place, cast(Dataset, text))

@@ -142,6 +142,7 @@ def losses(
     with figures.style():
         figure, axes = grid(7.8, 4.0, 1, len(schemes) + 1)
         best = runs["final_loss"].min()
+        top = best + 2.2
         for ax, scheme in zip(axes[0], schemes, strict=False):
             for name in arms:
                 own = runs[(runs["scheme"] == scheme) & (runs[arm] == name)]
@@ -151,11 +152,15 @@ def losses(
                 shortest = min(map(len, own["curve_loss"]))
                 curve = np.mean([c[:shortest] for c in own["curve_loss"]], axis=0)
                 colour, _, label = looks[name]
-                ax.plot(own["curve_steps"].iloc[0][:shortest], _smooth(curve), "-", color=colour,
+                curve = _smooth(curve)
+                if math.isfinite(curve[-1]):  # an arm that learns nothing shows as well
+                    top = max(top, curve[-1] + 0.2)
+                ax.plot(own["curve_steps"].iloc[0][:shortest], curve, "-", color=colour,
                         lw=2.2 if name == base else 1.2, label=label)  # fmt: skip
             ax.set_title(NAMES[scheme], fontweight="bold")
             ax.set_xlabel("step")
-            ax.set_ylim(best - 0.1, best + 2.2)
+        for ax in axes[0][: len(schemes)]:
+            ax.set_ylim(best - 0.1, top)
         axes[0][0].set_ylabel(figures.LOSS)
         shown = {name: looks[name][2] for name in arms if name != base}
         rows = differences.rename(columns={arm: "arm"})

@@ -29,7 +29,7 @@ import pandas as pd
 import pyarrow as pa
 
 from umup import files
-from umup.config import NUMERICS, PROBE_STATS
+from umup.config import NUMERICS, PROBE_STATS, RunConfig
 from umup.errors import RecordError
 from umup.lab.schemas import POINTS, RUNS, SCHEMA, DamagedShard, Schema, check_key
 
@@ -326,6 +326,34 @@ def probes(runs: pd.DataFrame) -> pd.DataFrame:
     if not frames:
         return pd.DataFrame(columns=["key", "step", "tensor", *PROBE_STATS])
     return pd.concat(frames, ignore_index=True)
+
+
+UNFINISHED = "unfinished"
+"""Kind of the points that hold what a run had come to when its time was over."""
+
+
+def unfinished(results: Results) -> pd.DataFrame:
+    """The runs that were cut off and that none has finished since, each as far as it came.
+
+    Columns: key, scheme, d_model, n_layers, vocab_size, batch_size, seq_len, steps (of the whole
+    run), done (steps that were made), seed, device, spec, curve_steps and curve_loss.
+    """
+    rows = []
+    for point in results.points[results.points["what"] == UNFINISHED].to_dict("records"):
+        told, result = json.loads(point["spec"]), json.loads(point["result"])
+        run = RunConfig.from_dict(json.loads(result["spec"]))
+        rows.append({
+            "key": told["run"], "scheme": run.scheme, "d_model": run.model.d_model,
+            "n_layers": run.model.n_layers, "vocab_size": run.model.vocab_size,
+            "batch_size": run.optim.batch_size, "seq_len": run.model.seq_len,
+            "steps": run.optim.steps, "done": told["steps"], "seed": run.seed,
+            "device": point["device"], **result,
+        })  # fmt: skip
+    if not rows:
+        return pd.DataFrame(columns=["key", "done"])
+    table = pd.DataFrame(rows).sort_values("done", kind="stable")
+    table = table.drop_duplicates("key", keep="last").sort_index()
+    return table[~table["key"].isin(results.runs["key"])].reset_index(drop=True)
 
 
 def current(runs: pd.DataFrame) -> pd.DataFrame:

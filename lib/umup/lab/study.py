@@ -31,7 +31,7 @@ from umup.errors import StudyError, memory_for
 from umup.lab import notebook
 from umup.lab.design import Design, Point
 from umup.lab.notebook import PLAIN
-from umup.lab.records import Results, Store, current, provenance, read_results, stale
+from umup.lab.records import UNFINISHED, Results, Store, current, provenance, read_results, stale
 from umup.lab.search import LRSweep
 from umup.lab.sweep import OutOfTime, Settings, run_pending
 from umup.terminal import Progress
@@ -326,6 +326,7 @@ def outlook(design: Design, place: Store, dataset: data.Dataset | None) -> dict[
         (whether the time rests on assumed speeds alone).
     """
     runs, points = place.read(), place.points.read()
+    points = points[points["what"] != UNFINISHED]
     mine = current(runs)
     missing = missing_runs(design, mine, dataset) if dataset is not None else []
     seconds, assumed = 0.0, True

@@ -261,20 +261,25 @@ class Group:
         self.partial.save(jax.tree.leaves(self.states), self.losses, spent, self.seen)
         self.saved_at = time.monotonic()
 
-    def rows(self, study: str, profile: str) -> list[dict]:
-        """The records of the runs, which are over."""
-        held_out = device_tokens(self.dataset, "val")
-        val = np.asarray(self.compiled.evaluate(held_out, self.states))
-        # Speed is the median chunk's; what the first chunk took beyond it is compilation.
+    def speeds(self) -> dict[str, float]:
+        """tokens_per_s, of all runs together, and compile_s, seconds; NaN where unknown.
+
+        Speed is the median chunk's; what the first chunk took beyond it is compilation.
+        """
         per_step = [seconds / taken for taken, seconds in self.chunks]
         typical = float(np.median(per_step[1:])) if len(self.chunks) > 1 else math.nan
         compile_s = 0.0
         if self.chunks:
             compile_s = max(self.chunks[0][1] - typical * self.chunks[0][0], 0.0)
+        return {"tokens_per_s": self._tokens_per_step / typical, "compile_s": compile_s}
+
+    def rows(self, study: str, profile: str) -> list[dict]:
+        """The records of the runs, which are over."""
+        held_out = device_tokens(self.dataset, "val")
+        val = np.asarray(self.compiled.evaluate(held_out, self.states))
         facts = {
-            "tokens_per_s": self._tokens_per_step / typical,
+            **self.speeds(),
             "wall_s": (self.wall + time.perf_counter() - self.began) / len(self.runs),
-            "compile_s": compile_s,
             **provenance(),
         }
         return [
@@ -316,7 +321,10 @@ def label(run: RunConfig, n_lanes: int) -> str:
     """Short name of a group for progress lines."""
     lanes = f" ×{n_lanes}" if n_lanes > 1 else ""
     lr = f"η=2^{math.log2(run.hps.eta):g}" if n_lanes == 1 else ""
-    return f"{run.scheme} D={run.model.d_model} {lr} seed={run.seed}{lanes}"
+    recipe = "" if run.model.recipe == "plain" else f" {run.model.recipe}"
+    scaled = f" loss×{run.optim.loss_scale:g}" if run.optim.loss_scale != 1.0 else ""
+    width = f"D={run.model.d_model}"
+    return f"{run.scheme}{recipe}{scaled} {width} {lr} seed={run.seed}{lanes}"
 
 
 def thinned(losses: np.ndarray) -> tuple[list[int], list[float]]:

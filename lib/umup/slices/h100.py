@@ -45,6 +45,9 @@ ENVIRONMENT = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",
     "UMUP_PROGRESS": "1",
 }
+FLAGS = "--xla_gpu_enable_triton_gemm=false"
+"""``XLA_FLAGS`` of a slice: products by cuBLASLt alone. By default XLA searches among Triton's
+tilings as well, which for one FP8 step took more than half of a slice."""
 
 
 def build_folder() -> Path:
@@ -97,9 +100,11 @@ class Slice:
         command = [sys.executable, "-m", "umup.slices.slice_worker", *(job.name for job in batch)]
         command += ["--queue", str(self.queue), "--folder", str(self.folder)]
         command += ["--until", repr(self.until), *(["--rehearse"] if self.rehearse else [])]
-        more = {"JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache")}
-        if self.rehearse:  # no number of it is read
-            more["XLA_FLAGS"] = machine.in_haste()
+        flags = machine.in_haste() if self.rehearse else os.environ.get("XLA_FLAGS", "")
+        more = {
+            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
+            "XLA_FLAGS": f"{flags} {FLAGS}".strip(),
+        }
         worker = subprocess.Popen(command, env=os.environ | ENVIRONMENT | more)
         try:
             return worker.wait(max(self.until - time.time(), 0) + GRACE_S)

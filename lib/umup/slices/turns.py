@@ -11,16 +11,15 @@ import contextlib
 import time
 from collections.abc import Sequence
 
+import numpy as np
+
 from umup.config import RunConfig, canonical_json
 from umup.data import Dataset
 from umup.errors import memory_for
 from umup.lab.design import Point
-from umup.lab.records import Store
-from umup.lab.sweep import Group, OutOfTime, Settings, groups, thinned
+from umup.lab.records import UNFINISHED, Store
+from umup.lab.sweep import Group, OutOfTime, Settings, groups, reported, thinned
 from umup.terminal import Progress
-
-UNFINISHED = "unfinished"
-"""Kind of the points that hold what a run came to before its time was over."""
 
 
 def run_in_turn(
@@ -68,10 +67,12 @@ def _record(going: Sequence[Group], store: Store, study: str, profile: str) -> N
     """Record what unfinished runs have come to, those that have begun."""
     rows = []
     for group in [group for group in going if group.done]:
-        for run, losses in zip(group.runs, group.losses, strict=True):
+        seconds = sum(seconds for _, seconds in group.chunks) / len(group.runs)
+        for i, (run, losses) in enumerate(zip(group.runs, group.losses, strict=True)):
             at, curve = thinned(losses)
             point = Point(UNFINISHED, {"run": run.key(), "steps": group.done})
             result = {"spec": canonical_json(run), "curve_steps": at, "curve_loss": curve}
-            seconds = sum(seconds for _, seconds in group.chunks) / len(group.runs)
+            seen = reported(run, [report[i] for report in group.seen])
+            result |= group.speeds() | {name: np.ravel(v).tolist() for name, v in seen.items()}
             rows.append(point.row(study, profile, result, seconds))
     store.points.append(rows)

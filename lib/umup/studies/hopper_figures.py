@@ -21,9 +21,9 @@ def losses(results: Results) -> Figure:
         "fp8_e5m2_grad": ("#CC79A7", "^", "fp8_e5m2_grad"),
         SCALED: ("#0072B2", "v", "fp8_seed, scaled"),
     }  # fmt: skip
-    differences = tables.loss_differences(results)
     bound = claims.bound("hopper", "umup-cast-at-4096")
-    runs = tables.arms(results)
+    runs = tables.shown(results)
+    differences = tables.loss_differences(runs)
     figure = fp8_figures.losses(runs, differences, "arm", looks, bound, SCHEMES)
     ticks = (-bound, 0.0, bound, 1.0)  # the axis is linear inside the band alone
     figure.axes[-1].set_xticks(ticks, [f"{x:g}".replace("-", "−") for x in ticks])

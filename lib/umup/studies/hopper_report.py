@@ -25,7 +25,7 @@ UNSAID = "…"
 
 def _difference(results: Results, scheme: str, arm: str, digits: int) -> str:
     fine = report.loss_digits(digits)
-    return report.said(fine, tables.loss_difference, results, scheme, arm)
+    return report.said(fine, lambda: tables.difference_of(tables.shown(results), scheme, arm))
 
 
 def answer(results: Results, digits: int = 2) -> str:
@@ -51,27 +51,34 @@ def _gap(results: Results, twin: str) -> str:
 
 @report.worded
 def _costs(results: Results, digits: int) -> str:
-    runs, base = tables.arms(results), tables.base(results)
+    runs, base = tables.shown(results), tables.base(results)
+    done, steps = runs["done"].max(), runs["steps"].max()
+    after = f"{steps} steps" if done == steps else f"{done} of {steps} steps, where time ended"
     umup, mup = (_difference(results, s, "fp8_seed", digits) for s in ("umup", "mup"))
     scaled = _difference(results, "mup", SCALED, digits)
     return (
-        f"At width {runs['d_model'].max()}, after {runs['steps'].max()} steps, the u-μP paper's "
-        f"FP8 recipe ends above {base} by so many nats per token: u-μP {umup}, μP {mup}, μP with a "
-        f"constant loss scale {scaled}."
+        f"At width {runs['d_model'].max()}, after {after}, the u-μP paper's FP8 recipe ends above "
+        f"{base} by so many nats per token: u-μP {umup}, μP {mup}, μP with a constant loss scale "
+        f"{scaled}."
     )
 
 
 @report.worded
 def what_ran(results: Results) -> str:
     """One sentence: how many runs, of what, on what, and where."""
-    runs = tables.arms(results)
+    runs = tables.shown(results)
     first = runs.iloc[0]
+    done, seeds = first["done"], runs["seed"].nunique()
+    cut = "" if done == first["steps"] else (
+        f" Time ended at step {done}: what is shown are means over the last tenth of those steps, "
+        "and no claim is judged on them."
+    )  # fmt: skip
     devices = ", ".join(sorted(runs["device"].astype(str).unique()))
     return (
         f"{len(runs)} runs in {len(runs.groupby(['scheme', 'arm']))} arms, "
         f"{int((runs['status'] == 'diverged').sum())} of them diverged: width {first['d_model']}, "
         f"depth {first['n_layers']}, {first['batch_size']} sequences of {first['seq_len']} tokens "
-        f"per step, {first['steps']} steps, {runs['seed'].nunique()} seeds; on: {devices}."
+        f"per step, {first['steps']} steps, {seeds} seed{'s' * (seeds > 1)}; on: {devices}.{cut}"
     )
 
 
@@ -89,7 +96,7 @@ def texts(results: Results, digits: int = 2) -> dict[str, str]:
 
 @report.known
 def _width(results: Results) -> str:
-    return str(tables.arms(results)["d_model"].max())
+    return str(tables.shown(results)["d_model"].max())
 
 
 @report.worded
@@ -146,7 +153,7 @@ def losses_table(results: Results, digits: int = 2) -> str:
     """Final loss of each arm, and its difference from the arm that casts nothing."""
     base, decimals = tables.base(results), report.loss_digits(digits)
     rows = []
-    for row in tables.loss_differences(results).to_dict("records"):
+    for row in tables.loss_differences(tables.shown(results)).to_dict("records"):
         plain = row["arm"] == "plain"
         runs = row["n"] + row["diverged"]
         gap = report.interval(

@@ -92,9 +92,43 @@ def arms(results: Results) -> pd.DataFrame:
     Raises:
         NotMeasured: there are none.
     """
-    runs = records.with_spec(required(results.runs, "no runs are on record"))
-    scaled = runs["optim.loss_scale"] != 1.0
-    return runs.assign(arm=runs["model.recipe"].where(~scaled, SCALED))
+    return _by_arm(required(results.runs, "no runs are on record"))
+
+
+def _by_arm(runs: pd.DataFrame) -> pd.DataFrame:
+    runs = records.with_spec(runs)
+    scale = runs.get("optim.loss_scale", pd.Series(1.0, runs.index)).fillna(1.0)
+    return runs.assign(arm=runs["model.recipe"].where(scale == 1.0, SCALED))
+
+
+@remembered
+def shown(results: Results) -> pd.DataFrame:
+    """``arms``; where none is finished, those that were cut off, which no claim is judged on.
+
+    Further column: ``done``, steps that were made. All stand at the step that the least advanced of
+    them came to, with the mean of the last tenth of these steps as their final loss.
+
+    Raises:
+        NotMeasured: there are neither.
+    """
+    if len(results.runs):
+        return arms(results).assign(done=lambda runs: runs["steps"])
+    runs = required(records.unfinished(results), "no runs are on record")
+    done = int(runs["done"].min())
+    rows = []
+    for run in runs.to_dict("records"):
+        steps, losses = (np.asarray(run[f"curve_{name}"]) for name in ("steps", "loss"))
+        widths = np.diff(steps, prepend=0)  # each loss is the mean since the step before
+        kept = steps <= done
+        late = kept & (steps > min(done - done // 10, steps[kept][-1] - 1))
+        final = float(np.average(losses[late], weights=widths[late]))
+        ok = math.isfinite(final) and final <= math.log(run["vocab_size"])
+        rows.append(run | {
+            "done": done, "status": "ok" if ok else "diverged",
+            "final_loss": final if ok else math.nan,
+            "curve_steps": list(steps[kept]), "curve_loss": list(losses[kept]),
+        })  # fmt: skip
+    return _by_arm(pd.DataFrame(rows))
 
 
 def base(results: Results) -> str:
@@ -103,17 +137,20 @@ def base(results: Results) -> str:
     Raises:
         NotMeasured: there are no runs.
     """
-    return "bf16" if arms(results)["model.dtype"].iloc[0] == "bfloat16" else "float32"
+    return "bf16" if shown(results)["model.dtype"].iloc[0] == "bfloat16" else "float32"
 
 
 @remembered
-def loss_differences(results: Results) -> pd.DataFrame:
+def loss_differences(runs: pd.DataFrame) -> pd.DataFrame:
     """``tables.differences`` of each arm from the plain one, in the order of ``ORDER``.
+
+    Args:
+        runs: ``arms`` or ``shown``.
 
     Raises:
         NotMeasured: no plain arm is on record.
     """
-    table = differences(arms(results), "arm", "plain")
+    table = differences(runs, "arm", "plain")
     table = required(table, "no plain runs are on record")
     rank = {name: i for i, name in enumerate(ORDER)}
     by = ["scheme", "d_model", "arm"]
@@ -147,7 +184,14 @@ def loss_difference(
     results: Results, scheme: str, arm: str, d_model: int | None = None
 ) -> Interval:
     """Final loss of an arm minus that of the plain one, paired by seed, nats a token."""
-    table = loss_differences(results)
+    return difference_of(arms(results), scheme, arm, d_model)
+
+
+def difference_of(
+    runs: pd.DataFrame, scheme: str, arm: str, d_model: int | None = None
+) -> Interval:
+    """``loss_difference`` of ``runs``, which may be ``shown``."""
+    table = loss_differences(runs)
     rows = _at(table[table["arm"] == arm], scheme, d_model, f"runs of {arm} and plain")
     row = rows.iloc[0]
     return Interval(row["difference"], row["difference_lo"], row["difference_hi"])
