@@ -57,6 +57,9 @@ configurations: list = [  # steps to compile: name, and what differs from the de
     {"name": "1×4×2, blocked", "model": {"d_model": 1920, "n_layers": 17, "d_head": 96, "d_ff": 5120, "vocab_size": 45000, "seq_len": 1280, "dtype": "bfloat16", "params_dtype": "bfloat16", "attention": "blocked"}, "optim": {"batch_size": 8}, "mesh": {"fsdp": 4, "tensor": 2}},
     {"name": "4×8×2, dots", "model": {"d_model": 3584, "n_layers": 26, "d_head": 128, "d_ff": 9728, "vocab_size": 48000, "seq_len": 2560, "dtype": "bfloat16", "remat": "dots"}, "optim": {"batch_size": 64}, "mesh": {"data": 4, "fsdp": 8, "tensor": 2}},
     {"name": "8×16×4, full", "model": {"d_model": 6144, "n_layers": 44, "d_head": 128, "d_ff": 16384, "vocab_size": 100000, "seq_len": 3072, "dtype": "bfloat16", "remat": "full"}, "optim": {"batch_size": 256}, "mesh": {"data": 8, "fsdp": 16, "tensor": 4}},
+    # cuDNN's attention, for GPUs alone
+    {"name": "cuDNN attention", "model": {"d_model": 1536, "n_layers": 10, "d_head": 96, "d_ff": 4096, "vocab_size": 24000, "seq_len": 2048, "dtype": "bfloat16", "attention": "cudnn"}, "optim": {"batch_size": 4}},
+    {"name": "cuDNN attention, 1.4e9 parameters", "model": {"d_model": 2304, "n_layers": 20, "d_head": 128, "d_ff": 6144, "vocab_size": 32000, "seq_len": 4096, "dtype": "bfloat16", "attention": "cudnn", "remat": "full"}, "optim": {"batch_size": 4}},
     # the mended term
     {"name": "after, six parts", "model": {"d_model": 736, "n_layers": 13, "d_head": 92, "d_ff": 1984, "vocab_size": 18000, "seq_len": 576, "dtype": "bfloat16", "remat": "dots"}, "optim": {"batch_size": 24, "accumulate": 6}},
     {"name": "after, four parts, float32", "model": {"d_model": 448, "n_layers": 9, "d_head": 56, "d_ff": 1216, "vocab_size": 9500, "seq_len": 320}, "optim": {"batch_size": 32, "accumulate": 4}},
@@ -72,6 +75,7 @@ layouts: list = [{"fsdp": 64}, {"fsdp": 512}, {"fsdp": 64, "tensor": 8}, {"data"
 recipes: list = ["plain", "fp8_seed"]  # casts of the linears, for them
 sequences: int = 1  # a device along data and fsdp, for them
 native: bool = False  # for the devices that are there, not for virtual ones
+gpu: str = "h100"  # for these too, which need not be there (make gpu-compiler); "": for none
 workers: int = 0  # compiling uses all cores as it is
 point_seconds: float = 12.0  # assumed, for the estimate
 
@@ -155,6 +159,29 @@ Markdown(words.collectives_table(results, design.digits))
 # Two finds: the readout's weights are gathered twice, forward and backward; and where blocks are computed again, so
 # are the weights of all their linears but the last, a third time. Both are in the planner now.
 #
+# ## The same for H100s
+#
+# JAX's CUDA plugin compiles for a GPU that it is only told of ({mod}`umup.plan.compiler`): every pass of XLA for GPUs,
+# products by cuBLASLt, moments in place, bfloat16 as it is. What needs a GPU is the choice among a product's algorithms,
+# whose scratch space may differ.
+
+# %% tags=["hide-input"]
+Markdown(words.hopper_answer(results, design.digits))
+
+# %% tags=["hide-input", "picture", "claim:hopper-memory", "claim:hopper-flops"] mystnb={"figure": {"name": "fig-planning-hopper", "caption": "Predicted against compiled memory of an H100, and the error. The worst is {glue:text}`hopper_memory` % off; matrix products {glue:text}`hopper_flops` %."}, "image": {"alt": "Predicted against compiled bytes of an H100 over several decades with a band of ten percent, and errors in percent, by number of devices and rematerialization"}}
+pictures.memory(results, "hopper")
+
+# %% tags=["hide-input"]
+Markdown(words.memory_table(results, design.digits, "hopper"))
+
+# %% [markdown]
+# Of collectives the worst errors are: fsdp {glue:text}`hopper_fsdp` %, data {glue:text}`hopper_data` %, tensor
+# {glue:text}`hopper_tensor` %; at most {glue:text}`hopper_other` % of the bytes lie on no single axis.
+
+# %% tags=["hide-input", "claim:hopper-fsdp", "claim:hopper-data", "claim:hopper-tensor"]
+Markdown(words.collectives_table(results, design.digits, "hopper"))
+
+# %% [markdown]
 # ## Time
 #
 # Times are those on record in the study *throughput*. The efficiencies of the machine `cpu` were taken there, from

@@ -35,7 +35,7 @@ from umup.config import (
 from umup.data.tokenizing import token_dtype
 from umup.errors import ConfigError, TrainError
 from umup.machine import peak_mib
-from umup.plan import stablehlo
+from umup.plan import compiler, stablehlo
 from umup.plan.hlo import Program, Traffic, traffic
 from umup.plan.stablehlo import Array, Found
 from umup.rules import SCHEMES
@@ -90,7 +90,7 @@ class Report(NamedTuple):
     """What the compiler says of one step.
 
     Args:
-        platform: ``cpu`` for virtual devices.
+        platform: ``cpu`` for virtual devices, ``gpu`` for what is a GPU or stands for one.
         devices: of the mesh.
         n_params: trainable parameters of the whole model.
         lower_s, compile_s: seconds.
@@ -134,7 +134,7 @@ class Report(NamedTuple):
         return cls(**plain | {"collectives": tuple(rows)})
 
 
-def compiled(job: Job, *, native: bool = False) -> Report:
+def compiled(job: Job, *, native: bool = False, device: str = "") -> Report:
     """Lower and compile the train step of a job, and say what it takes.
 
     In a process of its own, as the number of devices must be known before JAX starts. The CPU's
@@ -144,11 +144,12 @@ def compiled(job: Job, *, native: bool = False) -> Report:
     Args:
         job: what to compile.
         native: for the devices that this process has, with their compiler as a run would use it.
+        device: one of ``compiler.DEVICES``, which need not be there; "": virtual CPU devices.
 
     Raises:
         ConfigError: the mesh does not divide the model or the batch, or has more devices than
             ``LIMIT``, or under ``native`` other than there are; before anything starts.
-        TrainError: the compiling process failed.
+        TrainError: the compiling process failed, or there is no compiler for ``device``.
     """
     mesh.check(job.mesh, job.model, job.optim)
     if native:
@@ -156,14 +157,14 @@ def compiled(job: Job, *, native: bool = False) -> Report:
     if job.mesh.devices > LIMIT:
         raise ConfigError("mesh", str(job.mesh), f"up to {LIMIT} virtual devices")
     flags = f"--xla_force_host_platform_device_count={job.mesh.devices}"
-    ours = {
+    ours = compiler.environment() if device else {
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_COMPILATION_CACHE": "0",  # what comes from a cache has no memory analysis
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}",
-    }
+    }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-m", "umup.plan.aot"], input=canonical_json(job), env=os.environ | ours,
-        capture_output=True, text=True,
+        [sys.executable, "-m", "umup.plan.aot", device], input=canonical_json(job),
+        env=os.environ | {"JAX_TRACEBACK_FILTERING": "off"} | ours, capture_output=True, text=True,
     )  # fmt: skip
     if done.returncode:
         raise TrainError("compile", _ending(done), "a step that XLA compiles in the memory here")
@@ -178,8 +179,16 @@ def _ending(done: subprocess.CompletedProcess[str]) -> str:
     return f"{how}: {lines[-1].strip()}" if lines else how
 
 
-def _report(job: Job, options: dict[str, Any]) -> Report:
-    devices, run = mesh.make(job.mesh), job.run()
+def _report(job: Job, options: dict[str, Any], device: str = "") -> Report:
+    if device:
+        with target.tracing_for("gpu"), _cudnn():
+            there = mesh.make(job.mesh, compiler.devices(device, job.mesh.devices))
+            return _report_for(job, there, compiler.OPTIONS)
+    return _report_for(job, mesh.make(job.mesh), options)
+
+
+def _report_for(job: Job, devices: jax.sharding.Mesh, options: dict[str, Any]) -> Report:
+    run = job.run()
     began = time.perf_counter()
     lowered = parallel.lower(run, devices, stream_tokens=job.stream_tokens)
     between = time.perf_counter()
@@ -189,7 +198,7 @@ def _report(job: Job, options: dict[str, Any]) -> Report:
     program = Program(step.as_text() or "")
     weights = jax.tree.leaves(parallel.abstract_state(run, devices).params)
     return Report(
-        platform=jax.default_backend(), devices=job.mesh.devices,
+        platform=target.platform(), devices=job.mesh.devices,
         n_params=sum(w.size for w in weights),
         lower_s=between - began, compile_s=ended - between, peak_rss_mib=peak_mib(),
         argument_bytes=memory.argument_size_in_bytes, output_bytes=memory.output_size_in_bytes,
@@ -325,4 +334,4 @@ def _axes(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
-    print(_report(Job.from_dict(json.load(sys.stdin)), _OPTIONS).to_json())
+    print(_report(Job.from_dict(json.load(sys.stdin)), _OPTIONS, sys.argv[1]).to_json())

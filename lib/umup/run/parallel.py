@@ -143,8 +143,12 @@ def lower(
     dtype = token_dtype(run.model.vocab_size)
     source = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
     chunk, _ = _step_programs(_scheme_free(run), devices, chunk_steps)
+    lane, state = (
+        lane_of(run),
+        abstract_state(run, devices),
+    )  # before: the devices need not be there
     with jax.set_mesh(devices):
-        return chunk.lower(source, lane_of(run), abstract_state(run, devices), _plain(Control()))
+        return chunk.lower(source, lane, state, _plain(Control()))
 
 
 def _scheme_free(run: RunConfig) -> RunConfig:

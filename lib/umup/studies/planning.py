@@ -20,7 +20,7 @@ from umup import mesh
 from umup.config import COUNT, RECIPES
 from umup.errors import ConfigError, StudyError
 from umup.lab.design import Design, Point
-from umup.plan import aot
+from umup.plan import aot, compiler
 from umup.plan.aot import Job
 from umup.studies.planning_tables import QUANTITIES
 
@@ -62,7 +62,22 @@ def native(
     return json.loads(aot.compiled(job(model, optim, mesh), native=True).to_json())
 
 
-MEASURES: Mapping = {"compiled": compiled, "native": native}
+def hopper(
+    *, name: str, model: Mapping[str, Any], optim: Mapping[str, Any], mesh: Mapping[str, Any],
+    device: str,
+) -> dict[str, Any]:  # fmt: skip
+    """The same by the compiler of a GPU that need not be there, see `umup.plan.compiler`.
+
+    Args:
+        device: of ``compiler.DEVICES``.
+
+    Raises:
+        TrainError: the compiler is not installed, or failed.
+    """
+    return json.loads(aot.compiled(job(model, optim, mesh), device=device).to_json())
+
+
+MEASURES: Mapping = {"compiled": compiled, "native": native, "hopper": hopper}
 
 
 @dataclass(frozen=True)
@@ -77,6 +92,8 @@ class Planning(Design):
         recipes: of the linears.
         sequences: of the batch, a device along ``data`` and ``fsdp``.
         native: compile for the devices of this machine, not for virtual ones.
+        gpu: compile for as many of these GPUs, too, which need not be there; "": for none. Steps
+            with cuDNN's attention are compiled for them alone.
     """
 
     configurations: tuple[dict, ...] = ()
@@ -85,9 +102,11 @@ class Planning(Design):
     recipes: tuple[str, ...] = ("plain",)
     sequences: int = 1
     native: bool = False
+    gpu: str = ""
     point_seconds: float = 12.0
 
-    RANGES = {**Design.RANGES, "recipes": RECIPES, "sequences": COUNT}
+    RANGES = {**Design.RANGES, "recipes": RECIPES, "sequences": COUNT,
+              "gpu": ("", *compiler.DEVICES)}  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,8 +119,8 @@ class Planning(Design):
 
     def _check(self, point: Point) -> None:
         """What cannot be compiled is an error now, not after an hour."""
-        spec = dict(point.spec)
-        name = spec.pop("name")
+        spec = {part: point.spec[part] for part in PARTS}
+        name = point.spec["name"]
         try:
             wanted = job(**spec)
             mesh.check(wanted.mesh, wanted.model, wanted.optim)
@@ -112,7 +131,10 @@ class Planning(Design):
             raise ConfigError(f"{name}: mesh", str(wanted.mesh), allowed)
 
     def points(self) -> list[Point]:
-        """The listed configurations, then every size in every layout with every recipe."""
+        """The listed configurations, then every size in every layout with every recipe.
+
+        For virtual devices, then for GPUs; or for the devices that are there.
+        """
         plain: dict[str, Any] = {part: {} for part in PARTS}
         specs = [plain | entry for entry in self.configurations]
         for size, layout in itertools.product(self.sizes, self.layouts):
@@ -122,7 +144,13 @@ class Planning(Design):
                  "optim": {"batch_size": rows}, "mesh": layout}
                 for recipe in self.recipes
             ]  # fmt: skip
-        return [Point("native" if self.native else "compiled", spec) for spec in specs]
+        if self.native:
+            return [Point("native", spec) for spec in specs]
+        fused = [spec for spec in specs if spec["model"].get("attention") == "cudnn"]
+        points = [Point("compiled", spec) for spec in specs if spec not in fused]
+        if self.gpu:
+            points += [Point("hopper", spec | {"device": self.gpu}) for spec in specs]
+        return points
 
 
 DESIGN = Planning

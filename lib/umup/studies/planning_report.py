@@ -21,6 +21,8 @@ from umup.studies.planning_figures import BOUNDS, LARGE
 from umup.text import decimals
 
 UNSAID = "…"
+FUSED = ("cuDNN attention", "cuDNN attention, 1.4e9 parameters")
+"""Steps with a kernel that cannot be looked into."""
 
 
 def _number(value: float, digits: int, places: int = 1) -> str:
@@ -67,6 +69,22 @@ def answer(results: Results, digits: int = 2) -> str:
 
 
 @worded
+def hopper_answer(results: Results, digits: int = 2) -> str:
+    """How near the planner comes to what XLA compiles for GPUs."""
+    found = tables.table(results, "hopper")
+    wrong = tables.errors(found, "memory").abs()
+    inside = int((wrong <= BOUNDS["memory"]).sum()) if digits >= 2 else UNSAID
+    outside = found["name"][wrong > BOUNDS["memory"]].unique()
+    worst = max(tables.errors(found, axis).abs().max() for axis in AXES if (found[axis] > 0).any())
+    beyond = f"; beyond: {', '.join(outside)}" if len(outside) and digits >= 2 else ""
+    return (
+        f"Compiled for GPUs that were not there, {inside} of {len(found)} memories lie within "
+        f"{BOUNDS['memory']} % (worst: {_number(wrong.max(), digits)} %{beyond}), and what each "
+        f"device receives along each mesh axis within {_number(worst, digits)} %."
+    )
+
+
+@worded
 def what_ran(results: Results) -> str:
     """One sentence: what was compiled, for what."""
     found = tables.table(results, _kind(results))
@@ -78,9 +96,13 @@ def what_ran(results: Results) -> str:
 
 
 @worded
-def memory_table(results: Results, digits: int = 2) -> str:
-    """Every configuration: compiled memory and temporaries a device, and the errors, %."""
-    found = tables.table(results, _kind(results))
+def memory_table(results: Results, digits: int = 2, kind: str = "") -> str:
+    """Every configuration: compiled memory and temporaries a device, and the errors, %.
+
+    Args:
+        kind: of the points; "": ``native`` where there are such, else ``compiled``.
+    """
+    found = tables.table(results, kind or _kind(results))
     columns = {
         "name": "step", "mesh": "mesh", "recipe": "linears", "remat": "remat", "memory": "GiB",
         "memory_error": "error, %", "temporaries_error": "of temporaries, %",
@@ -104,9 +126,9 @@ def _signed(value: float, digits: int) -> str:
 
 
 @worded
-def collectives_table(results: Results, digits: int = 2) -> str:
+def collectives_table(results: Results, digits: int = 2, kind: str = "compiled") -> str:
     """Bytes that one device receives in a step, by mesh axis, and the prediction's error."""
-    found = tables.table(results)
+    found = tables.table(results, kind)
     rows: list[dict[str, str]] = []
     blank = {"data": "", "fsdp": "", "tensor": ""}
     for row in found[found["devices"] > 1].to_dict("records"):
@@ -180,6 +202,12 @@ def texts(results: Results, digits: int = 2) -> dict[str, str]:
     for axis in AXES:
         out[axis] = _ask(digits, _worst_along, results, kind, axis)
     out["other"] = _ask(digits, tables.unforeseen, results)
+    for of in ("flops", "memory"):
+        but = FUSED if of == "flops" else ()
+        out[f"hopper_{of}"] = _ask(digits, tables.worst, results, of, what="hopper", but=but)
+    for axis in AXES:
+        out[f"hopper_{axis}"] = _ask(digits, _worst_along, results, "hopper", axis)
+    out["hopper_other"] = _ask(digits, tables.unforeseen, results, what="hopper")
     out["large"] = _ask(digits, tables.worst, results, "memory", only=LARGE)
     out["state"] = _ask(digits, tables.worst, results, "state", only=LARGE)
     out["minutes"] = _ask(digits, tables.compile_minutes, results, LARGE[-1], 512)

@@ -103,7 +103,8 @@ def table(
     """One row a configuration: what was compiled, and what the planner predicts of it.
 
     Args:
-        what: ``compiled`` (for virtual devices) or ``native``.
+        what: ``compiled`` (for virtual devices), ``hopper`` (for GPUs that are not there) or
+            ``native``.
         only, but: names of configurations to take (empty: all), and to leave out.
 
     Returns:
@@ -159,9 +160,9 @@ def worst(
     return _exact(found.abs().max())
 
 
-def unforeseen(results: Results, least: int = 1) -> Interval:
+def unforeseen(results: Results, least: int = 1, what: str = "compiled") -> Interval:
     """The largest share of collectives' bytes that lies on no single axis of the mesh, %."""
-    found = table(results)
+    found = table(results, what)
     found = found[found["devices"] > 1]
     if len(found) < least:
         raise NotMeasured(f"{len(found)} configurations on several devices, needed {least}")
