@@ -29,7 +29,7 @@ export MPLBACKEND = Agg
 export UMUP_TEST_IN_HASTE ?= 1
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 
-.PHONY: help setup book test matrix study h100 h100-merge notebook lint format wheelhouse bench constraints clean
+.PHONY: help setup book test matrix study h100 h100-merge notebook gpu-compiler lint format wheelhouse bench constraints clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -65,6 +65,9 @@ h100-merge: $(READY) ## what a slice packed, into the records: FROM=DIR
 
 notebook: $(READY) ## study.ipynb anew from study.py and the records: STUDY=lr_transfer, or all
 	@$(PY) scripts/notebook.py $(STUDY)
+
+gpu-compiler: $(READY) ## XLA's compiler for NVIDIA GPUs, to compile for some that are not there
+	@$(PY) -m umup.plan.compiler
 
 lint: $(READY) ## ruff and pyright
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright

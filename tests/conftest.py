@@ -22,6 +22,7 @@ from collections.abc import Iterator
 import pytest
 
 from umup import machine
+from umup.plan import compiler
 
 DEVICES = int(os.environ.get("UMUP_TEST_DEVICES", "8"))
 IN_HASTE = os.environ.get("UMUP_TEST_IN_HASTE") == "1"
@@ -84,6 +85,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: not item.nodeid.startswith(LONG))
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what compiles for GPUs where no compiler for them is installed."""
+    if item.get_closest_marker("gpu_compiler") and not compiler.available():
+        pytest.skip(f"no compiler for GPUs in {compiler.folder()} (make gpu-compiler)")
+
+
 def pytest_collection_finish() -> None:
     """What is imported and collected stays: walking it for garbage is 5 % of the tests' time."""
     gc.collect()
@@ -120,13 +127,16 @@ def chromium() -> str:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     """What cannot be tested here: no browser, or a processor for which XLA cannot compile FP8.
 
-    With UMUP_REQUIRE_BROWSER=1, as in CI, a browser test that is skipped has failed.
+    With UMUP_REQUIRE_BROWSER=1, as in CI, a browser test that is skipped has failed; so has, with
+    UMUP_REQUIRE_GPU_COMPILER=1, one that compiles for GPUs.
     """
     report = yield
-    required = os.environ.get("UMUP_REQUIRE_BROWSER") == "1"
-    if required and report.skipped and item.get_closest_marker("browser"):
-        report.outcome = "failed"
-        report.longrepr = f"skipped where UMUP_REQUIRE_BROWSER=1 forbids it: {report.longrepr}"
+    for name in ("browser", "gpu_compiler"):
+        variable = f"UMUP_REQUIRE_{name.upper()}"
+        required = os.environ.get(variable) == "1"
+        if required and report.skipped and item.get_closest_marker(name):
+            report.outcome = "failed"
+            report.longrepr = f"skipped where {variable}=1 forbids it: {report.longrepr}"
     if report.failed and UNCOMPILED in report.longreprtext and not machine.converts_float16():
         report.outcome = "skipped"
         reason = "XLA:CPU converts no FP8 on a processor without F16C"

@@ -8,7 +8,7 @@ import pytest
 from umup import cli, plan
 from umup.config import MeshConfig, ModelConfig, OptimConfig
 from umup.errors import ConfigError, PlanError
-from umup.plan import aot, formulas, hardware
+from umup.plan import aot, compiler, formulas, hardware
 
 H100 = hardware.get("h100")
 SEVEN = ModelConfig(
@@ -249,7 +249,13 @@ def test_a_family_without_a_layout_says_what_its_widths_are():
 def test_the_compiled_step_beside_the_plan(tmp_path, capsys, monkeypatch):
     seen = []
     real = aot.compiled
-    monkeypatch.setattr(aot, "compiled", lambda job: seen.append(real(job)) or seen[0])
+
+    def compiled(job, **options):
+        seen.append(real(job, **options))
+        return seen[0]
+
+    monkeypatch.setattr(aot, "compiled", compiled)
+    monkeypatch.setattr(compiler, "available", lambda: False)
     path = tmp_path / "small.yaml"
     path.write_text(
         "model: {d_model: 256, n_layers: 4, d_head: 64, d_ff: 704, vocab_size: 1024,\n"
@@ -259,6 +265,7 @@ def test_the_compiled_step_beside_the_plan(tmp_path, capsys, monkeypatch):
     assert cli.main(["plan", str(path), "--compile"]) == 0
     text = capsys.readouterr().out
     assert "attention xla for cudnn" in text and "all-gather" in text
+    assert "beside the plan for that backend (for the GPU's own: make gpu-compiler)" in text
     rows = dict(
         re.findall(r"^(parameters, all|\w+, GiB|\w+ \w+, GiB|TFLOP) .* ([\d.]+)$", text, re.M)
     )
@@ -271,3 +278,22 @@ def test_the_compiled_step_beside_the_plan(tmp_path, capsys, monkeypatch):
                                          "vocab_size": 1024}), STEP, MeshConfig(), H100)
     )["total"] / seen[0].n_params  # fmt: skip
     assert ratio == 1.0
+
+
+@pytest.mark.gpu_compiler
+def test_the_step_compiled_for_h100s_beside_the_plan(tmp_path, capsys):
+    path = tmp_path / "small.yaml"
+    path.write_text(
+        "model: {d_model: 512, n_layers: 4, d_head: 64, d_ff: 1408, vocab_size: 4096,\n"
+        "  seq_len: 512, dtype: bfloat16, remat: full, attention: cudnn}\n"
+        "optim: {steps: 10, warmup_steps: 1, batch_size: 16}\nmesh: {fsdp: 2, data: 2}\n"
+    )
+    assert cli.main(["plan", str(path), "--compile"]) == 0
+    text = capsys.readouterr().out
+    assert "compiled for 4 × h100 that need not be there by XLA's GPU backend in" in text
+    assert "attention xla" not in text and "reduce-scatter" in text
+    rows = dict(re.findall(r"^(parameters, all|\w+ \w+, GiB|\w+, GiB) .* ([\d.]+)$", text, re.M))
+    assert float(rows["parameters, all"]) == 1.0
+    assert float(rows["all memory, GiB"]) == pytest.approx(1.0, abs=0.1)
+    for axis in ("fsdp", "data"):
+        assert float(rows[f"over {axis}, GiB"]) == pytest.approx(1.0, abs=0.05)

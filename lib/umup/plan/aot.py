@@ -100,6 +100,9 @@ class Report(NamedTuple):
         flops: of a device's matrix products, see ``hlo.Program.flops``.
         xla_flops: of all operations, a loop's counted once, by XLA's ``cost_analysis``.
         collectives: a device's, of one step, see ``hlo.traffic``.
+        products: matrix products as they stand in the program, a loop's once: their kind and
+            operand types (``hlo.Product``), ``__cublas$lt$matmul$f8: f8e4m3fn × f8e4m3fn``, with
+            their numbers.
     """
 
     platform: str
@@ -115,6 +118,7 @@ class Report(NamedTuple):
     flops: float
     xla_flops: float
     collectives: tuple[Traffic, ...]
+    products: dict[str, int]
 
     @property
     def total_bytes(self) -> int:
@@ -129,7 +133,7 @@ class Report(NamedTuple):
     @classmethod
     def from_json(cls, text: str) -> Self:
         """The report that ``to_json`` wrote."""
-        plain = json.loads(text)
+        plain = {"products": {}} | json.loads(text)  # which older reports do not have
         rows = (Traffic(**row | {"axes": tuple(row["axes"])}) for row in plain["collectives"])
         return cls(**plain | {"collectives": tuple(rows)})
 
@@ -149,7 +153,8 @@ def compiled(job: Job, *, native: bool = False, device: str = "") -> Report:
     Raises:
         ConfigError: the mesh does not divide the model or the batch, or has more devices than
             ``LIMIT``, or under ``native`` other than there are; before anything starts.
-        TrainError: the compiling process failed, or there is no compiler for ``device``.
+        TrainError: the compiling process failed.
+        ConfigError, TrainError: there is no such ``device``, or no compiler for it.
     """
     mesh.check(job.mesh, job.model, job.optim)
     if native:
@@ -157,7 +162,7 @@ def compiled(job: Job, *, native: bool = False, device: str = "") -> Report:
     if job.mesh.devices > LIMIT:
         raise ConfigError("mesh", str(job.mesh), f"up to {LIMIT} virtual devices")
     flags = f"--xla_force_host_platform_device_count={job.mesh.devices}"
-    ours = compiler.environment() if device else {
+    ours = compiler.environment(device) if device else {
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_COMPILATION_CACHE": "0",  # what comes from a cache has no memory analysis
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}",
@@ -205,6 +210,7 @@ def _report_for(job: Job, devices: jax.sharding.Mesh, options: dict[str, Any]) -
         alias_bytes=memory.alias_size_in_bytes, temp_bytes=memory.temp_size_in_bytes,
         flops=program.flops(), xla_flops=float((step.cost_analysis() or {}).get("flops", 0.0)),
         collectives=tuple(traffic(program.collectives(dict(devices.shape)))),
+        products=dict(Counter(f"{one.kind}: {one.text()}" for one in program.products())),
     )  # fmt: skip
 
 

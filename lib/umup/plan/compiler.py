@@ -78,12 +78,15 @@ def install() -> None:
         ))  # fmt: skip
 
 
-def environment() -> dict[str, str]:
-    """Of a process that is to compile with it: JAX finds it there, and looks for no GPU.
+def environment(device: str) -> dict[str, str]:
+    """Of a process that is to compile for a device: JAX finds the plugin, and looks for no GPU.
 
     Raises:
-        TrainError: it is not installed.
+        ConfigError: ``device`` is none of ``DEVICES``.
+        TrainError: the plugin is not installed.
     """
+    if device not in DEVICES:
+        raise ConfigError("device", device, " | ".join(DEVICES))
     if not available():
         raise TrainError("compiler", f"none for NVIDIA GPUs in {folder()}", "make gpu-compiler")
     before = os.environ.get("PYTHONPATH")
@@ -100,12 +103,7 @@ def devices(name: str, number: int = 1) -> list[Any]:
     Args:
         name: of ``DEVICES``.
         number: of them.
-
-    Raises:
-        ConfigError: another device.
     """
-    if name not in DEVICES:
-        raise ConfigError("device", name, " | ".join(DEVICES))
     from jax.experimental import topologies
 
     machine = hardware.get(name)

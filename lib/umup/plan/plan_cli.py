@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--compile", action="store_true",
-        help="compile the step for as many virtual devices and compare",
+        help="compile the step for as many devices, which need not be there, and compare",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="numbers instead of text")
 
@@ -255,22 +255,35 @@ def _budget(
 def _compared(
     config: TrainConfig, machine: Hardware, found: dict[str, Any], text: str
 ) -> tuple[dict[str, Any], str]:
-    """The compiled step beside what the planner says of XLA's CPU backend, which compiles it."""
-    from umup.plan import aot
+    """The compiled step beside what the planner says of the backend that compiles it.
 
-    model, note = config.model, ""
-    if model.attention == "cudnn":  # a kernel of NVIDIA GPUs alone
-        model, note = dataclasses.replace(model, attention="xla"), ", attention xla for cudnn"
-    report = aot.compiled(aot.Job(config.scheme, model, config.optim, config.mesh))
-    c = plan.case(model, config.optim, config.mesh, hardware.get("cpu"))
+    For a GPU of ``compiler.DEVICES`` by its own compiler, where that is installed; else by XLA's
+    CPU backend.
+    """
+    from umup.plan import aot, compiler
+
+    model, note, n = config.model, "", config.mesh.devices
+    if machine.name in compiler.DEVICES and compiler.available():
+        device, planned = machine.name, machine
+        where = f"{n} × {machine.name} that need not be there by XLA's GPU backend"
+        beside = "that machine"
+    else:
+        device, planned = "", hardware.get("cpu")
+        where, beside = f"{n} virtual devices by XLA's CPU backend", "that backend"
+        if model.attention == "cudnn":  # a kernel of NVIDIA GPUs alone
+            model, note = dataclasses.replace(model, attention="xla"), ", attention xla for cudnn"
+        if machine.name in compiler.DEVICES:
+            beside += " (for the GPU's own: make gpu-compiler)"
+    report = aot.compiled(aot.Job(config.scheme, model, config.optim, config.mesh), device=device)
+    c = plan.case(model, config.optim, config.mesh, planned)
     rows = [("of a device", "planned", "compiled", "ratio")]
     for name, ours, theirs, unit in compared(c, report):
         ratio = f"{ours / theirs:.3f}" if theirs else "-"
         d = 0 if unit == 1 else 2
         rows.append((name, f"{ours / unit:,.{d}f}", f"{theirs / unit:,.{d}f}", ratio))
     text += (
-        f"\n\ncompiled for {config.mesh.devices} virtual devices by XLA's CPU backend in "
-        f"{report.lower_s + report.compile_s:.0f} s{note}, beside the plan for that backend\n"
+        f"\n\ncompiled for {where} in {report.lower_s + report.compile_s:.0f} s{note}, beside the "
+        f"plan for {beside}\n"
         f"{columns(rows)}\n\n{collectives(report.collectives)}"
     )
     return {"plan": found, "compiled": json.loads(report.to_json())}, text
