@@ -163,7 +163,7 @@ Markdown(words.collectives_table(results, design.digits))
 #
 # JAX's CUDA plugin compiles for a GPU that it is only told of ({mod}`umup.plan.compiler`): every pass of XLA for GPUs,
 # products by cuBLASLt, moments in place, bfloat16 as it is. What needs a GPU is the choice among a product's algorithms,
-# whose scratch space may differ.
+# whose scratch space may differ; what a process takes beside its program, for CUDA and NCCL, is not in these bytes.
 
 # %% tags=["hide-input"]
 Markdown(words.hopper_answer(results, design.digits))
@@ -175,7 +175,8 @@ pictures.memory(results, "hopper")
 Markdown(words.memory_table(results, design.digits, "hopper"))
 
 # %% [markdown]
-# Of collectives the worst errors are: fsdp {glue:text}`hopper_fsdp` %, data {glue:text}`hopper_data` %, tensor
+# Weights are gathered a third time here too, where blocks are computed again; XLA's passes for GPUs do not merge that
+# gather with the second. Of collectives the worst errors are: fsdp {glue:text}`hopper_fsdp` %, data {glue:text}`hopper_data` %, tensor
 # {glue:text}`hopper_tensor` %; at most {glue:text}`hopper_other` % of the bytes lie on no single axis.
 
 # %% tags=["hide-input", "claim:hopper-fsdp", "claim:hopper-data", "claim:hopper-tensor"]

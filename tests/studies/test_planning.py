@@ -5,6 +5,7 @@ One tiny step is truly compiled, split along all three axes.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ CPU = design_of("cpu")
 
 def planted(point: Any, **changes: Any) -> dict[str, Any]:
     """A report that the predictions miss by known amounts: memory by −20 %, fsdp by +25 %."""
-    c = tables.case(point.spec, "cpu")
+    platform = "gpu" if point.what == "hopper" else "cpu"
+    c = tables.case(point.spec, tables.MACHINES[platform])
     right = tables._predicted(c, formulas.memory(c))
     collectives = [
         {"kind": "all-reduce", "axes": [axis], "group": 2, "dtype": "bf16", "count": 1,
@@ -44,7 +46,7 @@ def planted(point: Any, **changes: Any) -> dict[str, Any]:
     ]  # fmt: skip
     state = right["state"]
     return {
-        "platform": "cpu", "devices": c["data"] * c["fsdp"] * c["tensor"],
+        "platform": platform, "devices": c["data"] * c["fsdp"] * c["tensor"],
         "n_params": int(right["parameters"]), "lower_s": 30.0, "compile_s": 90.0,
         "peak_rss_mib": 512.0, "argument_bytes": state, "output_bytes": state,
         "alias_bytes": state, "temp_bytes": 1.25 * right["memory"] - state,
@@ -77,11 +79,17 @@ def test_points_are_the_list_then_every_size_layout_and_recipe() -> None:
     points = CPU.points()
     assert len({p.key() for p in points}) == len(points)
     assert len(CPU.configurations) >= 16
-    assert len(points) == len(CPU.configurations) + 2 * 4 * 2
+    whole = len(CPU.configurations) + 2 * 4 * 2
+    assert len(points) == whole - len(report.FUSED) + whole
     last = points[-1].spec
     assert (last["name"], last["mesh"]) == ("70B", {"data": 8, "fsdp": 64})
     assert (last["model"]["recipe"], last["optim"]["batch_size"]) == ("fp8_seed", 512)
-    assert {p.what for p in points} == {"compiled"}
+    fused = [p.what for p in points if p.spec["name"] in report.FUSED]
+    assert fused == ["hopper"] * len(report.FUSED), "a CPU has no cuDNN"
+    ahead = [p for p in points if p.what == "hopper"]
+    assert points == [p for p in points if p.what == "compiled"] + ahead
+    assert {p.spec["device"] for p in ahead} == {"h100"}
+    assert {p.what for p in dataclasses.replace(CPU, gpu="").points()} == {"compiled"}
 
 
 def test_the_h100_compiles_for_itself_one_device() -> None:
@@ -134,10 +142,24 @@ def test_a_step_split_every_way_is_as_predicted() -> None:
 
 def test_a_name_is_no_part_of_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    empty = aot.Report("cpu", 1, 1, 1.0, 1.0, 1.0, 1, 1, 1, 1, 1.0, 1.0, ())
+    empty = aot.Report("cpu", 1, 1, 1.0, 1.0, 1.0, 1, 1, 1, 1, 1.0, 1.0, (), {})
     monkeypatch.setattr(aot, "compiled", lambda job, **how: (seen.append(job), empty)[1])
     one, two = (study.compiled(name=n, model=TINY, optim={}, mesh={}) for n in ("a", "b"))
     assert one == two and seen[0] == seen[1] and seen[0].model.d_ff == 128
+
+
+@pytest.mark.gpu_compiler
+def test_a_step_for_gpus_that_are_not_there_is_as_predicted() -> None:
+    model = TINY | {"d_model": 256, "d_head": 64, "d_ff": 704, "dtype": "bfloat16"}
+    design = study.Planning(gpu="h100", configurations=(
+        {"name": "small", "model": model, "optim": {"batch_size": 16}, "mesh": {"fsdp": 2}},
+    ))  # fmt: skip
+    point = design.points()[-1]
+    found = tables.table(
+        Results(EMPTY.runs, points_of([point], lambda p: study.hopper(**p.spec))), "hopper"
+    )
+    for of, percent in (("parameters", 0), ("flops", 0.1), ("state", 1), ("fsdp", 5)):
+        assert tables.errors(found, of).abs().max() <= percent, of
 
 
 # Tables and quantities
@@ -215,17 +237,18 @@ def test_claims_are_judged_by_their_bounds(results: Results, steps: None) -> Non
     said = {v.id: v.verdict for v in claims.evaluate(HERE, results, "cpu")}
     absent = {"h100-flops", "h100-memory", "time-128", "time-dots"}
     assert {n for n in said if said[n] == "not measured"} == absent
-    assert {n for n in said if said[n] == "fails"} >= {"memory", "memory-large", "collectives-fsdp"}
+    assert {n for n in said if said[n] == "fails"} >= {
+        "memory", "memory-large", "collectives-fsdp", "hopper-memory", "hopper-fsdp",
+    }  # fmt: skip
     assert said["flops"] == said["collectives-tensor"] == said["compile-time"] == "holds"
 
 
 def test_bounds_are_those_of_the_claims() -> None:
     listed = yaml.safe_load((HERE / "claims.yaml").read_text(encoding="utf-8"))
     bounds = {c["id"]: c["bound"]["max"] for c in listed}
-    assert {bounds[n] for n in ("memory", "memory-large", "h100-memory")} == {
-        figures.BOUNDS["memory"]
-    }
-    assert bounds["collectives-fsdp"] == figures.BOUNDS["collectives"]
+    memories = ("memory", "memory-large", "h100-memory", "hopper-memory")
+    assert {bounds[n] for n in memories} == {figures.BOUNDS["memory"]}
+    assert bounds["hopper-fsdp"] == bounds["collectives-fsdp"] == figures.BOUNDS["collectives"]
     assert bounds["time-64"] == bounds["time-full"] == figures.BOUNDS["time"]
 
 
@@ -241,7 +264,11 @@ def test_words_say_the_planted_numbers(results: Results, steps: None) -> None:
     assert "(+25.0 %)" in report.collectives_table(results)
     assert "| 70B | fp8_seed | 8×64×1 | 512 | 120 | 0.50 |" in report.large_table(results)
     assert "| 64 | plain | 20.0 |" in report.time_table(results)
+    assert "there, 0 of 45 memories lie within 10 % (worst: 20.0 %" in report.hopper_answer(results)
+    assert "none is foretold more than 20.0 % too small" in report.hopper_answer(results)
+    assert report.memory_table(results, kind="hopper").count("\n") == 1 + 45
     texts = report.texts(results)
+    assert (texts["hopper_memory"], texts["hopper_fsdp"]) == ("20.0", "25.0")
     assert (texts["memory"], texts["fsdp"], texts["minutes"]) == ("20.0", "25.0", "2.0")
     assert (texts["within"], texts["of"], texts["under"]) == ("0", "43", "20.0")
     assert "70B" in texts["beyond"]

@@ -1,8 +1,9 @@
 """The train step compiled ahead of time for a mesh that is not there, and what the compiler says.
 
-The very chunk that a run compiles is lowered for abstract arrays over virtual CPU devices: bytes a
-device, floating-point operations and collectives, without the machines and without an array. And
-the chunk of a sweep lowered, not compiled, for a platform that is not there: what it asks of it.
+The very chunk that a run compiles is lowered for abstract arrays over virtual CPU devices, or over
+GPUs that are not there (`umup.plan.compiler`): bytes a device, floating-point operations, products
+and collectives, without the machines and without an array. And the chunk of a sweep lowered, not
+compiled, for a platform that is not there: what it asks of it.
 """
 
 from __future__ import annotations
@@ -141,9 +142,9 @@ class Report(NamedTuple):
 def compiled(job: Job, *, native: bool = False, device: str = "") -> Report:
     """Lower and compile the train step of a job, and say what it takes.
 
-    In a process of its own, as the number of devices must be known before JAX starts. The CPU's
-    program has the partitioner's collectives, which an accelerator's compiler may still merge, or
-    turn (an all-reduce of which each device keeps a part is a reduce-scatter there).
+    In a process of its own, as the devices must be known before JAX starts. A CPU's program has the
+    partitioner's collectives, which an accelerator's compiler may still merge, or turn (an
+    all-reduce of which each device keeps a part is a reduce-scatter there).
 
     Args:
         job: what to compile.

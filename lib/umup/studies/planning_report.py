@@ -72,15 +72,18 @@ def answer(results: Results, digits: int = 2) -> str:
 def hopper_answer(results: Results, digits: int = 2) -> str:
     """How near the planner comes to what XLA compiles for GPUs."""
     found = tables.table(results, "hopper")
-    wrong = tables.errors(found, "memory").abs()
+    signed = tables.errors(found, "memory")
+    wrong, under = signed.abs(), max(0.0, -signed.min())
     inside = int((wrong <= BOUNDS["memory"]).sum()) if digits >= 2 else UNSAID
     outside = found["name"][wrong > BOUNDS["memory"]].unique()
     worst = max(tables.errors(found, axis).abs().max() for axis in AXES if (found[axis] > 0).any())
-    beyond = f"; beyond: {', '.join(outside)}" if len(outside) and digits >= 2 else ""
+    beyond = f"; beyond, in some layout: {'; '.join(outside)}" if digits >= 2 else ""
+    beyond *= len(outside) > 0
     return (
         f"Compiled for GPUs that were not there, {inside} of {len(found)} memories lie within "
-        f"{BOUNDS['memory']} % (worst: {_number(wrong.max(), digits)} %{beyond}), and what each "
-        f"device receives along each mesh axis within {_number(worst, digits)} %."
+        f"{BOUNDS['memory']} % (worst: {_number(wrong.max(), digits)} %{beyond}), none is foretold "
+        f"more than {_number(under, digits)} % too small, and what each device receives along "
+        f"each mesh axis is within {_number(worst, digits)} %."
     )
 
 
