@@ -61,7 +61,7 @@ def coord_check(
     steps: Sequence[int] = (1, 10, 100),
     tolerance: float = 0.2,
 ) -> CoordCheck:
-    """Check that sizes and changes do not depend on width (theory sheet, §8).
+    """Check that sizes and changes do not depend on width (Theory, Sizes and changes).
 
     Args:
         model_fn: (width, seed, eta) → the model at initialization with its optimizer.

@@ -103,8 +103,8 @@ class Decoder(nnx.Module):
 
         The effective weight is W times its forward multiplier: what the function computed depends
         on. Schemes that share a function share its gradient, whatever each holds as W and by what
-        each scales its gradients (cut-edge rule, theory sheet §3): dividing by these constants
-        makes norms over several tensors mean the same under every scheme.
+        each scales its gradients (the book's Theory, Cut edges): dividing by these constants makes
+        norms over several tensors mean the same under every scheme.
 
         Args:
             tokens: in a batch, B·T.

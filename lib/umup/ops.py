@@ -437,7 +437,7 @@ def cross_entropy(
             its row.
         alpha: multiplier of the logits.
         grad_scale: dlogits = grad_scale · (softmax(alpha · logits) − onehot). The true gradient
-            is alpha/tokens; the unit-scaled one V/√(V−1), free of alpha (theory sheet, §3).
+            is alpha/tokens; the unit-scaled one V/√(V−1), free of alpha (Theory).
         z_loss: weight ζ of the penalty mean log² Z on the log-partition (PaLM, arXiv 2204.02311,
             §5). It is in the gradient alone, at the cross-entropy's scale: what is returned stays
             the cross-entropy, so that losses with and without it compare.

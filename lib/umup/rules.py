@@ -43,7 +43,7 @@ def residual_taus(
 ) -> list[Number]:
     """Variance ratios τ_l of the L = 2N residual branches, attention first.
 
-    ``derived`` is the theory sheet's §4 (τ_l = r_l²/Σ_{i<l} r_i², exact by Lemma C.1);
+    ``derived`` is Theory's residual scheme (τ_l = r_l²/Σ_{i<l} r_i², exact by Lemma C.1);
     ``library`` is that of the authors' PyTorch package (L/2 in place of L); ``printed`` is
     equation (22) as the u-μP paper prints it: α̂ not squared, and 1/√L before the fraction but
     not in its sum. It is equivalent to no depth-μP network and exists for comparison alone.

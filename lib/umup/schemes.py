@@ -2,7 +2,7 @@
 
 A rule such as ``base_fan_in / fan_in`` is written ``{"base_fan_in": 1, "fan_in": -1}``. From these
 tables `umup.rules` evaluates init std, multipliers and learning-rate factors and prints the book's
-tables (u-μP paper, Tables 1 to 3, with the errata of the theory sheet).
+tables (u-μP paper, Tables 1 to 3, with the errata of the book's Theory).
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class Scheme:
     """One parametrization: rules by weight type, for residual branches and attention logits.
 
     ``residual`` multiplies every branch, ``residual_adam_lr`` and ``residual_sgd_lr`` the factors
-    of every weight on one. ``unit_scaled`` schemes also take the op scales of the theory sheet's
-    §3 (attention, gated SiLU, loss) and the τ residual scheme in place of ``residual``. A variant
-    names the scheme that it changes, its ``parent``.
+    of every weight on one. ``unit_scaled`` schemes also take the op scales of the book's
+    Theory (attention, gated SiLU, loss) and the τ residual scheme in place of ``residual``. A
+    variant names the scheme that it changes, its ``parent``.
     """
 
     name: str
@@ -139,7 +139,7 @@ MUP = Scheme(
 
 # SGD: unit-scaled gradients make unit-sized steps, so the factors are Adam's, as in the authors'
 # package with a free backward scale at the readout. (Our gate|up gradient is √(d_model/d_ff) of
-# theirs, a constant over width: theory sheet, §3.)
+# theirs, a constant over width: Theory, Cut edges.)
 UMUP = Scheme(
     name="umup",
     title="u-μP",
@@ -182,7 +182,7 @@ def _sqrt_attention(scheme: Scheme) -> Scheme:
 
 
 def _readout_lr(scheme: Scheme, extra: Power) -> Scheme:
-    """A further factor on the readout's Adam learning rate (theory sheet, §9.8)."""
+    """A further factor on the readout's Adam learning rate (Theory, erratum 8)."""
     output = scheme.weights["output"]
     slower = replace(output, adam_lr=times(output.adam_lr, extra))
     return replace(

@@ -382,9 +382,9 @@ def transformer_residual_taus(
 ) -> list[Number]:  # fmt: skip
     """tau of the 2·n_layers residual branches, attention first: **ratios of variances**.
 
-    ``convention``: ``derived`` (theory sheet, §4), ``library`` (the squares of the reference
-    package's) or ``printed`` (equation (22) as the u-μP paper prints it). ``derived`` at
-    residual_mult = 1 is ``library`` at 1/√2.
+    ``convention``: ``derived`` (the book's Theory, The residual scheme), ``library`` (the squares
+    of the reference package's) or ``printed`` (equation (22) as the u-μP paper prints it).
+    ``derived`` at residual_mult = 1 is ``library`` at 1/√2.
     """
     if isinstance(n_layers, bool) or not isinstance(n_layers, int):
         raise ConfigError("n_layers", n_layers, "an integer >= 1")
