@@ -76,14 +76,21 @@ def hopper_answer(results: Results, digits: int = 2) -> str:
     wrong, under = signed.abs(), max(0.0, -signed.min())
     inside = int((wrong <= BOUNDS["memory"]).sum()) if digits >= 2 else UNSAID
     outside = found["name"][wrong > BOUNDS["memory"]].unique()
-    worst = max(tables.errors(found, axis).abs().max() for axis in AXES if (found[axis] > 0).any())
-    beyond = f"; beyond, in some layout: {'; '.join(outside)}" if digits >= 2 else ""
-    beyond *= len(outside) > 0
-    return (
+    beyond = ""
+    if len(outside) and digits >= 2:
+        beyond = f"; beyond, in some layout: {'; '.join(outside)}"
+    said = (
         f"Compiled for GPUs that were not there, {inside} of {len(found)} memories lie within "
-        f"{BOUNDS['memory']} % (worst: {_number(wrong.max(), digits)} %{beyond}), none is foretold "
-        f"more than {_number(under, digits)} % too small, and what each device receives along "
-        f"each mesh axis is within {_number(worst, digits)} %."
+        f"{BOUNDS['memory']} % (worst: {_number(wrong.max(), digits)} %{beyond}), and none is "
+        f"foretold more than {_number(under, digits)} % too small."
+    )
+    axes = [axis for axis in AXES if (found[axis] > 0).any()]
+    if not axes:
+        return said
+    worst = max(tables.errors(found, axis).abs().max() for axis in axes)
+    return (
+        f"{said} What each device receives along each mesh axis is within "
+        f"{_number(worst, digits)} %."
     )
 
 
