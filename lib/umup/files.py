@@ -1,4 +1,4 @@
-"""Files written whole or not at all, files locked, and what the system's refusals mean."""
+"""Files written whole or not at all, files locked, what refusals mean, and where a checkout is."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ _REMEDY = {
     errno.EACCES: "no permission to write: choose another folder or change its mode",
     errno.EPERM: "no permission to write: choose another folder or change its mode",
 }
+
+
+def bases() -> tuple[Path, ...]:
+    """Where a checkout of umup may be: the current folder, those above it, the library's own."""
+    here = Path.cwd().resolve()
+    return (here, *here.parents, Path(__file__).resolve().parents[2])
 
 
 @contextlib.contextmanager

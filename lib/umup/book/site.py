@@ -27,7 +27,7 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from umup import machine
+from umup import files, machine
 from umup.book import pages
 from umup.book.shown import best_profile
 from umup.errors import BookError, UmupError
@@ -42,12 +42,12 @@ EXPECTED = {"smoke": 15.0, "render": 8.0, "pages": 10.0, "html": 40.0, "check": 
 
 
 def find_root() -> Path:
-    """The checkout that holds `book/` and `experiments/`: above this file, else the current folder.
+    """The checkout that holds `book/` and `experiments/`, see ``files.bases``.
 
     Raises:
-        BookError: neither is a checkout.
+        BookError: there is none.
     """
-    for folder in (Path(__file__).resolve().parents[3], Path.cwd()):
+    for folder in files.bases():
         if (folder / "book" / "_toc.yml").exists():
             return folder
     raise BookError("root", str(Path.cwd()), "a checkout of umup with book/ in it; use --root")

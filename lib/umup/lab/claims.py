@@ -26,7 +26,7 @@ from typing import Any
 
 import pandas as pd
 
-from umup import studies
+from umup import files, studies
 from umup.errors import ClaimError
 from umup.lab import records, schemas, tables
 from umup.lab.absent import NotMeasured
@@ -317,9 +317,7 @@ def _current(results: Results) -> Results | str:
 
 
 def _folder(study: str | Path) -> Path:
-    here = Path.cwd()
-    roots = [Path(), *(p / "experiments" for p in (here, *here.parents))]
-    for root in [*roots, Path(__file__).parents[3] / "experiments"]:
+    for root in (Path(), *(base / "experiments" for base in files.bases())):
         if (root / study / "claims.yaml").is_file():
             return (root / study).resolve()
     raise ClaimError("study", str(study), "a study with a claims.yaml, or the path of its folder")

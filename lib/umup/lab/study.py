@@ -25,7 +25,7 @@ from typing import Any
 
 import pandas as pd
 
-from umup import data, machine, studies
+from umup import data, files, machine, studies
 from umup.config import RunConfig
 from umup.errors import StudyError, memory_for
 from umup.lab import notebook
@@ -46,11 +46,10 @@ def experiments_folder() -> Path:
     Raises:
         StudyError: there is none.
     """
-    cwd = Path.cwd().resolve()
-    for base in (cwd, *cwd.parents, Path(__file__).resolve().parents[3]):
+    for base in files.bases():
         if (base / "experiments").is_dir():
             return base / "experiments"
-    raise StudyError("experiments", str(cwd), "a folder inside a checkout of umup")
+    raise StudyError("experiments", str(Path.cwd()), "a folder inside a checkout of umup")
 
 
 def names() -> list[str]:
@@ -75,8 +74,8 @@ def folder(study: str | Path) -> Path:
 def profiles(study: str | Path) -> list[str]:
     """The study's profiles: that of its notebook, and its parameter files."""
     own = notebook.parameters(folder(study) / "study.ipynb").get("profile")
-    files = {path.stem for path in folder(study).glob("*.yaml")} - {"claims"}
-    return sorted(files | ({own} if own else set()))
+    stems = {path.stem for path in folder(study).glob("*.yaml")} - {"claims"}
+    return sorted(stems | ({own} if own else set()))
 
 
 def parameters(study: str | Path, profile: str) -> dict[str, Any]:
@@ -285,10 +284,10 @@ def _spawn(study: str | Path, design: Design, place: Store, progress: Progress) 
     programs side by side use two cores better than one program split over both."""
     bound = [["--core", str(core)] for core in machine.core_numbers()] or [[]]
     given = json.dumps(replace(design, workers=0).to_dict())
-    with contextlib.ExitStack() as files:
+    with contextlib.ExitStack() as opened:
         # A file, not a pipe: a pipe that nobody reads yet would stop a talkative worker.
         heard = [
-            files.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8"))
+            opened.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8"))
             for _ in range(design.workers)
         ]
         children = [

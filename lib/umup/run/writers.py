@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from umup import files
 from umup.errors import TrainError
 
 EXTRA = "pip install 'umup[telemetry]'"
@@ -152,9 +153,8 @@ def wandb_id(folder: Path, key: str) -> str:
             return stored["id"]
         if stored is None or _is_copy(folder, stored):
             stored = {"id": "-".join(filter(None, (key, secrets.token_hex(4))))}
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(stored | {"folder": here}), encoding="utf-8")
-        os.replace(temporary, path)
+        with files.atomic_write(path) as file:
+            file.write(json.dumps(stored | {"folder": here}).encode())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrainError(str(path), str(error), allowed) from error
     return stored["id"]
