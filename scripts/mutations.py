@@ -37,13 +37,17 @@ _OPS = ("test_contract.py", "test_ops.py")
 TESTS = {
     "powers.py": _RULES,
     "schemes.py": _RULES,
-    "rules.py": _RULES,
+    "rules.py": (
+        *_RULES,
+        "test_stability.py::test_only_the_weights_that_end_branches_are_scaled_by_depth",
+    ),
     "scale.py": _OPS,
     "ops.py": (
         *_OPS,
         "test_fp8.py::test_all_three_products_take_the_cast_operands",
         "test_fp8.py::test_delayed_scaling_takes_the_magnitudes_of_earlier_steps",
         "test_probe.py::test_attention_is_reported_as_numpy_has_it",
+        "test_stability.py::test_z_loss_adds_its_gradient_at_the_scale_of_the_cross_entropys",
     ),
     "fp8.py": ("test_fp8.py",),
     "probe.py": ("test_probe.py", "test_fp8.py"),
@@ -62,6 +66,10 @@ EQUIVALENT = {
         "SP and μP have true gradients: their scales of the two directions are one",
     ("ops.py", "_linear", f"backward → forward in {_OF_LINEAR}"): _FORWARD_ONLY,
     ("ops.py", "_linear", f"weight_grad → backward in {_OF_LINEAR}"): _FORWARD_ONLY,
+    ("ops.py", "_linear_bwd", "casts.x → casts.w"):
+        "every recipe casts inputs and weights both, or neither",
+    ("ops.py", "attention", "2 → 4 in 4 if q.shape[-2] >= 256 else 2"):
+        "how many blocks is speed: their numbers are equal",
     ("ops.py", "_residual_add_fwd",
      "add_grad → add in residual_add(branch, skip, add, keep, add_grad)"): _FORWARD_ONLY,
     ("ops.py", "_cross_entropy",

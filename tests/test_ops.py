@@ -372,3 +372,22 @@ def test_first_position_attends_to_itself():
     q, k, v = (normal(i, 3, 6, 4) for i in range(3))
     found = np.asarray(jax.jit(ops.attention)(q, k, v, 5.0, 2.0))
     np.testing.assert_allclose(found[:, 0], 2 * v[:, 0], rtol=1e-6)
+
+
+def test_the_fused_kernel_takes_and_gives_the_same_scales(monkeypatch):
+    """cuDNN's attention by JAX's own in its place: one scale goes in on q, another comes out."""
+    plain = jax.nn.dot_product_attention
+
+    def stand_in(*arrays, implementation, **options):
+        assert implementation == "cudnn" and options == {"scale": 1.0, "is_causal": True}
+        return plain(*arrays, **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    q, k, v = (
+        jax.random.normal(key, (2, 3, 8, 4)) for key in jax.random.split(jax.random.key(0), 3)
+    )
+    want, back = jax.vjp(lambda *a: ops.attention(*a, 0.7, 1.9), q, k, v)
+    got, fused = jax.vjp(lambda *a: ops.attention(*a, 0.7, 1.9, implementation="cudnn"), q, k, v)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+    for one, other in zip(fused(want), back(want), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
