@@ -168,7 +168,7 @@ Markdown(words.collectives_table(results, design.digits))
 # %% tags=["hide-input"]
 Markdown(words.hopper_answer(results, design.digits))
 
-# %% tags=["hide-input", "picture", "claim:hopper-memory", "claim:hopper-flops"] mystnb={"figure": {"name": "fig-planning-hopper", "caption": "Predicted against compiled memory of an H100, and the error. The worst is {glue:text}`hopper_memory` % off; matrix products {glue:text}`hopper_flops` %."}, "image": {"alt": "Predicted against compiled bytes of an H100 over several decades with a band of ten percent, and errors in percent, by number of devices and rematerialization"}}
+# %% tags=["hide-input", "picture", "claim:hopper-memory", "claim:hopper-flops"] mystnb={"figure": {"name": "fig-planning-hopper", "caption": "Predicted against compiled memory of an H100, and the error. The worst is {glue:text}`hopper_memory` % off; matrix products {glue:text}`hopper_flops` %, but for those within cuDNN's attention, which is not looked into."}, "image": {"alt": "Predicted against compiled bytes of an H100 over several decades with a band of ten percent, and errors in percent, by number of devices and rematerialization"}}
 pictures.memory(results, "hopper")
 
 # %% tags=["hide-input"]

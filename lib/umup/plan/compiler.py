@@ -3,7 +3,8 @@
 python -m umup.plan.compiler    install it, 400 MB, beside JAX, which does not load it
 
 What it compiles is what a GPU would run, but for the choice among a product's algorithms, which
-needs a GPU to time them. CUDA's libraries are not needed, so that fused attention is refused.
+needs a GPU to time them. CUDA's libraries are not needed; a fused attention stays a call that is
+not looked into.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -67,15 +69,21 @@ def install() -> None:
     """
     if available():
         return
+    place = folder()
+    place.parent.mkdir(parents=True, exist_ok=True)
     wanted = [f"{name}=={version('jaxlib')}" for name in PACKAGES]
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
-    done = subprocess.run(
-        [*command, "--target", str(folder()), *wanted], capture_output=True, text=True
-    )
-    if done.returncode:
-        raise TrainError("pip", (done.stderr.strip().splitlines() or ["failed"])[-1], " ".join(
-            ["an index with", *wanted]
-        ))  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix=".cuda-", dir=place.parent) as temporary:
+        made = Path(temporary) / "packages"  # whole, or not there: a killed pip leaves nothing
+        done = subprocess.run(
+            [*command, "--target", str(made), *wanted], capture_output=True, text=True
+        )
+        if done.returncode:
+            raise TrainError(
+                "pip", (done.stderr.strip().splitlines() or ["failed"])[-1],
+                " ".join(["an index with", *wanted]),
+            )  # fmt: skip
+        made.rename(place)
 
 
 def environment(device: str) -> dict[str, str]:

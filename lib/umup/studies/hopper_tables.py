@@ -122,7 +122,8 @@ def shown(results: Results) -> pd.DataFrame:
         kept = steps <= done
         late = kept & (steps > min(done - done // 10, steps[kept][-1] - 1))
         final = float(np.average(losses[late], weights=widths[late]))
-        ok = math.isfinite(final) and final <= math.log(run["vocab_size"])
+        warm = done <= json.loads(run["spec"])["optim"]["warmup_steps"]  # nothing learned yet
+        ok = np.isfinite(losses[kept]).all() and (warm or final <= math.log(run["vocab_size"]))
         rows.append(run | {
             "done": done, "status": "ok" if ok else "diverged",
             "final_loss": final if ok else math.nan,

@@ -145,7 +145,8 @@ def collectives_table(results: Results, digits: int = 2, kind: str = "compiled")
         cells = {"name": row["name"], "mesh": row["mesh"], "recipe": row["recipe"]}
         for axis in AXES:
             if row[axis] or row[f"{axis}_predicted"]:
-                error = 100 * (row[f"{axis}_predicted"] / row[axis] - 1)
+                ratio = row[f"{axis}_predicted"] / row[axis] if row[axis] else float("inf")
+                error = 100 * (ratio - 1)
                 size = _number(row[axis] / tables.GIB, digits, 3)
                 cells[axis] = f"{size} ({_signed(error, digits)} %)"
         rows.append(blank | cells)
