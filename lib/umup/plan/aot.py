@@ -1,9 +1,9 @@
 """The train step compiled ahead of time for a mesh that is not there, and what the compiler says.
 
 The very chunk that a run compiles is lowered for abstract arrays over virtual CPU devices, or over
-GPUs that are not there (`umup.plan.compiler`): bytes a device, floating-point operations, products
-and collectives, without the machines and without an array. And the chunk of a sweep lowered, not
-compiled, for a platform that is not there: what it asks of it.
+GPUs that are not there (`umup.plan.compiler`): bytes per device, floating-point operations,
+products and collectives, without the machines and without an array. And the chunk of a sweep
+lowered, not compiled, for a platform that is not there: what it asks of it.
 """
 
 from __future__ import annotations
