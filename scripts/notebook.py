@@ -10,13 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 from umup.book.site import AT_ONCE
 from umup.errors import UmupError
-from umup.lab import notebook, study
+from umup.lab import folders, notebook
 
 if __name__ == "__main__":
     try:
-        names = study.names() if sys.argv[1:] == ["all"] else sys.argv[1:]
+        names = folders.names() if sys.argv[1:] == ["all"] else sys.argv[1:]
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            for written in pool.map(notebook.make, [study.folder(name) for name in names]):
+            for written in pool.map(notebook.make, [folders.folder(name) for name in names]):
                 print(f"written: {written.parent.name}/{written.name}", flush=True)
     except UmupError as error:
         sys.exit(f"notebook: {error}")

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from umup import config, studies
+from umup import config
 from umup.config import Range
 from umup.errors import ClaimError, ConfigError, RecordError, StudyError
-from umup.lab import claims, records, schemas, study
+from umup.lab import claims, folders, records, schemas, study
 from umup.lab.design import Design, Point
 from umup.lab.records import Results, Store
 from umup.lab.sweep import OutOfTime
@@ -71,7 +71,7 @@ def squares(tmp_path, monkeypatch) -> Path:
     module = types.SimpleNamespace(
         DESIGN=Squares, MEASURES={"square": square}, QUANTITIES={"largest": largest}
     )
-    monkeypatch.setattr(studies, "find", lambda name: module if name == "squares" else None)
+    monkeypatch.setattr(folders.Code, "find", lambda package, name: module)
     CALLS.clear()
     return folder
 

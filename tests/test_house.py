@@ -19,7 +19,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from studies.test_part_done import Page, play, whole
-from umup.lab import study
+from umup.lab import folders
 
 GOLDEN = Path(__file__).parent / "golden" / "house.json"
 
@@ -64,7 +64,7 @@ def summary(page: Page) -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize("name", study.names())
+@pytest.mark.parametrize("name", folders.names())
 def test_a_page_is_what_it_was(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = json.loads(GOLDEN.read_text(encoding="utf-8"))[name]
     assert summary(play(name, whole(name), monkeypatch)) == before
@@ -72,6 +72,6 @@ def test_a_page_is_what_it_was(name: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 if __name__ == "__main__":
     with pytest.MonkeyPatch.context() as patch:
-        now = {name: summary(play(name, whole(name), patch)) for name in study.names()}
+        now = {name: summary(play(name, whole(name), patch)) for name in folders.names()}
     GOLDEN.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
     sys.exit()

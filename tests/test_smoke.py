@@ -14,13 +14,13 @@ import pandas as pd
 import pytest
 
 from umup.book import site
-from umup.lab import claims, study
+from umup.lab import claims, folders, study
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", study.names())
+@pytest.mark.parametrize("name", folders.names())
 def test_the_smoke_profile_runs_to_its_verdicts(name: str) -> None:
     folder = ROOT / "experiments" / name
     cells = json.loads(site.smoke(folder, ROOT).read_text(encoding="utf-8"))["cells"]

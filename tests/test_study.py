@@ -14,7 +14,7 @@ import pytest
 from umup import data, train
 from umup.config import NUMERICS, RunConfig
 from umup.errors import ConfigError, StudyError
-from umup.lab import study
+from umup.lab import folders, study
 from umup.lab.records import Store
 from umup.lab.search import LRSweep
 from umup.lab.sweep import OutOfTime
@@ -39,6 +39,7 @@ def workplace(tmp_path, monkeypatch):
     toy = tmp_path / "experiments/toy"
     toy.mkdir(parents=True)
     (toy / "study.py").write_text("# %%\n")
+    (toy / "design.py").write_text("from umup.lab.search import LRSweep\n\nDESIGN = LRSweep\n")
     (toy / "study.ipynb").write_text(notebook("profile = 'own'\nmode = 'load'\nwidths = [64]\n"))
     (toy / "claims.yaml").write_text("[]\n")
     (toy / "other.yaml").write_text("profile: other\nwidths: [16, 32]\n")
@@ -109,11 +110,11 @@ def test_text_that_cannot_be_read_is_told_how_to_write_it():
 
 
 def test_names_profiles_and_parameters(workplace):
-    assert study.names() == ["toy"]
+    assert folders.names() == ["toy"]
     assert study.profiles("toy") == ["other", "own", "tiny"]
     given = {"profile": "other", "mode": "run", "widths": [16, 32]}
     assert study.parameters("toy", "other") == given
-    assert study.experiments_folder() == workplace / "experiments"
+    assert folders.experiments_folder() == workplace / "experiments"
 
 
 def test_the_notebooks_own_profile_needs_no_file_and_others_hold_what_differs(workplace):
@@ -136,7 +137,7 @@ def test_unknown_study_and_profile(workplace):
     with pytest.raises(
         StudyError, match="study: received 'toi'; allowed: one of toy; did you mean"
     ):
-        study.folder("toi")
+        folders.folder("toi")
     with pytest.raises(StudyError, match="study"):
         study.parameters("nope", "tiny")
     with pytest.raises(

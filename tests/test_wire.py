@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import dataclass
 
 import pytest
 
 from umup.config import NUMERICS, Config, RunConfig, later
-from umup.lab import study
+from umup.lab import folders, records, study
 from umup.lab.design import Point
 
 COMMITTED = [
     (name, path.name)
-    for name in study.names()
-    for path in sorted((study.folder(name) / "records").glob("*"))
+    for name in folders.names()
+    for path in sorted((folders.folder(name) / "records").glob("*"))
     if path.is_dir()
 ]
 
@@ -28,6 +29,22 @@ def test_every_row_recomputes_its_own_key(name: str, profile: str) -> None:
     for row in place.points.read().to_dict("records"):
         point = Point(row["what"], json.loads(row["spec"]))
         assert row["numerics"] != NUMERICS or point.key() == row["key"], row["spec"]
+
+
+@pytest.mark.parametrize("name", folders.names())
+def test_every_specification_is_of_its_measures_arguments(name: str) -> None:
+    """So that whoever renames an argument learns it here, not from a run that starts anew."""
+    specs = [
+        (row["what"], json.loads(row["spec"]))
+        for profile in (profile for study_, profile in COMMITTED if study_ == name)
+        for row in study.store(name, profile).points.read().to_dict("records")
+        if row["what"] != records.UNFINISHED and row["numerics"] == NUMERICS
+    ]
+    for what, spec in specs:
+        measure = inspect.signature(folders.code(name).measures.MEASURES[what])
+        measure.bind(**spec)
+        with pytest.raises(TypeError):
+            measure.bind(**spec, hight=3)
 
 
 @pytest.mark.parametrize("name", [name for name, profile in COMMITTED if profile == "cpu"])

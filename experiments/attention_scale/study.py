@@ -73,12 +73,11 @@ point_seconds: float = 0.2
 from IPython.display import Markdown
 
 from umup.lab import claims, report, study
-from umup.studies import attention_scale_figures as figures
-from umup.studies import attention_scale_report as texts
 
+this = study.code("attention_scale")
 design = study.settings("attention_scale", globals())
 results = study.run_or_load("attention_scale", design)
-Markdown(texts.answer(results, design.digits))
+Markdown(this.words.answer(results, design.digits))
 
 # %% [markdown]
 # ## What was run
@@ -90,10 +89,10 @@ Markdown(texts.answer(results, design.digits))
 # over $\alpha_\text{attn}$ is read in both units, and a claim checks that the runs agree.
 
 # %% tags=["hide-input"]
-Markdown(texts.what_ran(results))
+Markdown(this.words.what_ran(results))
 
 # %% tags=["remove-cell"]
-for name, text in texts.numbers(results, design.digits).items():
+for name, text in this.words.numbers(results, design.digits).items():
     report.glue(name, text)
 
 # %% [markdown]
@@ -105,13 +104,13 @@ for name, text in texts.numbers(results, design.digits).items():
 # $\rho W_q + \sqrt{1-\rho^2}\,W_k$.
 
 # %% tags=["hide-input", "claim:layer-independent", "claim:layer-aligned", "claim:base-logits"] mystnb={"figure": {"name": "fig-attention-layer", "caption": "RMS of $q\\cdot k$ of a token with itself, in the layer at initialization; lines are the theory, ticks the turn at $d = 1/\\rho^2$. Exponents: {glue:text}`independent` for independent, {glue:text}`aligned` for equal $q$ and $k$."}, "image": {"alt": "RMS of q·k against head size for several correlations of q and k"}}
-figures.layer(results)
+this.figures.layer(results)
 
 # %% [markdown]
 # ## The exponent along training
 
 # %% tags=["hide-input", "picture", "claim:init-exponent", "claim:init-exponent-mup", "claim:trained-exponent", "claim:trained-exponent-root", "claim:trained-exponent-mup"] mystnb={"figure": {"name": "fig-attention-exponent", "caption": "The exponent of $q\\cdot k$'s RMS in the head size (left, 95 % intervals over seeds) goes from {glue:text}`start_umup` through {glue:text}`peak` at step {glue:text}`peak_step` to {glue:text}`end_umup` under u-μP with $1/d$, and to {glue:text}`end_umup_sqrt_attention` with $1/\\sqrt d$. Right: the RMS itself, without any multiplier."}, "image": {"alt": "Exponent of q·k over training steps, and q·k against head size at several steps"}}
-figures.exponents(results)
+this.figures.exponents(results)
 
 # %% [markdown]
 # The RMS of $q\cdot k$ is $d$ times the sizes of $q_i$ and $k_i$ times the RMS cosine. Independent vectors have
@@ -120,34 +119,34 @@ figures.exponents(results)
 # the exponents of $q\cdot k$ and of the cosine differ by less than 1, larger heads have smaller $q_i$ and $k_i$.
 
 # %% tags=["hide-input", "claim:cosine-flat", "claim:mean-product"] mystnb={"figure": {"name": "fig-attention-cosine", "caption": "The cosine of $q$ and $k$. At the largest head its RMS ends at {glue:text}`cosine`, the magnitude of its mean at {glue:text}`mean_cosine`."}, "image": {"alt": "Cosine of q and k against head size and over training"}}
-figures.correlations(results)
+this.figures.correlations(results)
 
 # %% tags=["hide-input"]
-Markdown(texts.growth_table(results, design.digits))
+Markdown(this.words.growth_table(results, design.digits))
 
 # %% tags=["hide-input"]
-Markdown(texts.end_table(results, design.digits))
+Markdown(this.words.end_table(results, design.digits))
 
 # %% [markdown]
 # ## Entropy of the attention
 
 # %% tags=["hide-input", "claim:entropy-still-per-d"] mystnb={"figure": {"name": "fig-attention-entropy", "caption": "Entropy of the attention's rows. At the end it changes by {glue:text}`entropy_d` nats per doubling of the head size under $1/d$ and by {glue:text}`entropy_root` under $1/\\sqrt d$ (u-μP)."}, "image": {"alt": "Entropy of attention over training by head size, a panel a division"}}
-figures.entropy(results)
+this.figures.entropy(results)
 
 # %% [markdown]
 # ## Which division keeps its optimum?
 
 # %% tags=["hide-input", "claim:same-family", "claim:per-d-loss"] mystnb={"figure": {"name": "fig-attention-alpha", "caption": "Final training loss against $\\alpha_\\text{attn}$: the same runs in the unit of either division; the dotted line is the default. Stars are fitted optima. At the default and the largest head, $1/d$ minus $1/\\sqrt d$ is {glue:text}`difference`."}, "image": {"alt": "Loss against log2 of alpha_attn by head size, a panel a division"}}
-figures.curves(results, "alpha")
+this.figures.curves(results, "alpha")
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-attention-eta", "caption": "Final training loss against $\\eta$ at $\\alpha_\\text{attn} = 1$. Over the measured head sizes the optimum moves by {glue:text}`shift_eta_d` octaves under $1/d$ and by {glue:text}`shift_eta_root` under $1/\\sqrt d$."}, "image": {"alt": "Loss against log2 of the learning rate by head size, a panel a division"}}
-figures.curves(results, "eta")
+this.figures.curves(results, "eta")
 
 # %% tags=["hide-input", "claim:alpha-still-per-d", "claim:alpha-moves-per-root", "claim:eta-still-per-d", "claim:eta-still-per-root"] mystnb={"figure": {"name": "fig-attention-drift", "caption": "Fitted optima against head size, relative to the smallest head. The best $\\alpha_\\text{attn}$ moves by {glue:text}`shift_alpha_d` octaves under $1/d$ and by {glue:text}`shift_alpha_root` under $1/\\sqrt d$. Band: half an octave; dotted: where $1/\\sqrt d$ must go if $1/d$ stays."}, "image": {"alt": "Shift of the optimal alpha_attn and learning rate against head size"}}
-figures.drift(results)
+this.figures.drift(results)
 
 # %% tags=["hide-input"]
-Markdown(texts.optima_table(results, design.digits))
+Markdown(this.words.optima_table(results, design.digits))
 
 # %% [markdown]
 # ## Verdicts

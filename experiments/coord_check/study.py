@@ -50,13 +50,13 @@ point_seconds: float = 4.0
 from IPython.display import Markdown
 
 from umup.lab import claims, report, study
-from umup.studies import coord_check, coord_check_figures
 
+this = study.code("coord_check")
 design = study.settings("coord_check", globals())
 results = study.run_or_load("coord_check", design)
-found = coord_check.checks(results, design.tolerance)
-slopes = coord_check.fitted(found)
-Markdown(coord_check.answer(found, design.digits))
+found = this.results.checks(results, design.tolerance)
+slopes = this.results.fitted(found)
+Markdown(this.words.answer(found, design.digits))
 
 # %% [markdown]
 # ## What is measured
@@ -69,11 +69,11 @@ Markdown(coord_check.answer(found, design.digits))
 # the attention logits, may start small: only its change counts.
 
 # %% tags=["hide-input"]
-Markdown(coord_check.what_ran(results))
+Markdown(this.words.what_ran(results))
 
 # %% tags=["remove-cell"]
 ladder_step = sorted(set(design.look_at))[1]  # later ones are in the figures below
-for name, text in coord_check.glued(found, ladder_step, design.digits).items():
+for name, text in this.words.glued(found, ladder_step, design.digits).items():
     report.glue(name, text)
 
 # %% [markdown]
@@ -84,16 +84,16 @@ for name, text in coord_check.glued(found, ladder_step, design.digits).items():
 # model, draw for draw.
 
 # %% tags=["hide-input", "picture", "claim:sp-logits-grow", "claim:sp-stream-grows", "claim:mup-stream-steady", "claim:umup-stream-steady", "claim:mup-attention-logits-steady", "claim:attention-rung"] mystnb={"figure": {"name": "fig-ladder", "caption": "Exponent of width in the change of three activations, on the way from SP to μP. The logits' goes from {glue:text}`coord_sp_logits` under SP to {glue:text}`coord_mup_logits` under μP at the large learning rate, that of the attention logits from {glue:text}`coord_sp_qk` to {glue:text}`coord_mup_qk` (95 % intervals in brackets; the band is the tolerance)."}, "image": {"alt": "Slope over width of the change of logits, residual stream and attention logits for each rung of the ladder"}}
-coord_check_figures.ladder(slopes, design.tolerance, ladder_step)
+this.figures.ladder(slopes, design.tolerance, ladder_step)
 
 # %% tags=["hide-input", "claim:mup-logits-steady", "claim:umup-logits-steady"] mystnb={"figure": {"name": "fig-coord-growth", "caption": "Change of the logits at the large learning rate, relative to the narrowest model. One step says little: the initial readout is a random matrix whose share in the logits falls with width, and many steps show what the rules keep. Dots are seeds, the dotted line grows like the width."}, "image": {"alt": "Change of the logits against width after several numbers of steps"}}
-coord_check_figures.growth(results)
+this.figures.growth(results)
 
 # %% [markdown]
 # ## Every activation, every scheme
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-coord-heat", "caption": "Exponent of width in the change of every activation after the last step at the large learning rate. Bold: the whole 95 % interval lies beyond the tolerance."}, "image": {"alt": "Heat table of slopes, schemes by activations"}}
-coord_check_figures.heat(slopes, design.tolerance)
+this.figures.heat(slopes, design.tolerance)
 
 # %% [markdown]
 # ## Which weight breaks which rule
@@ -108,20 +108,20 @@ print(found["sp"].text(design.digits))
 print(found["mup"].text(design.digits))
 
 # %% tags=["hide-input"]
-Markdown(coord_check.broken_table(found, design.digits))
+Markdown(this.words.broken_table(found, design.digits))
 
 # %% [markdown]
 # The updates tell most. u-μP's embedding stands out by design: its rule, $1/\sqrt{\text{fan-out}}$ on the learning
 # rate, was found by experiment and is at odds with the check.
 
 # %% tags=["hide-input", "claim:umup-embedding-slows"] mystnb={"figure": {"name": "fig-coord-weights", "caption": "Exponent of width in the norm of every weight's first update at the large learning rate, relative to √(fan-out/fan-in). That of u-μP's embedding follows width to the power {glue:text}`coord_embed`."}, "image": {"alt": "Heat table of slopes of first updates, schemes by weights"}}
-coord_check_figures.heat(slopes, design.tolerance, kind="weight")
+this.figures.heat(slopes, design.tolerance, kind="weight")
 
 # %% [markdown]
 # The norms at initialization, exponent of width; the readout's may be below 0:
 
 # %% tags=["hide-input"]
-Markdown(coord_check.norms_table(found, design.digits))
+Markdown(this.words.norms_table(found, design.digits))
 
 # %% [markdown]
 # ## Does the readout need a further 1/width?
@@ -131,7 +131,7 @@ Markdown(coord_check.norms_table(found, design.digits))
 # and we take them apart: the readout's own change, and that of the stream below it.
 
 # %% tags=["hide-input", "claim:mup-readout-in-step", "claim:mup-readout-in-step-later", "claim:blog-readout-lr-needed", "claim:readout-lr-freezes", "claim:readout-lr-freezes-umup", "claim:readout-lr-logits-shrink"] mystnb={"figure": {"name": "fig-coord-readout", "caption": "Left, the readout's own part of the logits' first change follows width to the power {glue:text}`coord_mup_readout` under μP and {glue:text}`coord_blog_readout` with the further factor (95 % intervals in brackets; the dotted line falls like 1/width): the factor is one too many. Right, the whole change after many steps: the other weights make up for some of what the readout no longer does, not for all."}, "image": {"alt": "The readout's part of the change of the logits and the whole change, against width"}}
-coord_check_figures.readout(results)
+this.figures.readout(results)
 
 # %% [markdown]
 # ## Verdicts

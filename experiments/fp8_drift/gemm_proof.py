@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
-from umup.studies import fp8_drift_proof as proof
+from umup.lab.folders import code
+
+proof = code(Path(__file__).parent).proof
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--width", type=int, default=4096, help="of the block whose linears are read")
+    parser.add_argument("--width", type=int, default=4096, help="of the block that is read")
     parser.add_argument("--tokens", type=int, default=8192, help="a batch of the linears")
     parser.add_argument("--sizes", type=int, nargs="*", default=[1024, 2048, 4096, 8192],
                         help="of single products, timed")  # fmt: skip

@@ -78,20 +78,17 @@ point_seconds: float = 0.5
 from IPython.display import Markdown
 
 from umup.lab import claims, report, study
-from umup.studies import fp8_drift_figures as figures
-from umup.studies import fp8_drift_gemm_figures as speed
-from umup.studies import fp8_drift_report as words
-from umup.studies import fp8_drift_settings_figures as effects
 
+this = study.code("fp8_drift")
 design = study.settings("fp8_drift", globals())
 results = study.run_or_load("fp8_drift", design)
-Markdown(words.answer(results, design.digits))
+Markdown(this.words.answer(results, design.digits))
 
 # %% tags=["hide-input"]
-Markdown(words.what_ran(results))
+Markdown(this.words.what_ran(results))
 
 # %% tags=["remove-cell"]
-for name, text in words.texts(results, design.digits).items():
+for name, text in this.words.texts(results, design.digits).items():
     report.glue(name, text)
 
 # %% [markdown]
@@ -102,10 +99,10 @@ for name, text in words.texts(results, design.digits).items():
 # from the smallest normal number to the largest, subnormals in the paler part.
 
 # %% tags=["hide-input", "claim:umup-starts-at-one", "claim:umup-starts-in-range", "claim:umup-ends-in-range", "claim:mup-gradients-start-low", "claim:mup-starts-outside"] mystnb={"figure": {"name": "fig-fp8-rms", "caption": "RMS at initialization and after training (the paper's Figure 3). μP's output-gradients start at $2^{k}$, k = {glue:text}`mup_gradient_start`; u-μP's tensors start within {glue:text}`umup_furthest_start` octaves of 1 and end at least {glue:text}`umup_margin` octaves inside E4M3's normal range."}, "image": {"alt": "RMS of every tensor before and after training, for both schemes, against the ranges of E4M3 and E5M2"}}
-figures.distribution(results)
+this.figures.distribution(results)
 
 # %% tags=["hide-input", "picture", "claim:wide-inputs-grow", "claim:readout-weight-grows", "claim:other-inputs-do-not-grow", "claim:wide-gradients-shrink"] mystnb={"figure": {"name": "fig-fp8-drift", "caption": "RMS during training (the paper's Figure 8). Under u-μP the inputs of attention-out and FFN-down grow by up to {glue:text}`umup_wide_growth` octaves and the readout weight by {glue:text}`umup_readout_growth`; inputs behind a norm stay where they are."}, "image": {"alt": "RMS of inputs, weights and output-gradients over training steps, a row a scheme"}}
-figures.over_training(results)
+this.figures.over_training(results)
 
 # %% [markdown]
 # ## Which layers leave the range first?
@@ -114,10 +111,10 @@ figures.over_training(results)
 # E4M3. The next figure counts elements. A flushed element need not matter, a clipped one seldom does not.
 
 # %% tags=["hide-input", "claim:umup-clips-nothing", "claim:umup-flushes-little", "claim:wide-inputs-need-e5m2", "claim:mup-flushes"] mystnb={"figure": {"name": "fig-fp8-lost", "caption": "Share of elements that a direct cast to E4M3 clips or flushes to zero, tensor by tensor over training. Under μP {glue:text}`mup_first` is lost first; the most that u-μP loses is {glue:text}`umup_lost` %."}, "image": {"alt": "Heat maps of the share of elements lost in E4M3 over training, a panel a scheme"}}
-figures.lost(results)
+this.figures.lost(results)
 
 # %% tags=["hide-input"]
-Markdown(words.departures_table(results, design.digits))
+Markdown(this.words.departures_table(results, design.digits))
 
 # %% [markdown]
 # ## What each recipe costs
@@ -125,10 +122,10 @@ Markdown(words.departures_table(results, design.digits))
 # Equal seeds mean equal draws and equal batches, so losses are compared pair by pair with the float32 runs.
 
 # %% tags=["hide-input", "claim:umup-direct-cast", "claim:umup-e5m2-gradients", "claim:mup-direct-cast-fails", "claim:mup-e5m2-gradients-do", "claim:mup-scaled-does", "claim:scaling-gains-umup-nothing", "claim:bf16-is-free"] mystnb={"figure": {"name": "fig-fp8-losses", "caption": "Left: training curves (the paper's Figures 1 right and 7). Right: final loss minus float32's, with 95 % intervals over paired seeds; the band is the claims' bound. Under the u-μP paper's recipe u-μP ends {glue:text}`umup_seed_difference` nats from float32, μP {glue:text}`mup_seed_difference`."}, "image": {"alt": "Training curves of every recipe and differences of the final loss from float32"}}
-figures.losses(results)
+this.figures.losses(results)
 
 # %% tags=["hide-input"]
-Markdown(words.losses_table(results, design.digits))
+Markdown(this.words.losses_table(results, design.digits))
 
 # %% [markdown]
 # ## What moves the end of training
@@ -136,16 +133,16 @@ Markdown(words.losses_table(results, design.digits))
 # One thing is varied at a time. The three tensors are those with the largest RMS at the end in the paper.
 
 # %% tags=["hide-input", "claim:eta-moves-rms"] mystnb={"figure": {"name": "fig-fp8-umup-settings", "caption": "u-μP: final loss and end-of-training RMS against each hyperparameter (the paper's Figure 9). Vertical lines are the default."}, "image": {"alt": "Loss and three RMS values against each hyperparameter of u-μP"}}
-effects.settings(results, "umup")
+this.figures_settings.settings(results, "umup")
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-fp8-mup-settings", "caption": "μP: the same against its hyperparameters."}, "image": {"alt": "Loss and three RMS values against each hyperparameter of μP"}}
-effects.settings(results, "mup")
+this.figures_settings.settings(results, "mup")
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-fp8-shapes", "caption": "The same against width, depth, steps and batch, both schemes."}, "image": {"alt": "Loss and three RMS values against width, depth, steps and batch size"}}
-effects.shapes(results)
+this.figures_settings.shapes(results)
 
 # %% tags=["hide-input", "claim:only-eta-moves-rms", "claim:shape-moves-nothing"] mystnb={"figure": {"name": "fig-fp8-slopes", "caption": "Octaves of end-of-training RMS per octave of what is varied, with 95 % intervals. The band is the claims' bound; outside it, furthest out, lies {glue:text}`umup_steepest` under u-μP."}, "image": {"alt": "Slopes of end-of-training RMS against hyperparameters and shapes"}}
-effects.slopes(results)
+this.figures_settings.slopes(results)
 
 # %% [markdown]
 # ## What the compiler makes of it
@@ -155,13 +152,13 @@ effects.slopes(results)
 # prints the same table on any machine.
 
 # %% tags=["hide-input", "claim:products-are-native"]
-Markdown(words.products_table(results))
+Markdown(this.words.products_table(results))
 
 # %% tags=["hide-input", "claim:fp8-products-are-faster", "claim:fp8-steps-are-faster", "claim:fast-accumulation-is-enough"] mystnb={"figure": {"name": "fig-fp8-speed", "caption": "Speed of single products and of training steps on a device with FP8 units."}, "image": {"alt": "TFLOP per second against size, and step time against width, by recipe"}}
-speed.speed(results)
+this.figures_gemm.speed(results)
 
 # %% tags=["hide-input"]
-Markdown(words.steps_table(results, design.digits))
+Markdown(this.words.steps_table(results, design.digits))
 
 # %% [markdown]
 # ## Verdicts

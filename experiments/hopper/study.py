@@ -68,18 +68,17 @@ point_seconds: float = 4.0
 from IPython.display import Markdown
 
 from umup.lab import claims, report, study
-from umup.studies import hopper_figures as pictures
-from umup.studies import hopper_report as words
 
+this = study.code("hopper")
 design = study.settings("hopper", globals())
 results = study.run_or_load("hopper", design)
-Markdown(words.answer(results, design.digits))
+Markdown(this.words.answer(results, design.digits))
 
 # %% tags=["hide-input"]
-Markdown(words.what_ran(results))
+Markdown(this.words.what_ran(results))
 
 # %% tags=["remove-cell"]
-for name, text in words.texts(results, design.digits).items():
+for name, text in this.words.texts(results, design.digits).items():
     report.glue(name, text)
 
 # %% [markdown]
@@ -91,7 +90,7 @@ for name, text in words.texts(results, design.digits).items():
 # are asked for at full precision; by default an H100 rounds their operands to TF32.
 
 # %% tags=["hide-input", "claim:float32-twin", "claim:bfloat16-twin", "claim:fp8-twin"]
-Markdown(words.twins_table(results, design.digits))
+Markdown(this.words.twins_table(results, design.digits))
 
 # %% [markdown]
 # ## How fast it multiplies and copies
@@ -101,7 +100,7 @@ Markdown(words.twins_table(results, design.digits))
 # rows are of one core, which had other work.
 
 # %% tags=["hide-input"]
-Markdown(words.peaks_table(results, design.digits))
+Markdown(this.words.peaks_table(results, design.digits))
 
 # %% [markdown]
 # ## What a cast to FP8 costs
@@ -111,10 +110,10 @@ Markdown(words.peaks_table(results, design.digits))
 # weights' gradients are divided by at its end: only casts see it.
 
 # %% tags=["hide-input", "picture", "claim:umup-cast-at-4096", "claim:umup-e5m2-at-4096", "claim:mup-cast-at-4096", "claim:mup-e5m2-at-4096", "claim:mup-loss-scale-at-4096"] mystnb={"figure": {"name": "fig-hopper-losses", "caption": "Figure 1 (right) of the u-μP paper at width {glue:text}`hopper_width`. Left: training curves. Right: final loss minus that of the arm that casts nothing, with 95 % intervals over paired seeds; an arrow at the edge is divergence, the band the claims' bound. The u-μP paper's FP8 recipe costs u-μP {glue:text}`hopper_umup` nats and μP {glue:text}`hopper_mup`; with the loss scaled, μP {glue:text}`hopper_scaled`."}, "image": {"alt": "Training curves of u-μP and μP by recipe, and differences of the final loss"}}
-pictures.losses(results)
+this.figures.losses(results)
 
 # %% tags=["hide-input"]
-Markdown(words.losses_table(results, design.digits))
+Markdown(this.words.losses_table(results, design.digits))
 
 # %% [markdown]
 # ## Where the tensors lie
@@ -122,7 +121,7 @@ Markdown(words.losses_table(results, design.digits))
 # RMS of every tensor that a product multiplies, in the arms that cast nothing.
 
 # %% tags=["hide-input", "claim:umup-inside-e4m3-at-4096"] mystnb={"figure": {"name": "fig-hopper-ranges", "caption": "RMS at the probe steps, against the ranges of E4M3 and E5M2. The tensor of u-μP that comes nearest an end of E4M3's normal range stays {glue:text}`hopper_umup_margin` octaves inside; μP's is {glue:text}`hopper_mup_margin` (below 0: outside)."}, "image": {"alt": "RMS of inputs, weights and output-gradients over training steps, a row a scheme, with bands for the ranges of E4M3"}}
-pictures.over_training(results)
+this.figures.over_training(results)
 
 # %% [markdown]
 # ## Verdicts

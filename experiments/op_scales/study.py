@@ -53,12 +53,11 @@ point_seconds: float = 0.5  # assumed, for the estimate
 from IPython.display import Markdown
 
 from umup.lab import claims, report, study
-from umup.studies import op_scales_figures as pictures
-from umup.studies import op_scales_report as words
 
+this = study.code("op_scales")
 design = study.settings("op_scales", globals())
 results = study.run_or_load("op_scales", design)
-Markdown(words.answer(results, design.digits))
+Markdown(this.words.answer(results, design.digits))
 
 # %% [markdown]
 # ## What was measured
@@ -70,10 +69,10 @@ Markdown(words.answer(results, design.digits))
 # scale: one step of E4M3's mantissa is 12.5 %, and what the format cannot tell apart costs nothing.
 
 # %% tags=["hide-input"]
-Markdown(words.what_ran(results))
+Markdown(this.words.what_ran(results))
 
 # %% tags=["remove-cell"]
-for name, text in words.texts(results, design.digits).items():
+for name, text in this.words.texts(results, design.digits).items():
     report.glue(name, text)
 
 # %% [markdown]
@@ -91,7 +90,7 @@ for name, text in words.texts(results, design.digits).items():
 # and it is most of the error on short sequences. At $T = 1$ it is 1, with no special case.
 
 # %% tags=["hide-input", "picture", "claim:attention-output", "claim:attention-output-short", "claim:attention-derived"] mystnb={"figure": {"name": "fig-attention-output", "caption": "Attention's output over its model. For T ≥ 64 and α from ¼ to 4 it lies at {glue:text}`out`; over the whole grid at {glue:text}`out_all`. The derived scale (dashed, at the largest head) explains it: measured over derived is {glue:text}`derived` wherever α² ≤ d_head/4."}, "image": {"alt": "RMS of attention's output over the model against sequence length, one panel an alpha, one line a head size"}}
-pictures.attention_output(results)
+this.figures.attention_output(results)
 
 # %% [markdown]
 # The two disagree in the power of $T$, too. With weight $a$ on the one-hot end the paper's model falls like
@@ -99,14 +98,14 @@ pictures.attention_output(results)
 # with the length of the sequence: too small a σ on short ones, too large a σ on long ones.
 
 # %% tags=["hide-input", "claim:attention-output-wide"] mystnb={"figure": {"name": "fig-attention-error", "caption": "The model's error over head size and α, in per cent. Left of the turn it is Euler's constant; where α²/d_head leaves 0 the sign changes, the sooner the longer the sequence."}, "image": {"alt": "Heat maps of the relative error of the attention model over head size and alpha"}}
-pictures.attention_error(results)
+this.figures.attention_error(results)
 
 # %% [markdown]
 # Unit scale holds on average over positions, not at each: the first position sees one value, undiminished, and
 # is then divided by the σ of the whole.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-attention-rows", "caption": "RMS of the output by position. At the longest T the first position comes out at {glue:text}`first_row`, the last at {glue:text}`last_row`."}, "image": {"alt": "RMS of attention's output against position, one line a sequence length"}}
-pictures.attention_rows(results)
+this.figures.attention_rows(results)
 
 # %% [markdown]
 # ### The gradients of q, k and v
@@ -119,7 +118,7 @@ pictures.attention_rows(results)
 # \sqrt{\frac{H_T - \sum_{t\le T} 1/t^2}{\ln T}}.$$
 
 # %% tags=["hide-input", "claim:attention-dq-unit", "claim:attention-dq-law", "claim:attention-dq-exponent", "claim:attention-dv"] mystnb={"figure": {"name": "fig-attention-gradients", "caption": "Left: RMS of dq times √d_head at α = 1, {glue:text}`beta` at the longest T; dashed, the formula above. Right: RMS of dq itself, {glue:text}`dq` over the whole grid, against 0.9·α/√d_head (dotted)."}, "image": {"alt": "RMS of the gradient of q against sequence length and against head size"}}
-pictures.attention_gradients(results)
+this.figures.attention_gradients(results)
 
 # %% [markdown]
 # What Table 4 gives as $\beta_q = \beta_k$ is thus a convention (one factor for the whole op, so that the
@@ -134,7 +133,7 @@ pictures.attention_gradients(results)
 # and is then divided by σ like the rest.
 
 # %% tags=["hide-input", "claim:attention-correlated", "claim:attention-inputs"] mystnb={"figure": {"name": "fig-attention-correlated", "caption": "Attention's output when any two positions' values are correlated by ρ. At ρ = {glue:text}`rho` it is {glue:text}`shared` at T = {glue:text}`shared_t`, as the dashed curve derives. The distribution itself does not matter: normal, uniform and Laplace inputs agree (see the verdicts)."}, "image": {"alt": "RMS of attention's output against the correlation of values"}}
-pictures.attention_correlated(results)
+this.figures.attention_correlated(results)
 
 # %% [markdown]
 # ## Gated SiLU and softmax
@@ -143,7 +142,7 @@ pictures.attention_correlated(results)
 # forward scale for the gradients too; that of x agrees with it exactly, that of the gate need not.
 
 # %% tags=["hide-input", "claim:gated-silu-output", "claim:gated-silu-gate"] mystnb={"figure": {"name": "fig-gated-silu", "caption": "Gated SiLU over its model: output at {glue:text}`silu`, gradient of the gate at {glue:text}`silu_gate`. Black: the exact integrals."}, "image": {"alt": "RMS of gated SiLU's output and gradients over the model against alpha"}}
-pictures.gated_silu(results)
+this.figures.gated_silu(results)
 
 # %% [markdown]
 # The paper fuses softmax into attention and the loss. The authors' library has it alone as well, with a model of
@@ -152,7 +151,7 @@ pictures.gated_silu(results)
 # whatever the size.
 
 # %% tags=["hide-input", "claim:softmax-output"] mystnb={"figure": {"name": "fig-softmax", "caption": "Softmax over the library's model: output at {glue:text}`softmax`, gradient at {glue:text}`softmax_dx`, proportional to α where weights are flat. Dashed, for α ≤ 1: √(nκ/(κ+n−1)) with κ = exp(α²)."}, "image": {"alt": "RMS of softmax's output and gradient over the model against the number of classes"}}
-pictures.softmax(results)
+this.figures.softmax(results)
 
 # %% [markdown]
 # ## The loss and the readout
@@ -163,10 +162,10 @@ pictures.softmax(results)
 # $\sqrt{V/d_{\text{model}}}$.
 
 # %% tags=["hide-input", "claim:loss-gradient-init", "claim:loss-gradient-unit", "claim:loss-gradient-tokens"] mystnb={"figure": {"name": "fig-loss-gradient", "caption": "RMS of the logits' gradient: exact at initialization (left), above 1 where α times unit logits makes the softmax sharp (middle), and the same for one token as for thousands (right)."}, "image": {"alt": "RMS of the logits' gradient against vocabulary and number of tokens"}}
-pictures.loss_gradient(results)
+this.figures.loss_gradient(results)
 
 # %% tags=["hide-input", "claim:readout-fan-in", "claim:readout-fan-out"] mystnb={"figure": {"name": "fig-readout", "caption": "RMS of the gradient that enters the trunk. At V = {glue:text}`readout_v` and d_model = {glue:text}`readout_d`: {glue:text}`readout_out` with 1/√fan_out, {glue:text}`readout_in` with the printed 1/√fan_in."}, "image": {"alt": "RMS of the readout's input gradient against V over d_model for two backward scales"}}
-pictures.readout(results)
+this.figures.readout(results)
 
 # %% [markdown]
 # ## Every op
@@ -176,7 +175,7 @@ pictures.readout(results)
 # cancel.
 
 # %% tags=["hide-input", "claim:linear-unit", "claim:residual-unit"]
-Markdown(words.worst_table(results, design.digits))
+Markdown(this.words.worst_table(results, design.digits))
 
 # %% [markdown]
 # ## Verdicts

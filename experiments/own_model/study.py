@@ -58,12 +58,11 @@ point_seconds: float = 25.0  # assumed, for the estimate
 from IPython.display import Markdown
 
 from umup.lab import claims, report, study
-from umup.studies import own_model_figures as pictures
-from umup.studies import own_model_report as words
 
+this = study.code("own_model")
 design = study.settings("own_model", globals())
 results = study.run_or_load("own_model", design)
-Markdown(words.answer(results, design.digits))
+Markdown(this.words.answer(results, design.digits))
 
 # %% [markdown]
 # ## What is measured
@@ -76,23 +75,23 @@ Markdown(words.answer(results, design.digits))
 # factor of its role. At the base width the two are one model.
 
 # %% tags=["hide-input"]
-Markdown(words.what_ran(results))
+Markdown(this.words.what_ran(results))
 
 # %% tags=["remove-cell"]
-for name, text in words.numbers(results, design.digits).items():
+for name, text in this.words.numbers(results, design.digits).items():
     report.glue(name, text)
 
 # %% [markdown]
 # ## Transfer of the learning rate
 
 # %% tags=["hide-input", "picture", "claim:mlp-mup-wider-better", "claim:vit-mup-wider-better", "claim:mlp-mup-price", "claim:vit-mup-price", "claim:mlp-sp-price", "claim:vit-sp-price"] mystnb={"figure": {"name": "fig-own-transfer", "caption": "Held-out loss against η by width. At 8× the base width the η tuned at the base (dashed) costs {glue:text}`price_mlp_mup` nats for the MLP and {glue:text}`price_vit_mup` for the vision transformer under μP, {glue:text}`price_mlp_sp` and {glue:text}`price_vit_sp` under SP. Dots are means over seeds, bands their range, stars fitted optima with 95 % intervals."}, "image": {"alt": "Loss against learning rate by width, SP beside μP, for the MLP and the vision transformer"}}
-pictures.transfer(results)
+this.figures.transfer(results)
 
 # %% tags=["hide-input", "claim:mlp-mup-steady", "claim:vit-mup-steady", "claim:mlp-sp-falls", "claim:vit-sp-falls", "claim:mlp-sp-moves-more", "claim:vit-sp-moves-more"] mystnb={"figure": {"name": "fig-own-drift", "caption": "Best η against width. Over 8× it moves by {glue:text}`shift_mlp_mup` octaves for the MLP and {glue:text}`shift_vit_mup` for the vision transformer under μP, by {glue:text}`shift_mlp_sp` and {glue:text}`shift_vit_sp` under SP (95 % intervals in brackets; the band is the claims' half octave, the dotted line theory's octave a doubling for hidden weights under SP). With the readout marked as hidden μP loses transfer: {glue:text}`wrong_shift` octaves."}, "image": {"alt": "Best learning rate against width under SP and μP for both models"}}
-pictures.drift(results)
+this.figures.drift(results)
 
 # %% tags=["hide-input"]
-Markdown(words.widths_table(results, design.digits))
+Markdown(this.words.widths_table(results, design.digits))
 
 # %% [markdown]
 # ## The coordinate check
@@ -101,10 +100,10 @@ Markdown(words.widths_table(results, design.digits))
 # the readout. A bias or gain that is treated as a hidden weight freezes as the model widens.
 
 # %% tags=["hide-input", "claim:mlp-mup-check", "claim:vit-mup-check", "claim:mlp-sp-check", "claim:vit-sp-check", "claim:bias-as-hidden-caught", "claim:gain-as-hidden-caught", "claim:readout-as-hidden-caught"] mystnb={"figure": {"name": "fig-own-updates", "caption": "Exponent of width in the norm of every parameter's first update; 0 is what the rules ask for. Marked as hidden (crosses), the MLP's bias follows width to the power {glue:text}`wrong_bias`, the transformer's last norm gain {glue:text}`wrong_gain` and the MLP's readout {glue:text}`wrong_readout`: the check names each of them."}, "image": {"alt": "Slope over width of the first update of every parameter under SP, under μP and with wrong roles"}}
-pictures.updates(results)
+this.figures.updates(results)
 
 # %% tags=["hide-input", "claim:readout-as-hidden-costs"]
-Markdown(words.checks_table(results, design.digits))
+Markdown(this.words.checks_table(results, design.digits))
 
 # %% [markdown]
 # A readout marked as hidden moves the best η of the MLP by {glue:text}`wrong_shift` octaves over 8× in width, and the

@@ -83,12 +83,11 @@ point_seconds: float = 12.0  # assumed, for the estimate
 from IPython.display import Markdown
 
 from umup.lab import claims, report, study
-from umup.studies import planning_figures as pictures
-from umup.studies import planning_report as words
 
+this = study.code("planning")
 design = study.settings("planning", globals())
 results = study.run_or_load("planning", design)
-Markdown(words.answer(results, design.digits))
+Markdown(this.words.answer(results, design.digits))
 
 # %% [markdown]
 # ## What was compiled
@@ -105,17 +104,17 @@ Markdown(words.answer(results, design.digits))
 # compared. Bytes of collectives are counted at the width that values have before a CPU widens them.
 
 # %% tags=["hide-input"]
-Markdown(words.what_ran(results))
+Markdown(this.words.what_ran(results))
 
 # %% tags=["remove-cell"]
-for name, text in words.texts(results, design.digits).items():
+for name, text in this.words.texts(results, design.digits).items():
     report.glue(name, text)
 
 # %% [markdown]
 # ## Memory and operations
 
 # %% tags=["hide-input", "picture", "claim:memory", "claim:h100-memory"] mystnb={"figure": {"name": "fig-planning-memory", "caption": "Predicted against compiled memory of a device, and the error. {glue:text}`within` of {glue:text}`of` predictions are within the 10 % of the claim (band); the worst is {glue:text}`memory` % off ({glue:text}`worst_at`), of temporaries alone {glue:text}`temporaries` %."}, "image": {"alt": "Predicted against compiled bytes a device over several decades with a band of ten percent, and errors in percent, by number of devices and rematerialization"}}
-pictures.memory(results, "native" if native else "compiled")
+this.figures.memory(results, "native" if native else "compiled")
 
 # %% [markdown]
 # State is counted, what blocks keep for the way back follows from the policy; what errors there are lie in what the
@@ -127,7 +126,7 @@ pictures.memory(results, "native" if native else "compiled")
 # {glue:text}`flops` % at worst.
 
 # %% tags=["hide-input", "claim:parameters", "claim:flops", "claim:h100-flops"]
-Markdown(words.memory_table(results, design.digits))
+Markdown(this.words.memory_table(results, design.digits))
 
 # %% [markdown]
 # ## Seven and seventy thousand million parameters
@@ -136,7 +135,7 @@ Markdown(words.memory_table(results, design.digits))
 # fsdp, blocks computed again.
 
 # %% tags=["hide-input", "claim:memory-large", "claim:state"] mystnb={"figure": {"name": "fig-planning-parts", "caption": "Where the bytes of a device go: predicted (left of each pair) beside compiled, which tells only state from temporaries. Worst error {glue:text}`large` %; state is split evenly to {glue:text}`state` %."}, "image": {"alt": "Stacked bars of predicted and compiled bytes a device of a 7B and a 70B model in four layouts"}}
-pictures.parts(results)
+this.figures.parts(results)
 
 # %% [markdown]
 # The largest of these programs, 70B for 512 devices, took at most {glue:text}`minutes` minutes to compile on two cores,
@@ -144,16 +143,16 @@ pictures.parts(results)
 # widen nothing and copy no moments.
 
 # %% tags=["hide-input", "claim:compile-time", "claim:compile-memory"]
-Markdown(words.large_table(results, design.digits))
+Markdown(this.words.large_table(results, design.digits))
 
 # %% [markdown]
 # ## What travels
 
 # %% tags=["hide-input", "claim:collectives-fsdp", "claim:collectives-data", "claim:collectives-tensor", "claim:nothing-else"] mystnb={"figure": {"name": "fig-planning-collectives", "caption": "Bytes of collectives of a device and step, by mesh axis. Worst errors: fsdp {glue:text}`fsdp` %, data {glue:text}`data` %, tensor {glue:text}`tensor` %; at most {glue:text}`other` % of the bytes lie on no single axis. FP8 halves what is gathered; sums of gradients and activations stay in bfloat16."}, "image": {"alt": "Predicted against compiled bytes of collectives by mesh axis, and bars of a 70B model's by layout"}}
-pictures.collectives(results)
+this.figures.collectives(results)
 
 # %% tags=["hide-input"]
-Markdown(words.collectives_table(results, design.digits))
+Markdown(this.words.collectives_table(results, design.digits))
 
 # %% [markdown]
 # Two finds: the readout's weights are gathered twice, forward and backward; and where blocks are computed again, so
@@ -166,13 +165,13 @@ Markdown(words.collectives_table(results, design.digits))
 # whose scratch space may differ; what a process takes beside its program, for CUDA and NCCL, is not in these bytes.
 
 # %% tags=["hide-input"]
-Markdown(words.hopper_answer(results, design.digits))
+Markdown(this.words.hopper_answer(results, design.digits))
 
 # %% tags=["hide-input", "picture", "claim:hopper-memory", "claim:hopper-flops"] mystnb={"figure": {"name": "fig-planning-hopper", "caption": "Predicted against compiled memory of an H100, and the error. The worst is {glue:text}`hopper_memory` % off; matrix products {glue:text}`hopper_flops` %, but for those within cuDNN's attention, which is not looked into."}, "image": {"alt": "Predicted against compiled bytes of an H100 over several decades with a band of ten percent, and errors in percent, by number of devices and rematerialization"}}
-pictures.memory(results, "hopper")
+this.figures.memory(results, "hopper")
 
 # %% tags=["hide-input"]
-Markdown(words.memory_table(results, design.digits, "hopper"))
+Markdown(this.words.memory_table(results, design.digits, "hopper"))
 
 # %% [markdown]
 # Weights are gathered a third time here too, where blocks are computed again; XLA's passes for GPUs do not merge that
@@ -180,7 +179,7 @@ Markdown(words.memory_table(results, design.digits, "hopper"))
 # {glue:text}`hopper_tensor` %; at most {glue:text}`hopper_other` % of the bytes lie on no single axis.
 
 # %% tags=["hide-input", "claim:hopper-fsdp", "claim:hopper-data", "claim:hopper-tensor"]
-Markdown(words.collectives_table(results, design.digits, "hopper"))
+Markdown(this.words.collectives_table(results, design.digits, "hopper"))
 
 # %% [markdown]
 # ## Time
@@ -190,10 +189,10 @@ Markdown(words.collectives_table(results, design.digits, "hopper"))
 # median over samples.
 
 # %% tags=["hide-input", "claim:time-64", "claim:time-128", "claim:time-dots", "claim:time-full"] mystnb={"figure": {"name": "fig-planning-times", "caption": "Predicted against measured time of a step, with the bound of 25 % as a band. At widths 64 and 128 the plain step's prediction is {glue:text}`time_64` % and {glue:text}`time_128` % off; with products kept {glue:text}`time_dots` %, with blocks computed again {glue:text}`time_full` %."}, "image": {"alt": "Predicted against measured milliseconds of a training step, by width and kind of step"}}
-pictures.times(results)
+this.figures.times(results)
 
 # %% tags=["hide-input"]
-Markdown(words.time_table(results, design.digits))
+Markdown(this.words.time_table(results, design.digits))
 
 # %% [markdown]
 # ## Verdicts

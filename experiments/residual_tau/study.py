@@ -72,18 +72,17 @@ point_seconds: float = 4.0
 from IPython.display import Markdown
 
 from umup.lab import claims, report, study
-from umup.studies import residual_tau_figures as figures
-from umup.studies import residual_tau_report as words
 
+this = study.code("residual_tau")
 design = study.settings("residual_tau", globals())
 results = study.run_or_load("residual_tau", design)
-Markdown(words.answer(results, design.digits))
+Markdown(this.words.answer(results, design.digits))
 
 # %% tags=["hide-input"]
-Markdown(words.what_ran(results))
+Markdown(this.words.what_ran(results))
 
 # %% tags=["remove-cell"]
-for name, text in words.texts(results, design.digits).items():
+for name, text in this.words.texts(results, design.digits).items():
     report.glue(name, text)
 
 # %% [markdown]
@@ -96,7 +95,7 @@ for name, text in words.texts(results, design.digits).items():
 # $1/\sqrt L$ stands before the fraction only, not on the earlier branches in its denominator.
 
 # %% tags=["hide-input", "claim:lemma-derived", "claim:lemma-library", "claim:printed-is-off", "claim:printed-is-no-depth-mup"] mystnb={"figure": {"name": "fig-tau-lemma", "caption": "Left: largest difference between the unit-scaled network and the depth-μP network that it equals (printed: the nearest found, over both hyperparameters). Right: what each branch contributes to the output's variance. The output with the printed equation lies {glue:text}`printed_distance` RMS from the nearest depth-μP network's."}, "image": {"alt": "Error of the lemma over depth, and contribution of each branch, for the three conventions"}}
-figures.lemma(results)
+this.figures.lemma(results)
 
 # %% [markdown]
 # ## Who writes the output?
@@ -106,13 +105,13 @@ figures.lemma(results)
 # at initialization on independent random tokens.
 
 # %% tags=["hide-input", "picture"] mystnb={"figure": {"name": "fig-tau-contributions", "caption": "Contribution of embedding, attention and FFN to the output over depth. At N = {glue:text}`depth` the embedding's exact share is {glue:text}`emb_derived` % (derived), {glue:text}`emb_library` % (library), {glue:text}`emb_printed` % (printed). In the real model attention writes more than its part, as the next figures explain."}, "image": {"alt": "Shares of the output's variance over depth, a panel a convention"}}
-figures.contributions(results)
+this.figures.contributions(results)
 
 # %% tags=["hide-input", "claim:alpha-residual-realised", "claim:alpha-ratio-realised", "claim:alpha-ratio-realised-long", "claim:library-is-root-two"] mystnb={"figure": {"name": "fig-tau-realised", "caption": "The ratios at the output against the hyperparameters that are to set them. With one token a sequence every branch has unit scale, and the real model (filled) lies on the exact lines; with full sequences (hollow) attention writes more."}, "image": {"alt": "Realised ratios against alpha_residual and its attention ratio"}}
-figures.realised(results)
+this.figures.realised(results)
 
 # %% tags=["hide-input"]
-Markdown(words.realised_table(results, design.digits))
+Markdown(this.words.realised_table(results, design.digits))
 
 # %% [markdown]
 # ## The scale along the skip stream
@@ -123,25 +122,25 @@ Markdown(words.realised_table(results, design.digits))
 # above unit scale. FFN branches do have unit scale.
 
 # %% tags=["hide-input", "claim:stream-is-unit-scaled", "claim:stream-is-unit-scaled-control", "claim:sp-stream-grows", "claim:mup-stream-does-not-grow"] mystnb={"figure": {"name": "fig-tau-stream", "caption": "σ along the skip stream at initialization. SP's grows with depth; μP's and CompleteP's depth rules bound it. u-μP's furthest value is {glue:text}`stream`; with one token a sequence it is {glue:text}`stream_control`. In the deepest u-μP model {glue:text}`common` % of the last attention branch is common to all positions of a sequence."}, "image": {"alt": "Scale along the skip stream for SP, μP, CompleteP and u-μP"}}
-figures.stream(results)
+this.figures.stream(results)
 
 # %% [markdown]
 # ## After training
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-tau-trained", "caption": "The same contributions on held-out text, before and after training. Parts are correlated after training, so that shares need not sum to one."}, "image": {"alt": "Contributions before and after training, a panel a convention"}}
-figures.trained(results)
+this.figures.trained(results)
 
 # %% [markdown]
 # ## Does the learning rate transfer over depth?
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-tau-losses", "caption": "Final training loss against learning rate over depth. Stars are fitted optima with 95 % intervals."}, "image": {"alt": "Loss against log2 learning rate, one panel a scheme, one line a depth"}}
-figures.loss_by_lr(results)
+this.figures.loss_by_lr(results)
 
 # %% tags=["hide-input", "claim:umup-transfers-over-depth", "claim:mup-transfers-over-depth", "claim:completep-transfers-over-depth", "claim:completep-is-better", "claim:library-trains-alike", "claim:printed-trains-alike", "claim:deeper-is-better"] mystnb={"figure": {"name": "fig-tau-depth", "caption": "Left: the optimum relative to the shallowest model's. Over the measured depths it moves by, in octaves: u-μP derived {glue:text}`shift_derived`, library {glue:text}`shift_library`, printed {glue:text}`shift_printed`; μP {glue:text}`shift_mup`; CompleteP {glue:text}`shift_completep`. Right: the loss there."}, "image": {"alt": "Shift of the optimal learning rate, and best loss, over depth"}}
-figures.over_depth(results)
+this.figures.over_depth(results)
 
 # %% tags=["hide-input"]
-Markdown(words.optima_table(results, design.digits))
+Markdown(this.words.optima_table(results, design.digits))
 
 # %% [markdown]
 # ## Verdicts

@@ -65,12 +65,11 @@ point_seconds: float = 30.0
 from IPython.display import Markdown
 
 from umup.lab import claims, report, study
-from umup.studies import schedules_figures as figures
-from umup.studies import schedules_report as words
 
+this = study.code("schedules")
 design = study.settings("schedules", globals())
 results = study.run_or_load("schedules", design)
-Markdown(words.answer(results, design.main, design.digits))
+Markdown(this.words.answer(results, design.main, design.digits))
 
 # %% [markdown]
 # ## What was run
@@ -83,20 +82,20 @@ Markdown(words.answer(results, design.main, design.digits))
 # each at its own best $\eta$, paired by seed.
 
 # %% tags=["hide-input", "claim:fork-is-unforked"]
-Markdown(words.what_ran(results))
+Markdown(this.words.what_ran(results))
 
 # %% tags=["remove-cell"]
-for name, text in words.texts(results, design.main, design.digits).items():
+for name, text in this.words.texts(results, design.main, design.digits).items():
     report.glue(name, text)
 
 # %% [markdown]
 # ## At equal tokens
 
 # %% tags=["hide-input", "claim:eta-still-over-schedules", "claim:eta-still-over-schedules-mup"] mystnb={"figure": {"name": "fig-schedules-lr", "caption": "Held-out loss against $\\eta$ at one budget. Above cosine, each at its own best: WSD {glue:text}`gap_wsd`, with $1-\\sqrt x$ {glue:text}`gap_wsd_sqrt`, two-step {glue:text}`gap_two_step`, linear {glue:text}`gap_linear` nats (u-μP). WSD's best $\\eta$ lies {glue:text}`eta_gap` octaves from cosine's under u-μP, {glue:text}`eta_gap_mup` under μP."}, "image": {"alt": "Held-out loss against log2 of the learning rate, a line a schedule and a panel a scheme"}}
-figures.by_lr(results, design.main)
+this.figures.by_lr(results, design.main)
 
 # %% tags=["hide-input", "claim:wsd-close-to-cosine", "claim:wsd-close-to-cosine-mup", "claim:two-step-close-to-cosine", "claim:linear-close-to-cosine", "claim:root-beats-linear-decay"]
-Markdown(words.schedules_table(results, design.main, design.digits))
+Markdown(this.words.schedules_table(results, design.main, design.digits))
 
 # %% [markdown]
 # ## One plateau, many budgets
@@ -105,22 +104,22 @@ Markdown(words.schedules_table(results, design.main, design.digits))
 # with the budget. It is the one with the lowest mean loss over all budgets.
 
 # %% tags=["hide-input", "picture", "claim:ladder-close-to-cosine", "claim:ladder-one-rate", "claim:ladder-saves", "claim:wsd-close-to-cosine-long", "claim:root-beats-linear-decay-long"] mystnb={"figure": {"name": "fig-schedules-ladder", "caption": "Left: a plateau, its decays, and cosine from scratch for each budget. Right: the held-out loss above cosine's. With one $\\eta$ for all budgets the ladder ends at most {glue:text}`ladder_wsd` nats above cosine (with $1-\\sqrt x$: {glue:text}`ladder_wsd_sqrt`) and {glue:text}`ladder_own` above WSD at each budget's own best $\\eta$. It saves {glue:text}`saved` % of the steps."}, "image": {"alt": "Training loss of one plateau with forked decays beside cosine runs, and the gaps between them by budget"}}
-figures.ladder(results)
+this.figures.ladder(results)
 
 # %% tags=["hide-input"]
-Markdown(words.ladder_table(results, design.digits))
+Markdown(this.words.ladder_table(results, design.digits))
 
 # %% [markdown]
 # ## How long a decay?
 
 # %% tags=["hide-input", "claim:decay-of-20-is-enough", "claim:decay-of-10-is-enough", "claim:decay-of-10-is-enough-long", "claim:decay-of-5-is-short"] mystnb={"figure": {"name": "fig-schedules-share", "caption": "Held-out loss over the share of the steps that decays, less that at 30 %. At the main budget 5 % costs {glue:text}`share_5`, 10 % {glue:text}`share_10` and 20 % {glue:text}`share_20` nats."}, "image": {"alt": "Loss difference against decay share, a line a budget"}}
-figures.shares(results)
+this.figures.shares(results)
 
 # %% [markdown]
 # ## Does the best learning rate move with the budget?
 
 # %% tags=["hide-input", "claim:eta-still-over-budgets-cosine", "claim:eta-still-over-budgets-wsd", "claim:short-rate-serves-cosine", "claim:short-rate-serves-wsd"] mystnb={"figure": {"name": "fig-schedules-horizon", "caption": "The best $\\eta$ of u-μP moves by {glue:text}`slope_cosine` octaves per doubling of the budget under cosine and by {glue:text}`slope_wsd` under WSD. The shortest budget's $\\eta$ costs {glue:text}`short_cosine` nats at the longest under cosine, {glue:text}`short_wsd` under WSD."}, "image": {"alt": "Optimal learning rate against the budget for cosine and warm-up-stable-decay"}}
-figures.horizons(results)
+this.figures.horizons(results)
 
 # %% [markdown]
 # ## Verdicts

@@ -79,12 +79,11 @@ point_seconds: float = 8.0
 from IPython.display import Markdown
 
 from umup.lab import claims, report, study
-from umup.studies import stability_figures as figures
-from umup.studies import stability_report as texts
 
+this = study.code("stability")
 design = study.settings("stability", globals())
 results = study.run_or_load("stability", design)
-Markdown(texts.answer(results, design.digits))
+Markdown(this.words.answer(results, design.digits))
 
 # %% [markdown]
 # ## What was run
@@ -95,10 +94,10 @@ Markdown(texts.answer(results, design.digits))
 # a spike half way through a run of the loop that `umup train` is.
 
 # %% tags=["hide-input"]
-Markdown(texts.what_ran(results))
+Markdown(this.words.what_ran(results))
 
 # %% tags=["remove-cell"]
-for name, text in texts.numbers(results, design.digits).items():
+for name, text in this.words.numbers(results, design.digits).items():
     report.glue(name, text)
 
 # %% [markdown]
@@ -108,10 +107,10 @@ for name, text in texts.numbers(results, design.digits).items():
 # $\alpha_\text{attn}$ is set to $\sqrt d$ along with it, so that its bound is the same.
 
 # %% tags=["hide-input", "picture", "claim:schemes-sensitivity", "claim:no-warmup-umup", "claim:no-warmup-mup", "claim:no-warmup-sp"] mystnb={"figure": {"name": "fig-stability-curves", "caption": "Final training loss against $\\eta$ with each defence. QK-norm raises the largest stable $\\eta$ by {glue:text}`gain_qk_norm_sp` octaves under SP, {glue:text}`gain_qk_norm_mup` under μP and {glue:text}`gain_qk_norm_umup` under u-μP; leaving out the warm-up changes it by {glue:text}`gain_no_warmup_sp`, {glue:text}`gain_no_warmup_mup` and {glue:text}`gain_no_warmup_umup`."}, "image": {"alt": "Loss against log2 of the learning rate, a panel a scheme and a line a defence"}}
-figures.curves(results)
+this.figures.curves(results)
 
 # %% tags=["hide-input"]
-Markdown(texts.defences_table(results, design.digits))
+Markdown(this.words.defences_table(results, design.digits))
 
 # %% [markdown]
 # ## Logits
@@ -121,16 +120,16 @@ Markdown(texts.defences_table(results, design.digits))
 # pulls at the second.
 
 # %% tags=["hide-input", "claim:qk-bounds-logits", "claim:logits-grow-umup", "claim:logits-grow-mup", "claim:z-holds-logits"] mystnb={"figure": {"name": "fig-stability-logits", "caption": "Largest attention logit (left) and RMS of the output logits (right) at the end of training. Over four octaves above the best $\\eta$ the attention logits grow by {glue:text}`growth_umup` octaves under u-μP and by {glue:text}`growth_mup` under μP; with QK-norm they reach at most {glue:text}`bound` of the bound. At the upper end the z-loss changes u-μP's output logits by {glue:text}`held_umup` octaves."}, "image": {"alt": "Attention and output logits against learning rate, with and without defences"}}
-figures.logits(results)
+this.figures.logits(results)
 
 # %% [markdown]
 # ## What a defence gives, and what it costs
 
 # %% tags=["hide-input", "claim:qk-widens-umup", "claim:qk-widens-mup", "claim:qk-widens-sp", "claim:z-widens-umup", "claim:qk-price-umup", "claim:qk-price-mup", "claim:z-price-umup", "claim:z-price-mup", "claim:clip-price-umup"] mystnb={"figure": {"name": "fig-stability-gains", "caption": "Left: octaves by which the largest stable $\\eta$ rises. Right: the change of the loss at the best $\\eta$; for u-μP QK-norm {glue:text}`price_qk_norm_umup`, z-loss {glue:text}`price_z_loss_umup`, clipping {glue:text}`price_clip_umup` nats a token."}, "image": {"alt": "Gain in stable learning rate and change of loss, a row a defence"}}
-figures.gains(results)
+this.figures.gains(results)
 
 # %% tags=["hide-input"]
-Markdown(texts.times_table(results, design.digits))
+Markdown(this.words.times_table(results, design.digits))
 
 # %% [markdown]
 # Under u-μP the logit is $\alpha_\text{attn}\,q\cdot k/d$: with QK-norm, $\alpha_\text{attn}$ is the largest logit
@@ -138,13 +137,13 @@ Markdown(texts.times_table(results, design.digits))
 # with none is fair only beside a comparison of $\alpha_\text{attn}$.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-stability-caps", "caption": "u-μP at several $\\alpha_\\text{attn}$, without and with QK-norm."}, "image": {"alt": "Loss against learning rate at several alpha_attn, without and with QK-norm"}}
-figures.caps(results)
+this.figures.caps(results)
 
 # %% [markdown]
 # ## Depth-scaled initialization
 
 # %% tags=["hide-input", "claim:depth-init-sp", "claim:depth-init-price-sp"] mystnb={"figure": {"name": "fig-stability-depth", "caption": "The deeper model with and without depth-scaled initialization: the largest stable $\\eta$ changes by {glue:text}`depth_sp` octaves under SP and {glue:text}`depth_mup` under μP. u-μP has no such knob: its residual multipliers do that work."}, "image": {"alt": "Loss against learning rate of a deeper model with and without depth-scaled initialization"}}
-figures.deep(results)
+this.figures.deep(results)
 
 # %% [markdown]
 # ## Clipping, and which norm it looks at
@@ -154,7 +153,7 @@ figures.deep(results)
 # scheme. The loop clips by the norm of the unscaled gradient, that of the weights which the function is made of.
 
 # %% tags=["hide-input", "claim:clip-twins-unscaled", "claim:clip-twins-held", "claim:clip-rare-umup", "claim:clip-held-always"] mystnb={"figure": {"name": "fig-stability-clips", "caption": "Left: the difference in loss of two forms of one scheme under a clip (dotted: the bound of the claims). Right: how often a clip is active, at the best $\\eta$ (filled) and far above it (open). By the unscaled norm u-μP's is active in a share of {glue:text}`active_unscaled`, by the norm as held, {glue:text}`norm_ratio` octaves larger, in {glue:text}`active_held`."}, "image": {"alt": "Difference in loss of equivalent schemes and share of clipped steps, by norm"}}
-figures.clips(results)
+this.figures.clips(results)
 
 # %% [markdown]
 # ## Drills
@@ -164,10 +163,10 @@ figures.clips(results)
 # a checkpoint before it and leaves out the batches. The clean run shows what the spike cost.
 
 # %% tags=["hide-input", "claim:drill-poison", "claim:drill-jump", "claim:drill-nan", "claim:drill-jump-matters", "claim:drill-poison-matters", "claim:drill-false-alarms"] mystnb={"figure": {"name": "fig-stability-drills", "caption": "A planted spike, left alone and healed (u-μP, one seed). Held-out loss above the clean run's over all seeds and schemes: η jump {glue:text}`drill_jump_alone` alone and {glue:text}`drill_jump_healed` healed, poisoned batches {glue:text}`drill_poison_alone` and {glue:text}`drill_poison_healed` nats a token."}, "image": {"alt": "Loss along runs with a planted spike, left alone, healed and clean"}}
-figures.drills(results)
+this.figures.drills(results)
 
 # %% tags=["hide-input"]
-Markdown(texts.drills_table(results, design.digits))
+Markdown(this.words.drills_table(results, design.digits))
 
 # %% [markdown]
 # ## Verdicts

@@ -61,12 +61,11 @@ point_seconds: float = 16.0  # assumed, for the estimate
 from IPython.display import Markdown
 
 from umup.lab import claims, report, study
-from umup.studies import throughput_figures as pictures
-from umup.studies import throughput_report as words
 
+this = study.code("throughput")
 design = study.settings("throughput", globals())
 results = study.run_or_load("throughput", design)
-Markdown(words.answer(results, design.digits))
+Markdown(this.words.answer(results, design.digits))
 
 # %% [markdown]
 # ## What was measured
@@ -78,24 +77,24 @@ Markdown(words.answer(results, design.digits))
 # the median over neighbouring samples; its 95 % interval is that of order statistics.
 
 # %% tags=["hide-input"]
-Markdown(words.what_ran(results, design.digits))
+Markdown(this.words.what_ran(results, design.digits))
 
 # %% tags=["remove-cell"]
-for name, text in words.texts(results, design.digits).items():
+for name, text in this.words.texts(results, design.digits).items():
     report.glue(name, text)
 
 # %% [markdown]
 # ## Beside PyTorch
 
 # %% tags=["hide-input", "picture", "claim:cpu-32", "claim:cpu-64", "claim:cpu-128", "claim:cpu-256", "claim:cpu-compiled"] mystnb={"figure": {"name": "fig-throughput-beside", "caption": "Time of a step against width, and its ratio to PyTorch's. With attention in blocks it is {glue:text}`ratio_32`, {glue:text}`ratio_64`, {glue:text}`ratio_128` and {glue:text}`ratio_256` of the eager time at widths 32, 64, 128 and 256; black bars are the bounds. Beside torch.compile at width 64: {glue:text}`compiled`."}, "image": {"alt": "Milliseconds a training step against width for umup and PyTorch, and their ratios with bounds"}}
-pictures.beside(results)
+this.figures.beside(results)
 
 # %% [markdown]
 # Tokens a second, the share of the machine's peak (floating-point operations by {meth}`umup.config.ModelConfig.step_flops`, over
 # the best matrix product of the same run) and the memory that the compiled program takes:
 
 # %% tags=["hide-input", "claim:cpu-peak", "claim:h100-peak", "claim:h100-fp8"]
-Markdown(words.step_table(results, design.digits))
+Markdown(this.words.step_table(results, design.digits))
 
 # %% [markdown]
 # ## Where the time goes
@@ -104,7 +103,7 @@ Markdown(words.step_table(results, design.digits))
 # often it occurs. Apart, a piece cannot be fused with its neighbours: the sum is near the step, not it.
 
 # %% tags=["hide-input", "claim:cpu-products"] mystnb={"figure": {"name": "fig-throughput-where", "caption": "Shares of a step: {glue:text}`pieces_small`; {glue:text}`pieces_large`. Pieces beyond 100 % (black line) are what fusing saves."}, "image": {"alt": "Stacked bars of the shares of a training step's time by piece, one bar a width"}}
-pictures.where(results)
+this.figures.where(results)
 
 # %% [markdown]
 # The optimizer's share bounds what fusing its many small updates into one could give; the data's what a
@@ -121,10 +120,10 @@ pictures.where(results)
 # NaN by which a diverged run is known.
 
 # %% tags=["hide-input", "claim:blocks-pay", "claim:remat-time"] mystnb={"figure": {"name": "fig-throughput-tried", "caption": "Time of a step with each change over that without, with 95 % intervals, and as predicted. Best: {glue:text}`best`. Foreseen to a tenth: {glue:text}`foreseen`."}, "image": {"alt": "Measured and predicted ratio of a step's time with each change, one row a change"}}
-pictures.changes(results)
+this.figures.changes(results)
 
 # %% tags=["hide-input", "claim:remat-memory"]
-Markdown(words.tried_table(results, design.digits))
+Markdown(this.words.tried_table(results, design.digits))
 
 # %% [markdown]
 # ## Beyond the step
@@ -132,7 +131,7 @@ Markdown(words.tried_table(results, design.digits))
 # A study is many short runs. There compiling counts, and so does whether runs share a program.
 
 # %% tags=["hide-input", "claim:compile-depth", "claim:lanes-together", "claim:h100-lanes", "claim:memory"] mystnb={"figure": {"name": "fig-throughput-beyond", "caption": "Left: compiling the deepest model takes {glue:text}`growth` times as long as the shallowest. Right: as lanes of one program, a sweep comes to {glue:text}`lanes` times the runs a minute, {glue:text}`lanes_running` times without compiling. A process that trains at width 256 takes {glue:text}`memory` of PyTorch's memory."}, "image": {"alt": "Compile time against depth, and seconds of a sweep as separate runs and as lanes"}}
-pictures.beyond(results)
+this.figures.beyond(results)
 
 # %% [markdown]
 # ## Verdicts

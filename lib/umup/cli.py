@@ -183,9 +183,9 @@ def executor_options(chosen: argparse.Namespace) -> Any:
 
 def show_studies() -> None:
     """Print the studies and their profiles."""
-    from umup.lab import study
+    from umup.lab import folders, study
 
-    for name in study.names():
+    for name in folders.names():
         print(f"{name:20} {', '.join(study.profiles(name))}")
 
 
@@ -197,7 +197,7 @@ def run_study(
 
     With the ``executor.Options`` the work is submitted, and ``wait`` says whether to follow it.
     """
-    from umup.lab import notebook, study
+    from umup.lab import folders, notebook, study
     from umup.lab.sweep import OutOfTime
 
     given = study.parameters(name, profile) | overrides
@@ -222,10 +222,10 @@ def run_study(
             print(f"time limit reached; `umup run {name} --profile {profile}` goes on")
             return study.EXIT_OUT_OF_TIME
         given = given | {"mode": "load"}
-    root = study.experiments_folder().parent
+    root = folders.experiments_folder().parent
     output = root / "book" / "_build" / "runs" / f"{name}-{profile}.ipynb"
     print(f"executing the notebook of {name} at profile {profile}")
-    notebook.execute(study.folder(name) / "study.ipynb", output, given, root)
+    notebook.execute(folders.folder(name) / "study.ipynb", output, given, root)
     print(f"executed: {output.relative_to(root)}")
     if not design.fresh:
         print(f"records:  {place.folder.relative_to(root)}")
@@ -234,10 +234,10 @@ def run_study(
 
 def show_status(only: str | None, repair: bool) -> None:
     """Print one line a study and profile."""
-    from umup.lab import jobs, study
+    from umup.lab import folders, jobs, study
 
     states, places = [], []
-    for name in [only] if only else study.names():
+    for name in [only] if only else folders.names():
         for profile in study.profiles(name):
             if study.parameters(name, profile).get("fresh"):
                 continue  # keeps no records

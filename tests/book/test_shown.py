@@ -11,7 +11,7 @@ import pytest
 from test_records import make_row
 from umup.book import pages, shown, site
 from umup.config import NUMERICS
-from umup.lab import records, study
+from umup.lab import folders, records
 from umup.lab.design import Point
 from umup.lab.records import Store
 
@@ -36,7 +36,7 @@ def test_the_page_is_of_the_best_profile_with_current_records(tmp_path: Path) ->
 
 
 def test_points_alone_are_records(tmp_path: Path) -> None:
-    whole = Store(study.folder("op_scales") / "records" / "cpu").points.read()
+    whole = Store(folders.folder("op_scales") / "records" / "cpu").points.read()
     Store(tmp_path / "records" / "h100").points.append(whole.head(1).to_dict("records"))
     assert site.best_profile(tmp_path) == "h100"
 
@@ -46,9 +46,9 @@ def part(tmp_path: Path) -> Path:
     """The study of line searches with forty of its runs, and stale ones of a better profile."""
     folder = tmp_path / "lr_transfer"
     shutil.copytree(
-        study.folder("lr_transfer"), folder, ignore=shutil.ignore_patterns("records", ".*")
+        folders.folder("lr_transfer"), folder, ignore=shutil.ignore_patterns("records", ".*")
     )
-    rows = Store(study.folder("lr_transfer") / "records" / "cpu").read().head(40)
+    rows = Store(folders.folder("lr_transfer") / "records" / "cpu").read().head(40)
     Store(folder / "records" / "cpu").append(rows.to_dict("records"))
     save(folder, "h100", STALE, n=3)
     return folder
@@ -66,7 +66,7 @@ def test_a_page_says_how_much_is_done_and_what_is_stale(part: Path) -> None:
 
 
 def test_a_page_of_all_records_says_nothing(tmp_path: Path) -> None:
-    folder = study.folder("op_scales")
+    folder = folders.folder("op_scales")
     assert shown.gaps(folder, "cpu") == ""
     page = tmp_path / "page.ipynb"
     page.write_text('{"cells": []}', encoding="utf-8")
@@ -76,7 +76,7 @@ def test_a_page_of_all_records_says_nothing(tmp_path: Path) -> None:
 
 def test_points_of_a_study_that_trains_are_counted_without_its_text(tmp_path: Path) -> None:
     folder = tmp_path / "attention_scale"
-    whole = study.folder("attention_scale")
+    whole = folders.folder("attention_scale")
     shutil.copytree(whole, folder, ignore=shutil.ignore_patterns("records", ".*"))
     points = records.read_results(Store(whole / "records" / "cpu")).points.head(10)
     Store(folder / "records" / "cpu").points.append(points.to_dict("records"))
@@ -84,9 +84,9 @@ def test_points_of_a_study_that_trains_are_counted_without_its_text(tmp_path: Pa
 
 
 def test_what_time_ended_is_neither_done_nor_forgotten(tmp_path: Path) -> None:
-    folder = tmp_path / "hopper"
-    shutil.copytree(study.folder("hopper"), folder, ignore=shutil.ignore_patterns("records", ".*"))
-    finished = records.read_results(Store(study.folder("hopper") / "records" / "cpu")).runs.iloc[0]
+    committed, folder = folders.folder("hopper"), tmp_path / "hopper"
+    shutil.copytree(committed, folder, ignore=shutil.ignore_patterns("records", ".*"))
+    finished = records.read_results(Store(committed / "records" / "cpu")).runs.iloc[0]
     result = {"spec": finished["spec"], "curve_steps": [1], "curve_loss": [5.0]}
     point = Point(records.UNFINISHED, {"run": finished["key"], "steps": 1})
     Store(folder / "records" / "cpu").points.append([point.row("hopper", "cpu", result, 1.0)])

@@ -21,13 +21,18 @@ from umup.errors import ConfigError
 from umup.lab import claims
 from umup.lab.claims import NotMeasured
 from umup.lab.design import Point
+from umup.lab.folders import code
 from umup.lab.records import Results
 from umup.lab.study import parameters
-from umup.studies import attention_scale as study
-from umup.studies import attention_scale_figures as figures
-from umup.studies import attention_scale_report as report
-from umup.studies import attention_scale_tables as tables
-from umup.studies.attention_scale_tables import PER_D, PER_ROOT, QUANTITIES
+
+study = code("attention_scale").design
+figures = code("attention_scale").figures
+report = code("attention_scale").words
+tables = code("attention_scale").results
+PER_D = code("attention_scale").results.PER_D
+PER_ROOT = code("attention_scale").results.PER_ROOT
+QUANTITIES = code("attention_scale").results.QUANTITIES
+measures = code("attention_scale").measures
 
 HERE = Path(__file__).parents[2] / "experiments" / "attention_scale"
 TEXT = cast(Dataset, SimpleNamespace(digest="d", vocab_size=256))
@@ -111,7 +116,7 @@ def measured(**changes: Any) -> dict[str, float]:
         "scheme": PER_D, "d_head": 64, "base_d_head": 64, "width": 128, "seq_len": 16,
         "batch_size": 16, "correlation": 0.0, "seed": 0,
     }  # fmt: skip
-    return study.layer(**(spec | changes))
+    return measures.layer(**(spec | changes))
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.3, 1.0])

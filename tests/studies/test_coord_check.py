@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import json
 import math
 
@@ -16,19 +15,21 @@ import pytest
 from flax import nnx
 
 from synthetic import EMPTY, drawn, marks, point_row
-from umup import studies, train
+from umup import train
 from umup.config import HPs, ModelConfig, OptimConfig, RunConfig
 from umup.coord import _step
 from umup.errors import ConfigError
-from umup.lab import study as library
 from umup.lab.claims import NotMeasured
+from umup.lab.folders import code
 from umup.lab.records import Results
 from umup.layers import Attention
 from umup.rules import Parametrization
-from umup.studies import coord_check as study
-from umup.studies import coord_check_figures as figures
-from umup.studies import coord_check_measure as measuring
-from umup.studies import own_model, own_model_measure
+
+study = code("coord_check").design
+figures = code("coord_check").figures
+measuring = code("coord_check").measures
+tables = code("coord_check").results
+words = code("coord_check").words
 
 MODEL = ModelConfig(
     d_model=8, n_layers=2, d_head=4, d_ff=16, vocab_size=11, seq_len=6, base_width=4, base_depth=2,
@@ -129,13 +130,13 @@ def point(**changes) -> dict:
 
 
 def test_at_the_base_width_every_rung_of_the_ladder_is_one_model() -> None:
-    found = {scheme: study.decoder(**point(scheme=scheme)) for scheme in study.LADDER}
+    found = {scheme: measuring.measure(**point(scheme=scheme)) for scheme in tables.LADDER}
     first = found["sp"]
     assert set(first["step"]) == {0, 1, 2}
     assert all(math.isfinite(value) for value in first["value"])
-    for scheme in study.LADDER:
+    for scheme in tables.LADDER:
         assert found[scheme] == first, scheme
-    assert study.decoder(**point(seed=1))["value"] != first["value"]
+    assert measuring.measure(**point(seed=1))["value"] != first["value"]
     # of weights with a side that does not grow, the Frobenius norm alone is kept
     kept = {(t, q) for t, q, k in zip(first["tensor"], first["quantity"], first["kind"])
             if k == "weight"}  # fmt: skip
@@ -219,16 +220,16 @@ def _row(spec: dict, value: float, width: int, lost: bool) -> dict:
 
 def test_slopes_are_recovered() -> None:
     for scheme, p in SLOPES.items():
-        found = study.slope(results(), scheme, "blocks.-1", "change", 2)
+        found = tables.slope(results(), scheme, "blocks.-1", "change", 2)
         assert found.value == pytest.approx(p, abs=0.02)
         assert found.lo < p < found.hi
-        small = study.slope(results(), scheme, "embed", "update", 1, pace="small")
+        small = tables.slope(results(), scheme, "embed", "update", 1, pace="small")
         assert small.value == pytest.approx(3 * p, abs=0.02)
 
 
 def test_difference_of_slopes() -> None:
-    a, b = (study.slope(results(), s, "logits", "change", 1) for s in ("sp", "umup"))
-    found = study.slope_difference(results(), "sp", "umup", "logits", "change", 1)
+    a, b = (tables.slope(results(), s, "logits", "change", 1) for s in ("sp", "umup"))
+    found = tables.slope_difference(results(), "sp", "umup", "logits", "change", 1)
     assert found.value == pytest.approx(1, abs=0.02)
     half = math.hypot(a.hi - a.value, b.hi - b.value)
     assert (found.lo, found.hi) == pytest.approx((found.value - half, found.value + half))
@@ -246,32 +247,32 @@ def test_difference_of_slopes() -> None:
 def test_what_is_absent_is_not_measured(changes: dict, said: str) -> None:
     args = {"scheme": "sp", "tensor": "logits", "quantity": "change", "step": 2}
     with pytest.raises(NotMeasured, match=said):
-        study.slope(results(), **(args | changes))
+        tables.slope(results(), **(args | changes))
     with pytest.raises(NotMeasured):
-        study.slope(EMPTY, **args)
+        tables.slope(EMPTY, **args)
 
 
 def test_a_diverged_width_is_growth_without_bound() -> None:
-    assert study.slope(results(lost=True), "mup", "logits", "change", 2).lo == math.inf
-    assert study.slope(results(lost=True), "mup", "logits", "change", 1).hi < 1
-    check = study.checks(results(lost=True), 0.2)["mup"]
+    assert tables.slope(results(lost=True), "mup", "logits", "change", 2).lo == math.inf
+    assert tables.slope(results(lost=True), "mup", "logits", "change", 1).hi < 1
+    check = tables.checks(results(lost=True), 0.2)["mup"]
     assert check.diverged[-1] == "diverges at η = 0.03125 from width 128 on, by step 2"
 
 
 def test_words() -> None:
-    found = study.checks(results(), 0.2)
+    found = tables.checks(results(), 0.2)
     assert list(found) == ["sp", "mup", "umup", "mup_readout_lr"]
-    answer = study.answer(found, 1)
+    answer = words.answer(found, 1)
     assert "After 2 steps" in answer
     assert "0.5 under SP, 0.0 under μP, −0.5 under u-μP" in answer
     assert "SP 6 of 7" in answer
     assert "μP 0 of 7" in answer
     assert "its own part of the first change goes like the power −3.0" in answer
-    glued = study.glued(found, 2, 1)
+    glued = words.glued(found, 2, 1)
     assert (glued["coord_sp_qk"], glued["coord_blog_readout"]) == ("0.5", "−3.0")
-    assert "| u-μP | 6 of 7 | embed update −1.5 |" in study.broken_table(found, 1)
-    assert "| SP | 0.0 |" in study.norms_table(found, 1)
-    assert "widths 16, 32, 64, 128" in study.what_ran(results())
+    assert "| u-μP | 6 of 7 | embed update −1.5 |" in words.broken_table(found, 1)
+    assert "| SP | 0.0 |" in words.norms_table(found, 1)
+    assert "widths 16, 32, 64, 128" in words.what_ran(results())
 
 
 def labels(figure) -> str:
@@ -281,7 +282,7 @@ def labels(figure) -> str:
 
 
 def test_figures_draw_what_the_tables_say() -> None:
-    slopes = study.fitted(study.checks(results(), 0.2))
+    slopes = tables.fitted(tables.checks(results(), 0.2))
     ladder = figures.ladder(slopes, 0.2, 2)
     assert "slope of the change over width" in labels(ladder)
     drawn = {round(float(y), 1) for line in ladder.axes[0].lines for y in line.get_ydata()}
@@ -297,7 +298,7 @@ def test_figures_draw_what_the_tables_say() -> None:
 
 
 def test_slopes_and_growth_are_drawn_as_fitted() -> None:
-    slopes = study.fitted(study.checks(results(), 0.2))
+    slopes = tables.fitted(tables.checks(results(), 0.2))
     ax = figures.ladder(slopes, 0.2, 2).axes[0]
     at = slopes[(slopes["tensor"] == "logits") & (slopes["quantity"] == "change")]
     at = at[(at["step"] == 2) & at["scheme"].isin(["sp", "mup", "umup"])]
@@ -316,25 +317,5 @@ def test_slopes_and_growth_are_drawn_as_fitted() -> None:
         np.testing.assert_allclose(points[:, 1], (widths / 16) ** power, rtol=0.03)
     left, right = figures.readout(results()).axes
     np.testing.assert_allclose(drawn(left)["μP"][:, 1], 1.0, rtol=0.03)
-    label = study.TITLES["mup_readout_lr"]
+    label = tables.TITLES["mup_readout_lr"]
     np.testing.assert_allclose(drawn(right)[label][:, 1], (widths / 16) ** -1.0, rtol=0.03)
-
-
-@pytest.mark.parametrize("name", ["coord_check", "own_model"])
-def test_every_recorded_specification_is_of_its_measures_arguments(name: str) -> None:
-    module = studies.find(name)
-    assert module is not None
-    for profile in library.profiles(name):
-        for point in library.store(name, profile).points.read().to_dict("records"):
-            inspect.signature(module.MEASURES[point["what"]]).bind(**json.loads(point["spec"]))
-    for wrong in ({"hight": 3}, {}):
-        with pytest.raises(TypeError):
-            inspect.signature(next(iter(module.MEASURES.values()))).bind(**wrong)
-
-
-def test_a_measure_passes_on_all_that_it_is_given() -> None:
-    for measure, does in (
-        (study.decoder, measuring.measure), (own_model.curve, own_model_measure.curve),
-        (own_model.coord, own_model_measure.coord),
-    ):  # fmt: skip
-        assert set(inspect.signature(measure).parameters) == set(inspect.signature(does).parameters)

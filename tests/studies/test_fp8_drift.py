@@ -26,18 +26,22 @@ from umup.data import Dataset
 from umup.errors import ConfigError
 from umup.lab import claims, study
 from umup.lab.claims import NotMeasured
+from umup.lab.folders import code
 from umup.lab.ranges import LINEARS
 from umup.lab.records import Results
 from umup.lab.study import parameters
 from umup.plan.hlo import Program
-from umup.studies import fp8_drift, fp8_drift_figures, fp8_drift_gemm_figures
-from umup.studies import fp8_drift_gemm as gemm
-from umup.studies import fp8_drift_proof as proof
-from umup.studies import fp8_drift_quantities as quantities
-from umup.studies import fp8_drift_report as report
-from umup.studies import fp8_drift_settings_figures as effects
-from umup.studies import fp8_drift_tables as tables
-from umup.studies.fp8_drift import Fp8Drift
+
+fp8_drift = code("fp8_drift").design
+fp8_drift_figures = code("fp8_drift").figures
+fp8_drift_gemm_figures = code("fp8_drift").figures_gemm
+gemm = code("fp8_drift").measures
+proof = code("fp8_drift").proof
+quantities = code("fp8_drift").results
+report = code("fp8_drift").words
+effects = code("fp8_drift").figures_settings
+tables = code("fp8_drift").results
+Fp8Drift = code("fp8_drift").design.Fp8Drift
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "experiments" / "fp8_drift"
@@ -519,14 +523,17 @@ def test_the_script_fails_where_fp8_is_refused(
 
 
 def test_the_script_needs_no_records_package() -> None:
-    code = (
+    program = (
         "import sys\n"
         "for name in ('pyarrow', 'pandas', 'matplotlib', 'scipy'): sys.modules[name] = None\n"
-        "import umup.studies.fp8_drift_proof as p\n"
+        "from umup.lab.folders import code\n"
+        "p = code('fp8_drift').proof\n"
         "rows = [dict(a=1, b=0.123456)]\n"
         "print(p.markdown(rows, ('a', 'b')))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert "| 1 | 0.1235 |" in done.stdout
 
 

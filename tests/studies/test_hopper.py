@@ -19,15 +19,19 @@ from umup.errors import ConfigError
 from umup.lab import claims, records, study
 from umup.lab.absent import NotMeasured
 from umup.lab.design import Point
+from umup.lab.folders import code
 from umup.lab.ranges import KINDS, LINEARS
 from umup.lab.records import Results
 from umup.plan import products
-from umup.studies import hopper_figures as pictures
-from umup.studies import hopper_measure as measure
-from umup.studies import hopper_report as words
-from umup.studies import hopper_tables as tables
-from umup.studies.hopper import ARMS, Hopper
-from umup.studies.hopper_tables import SCALED, TWINS
+
+pictures = code("hopper").figures
+measure = code("hopper").measures
+words = code("hopper").words
+tables = code("hopper").results
+ARMS = code("hopper").design.ARMS
+Hopper = code("hopper").design.Hopper
+SCALED = code("hopper").results.SCALED
+TWINS = code("hopper").results.TWINS
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "hopper"
 TEXT = cast(Dataset, SimpleNamespace(digest="d", vocab_size=256))

@@ -19,12 +19,16 @@ from umup.errors import ConfigError
 from umup.lab import claims, study
 from umup.lab.claims import NotMeasured
 from umup.lab.design import Point
+from umup.lab.folders import code
 from umup.lab.records import Results
-from umup.studies import op_scales, op_scales_figures
-from umup.studies import op_scales_measures as measures
-from umup.studies import op_scales_report as words
-from umup.studies import op_scales_theory as theory
-from umup.studies.op_scales import OpScales
+
+op_scales = code("op_scales").design
+op_scales_figures = code("op_scales").figures
+measures = code("op_scales").measures
+words = code("op_scales").words
+theory = code("op_scales").theory
+OpScales = code("op_scales").design.OpScales
+tables = code("op_scales").results
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "op_scales"
 ONCE = {"seeds": 2, "dtype": "float32"}
@@ -212,7 +216,7 @@ def test_points_cover_the_grids_once_and_can_be_measured() -> None:
         (t, d, a) for t in (2, 8) for d in (4, 8) for a in (0.5, 1.0)
     ]
     for point in points:
-        inspect.signature(op_scales.MEASURES[point.what]).bind(**point.spec)
+        inspect.signature(measures.MEASURES[point.what]).bind(**point.spec)
     both = replace(design, dtypes=("float32", "bfloat16")).points()
     assert len(both) == 2 * len(points)
 
@@ -291,20 +295,20 @@ def results() -> Results:
 
 def test_farthest_is_the_worst_cell_with_its_interval(results: Results) -> None:
     half = 100 * 4.302652729911275 * 0.01 / math.sqrt(3)  # Student's t, two degrees of freedom
-    exact = op_scales.farthest(results, "attention", ["out"])
+    exact = tables.farthest(results, "attention", ["out"])
     assert exact.value == pytest.approx(0.0, abs=1e-9)
     assert (exact.lo, exact.hi) == pytest.approx((0.0, half))
-    law = op_scales.farthest(results, "attention", ["dq_beta"], 0.9, {"alpha": 1.0})
+    law = tables.farthest(results, "attention", ["dq_beta"], 0.9, {"alpha": 1.0})
     assert law.value == pytest.approx(0.0, abs=1e-9)
-    unit = op_scales.farthest(results, "attention", ["dq", "dk"], within={"alpha": 1.0})
+    unit = tables.farthest(results, "attention", ["dq", "dk"], within={"alpha": 1.0})
     assert unit.value == pytest.approx(100 * (1 - 0.9 / 16))
-    trunk = op_scales.farthest(results, "readout", ["dx"], within={"backward": "fan_in"})
+    trunk = tables.farthest(results, "readout", ["dx"], within={"backward": "fan_in"})
     assert trunk.value == pytest.approx(100 * (math.sqrt(4096 / 64) - 1))
     assert trunk.lo < trunk.value < trunk.hi
 
 
 def test_the_output_is_held_against_the_derived_scale(results: Results) -> None:
-    table = op_scales.cells(results, "attention")
+    table = tables.cells(results, "attention")
     row = table[(table["seq_len"] == 2) & (table["alpha"] == 4.0) & (table["d_head"] == 16)].iloc[0]
     assert row["logit_variance"] == 1.0
     # two rows: 1, and e/(e+1)
@@ -313,14 +317,14 @@ def test_the_output_is_held_against_the_derived_scale(results: Results) -> None:
 
 def test_exponent_and_spread_recover_what_was_made(results: Results) -> None:
     within = {"alpha": 1.0, "seq_len": [64, None]}
-    slope = op_scales.exponent(results, "attention", "dq", "d_head", within)
+    slope = tables.exponent(results, "attention", "dq", "d_head", within)
     assert (slope.value, slope.lo, slope.hi) == pytest.approx((-0.5, -0.5, -0.5))
-    same = op_scales.spread(results, "cross_entropy_tokens", "dlogits", "tokens")
+    same = tables.spread(results, "cross_entropy_tokens", "dlogits", "tokens")
     assert same.value == pytest.approx(0.0)
     points = OpScales(loss_tokens=(4, 64)).points()
     two = made_up([p for p in points if p.what == "cross_entropy_tokens"])
     two.points.loc[1, "result"] = json.dumps({"dlogits": [1.1 * x for x in (0.99, 1.0, 1.01)]})
-    assert op_scales.spread(two, "cross_entropy_tokens", "dlogits", "tokens").value == (
+    assert tables.spread(two, "cross_entropy_tokens", "dlogits", "tokens").value == (
         pytest.approx(10.0, abs=0.01)
     )
 
@@ -341,7 +345,7 @@ def test_exponent_and_spread_recover_what_was_made(results: Results) -> None:
 )  # fmt: skip
 def test_what_is_absent_is_not_measured(results: Results, name: str, args: dict) -> None:
     with pytest.raises(NotMeasured):
-        op_scales.QUANTITIES[name](results, **args)
+        tables.QUANTITIES[name](results, **args)
 
 
 def test_all_claims_can_be_judged_and_the_wrong_ones_fail(results: Results) -> None:
@@ -388,14 +392,14 @@ def test_figures_draw_and_are_labelled(results: Results, name: str, tmp_path: Pa
 def test_the_bound_in_a_figure_is_that_of_the_claim(results: Results) -> None:
     found = {claim.id: claim for claim in claims.load(FOLDER / "claims.yaml")}
     half = found["attention-output"].bound_max / 100
-    assert op_scales.bound("attention-output") == half
+    assert tables.bound("attention-output") == half
     ax = op_scales_figures.attention_output(results).axes[0]
     band = ax.patches[0].get_extents().transformed(ax.transData.inverted())
     assert (band.y0, band.y1) == pytest.approx((1 - half, 1 + half))
 
 
 def plain(results: Results) -> pd.DataFrame:
-    table = op_scales.cells(results, "attention")
+    table = tables.cells(results, "attention")
     return table[table["seq_len"] > 1]
 
 
@@ -430,14 +434,14 @@ def test_the_maps_of_the_models_error_are_in_per_cent(results: Results) -> None:
 
 def test_other_ops_are_drawn_as_measured(results: Results) -> None:
     (ax,) = op_scales_figures.attention_correlated(results).axes
-    inputs = op_scales.cells(results, "attention_inputs")
+    inputs = tables.cells(results, "attention_inputs")
     inputs = inputs[inputs["inputs"] == "normal"].sort_values("correlation")
     np.testing.assert_allclose(drawn(ax)["measured"], inputs[["correlation", "out"]])
-    silu = op_scales.cells(results, "gated_silu").sort_values("alpha")
+    silu = tables.cells(results, "gated_silu").sort_values("alpha")
     left, right = op_scales_figures.gated_silu(results).axes
     np.testing.assert_allclose(drawn(left)["output"], silu[["alpha", "out"]])
     np.testing.assert_allclose(drawn(right)["gradient of the gate"], silu[["alpha", "dgate"]])
-    softmax = op_scales.cells(results, "softmax")
+    softmax = tables.cells(results, "softmax")
     for ax, field in zip(op_scales_figures.softmax(results).axes, ("out", "dx"), strict=True):
         at = softmax[softmax["mult"] == 1.0].sort_values("size")
         np.testing.assert_allclose(drawn(ax)["1"], at[["size", field]])
@@ -445,13 +449,13 @@ def test_other_ops_are_drawn_as_measured(results: Results) -> None:
 
 def test_the_loss_and_the_readout_are_drawn_as_measured(results: Results) -> None:
     *panels, last = op_scales_figures.loss_gradient(results).axes
-    loss = op_scales.cells(results, "cross_entropy")
+    loss = tables.cells(results, "cross_entropy")
     for ax, rms in zip(panels, sorted(loss["logits_rms"].unique()), strict=True):
         at = loss[(loss["logits_rms"] == rms) & (loss["alpha"] == 0.25)].sort_values("vocab_size")
         np.testing.assert_allclose(drawn(ax)["¼"], at[["vocab_size", "dlogits"]])
-    tokens = op_scales.cells(results, "cross_entropy_tokens").sort_values("tokens")
+    tokens = tables.cells(results, "cross_entropy_tokens").sort_values("tokens")
     np.testing.assert_allclose(marks(last), tokens[["tokens", "dlogits"]])
     (ax,) = op_scales_figures.readout(results).axes
-    readout = op_scales.cells(results, "readout")
+    readout = tables.cells(results, "readout")
     wanted = {(r.vocab_size / r.d_model, round(r.dx, 9)) for r in readout.itertuples()}
     assert {(x, round(y, 9)) for x, y in marks(ax)} == wanted

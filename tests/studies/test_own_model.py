@@ -21,18 +21,20 @@ from umup.config import HPs, ModelConfig, OptimConfig
 from umup.errors import ConfigError
 from umup.lab import claims
 from umup.lab.claims import NotMeasured
+from umup.lab.folders import code
 from umup.lab.records import Results
 from umup.lab.study import parameters
 from umup.optim import lr_factors, mark
 from umup.rules import Parametrization
-from umup.studies import own_model as study
-from umup.studies import own_model_figures as figures
-from umup.studies import own_model_glyphs as glyphs
-from umup.studies import own_model_measure as measuring
-from umup.studies import own_model_models as models
-from umup.studies import own_model_plain as plain
-from umup.studies import own_model_report as report
-from umup.studies import own_model_tables as tables
+
+study = code("own_model").design
+figures = code("own_model").figures
+glyphs = code("own_model").glyphs
+measuring = code("own_model").measures
+models = code("own_model").models
+plain = code("own_model").plain
+report = code("own_model").words
+tables = code("own_model").results
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "experiments" / "own_model"
@@ -195,7 +197,7 @@ CURVE = {
 
 
 def test_a_curve_has_every_seed_near_one_far_and_keeps_what_diverged() -> None:
-    got = study.curve(**CURVE)
+    got = measuring.curve(**CURVE)
     assert got["log2_eta"] == [-8.0, -8.0, 126.0, 126.0, -9.0]
     assert got["seed"] == [0, 1, 0, 1, 0]
     weights, data = jax.random.split(jax.random.key(1))

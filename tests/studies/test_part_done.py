@@ -23,7 +23,7 @@ from IPython.display import Markdown
 from matplotlib.figure import Figure
 
 from synthetic import EMPTY
-from umup.lab import records, report, study
+from umup.lab import folders, records, report, study
 from umup.lab.claims import Verdict
 from umup.lab.records import Results
 
@@ -91,7 +91,7 @@ class Page(NamedTuple):
 @functools.cache
 def cells(name: str) -> list[tuple[bool, ast.Module]]:
     """The code cells of a study, and whether it is the one of the parameters."""
-    notebook = jupytext.read(study.folder(name) / "study.py")
+    notebook = jupytext.read(folders.folder(name) / "study.py")
     return [
         ("parameters" in cell.metadata.get("tags", []), ast.parse(cell.source))
         for cell in notebook.cells if cell.cell_type == "code"
@@ -136,12 +136,12 @@ def check(page: Page) -> None:
 @functools.cache
 def names_glued(name: str) -> set[str]:
     """The names that captions of a study's figures show."""
-    source = (study.folder(name) / "study.py").read_text(encoding="utf-8")
+    source = (folders.folder(name) / "study.py").read_text(encoding="utf-8")
     return set(re.findall(r"\{glue:text\}`(\w+)`", source))
 
 
 @pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("name", study.names())
+@pytest.mark.parametrize("name", folders.names())
 def test_every_cell_runs_on_a_part_of_the_records(
     name: str, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

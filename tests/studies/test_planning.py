@@ -16,13 +16,16 @@ import yaml
 from synthetic import EMPTY, drawn, marks, points_of
 from umup.errors import ConfigError, StudyError
 from umup.lab import bench, claims, records
+from umup.lab.folders import code
 from umup.lab.records import Results
 from umup.lab.study import parameters
 from umup.plan import aot, formulas
-from umup.studies import planning as study
-from umup.studies import planning_figures as figures
-from umup.studies import planning_report as report
-from umup.studies import planning_tables as tables
+
+study = code("planning").design
+figures = code("planning").figures
+report = code("planning").words
+tables = code("planning").results
+measures = code("planning").measures
 
 HERE = Path(__file__).resolve().parents[2] / "experiments" / "planning"
 
@@ -122,7 +125,7 @@ def test_what_cannot_be_compiled_is_an_error_at_once(entry: dict, field: str) ->
 
 def test_a_native_compile_wants_an_accelerator() -> None:
     with pytest.raises(StudyError, match="accelerator"):
-        study.native(name="a", model=TINY, optim={}, mesh={})
+        measures.native(name="a", model=TINY, optim={}, mesh={})
 
 
 def test_a_step_split_every_way_is_as_predicted() -> None:
@@ -132,7 +135,7 @@ def test_a_step_split_every_way_is_as_predicted() -> None:
         {"name": "tiny", "model": TINY, "optim": {"batch_size": 8}, "mesh": mesh},
     ))  # fmt: skip
     (point,) = design.points()
-    made = points_of([point], lambda p: study.compiled(**p.spec))
+    made = points_of([point], lambda p: measures.compiled(**p.spec))
     found = tables.table(Results(EMPTY.runs, made))
     for of, percent in (("parameters", 0), ("flops", 0), ("state", 1), ("data", 0.01),
                         ("fsdp", 1), ("tensor", 1)):  # fmt: skip
@@ -144,7 +147,7 @@ def test_a_name_is_no_part_of_what_is_compiled(monkeypatch: pytest.MonkeyPatch) 
     seen = []
     empty = aot.Report("cpu", 1, 1, 1.0, 1.0, 1.0, 1, 1, 1, 1, 1.0, 1.0, (), {})
     monkeypatch.setattr(aot, "compiled", lambda job, **how: (seen.append(job), empty)[1])
-    one, two = (study.compiled(name=n, model=TINY, optim={}, mesh={}) for n in ("a", "b"))
+    one, two = (measures.compiled(name=n, model=TINY, optim={}, mesh={}) for n in ("a", "b"))
     assert one == two and seen[0] == seen[1] and seen[0].model.d_ff == 128
 
 
@@ -156,7 +159,7 @@ def test_a_step_for_gpus_that_are_not_there_is_as_predicted() -> None:
     ))  # fmt: skip
     point = design.points()[-1]
     found = tables.table(
-        Results(EMPTY.runs, points_of([point], lambda p: study.hopper(**p.spec))), "hopper"
+        Results(EMPTY.runs, points_of([point], lambda p: measures.hopper(**p.spec))), "hopper"
     )
     for of, percent in (("parameters", 0), ("flops", 0.1), ("state", 1), ("fsdp", 5)):
         assert tables.errors(found, of).abs().max() <= percent, of

@@ -17,13 +17,15 @@ from umup.config import NUMERICS, HPs, ModelConfig, OptimConfig, RunConfig
 from umup.data import Dataset
 from umup.errors import ConfigError
 from umup.lab import claims, records
+from umup.lab.folders import code
 from umup.lab.records import Results
-from umup.studies import residual_tau as study
-from umup.studies import residual_tau_figures as figures
-from umup.studies import residual_tau_lemma as lemma
-from umup.studies import residual_tau_report as words
-from umup.studies import residual_tau_tables as tables
-from umup.studies import residual_tau_walk as walks
+
+study = code("residual_tau").design
+figures = code("residual_tau").figures
+lemma = code("residual_tau").lemma
+words = code("residual_tau").words
+tables = code("residual_tau").results
+walks = code("residual_tau").measures
 
 WALK = {
     "d_model": 16, "d_head": 8, "ff_ratio": 2.0, "seq_len": 4, "batch_size": 2, "base_depth": 2,
@@ -370,7 +372,7 @@ def test_stream_finds_the_furthest_value_and_growth_the_ratio():
 )  # fmt: skip
 def test_nothing_on_record_is_not_measured(quantity, args):
     with pytest.raises(claims.NotMeasured):
-        study.QUANTITIES[quantity](EMPTY, **args)
+        tables.QUANTITIES[quantity](EMPTY, **args)
 
 
 def test_too_short_a_span_is_not_measured(results):

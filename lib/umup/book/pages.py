@@ -345,8 +345,6 @@ def _first_paragraph(path: Path) -> str:
 def api(package: Path, folder: Path) -> str:
     """Write a reference page per package into `folder`, one of them of what lies flat.
 
-    The studies have none: what a reader wants of them stands in their notebooks.
-
     Returns:
         The table of pages, with the first paragraph of each package.
     """
@@ -354,8 +352,6 @@ def api(package: Path, folder: Path) -> str:
     rows = []
     for home in (package, *sorted(path.parent for path in package.glob("*/__init__.py"))):
         name = ".".join(home.relative_to(package.parent).parts)
-        if name == f"{package.name}.studies":
-            continue
         rooms = [f"{name}.{p.stem}" for p in sorted(home.glob("*.py")) if p.stem[0] != "_"]
         # What umup itself has is documented where it is made, which links need to be unique.
         own = "\n   :no-members:" if home == package else ""

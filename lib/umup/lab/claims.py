@@ -26,10 +26,11 @@ from typing import Any
 
 import pandas as pd
 
-from umup import files, studies
+from umup import files
 from umup.errors import ClaimError
 from umup.lab import records, schemas, tables
 from umup.lab.absent import NotMeasured
+from umup.lab.folders import code
 from umup.lab.records import Results, Store
 from umup.laws import Interval
 from umup.text import decimals, markdown, significant
@@ -185,12 +186,13 @@ QUANTITIES: dict[str, Callable[..., Interval]] = {
 """Quantities of learning-rate sweeps; a study's module may have more, of its own records."""
 
 
-def quantities(study: str) -> dict[str, Callable[..., Interval]]:
-    """What the claims of a study may name: its module's quantities, and those of sweeps.
+def quantities(study: str | Path) -> dict[str, Callable[..., Interval]]:
+    """What the claims of a study may name: its own quantities, and those of sweeps.
 
-    The module's take ``records.Results``, those of sweeps the prepared runs.
+    Its own, of ``results.py``, take ``records.Results``, those of sweeps the prepared runs.
     """
-    return QUANTITIES | getattr(studies.find(study), "QUANTITIES", {})
+    results = code(study).find("results")
+    return QUANTITIES | getattr(results, "QUANTITIES", {})
 
 
 def load(path: str | Path) -> list[Claim]:
@@ -203,7 +205,7 @@ def load(path: str | Path) -> list[Claim]:
     entries = read_yaml_file(path, ClaimError)
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
         raise ClaimError(str(path), type(entries).__name__, "a YAML list of mappings")
-    known = quantities(path.parent.name)
+    known = quantities(path.parent)
     claims = [_parse(f"{path.name}[{i}]", entry, known) for i, entry in enumerate(entries)]
     ids = [claim.id for claim in claims]
     if twice := [i for i in ids if ids.count(i) > 1]:
@@ -299,7 +301,7 @@ def evaluate(
         some = results.runs if len(results.runs) else results.points
         profile = str(some["profile"].iloc[0]) if len(some) else ""
     claims, known = load(folder / "claims.yaml"), _current(results)
-    return [_verdict(claim, known, folder.name, profile) for claim in claims]
+    return [_verdict(claim, known, folder, profile) for claim in claims]
 
 
 def _current(results: Results) -> Results | str:
@@ -323,12 +325,12 @@ def _folder(study: str | Path) -> Path:
     raise ClaimError("study", str(study), "a study with a claims.yaml, or the path of its folder")
 
 
-def _verdict(claim: Claim, known: Results | str, study: str, profile: str) -> Verdict:
+def _verdict(claim: Claim, known: Results | str, study: Path, profile: str) -> Verdict:
     """The verdict from current records, or from a sentence that says why there are none."""
     args = {**claim.args, **claim.profiles.get(profile, {})}
     empty = Verdict(
         claim.id, claim.statement, claim.source, claim.quantity, math.nan, math.nan, math.nan,
-        claim.bound_min, claim.bound_max, claim.unit, "not measured", "", study, profile,
+        claim.bound_min, claim.bound_max, claim.unit, "not measured", "", study.name, profile,
     )  # fmt: skip
     if isinstance(known, str):
         return replace(empty, note=known)
@@ -360,7 +362,7 @@ def board(experiments: str | Path) -> list[Verdict]:
     for path in sorted(Path(experiments).glob("*/claims.yaml")):
         found = {p: _read(Store(path.parent / "records" / p)) for p in PROFILES}
         for claim in load(path):
-            tried = [_verdict(claim, found[p], path.parent.name, p) for p in PROFILES]
+            tried = [_verdict(claim, found[p], path.parent, p) for p in PROFILES]
             known = [v for v in tried if v.verdict != "not measured"]
             tried.sort(key=lambda v: (v.note == NO_RECORDS, v.note == STALE))  # why, not "stale"
             best = tried[0] if tried[0].note != NO_RECORDS else replace(tried[0], profile="")

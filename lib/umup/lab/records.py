@@ -394,7 +394,9 @@ def provenance() -> dict[str, Any]:
 
 @functools.cache
 def _git(package: Path = Path(__file__).parents[1]) -> tuple[str, bool]:
-    """(commit, dirty) of the checkout that tracks the package; dirty looks at the package only.
+    """(commit, dirty) of the checkout that tracks the package; dirty looks at code alone.
+
+    That is the package and the studies' modules, but not their pages.
 
     Asked once a process, when its code was read: later edits do not change what is running.
     """
@@ -408,6 +410,7 @@ def _git(package: Path = Path(__file__).parents[1]) -> tuple[str, bool]:
     try:
         # A virtual environment inside someone else's repository is not our checkout.
         git("ls-files", "--error-unmatch", ".")
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", "."))
+        studies = (":(top,glob)experiments/*/*.py", ":(top,glob,exclude)experiments/*/study.py")
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", ".", *studies))
     except (OSError, subprocess.CalledProcessError):
         return "unknown", False

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import inspect
 import json
 import math
@@ -25,50 +24,19 @@ from typing import Any
 
 import pandas as pd
 
-from umup import data, files, machine, studies
+from umup import data, machine
 from umup.config import RunConfig
 from umup.errors import StudyError, memory_for
 from umup.lab import notebook
 from umup.lab.design import Design, Point
+from umup.lab.folders import choices, code, folder
 from umup.lab.notebook import PLAIN
 from umup.lab.records import UNFINISHED, Results, Store, current, provenance, read_results, stale
-from umup.lab.search import LRSweep
 from umup.lab.sweep import OutOfTime, Settings, run_pending
 from umup.terminal import Progress
 from umup.yaml_reader import read_yaml_file
 
 KERNEL_NAMES = {"In", "Out", "exit", "quit"}
-
-
-def experiments_folder() -> Path:
-    """The ``experiments`` folder: of the current folder or one above it, else of the checkout.
-
-    Raises:
-        StudyError: there is none.
-    """
-    for base in files.bases():
-        if (base / "experiments").is_dir():
-            return base / "experiments"
-    raise StudyError("experiments", str(Path.cwd()), "a folder inside a checkout of umup")
-
-
-def names() -> list[str]:
-    """All studies, by name."""
-    return sorted(path.parent.name for path in experiments_folder().glob("*/study.ipynb"))
-
-
-def folder(study: str | Path) -> Path:
-    """The study's folder; a path is taken as it is.
-
-    Raises:
-        StudyError: there is no such study.
-    """
-    if isinstance(study, Path):
-        return study
-    path = experiments_folder() / study
-    if not (path / "study.ipynb").exists() and not (path / "study.py").exists():
-        raise StudyError("study", study, _choices(study, names()))
-    return path
 
 
 def profiles(study: str | Path) -> list[str]:
@@ -87,7 +55,7 @@ def parameters(study: str | Path, profile: str) -> dict[str, Any]:
         StudyError: an unknown profile, or a file that is not a mapping, or of another profile.
     """
     if profile not in (known := profiles(study)):
-        raise StudyError("profile", profile, _choices(profile, known))
+        raise StudyError("profile", profile, choices(profile, known))
     path = folder(study) / f"{profile}.yaml"
     found = read_yaml_file(path, StudyError) if path.exists() else None
     if not isinstance(found, dict | None):
@@ -99,16 +67,15 @@ def parameters(study: str | Path, profile: str) -> dict[str, Any]:
     return own | {"profile": profile, "mode": "run"} | found
 
 
-def _choices(received: object, options: list[str]) -> str:
-    close = difflib.get_close_matches(str(received), options, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"one of {', '.join(options)}{hint}"
-
-
 def design_of(study: str | Path) -> type[Design]:
-    """The class of the study's parameters: its module's ``DESIGN``, else a learning-rate sweep."""
-    module = studies.find(_name(study))
-    return LRSweep if module is None else module.DESIGN
+    """The class of the study's parameters: the ``DESIGN`` of its ``design.py``.
+
+    Raises:
+        StudyError: there is no such study, or its code has none.
+    """
+    if (design := code(study).find("design")) is None:
+        raise StudyError("study", str(study), f"one with a {folder(study) / 'design.py'}")
+    return design.DESIGN
 
 
 def _name(study: str | Path) -> str:
@@ -134,7 +101,7 @@ def settings(study: str | Path, namespace: Mapping[str, Any]) -> Any:
     }
     for name, value in found.items():
         if name not in known:
-            raise StudyError(name, value, _choices(name, known))
+            raise StudyError(name, value, choices(name, known))
     return design.from_dict(found)
 
 
@@ -266,10 +233,10 @@ def missing_points(design: Design, place: Store) -> list[Point]:
 
 
 def _measuring(study: str | Path, point: Point) -> Callable[..., Mapping[str, Any]]:
-    module = studies.find(_name(study))
-    known = getattr(module, "MEASURES", {})
+    measures = code(study).find("measures")
+    known = {} if measures is None else measures.MEASURES
     if point.what not in known:
-        raise StudyError("what", point.what, _choices(point.what, list(known)))
+        raise StudyError("what", point.what, choices(point.what, list(known)))
     function = known[point.what]
     try:
         inspect.signature(function).bind(**point.spec)

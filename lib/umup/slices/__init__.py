@@ -15,7 +15,7 @@ from pathlib import Path
 from umup import data
 from umup.config import POSITIVE, Config, Range, RunConfig
 from umup.errors import ConfigError, StudyError
-from umup.lab import study
+from umup.lab import folders, study
 from umup.lab.design import Design, Point
 from umup.lab.records import Store
 from umup.yaml_reader import read_yaml_file
@@ -76,7 +76,7 @@ def queue(path: Path | None = None) -> list[Job]:
     Raises:
         StudyError: no list of jobs, two of one name, or a job that is malformed.
     """
-    path = path or study.experiments_folder() / QUEUE
+    path = path or folders.experiments_folder() / QUEUE
     found = read_yaml_file(path, StudyError)
     if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
         raise StudyError(str(path), found, "a list of jobs, each a mapping")

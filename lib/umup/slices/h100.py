@@ -26,7 +26,7 @@ from typing import Any
 from umup import machine, slices
 from umup.config import NUMERICS
 from umup.errors import DataError, StudyError, UmupError
-from umup.lab import study
+from umup.lab import folders
 from umup.lab.records import Store
 from umup.slices import Job, packs
 from umup.slices.slice_worker import EXIT_REFUSED, Events
@@ -52,7 +52,7 @@ tilings as well, which for one FP8 step took more than half of a slice."""
 
 def build_folder() -> Path:
     """Where rows are kept until they are merged: ``build/h100`` of the checkout."""
-    return study.experiments_folder().parent / "build" / "h100"
+    return folders.experiments_folder().parent / "build" / "h100"
 
 
 class Slice:
@@ -154,7 +154,7 @@ class Slice:
         logs = self.folder / "slices"
         packs.write(logs / f"{self.id}.json", json.dumps(self.record()).encode())
         every = [json.loads(path.read_text("utf-8")) for path in sorted(logs.glob("*.json"))]
-        stores = [Store(self.folder / name) for name in study.names()]
+        stores = [Store(self.folder / name) for name in folders.names()]
         return packs.pack(stores, every, keep or self.folder / "pack")
 
     def table(self) -> str:
@@ -236,9 +236,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(given: argparse.Namespace) -> int:
     if given.merge:
-        print(merged(packs.merge(given.merge, study.experiments_folder())))
+        print(merged(packs.merge(given.merge, folders.experiments_folder())))
         return 0
-    path = study.experiments_folder() / slices.QUEUE
+    path = folders.experiments_folder() / slices.QUEUE
     jobs = slices.chosen(slices.queue(path), given.only)
     with tempfile.TemporaryDirectory(prefix="umup-") as temporary:
         folder = Path(temporary) if given.rehearse else build_folder()

@@ -16,7 +16,7 @@ import pyarrow as pa
 from umup import files
 from umup.config import NUMERICS
 from umup.errors import RecordError, StudyError
-from umup.lab import study
+from umup.lab import folders
 from umup.lab.records import Store
 from umup.lab.schemas import POINTS, RUNS, Schema
 
@@ -112,7 +112,7 @@ def merge(source: Path, into: Path, *, rehearsal: bool = False) -> dict[str, int
         for row in _KINDS[kind].unpack(path.read_bytes(), str(path)).to_pylist():
             found.setdefault((row["study"], row["profile"], kind), []).append(row)
     for name, _, _ in found:
-        study.folder(name)  # an unknown study is an error before anything is written
+        folders.folder(name)  # an unknown study is an error before anything is written
     counts = {"new": 0, "on record": 0, "stale": 0, "slices": 0}
     for (name, profile, kind), rows in found.items():
         store = Store(into / name / "records" / profile)

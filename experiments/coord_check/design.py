@@ -1,0 +1,101 @@
+"""The study `coord_check`: which scheme keeps activations and their changes free of width.
+
+Decoders of several widths are trained for a few steps at a small and at a large η and watched
+with `umup.coord`. The number of heads is fixed, so that the head size grows with the width and the
+rule of the attention logits matters. Slopes, rules and verdicts are those of `umup.slopes`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from umup import rules
+from umup.config import COUNT, POSITIVE, Range
+from umup.errors import ConfigError
+from umup.lab.design import Design, Point
+
+from .results import WHAT
+
+
+@dataclass(frozen=True)
+class CoordStudy(Design):
+    """The flat parameters of the study, beside those of every ``Design``.
+
+    Args:
+        schemes: names in ``rules.SCHEMES``.
+        widths: d_model, at least three; n_heads is the same at all of them.
+        base_width: where μP equals SP, and with it all rungs of the ladder.
+        n_layers: also the base depth, but for CompleteP, which at its base depth is μP: its base
+            depth is 1.
+        log2_eta_plain, log2_eta_unit: (small, large) η of the plain and of the unit-scaled schemes.
+        seeds: of every point; wide_seeds: at the largest width, the dearest.
+        look_at: numbers of updates after which to look.
+        tolerance: the slope that counts as none in verdicts.
+    """
+
+    schemes: tuple[str, ...] = ("sp", "mup", "umup")
+    widths: tuple[int, ...] = (16, 32, 64)
+    base_width: int = 16
+    n_heads: int = 2
+    n_layers: int = 2
+    ff_ratio: float = 2.75
+    seq_len: int = 32
+    batch_size: int = 8
+    look_at: tuple[int, ...] = (1, 10)
+    log2_eta_plain: tuple[float, ...] = (-9.0, -5.0)
+    log2_eta_unit: tuple[float, ...] = (-3.0, 1.0)
+    seeds: int = 1
+    wide_seeds: int = 1
+    tolerance: float = 0.2
+    dtype: str = "float32"
+
+    RANGES = {
+        **Design.RANGES, "schemes": tuple(rules.SCHEMES), "widths": COUNT, "base_width": COUNT,
+        "n_heads": COUNT, "n_layers": COUNT, "ff_ratio": POSITIVE, "seq_len": Range(2),
+        "batch_size": COUNT, "look_at": COUNT, "log2_eta_plain": Range(-60, 60),
+        "log2_eta_unit": Range(-60, 60), "seeds": COUNT, "wide_seeds": COUNT,
+        "tolerance": Range(0.0, 0.5, open_lo=True), "dtype": ("float32", "bfloat16"),
+    }  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.schemes:
+            raise ConfigError("schemes", self.schemes, "at least one")
+        if len(set(self.widths)) < 3:
+            raise ConfigError("widths", self.widths, "at least three: two always lie on a line")
+        for width in (*self.widths, self.base_width):
+            if width % (2 * self.n_heads):
+                allowed = f"multiples of 2·n_heads = {2 * self.n_heads}: an even head size"
+                raise ConfigError("widths", width, allowed)
+        if 1 not in self.look_at or len(set(self.look_at)) < 2:
+            raise ConfigError("look_at", self.look_at, "1, the first step, and at least one more")
+        for name in ("log2_eta_plain", "log2_eta_unit"):
+            value = getattr(self, name)
+            if len(value) != 2 or value[0] >= value[1]:
+                raise ConfigError(name, value, "two numbers: [small, large] in log2 η")
+        if self.wide_seeds > self.seeds:
+            raise ConfigError("wide_seeds", self.wide_seeds, f"at most seeds = {self.seeds}")
+
+    def points(self) -> list[Point]:
+        """A point for every width, seed, scheme and η, those of equal shape side by side."""
+        shape = {
+            "n_heads": self.n_heads, "n_layers": self.n_layers, "ff_ratio": self.ff_ratio,
+            "seq_len": self.seq_len, "batch_size": self.batch_size, "base_width": self.base_width,
+            "dtype": self.dtype, "steps": sorted(set(self.look_at)), "corpus": self.corpus,
+            "tokenizer": self.tokenizer,
+        }  # fmt: skip
+        points = []
+        for width in sorted(set(self.widths), reverse=True):  # the dearest first
+            seeds = self.wide_seeds if width == max(self.widths) else self.seeds
+            for scheme in self.schemes:
+                unit = rules.SCHEMES[scheme].unit_scaled
+                depth = 1 if scheme == "completep" else self.n_layers
+                for log2_eta in self.log2_eta_unit if unit else self.log2_eta_plain:
+                    for seed in range(seeds):
+                        own = {"scheme": scheme, "d_model": width, "seed": seed,
+                               "log2_eta": log2_eta, "base_depth": depth}  # fmt: skip
+                        points.append(Point(WHAT, own | shape))
+        return points
+
+
+DESIGN = CoordStudy

@@ -1,0 +1,37 @@
+"""Figures of the study `hopper`: Figure 1 (right) of the u-μP paper, and where its tensors lie.
+
+Every function takes ``records.Results`` and returns a new figure; a lack of records is said in it.
+"""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+
+from umup.lab import claims, figures, fp8_figures
+from umup.lab.records import Results
+
+from . import results as tables
+from .results import SCALED, SCHEMES
+
+
+@figures.drawn
+def losses(results: Results) -> Figure:
+    """Training curves of the arms, a panel a scheme, and final losses against the plain arm's."""
+    looks = {
+        "plain": ("#000000", "o", tables.base(results)), "fp8_seed": ("#D55E00", "D", "fp8_seed"),
+        "fp8_e5m2_grad": ("#CC79A7", "^", "fp8_e5m2_grad"),
+        SCALED: ("#0072B2", "v", "fp8_seed, scaled"),
+    }  # fmt: skip
+    bound = claims.bound("hopper", "umup-cast-at-4096")
+    runs = tables.shown(results)
+    differences = tables.loss_differences(runs)
+    figure = fp8_figures.losses(runs, differences, "arm", looks, bound, SCHEMES)
+    ticks = (-bound, 0.0, bound, 1.0)  # the axis is linear inside the band alone
+    figure.axes[-1].set_xticks(ticks, [f"{x:g}".replace("-", "−") for x in ticks])
+    return figure
+
+
+@figures.drawn
+def over_training(results: Results) -> Figure:
+    """RMS of every probed tensor over training, see ``fp8_figures.over_training``."""
+    return fp8_figures.over_training(tables.probed(results), SCHEMES)

@@ -1,0 +1,140 @@
+"""The study ``op_scales``: are the ops at unit scale, and where do their scale models err?
+
+Points only, nothing is trained. Every measured value is an RMS over the one that the model
+promises, so 1 is right; ``op_scales_theory`` says what it should be where that can be derived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from umup.config import COUNT, POSITIVE, Range
+from umup.lab.design import Design, Point
+
+from . import measures
+
+
+@dataclass(frozen=True)
+class OpScales(Design):
+    """Parameters of the study; lists are grids, each measured with ``seeds`` seeds.
+
+    Args:
+        seq_lens, d_heads, alphas: grid of attention.
+        correlations: between the values of two positions, at the longest sequence.
+        ffn_alphas: of gated SiLU. softmax_sizes, softmax_mults: grid of softmax.
+        vocab_sizes, loss_alphas, logits_rms: grid of the loss.
+        loss_tokens: numbers of tokens, at the middle vocabulary and unit logits.
+        widths: of the readout, linears, RMSNorm, residual add, RoPE heads and embeddings.
+        readout_vocab_sizes: vocabularies of the readout.
+        residual_layers: depth of the model whose first and last branch are measured.
+        tokens: rows of the plain ops and of the readout; the loss has at least so many.
+        coordinates: least number of heads times head size of attention.
+        elements: values a tensor and seed otherwise.
+        dtypes: of inputs, weights and cotangents.
+    """
+
+    seq_lens: tuple[int, ...] = (64,)
+    d_heads: tuple[int, ...] = (16, 64)
+    alphas: tuple[float, ...] = (0.25, 1.0, 4.0)
+    correlations: tuple[float, ...] = (0.1,)
+    ffn_alphas: tuple[float, ...] = (0.25, 1.0, 4.0)
+    softmax_sizes: tuple[int, ...] = (64,)
+    softmax_mults: tuple[float, ...] = (0.25, 1.0, 4.0)
+    vocab_sizes: tuple[int, ...] = (16, 256)
+    loss_alphas: tuple[float, ...] = (0.25, 1.0, 4.0)
+    logits_rms: tuple[float, ...] = (0.0625, 1.0)
+    loss_tokens: tuple[int, ...] = (16, 256)
+    widths: tuple[int, ...] = (64,)
+    readout_vocab_sizes: tuple[int, ...] = (256,)
+    residual_layers: int = 4
+    tokens: int = 256
+    coordinates: int = 2048
+    elements: int = 65536
+    seeds: int = 3
+    dtypes: tuple[str, ...] = ("float32",)
+    point_seconds: float = 0.5
+
+    RANGES = {
+        **Design.RANGES, "seq_lens": COUNT, "d_heads": Range(2), "alphas": POSITIVE,
+        "correlations": Range(0.0, 1.0), "ffn_alphas": POSITIVE, "softmax_sizes": Range(2),
+        "softmax_mults": POSITIVE, "vocab_sizes": Range(2), "loss_alphas": POSITIVE,
+        "logits_rms": POSITIVE, "loss_tokens": COUNT, "widths": Range(2),
+        "readout_vocab_sizes": Range(2), "residual_layers": COUNT, "tokens": COUNT,
+        "coordinates": COUNT, "elements": COUNT, "seeds": Range(2),
+        "dtypes": ("float32", "bfloat16"),
+    }  # fmt: skip
+
+    def _sequences(self, seq_len: int, d_head: int) -> int:
+        """Heads a seed. The first rows have the most of the variance and only ``d_head`` values
+        each, so their number is what makes a measurement sharp, however long the sequence."""
+        return max(self.elements // (seq_len * d_head), -(-self.coordinates // d_head))
+
+    def points(self) -> list[Point]:
+        """The grids in turn, those of equal shape next to each other."""
+        return [
+            Point(what, {**spec, "seeds": self.seeds, "dtype": dtype})
+            for dtype in self.dtypes
+            for what, spec in self._specs()
+        ]
+
+    def _specs(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        for seq_len in self.seq_lens:
+            for d_head in self.d_heads:
+                shape = {"seq_len": seq_len, "d_head": d_head,
+                         "sequences": self._sequences(seq_len, d_head)}  # fmt: skip
+                for alpha in self.alphas:
+                    yield "attention", shape | {"alpha": float(alpha)}
+        longest, head = max(self.seq_lens), _middle(self.d_heads)
+        shape = {"seq_len": longest, "d_head": head, "alpha": 1.0,
+                 "sequences": self._sequences(longest, head)}  # fmt: skip
+        for rho in (0.0, *self.correlations):
+            yield "attention_inputs", shape | {"inputs": "normal", "correlation": float(rho)}
+        for inputs in measures.INPUTS:
+            if inputs != "normal":
+                yield "attention_inputs", shape | {"inputs": inputs, "correlation": 0.0}
+        for alpha in self.ffn_alphas:
+            yield "gated_silu", {"alpha": float(alpha), "elements": self.elements}
+        for size in self.softmax_sizes:
+            for mult in self.softmax_mults:
+                rows = max(1, self.elements // size)
+                yield "softmax", {"size": size, "mult": float(mult), "rows": rows}
+        for vocab_size in self.vocab_sizes:
+            tokens = max(self.tokens, self.elements // vocab_size)
+            for logits_rms in self.logits_rms:
+                for alpha in self.loss_alphas:
+                    yield "cross_entropy", {
+                        "vocab_size": vocab_size, "alpha": float(alpha),
+                        "logits_rms": float(logits_rms), "tokens": tokens,
+                    }  # fmt: skip
+        for tokens in self.loss_tokens:
+            yield "cross_entropy_tokens", {
+                "vocab_size": _middle(self.vocab_sizes), "alpha": 1.0, "logits_rms": 1.0,
+                "tokens": tokens,
+            }  # fmt: skip
+        for width in self.widths:
+            yield from self._plain(width)
+
+    def _plain(self, width: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The readout and the ops whose scale is exact, at one width."""
+        few = {"tokens": self.tokens}
+        for vocab_size in self.readout_vocab_sizes:
+            for backward in ("fan_out", "fan_in"):
+                yield "readout", {"d_model": width, "vocab_size": vocab_size,
+                                  "backward": backward, **few}  # fmt: skip
+        yield "linear", {"fan_in": width, "fan_out": width, **few}
+        yield "linear", {"fan_in": width, "fan_out": 4 * width, **few}
+        yield "rms_norm", {"width": width, **few}
+        yield "rope", {"width": width, "seq_len": self.tokens, "heads": 4}
+        for branch in (0, 2 * self.residual_layers - 1):
+            yield "residual", {"width": width, "n_layers": self.residual_layers,
+                               "branch": branch, **few}  # fmt: skip
+        yield "embedding", {"vocab_size": _middle(self.vocab_sizes), "width": width, **few}
+
+
+def _middle(values: Sequence[int]) -> int:
+    return sorted(values)[len(values) // 2]
+
+
+DESIGN = OpScales

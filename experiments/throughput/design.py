@@ -1,0 +1,143 @@
+"""The study ``throughput``: how fast a training step is, and where its time goes.
+
+Points only, nothing is trained to an end. Steps are timed beside `unit_scaling` in PyTorch, in one
+process, sample by sample in turn; so is every change that was tried beside the step without it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from umup.config import COUNT, Range
+from umup.errors import ConfigError
+from umup.lab.bench import Plan
+from umup.lab.design import Design, Point
+from umup.lab.timing import CHANGES
+
+from .measures import TORCH
+
+
+@dataclass(frozen=True)
+class Throughput(Design):
+    """Parameters of the study.
+
+    Args:
+        n_layers, d_head, ff_ratio, vocab_size, seq_len, batch_size, dtype: of the decoder; heads
+            are of ``d_head``, at least two of them.
+        widths: of the steps beside PyTorch.
+        big_width, big_layers: a further step, of another depth (0: none).
+        settings: our own steps beside the plain one there, of `CHANGES`.
+        references: ways to run PyTorch, of `TORCH`; none does without it.
+        compiled_widths: where `torch.compile` is among them: it takes a minute a shape.
+        samples, steps: timed samples, each of so many steps.
+        close_widths, close_samples: widths beside PyTorch that take more samples, being close to
+            a claim's bound, and how many.
+        tried: changes of `CHANGES`, each at ``tried_widths``, one after another.
+        parts_widths: where the pieces of a step are timed.
+        gemm_sizes: square products tried for the peak.
+        depths: whose compile time is measured, layers scanned, at the first width.
+        lanes, lanes_at_once, lane_width, lane_steps: sweep of lanes (lane_steps 0: none).
+        memory_width: whose resident memory is measured (0: none; on an accelerator it says little).
+    """
+
+    n_layers: int = 1
+    d_head: int = 32
+    ff_ratio: int = 4
+    vocab_size: int = 64
+    seq_len: int = 32
+    batch_size: int = 4
+    dtype: str = "float32"
+    widths: tuple[int, ...] = (16,)
+    big_width: int = 0
+    big_layers: int = 0
+    settings: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
+    compiled_widths: tuple[int, ...] = ()
+    samples: int = 2
+    steps: int = 1
+    close_widths: tuple[int, ...] = ()
+    close_samples: int = 41
+    tried: tuple[str, ...] = ("remat_full",)
+    tried_widths: tuple[int, ...] = (16,)
+    parts_widths: tuple[int, ...] = (16,)
+    gemm_sizes: tuple[int, ...] = (64,)
+    depths: tuple[int, ...] = (1,)
+    lanes: int = 2
+    lane_width: int = 16
+    lane_steps: int = 0
+    memory_width: int = 0
+    point_seconds: float = 8.0
+
+    RANGES = {
+        **Design.RANGES, "n_layers": COUNT, "d_head": Range(2), "ff_ratio": COUNT,
+        "vocab_size": Range(2), "seq_len": COUNT, "batch_size": COUNT,
+        "dtype": ("float32", "bfloat16"), "widths": Range(4), "big_width": Range(0),
+        "big_layers": Range(0), "settings": tuple(CHANGES), "references": TORCH,
+        "compiled_widths": Range(4), "samples": COUNT, "steps": COUNT,
+        "close_widths": Range(4), "close_samples": COUNT, "tried": tuple(CHANGES),
+        "tried_widths": Range(4), "parts_widths": Range(4), "gemm_sizes": COUNT, "depths": COUNT,
+        "lane_width": Range(4), "lane_steps": Range(0), "memory_width": Range(0),
+    }  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.big_width) != bool(self.big_layers):
+            raise ConfigError("big_layers", self.big_layers, "0 with big_width 0, else neither")
+        if not set(self.compiled_widths) <= set(self.widths):
+            raise ConfigError("compiled_widths", self.compiled_widths, f"of widths {self.widths}")
+        for width in (*self.widths, *self.tried_widths, *self.parts_widths, self.lane_width):
+            self.plan().model(width)  # a width without heads is an error now
+
+    def shape(self) -> dict[str, Any]:
+        """The decoder's shape but for width and depth, as a point's specification has it."""
+        names = ("d_head", "ff_ratio", "vocab_size", "seq_len", "batch_size", "dtype")
+        return {name: getattr(self, name) for name in names}
+
+    def plan(self, **changes: Any) -> Plan:
+        """The bench's plan of the same shape."""
+        return Plan(**{**self.shape(), "n_layers": self.n_layers, "torch": False, **changes})
+
+    def points(self) -> list[Point]:
+        """The peak, steps beside PyTorch, what was tried, pieces; then what is not a step."""
+        timed = {"shape": self.shape(), "samples": self.samples, "steps": self.steps}
+        # torch's peak counts too where torch runs; numpy's is float32 alone, a CPU's.
+        torch = bool(self.references)
+        cpu = self.dtype == "float32"
+        out = [self._benched("gemm", gemm_sizes=self.gemm_sizes, torch=torch,
+                             profile="cpu" if cpu else "gpu")]  # fmt: skip
+        sizes = [(width, self.n_layers) for width in self.widths]
+        sizes += [(self.big_width, self.big_layers)] if self.big_width else []
+        for width, n_layers in sizes:
+            references = [
+                side for side in self.references
+                if side != "compiled" or width in self.compiled_widths
+            ]  # fmt: skip
+            sides = ["umup", *self.settings, *references]
+            at = {"width": width, "n_layers": n_layers, "sides": sides}
+            more = {"samples": self.close_samples} if width in self.close_widths else {}
+            out.append(Point("step", {**timed, **at, **more}))
+        for width in self.tried_widths:
+            for name in self.tried:
+                sides = [CHANGES[name].base, name]
+                at = {"width": width, "n_layers": self.n_layers, "sides": sides}
+                out.append(Point("tried", {**timed, **at}))
+        for width in self.parts_widths:
+            out.append(Point("parts", {**timed, "width": width, "n_layers": self.n_layers}))
+        if self.lane_steps:
+            out.append(self._benched(
+                "lanes", widths=(self.lane_width,), lanes=self.lanes, lane_steps=self.lane_steps,
+                lanes_at_once=tuple(sorted({1, self.lanes_at_once})),
+            ))  # fmt: skip
+        if self.depths:
+            first = self.widths[:1]
+            out.append(self._benched("compile_times", widths=first, depths=self.depths))
+        if self.memory_width:
+            out.append(self._benched("memory", widths=(self.memory_width,), torch=torch))
+        return out
+
+    def _benched(self, part: str, **changes: Any) -> Point:
+        return Point(part, {"part": part, "plan": self.plan(**changes).essence()})
+
+
+DESIGN = Throughput

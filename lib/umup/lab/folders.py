@@ -1,0 +1,102 @@
+"""Where the studies lie, and their code: one folder each, read by path.
+
+A study is a folder of ``experiments``, named after its question. Beside ``study.ipynb``, its
+source ``study.py``, ``claims.yaml``, the parameter files and the records it has its code:
+
+- ``design.py``: ``DESIGN``, the ``design.Design`` that its parameters make,
+- ``measures.py``: ``MEASURES``, name → function from a point's specification to its plain result,
+  if it measures other things than training runs,
+- ``results.py``: tables of the records, and ``QUANTITIES``, name → function from
+  ``records.Results`` to an ``Interval``, which its ``claims.yaml`` may name,
+- ``figures.py`` and ``words.py``: what its page shows and says.
+
+Nothing is installed or listed anywhere, so a copied folder runs wherever umup is installed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
+from umup import files
+from umup.errors import StudyError
+
+
+def experiments_folder() -> Path:
+    """The ``experiments`` folder: of the current folder or one above it, else of the checkout.
+
+    Raises:
+        StudyError: there is none.
+    """
+    for base in files.bases():
+        if (base / "experiments").is_dir():
+            return base / "experiments"
+    raise StudyError("experiments", str(Path.cwd()), "a folder inside a checkout of umup")
+
+
+def names() -> list[str]:
+    """All studies, by name."""
+    return sorted(path.parent.name for path in experiments_folder().glob("*/study.ipynb"))
+
+
+def folder(study: str | Path) -> Path:
+    """The study's folder; a path is taken as it is.
+
+    Raises:
+        StudyError: there is no such study.
+    """
+    if isinstance(study, Path):
+        return study
+    path = experiments_folder() / study
+    if not (path / "study.ipynb").exists() and not (path / "study.py").exists():
+        raise StudyError("study", study, choices(study, names()))
+    return path
+
+
+def choices(received: object, options: list[str]) -> str:
+    """What is allowed, for an error: the options, and the one that is spelled nearly so."""
+    close = difflib.get_close_matches(str(received), options, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"one of {', '.join(options)}{hint}"
+
+
+class Code(ModuleType):
+    """A study's folder as a package; its modules are attributes, imported when first asked for."""
+
+    def __getattr__(self, name: str) -> ModuleType:
+        found = self.find(name)
+        if found is None:
+            raise AttributeError(f"{self.__path__[0]} has no {name}.py", name=name)
+        return found
+
+    def find(self, name: str) -> ModuleType | None:
+        """The module ``name``, or None where the folder has no such file."""
+        if name.startswith("_") or not (Path(self.__path__[0]) / f"{name}.py").is_file():
+            return None
+        return importlib.import_module(f"{self.__name__}.{name}")
+
+
+def code(study: str | Path) -> Code:
+    """The code of a study: ``code("schedules").figures`` is ``experiments/schedules/figures.py``.
+
+    Its modules import one another relatively (``from .results import …``). Two folders of one name
+    are two packages.
+
+    Raises:
+        StudyError: there is no such study.
+    """
+    home = folder(study).resolve()
+    place = hashlib.sha256(str(home).encode()).hexdigest()[:8]
+    package = f"umup_study_{home.name}_{place}"
+    if package not in sys.modules:
+        module = Code(package)
+        module.__spec__ = ModuleSpec(package, None, is_package=True)
+        module.__path__ = module.__spec__.submodule_search_locations = [str(home)]
+        sys.modules[package] = module
+    return sys.modules[package]  # type: ignore[return-value]
