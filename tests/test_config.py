@@ -6,11 +6,13 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import pytest
 
 import umup
 from umup import config
+from umup.checked import Count, OneOf
 from umup.config import Config, HPs, ModelConfig, OptimConfig, Range, RunConfig, digest
 from umup.errors import ConfigError, UmupError
 
@@ -225,10 +227,8 @@ def test_ranges():
 def test_tuples_and_options_are_checked_item_by_item():
     @dataclass(frozen=True)
     class Some(Config):
-        counts: tuple[int, ...] = (1,)
-        maybe: int | None = None
-
-        RANGES = {"counts": Range(1), "maybe": Range(1)}
+        counts: tuple[Count, ...] = (1,)
+        maybe: Count | None = None
 
     assert Some.from_dict({"counts": [1, 2]}).counts == (1, 2)
     assert Some(maybe=None).maybe is None
@@ -241,6 +241,35 @@ def test_tuples_and_options_are_checked_item_by_item():
     ):
         with pytest.raises(ConfigError, match=next(iter(bad))):
             Some(**bad)
+
+
+def test_types_are_named_without_their_ranges():
+    @dataclass(frozen=True)
+    class Some(Config):
+        counts: tuple[Count, ...] = (1,)
+        maybe: Count | None = None
+
+    for bad, name in (({"counts": 3}, "tuple"), ({"maybe": "1"}, "int | None")):
+        with pytest.raises(ConfigError) as caught:
+            Some(**bad)
+        assert caught.value.allowed == f"a value of type {name}"
+
+
+def test_a_field_declared_anew_keeps_its_range_unless_given_another():
+    @dataclass(frozen=True)
+    class Base(Config):
+        size: Count = 1
+        kind: Annotated[str, OneOf("a", "b")] = "a"
+
+    @dataclass(frozen=True)
+    class Sub(Base):
+        size: int = 2
+        kind: Annotated[str, OneOf("c")] = "c"
+
+    with pytest.raises(ConfigError, match=r"^size: received 0; allowed: a finite number >= 1$"):
+        Sub(size=0)
+    with pytest.raises(ConfigError, match=r"^kind: received 'a'; allowed: c$"):
+        Sub(kind="a")
 
 
 def test_errors_are_values_with_parts():

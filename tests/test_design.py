@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from umup import config
-from umup.config import Range
+from umup.checked import CountOrZero
 from umup.errors import ClaimError, ConfigError, RecordError, StudyError
 from umup.lab import claims, folders, records, schemas, study
 from umup.lab.design import Design, Point
@@ -28,10 +28,8 @@ from umup.terminal import Progress
 class Squares(Design):
     """Squares of numbers, and of one that fails."""
 
-    numbers: tuple[int, ...] = (1, 2, 3)
+    numbers: tuple[CountOrZero, ...] = (1, 2, 3)
     what: str = "square"
-
-    RANGES = {**Design.RANGES, "numbers": Range(0)}
 
     def points(self) -> list[Point]:
         return [Point(self.what, {"n": n, "name": "a"}) for n in self.numbers]

@@ -29,8 +29,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 # The rows of the table in `book/architecture.md`: what is flat is named, a package names itself.
 FLAT = {
     "core": (
-        "errors text config powers schemes rules scale target ops fp8 probe draws layers model "
-        "roles sampling optim mesh train"
+        "errors text checked config powers schemes rules scale target ops fp8 probe draws layers "
+        "model roles sampling optim mesh train"
     ),
     "laws": "laws",
     "host": "machine files terminal yaml_reader",
@@ -57,6 +57,7 @@ NO_JAX = {
     "errors",
     "yaml_reader",
     "files",
+    "checked",
     "config",
     "plan.formulas",
     "plan.budgets",

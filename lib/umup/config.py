@@ -1,187 +1,74 @@
-"""Frozen configurations: unknown or bad fields are errors that name field, value and range."""
+"""The five configurations of a training run: model, optimizer, hyperparameters, mesh, all of it.
+
+Names and defaults of their fields are in the keys of records, so that neither ever changes; what
+is added later does nothing at its default.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import hashlib
-import json
-import math
 import re
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any
 
+from umup.checked import (
+    COUNT,
+    FRACTION,
+    POSITIVE,
+    Config,
+    Count,
+    CountOrZero,
+    Fraction,
+    OneOf,
+    Positive,
+    PositiveOrZero,
+    Range,
+    Seed,
+    canonical_json,
+    digest,
+    later,
+)
 from umup.errors import ConfigError
+
+__all__ = [
+    "BLOCK_LINEARS",
+    "COUNT",
+    "FILE_PREFIX",
+    "FRACTION",
+    "NUMERICS",
+    "POSITIVE",
+    "PROBE_STATS",
+    "RECIPES",
+    "SCHEDULES",
+    "Config",
+    "HPs",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "Range",
+    "RunConfig",
+    "canonical_json",
+    "corpus_identity",
+    "digest",
+    "later",
+]
 
 NUMERICS = 1
 """Version of the numbers umup computes. A golden-trajectory test guards it: change the numbers
 on purpose and bump it; records of an older version are then shown as stale, never as current."""
 
-
 FILE_PREFIX = "file:"
 """Begins the name of a user's own text, ``file:PATH``. Which text it is, its digest says."""
 
 PROBE_STATS = (
-    "rms", "mean", "max", "e4m3_clipped", "e4m3_flushed", "e5m2_clipped", "e5m2_flushed",
-)  # fmt: skip
-"""What a probe says of a tensor; ``umup.probe`` computes them."""
-
-
-@dataclass(frozen=True)
-class Range:
-    """Allowed values of a number. ``lo`` is exclusive when ``open_lo``."""
-
-    lo: float = -math.inf
-    hi: float = math.inf
-    open_lo: bool = False
-
-    def __str__(self) -> str:
-        if self.hi == math.inf:
-            return f"a finite number {'>' if self.open_lo else '>='} {self.lo:g}"
-        return f"a number in {'(' if self.open_lo else '['}{self.lo:g}, {self.hi:g}]"
-
-    def __contains__(self, value: float) -> bool:
-        above = value > self.lo if self.open_lo else value >= self.lo
-        return above and value <= self.hi and abs(value) < math.inf
-
-
-POSITIVE = Range(0.0, open_lo=True)
-COUNT = Range(1)
-FRACTION = Range(0.0, 1.0)
-
-
-def _fits(value: Any, annotation: Any) -> bool:
-    origin = typing.get_origin(annotation)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, option) for option in typing.get_args(annotation))
-    if annotation is type(None):
-        return value is None
-    if annotation is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if origin is tuple:
-        args = typing.get_args(annotation)
-        return isinstance(value, tuple) and all(_fits(item, args[0]) for item in value)
-    return isinstance(value, annotation)
-
-
-def _type_name(annotation: Any) -> str:
-    return getattr(annotation, "__name__", None) or str(annotation)
-
-
-def later(default: Any) -> Any:
-    """A field that a configuration got when records existed, whose keys must not change."""
-    return dataclasses.field(default=default, metadata={"later": True})
-
-
-_hints = functools.cache(typing.get_type_hints)
-"""A class's annotations as types; evaluating their text takes most of a configuration's making."""
-
-
-class Config:
-    """Base of the configurations: type and range checks, exact round trip to plain data.
-
-    Subclasses are frozen dataclasses; ``RANGES`` maps a field to its ``Range`` or to the tuple of
-    its allowed values. Tuples are checked element by element.
-    """
-
-    RANGES: ClassVar[Mapping[str, Range | tuple]] = {}
-
-    def __post_init__(self) -> None:
-        hints = _hints(type(self))
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value, annotation = getattr(self, field.name), hints[field.name]
-            if not _fits(value, annotation):
-                raise ConfigError(field.name, value, f"a value of type {_type_name(annotation)}")
-            items = value if isinstance(value, tuple) else (value,)
-            if any(isinstance(item, int) and not -(2**63) <= item < 2**63 for item in items):
-                raise ConfigError(field.name, value, "an integer that 64 bits can hold")
-            if annotation is float and type(value) is int:
-                value = float(value)  # YAML's 2 and 2.0 are one value and one digest
-                object.__setattr__(self, field.name, value)
-            allowed = self.RANGES.get(field.name)
-            if allowed is None or value is None:
-                continue
-            for item in items:
-                if item not in allowed:
-                    one_of = isinstance(allowed, tuple)
-                    options = " | ".join(map(str, allowed)) if one_of else str(allowed)
-                    raise ConfigError(field.name, value, options)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build from plain data (YAML, JSON, papermill parameters).
-
-        Raises:
-            ConfigError: a key is unknown, or a value has a wrong type or is out of range. A field
-                of a group is named with it, such as ``optim.steps``.
-        """
-        hints = _hints(cls)
-        names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-        plain = {}
-        for key, value in values.items():
-            if key not in names:
-                allowed = f"one of the fields of {cls.__name__}: {', '.join(names)}"
-                if not str(key).isascii():  # a Greek or Cyrillic letter may look like a Latin one
-                    allowed += f", in these letters ({key!a} in ASCII)"
-                raise ConfigError(key, value, allowed)
-            kind = hints[key]
-            if isinstance(kind, type) and issubclass(kind, Config) and isinstance(value, Mapping):
-                try:
-                    value = kind.from_dict(value)
-                except ConfigError as error:
-                    field = f"{key}.{error.field}"
-                    raise ConfigError(field, error.received, error.allowed) from None
-            plain[key] = tuple(value) if isinstance(value, list) else value
-        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-            optional = {field.default, field.default_factory} != {dataclasses.MISSING}
-            if not optional and field.name not in plain:
-                raise ConfigError(field.name, "nothing", f"a {_type_name(hints[field.name])}")
-        return cls(**plain)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, nested; the inverse of ``from_dict``."""
-        return dataclasses.asdict(self)  # type: ignore[call-overload]
-
-    def to_spec(self) -> dict[str, Any]:
-        """As ``to_dict``, for the specification of a point: without `later` fields at defaults."""
-        fields = dataclasses.fields(self)  # type: ignore[arg-type]
-        later = {f.name: f.default for f in fields if "later" in f.metadata}
-        return {k: v for k, v in self.to_dict().items() if k not in later or v != later[k]}
-
-    def essence(self) -> dict[str, Any]:
-        """Plain data without the fields at their defaults.
-
-        What digests are made of: a field added later, neutral by default, leaves the keys of old
-        records valid. Changing a default does not, and asks for a new ``NUMERICS``.
-        """
-        out = {}
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            if value != field.default:
-                out[field.name] = value.essence() if isinstance(value, Config) else value
-        return out
-
-
-def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces: equal data give equal text."""
-    plain = value.to_dict() if isinstance(value, Config) else value
-    return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def digest(value: Any) -> str:
-    """A stable 16-digit hexadecimal digest of a configuration or of plain data."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
-
-
-def corpus_identity(name: str) -> str:
-    """What of a corpus' name is part of a run's identity: all but the path of one's own text."""
-    return FILE_PREFIX if name.startswith(FILE_PREFIX) else name
-
+    "rms",
+    "mean",
+    "max",
+    "e4m3_clipped",
+    "e4m3_flushed",
+    "e5m2_clipped",
+    "e5m2_flushed",
+)
+"""What a probe reports of a tensor; ``umup.probe`` computes them."""
 
 RECIPES = ("plain", "bf16", "fp8_seed", "fp8_e5m2_grad", "fp8_current", "fp8_delayed")
 """``plain``: the model's dtype. ``bf16``: operands in bfloat16. ``fp8_seed``: all E4M3, but E5M2
@@ -192,60 +79,65 @@ by its largest magnitude, now or lately: what unit scaling makes unnecessary."""
 
 BLOCK_LINEARS = ("attn.qkv", "attn.out", "mlp.gate_up", "mlp.down")
 
+SCHEDULES = ("cosine", "linear", "wsd", "wsd_sqrt", "two_step")
+"""Decays after the warm-up, see ``umup.optim.schedule``."""
+
+FloatType = Annotated[str, OneOf("float32", "bfloat16")]
+
 
 @dataclass(frozen=True)
 class ModelConfig(Config):
-    """Shape of the Llama-style decoder: everything that changes the compiled program.
+    """Shape of the Llama-style decoder: everything that changes the compiled program."""
 
-    ``base_*`` are the shapes at which μP equals SP. ``unroll`` is how many layers of the scan over
-    depth are unrolled (0: all): faster on a CPU, longer to compile. None leaves it to the library,
-    see ``model.layers_unrolled``. ``recipe``, ``keep_bf16`` and
-    ``accumulation`` say how the linears cast their operands, see ``umup.fp8``.
-
-    ``dtype`` is that of the activations, ``params_dtype`` that in which weights are kept (their
-    optimizer state is float32). ``remat`` is what of a block is computed again on the way back:
-    nothing, all but matrix products (``dots``), or all (``full``). ``attention`` names the
-    implementation, see ``ops.attention``. ``qk_norm``, ``depth_scaled_init`` and ``z_loss`` are
-    defences against instability: RMS norm of q and k, init of each branch's last weight divided
-    by √(2N), and the weight of mean log² Z (PaLM, arXiv 2204.02311, §5).
-    """
-
-    d_model: int = 256
-    n_layers: int = 4
-    d_head: int = 64
-    d_ff: int = 1024
-    vocab_size: int = 256
-    seq_len: int = 256
-    base_width: int = 256
-    base_depth: int = 4
-    base_d_head: int = 64
-    depth_convention: str = "branches"
-    tau_convention: str = "derived"
+    d_model: Count = 256
+    """Features of the residual stream."""
+    n_layers: Count = 4
+    """Transformer blocks."""
+    d_head: Count = 64
+    """Features of an attention head."""
+    d_ff: Count = 1024
+    """Hidden features of the feed-forward branch."""
+    vocab_size: Annotated[int, Range(2)] = 256
+    """Tokens that the model tells apart."""
+    seq_len: Count = 256
+    """Tokens in a sequence."""
+    base_width: Count = 256
+    """The ``d_model`` at which μP equals SP."""
+    base_depth: Count = 4
+    """The ``n_layers`` at which μP equals SP."""
+    base_d_head: Count = 64
+    """The ``d_head`` at which μP equals SP."""
+    depth_convention: Annotated[str, OneOf("branches", "layers")] = "branches"
+    """Whether depth, where a rule counts it, is that of residual branches, 2N, or of blocks, N."""
+    tau_convention: Annotated[str, OneOf("derived", "library", "printed")] = "derived"
+    """Whose formula for u-μP's residual τ, see ``rules.residual_taus``."""
     rope: bool = True
-    rope_theta: float = 10_000.0
-    dtype: str = "float32"
-    unroll: int | None = None
-    recipe: str = "plain"
+    """Whether queries and keys are rotated by their positions."""
+    rope_theta: Positive = 10_000.0
+    """Base of the rotations' wavelengths, see ``ops.rope_tables``."""
+    dtype: FloatType = "float32"
+    """Of the activations."""
+    unroll: CountOrZero | None = None
+    """Layers per loop body of the scan over depth (0: all): more are faster on a CPU and longer to
+    compile. None leaves it to the library, see ``model.layers_unrolled``."""
+    recipe: Annotated[str, OneOf(*RECIPES)] = "plain"
+    """How linears cast their operands, see ``umup.fp8``."""
     keep_bf16: tuple[str, ...] = ()
-    accumulation: str = "fast"
-    params_dtype: str = "float32"
-    remat: str = "none"
-    attention: str = "xla"
+    """Linears that a recipe of FP8 leaves in bfloat16: of one block, of all blocks, the readout."""
+    accumulation: Annotated[str, OneOf("fast", "precise")] = "fast"
+    """How products of FP8 operands add up, see ``umup.fp8``."""
+    params_dtype: FloatType = "float32"
+    """In which weights are kept; their optimizer state is float32."""
+    remat: Annotated[str, OneOf("none", "dots", "full")] = "none"
+    """What of a block the backward pass computes again: nothing, all but matrix products, all."""
+    attention: Annotated[str, OneOf("xla", "blocked", "cudnn")] = "xla"
+    """The implementation, see ``ops.attention``."""
     qk_norm: bool = False
+    """RMS norm of queries and keys, against instability."""
     depth_scaled_init: bool = False
-    z_loss: float = 0.0
-
-    RANGES = {
-        "d_model": COUNT, "n_layers": COUNT, "d_head": COUNT, "d_ff": COUNT,
-        "vocab_size": Range(2), "seq_len": COUNT,
-        "base_width": COUNT, "base_depth": COUNT, "base_d_head": COUNT,
-        "depth_convention": ("branches", "layers"),
-        "tau_convention": ("derived", "library", "printed"),
-        "rope_theta": POSITIVE, "dtype": ("float32", "bfloat16"), "unroll": Range(0),
-        "recipe": RECIPES, "accumulation": ("fast", "precise"),
-        "params_dtype": ("float32", "bfloat16"), "remat": ("none", "dots", "full"),
-        "attention": ("xla", "blocked", "cudnn"), "z_loss": Range(0.0),
-    }  # fmt: skip
+    """Init of each branch's last weight divided by √(2N), N = ``n_layers``, against instability."""
+    z_loss: PositiveOrZero = 0.0
+    """Weight of the penalty mean log² Z (PaLM, arXiv 2204.02311, §5), against instability."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -299,43 +191,38 @@ class ModelConfig(Config):
         return 2 * self.vocab_size * self.d_model + self.n_layers * per_block
 
 
-SCHEDULES = ("cosine", "linear", "wsd", "wsd_sqrt", "two_step")
-"""Decays after the warm-up, see ``umup.optim.schedule``."""
-
-
 @dataclass(frozen=True)
 class OptimConfig(Config):
-    """AdamW and its schedule (seed 001, Table 6: linear warm-up, cosine to ``final_lr_ratio``).
+    """AdamW and its schedule, by default u-μP's: linear warm-up, then cosine."""
 
-    ``decay`` is ``independent`` (per step λ·schedule, free of η) or ``coupled`` (λ·η_w·schedule).
-    ``decay_steps`` is the length of the decay that ends a warm-up-stable-decay run. ``clip``
-    bounds the global norm of the unscaled gradient, see ``train.step`` (0: no bound).
-    ``accumulate`` is into how many parts a batch is cut, one after another, to save memory.
-    ``loss_scale`` multiplies the loss before the backward pass and divides the weights' gradients
-    after it, so that only casts see it (Micikevicius et al., arXiv 1710.03740, §3.2); a power of
-    two changes nothing else.
-    """
-
-    steps: int = 8192
-    batch_size: int = 64
-    warmup_steps: int = 2000
-    final_lr_ratio: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    decay: str = "independent"
-    schedule: str = "cosine"
-    decay_steps: int = 0
-    clip: float = 0.0
-    accumulate: int = 1
-    loss_scale: float = later(1.0)
-
-    RANGES = {
-        "steps": COUNT, "batch_size": COUNT, "warmup_steps": Range(0), "final_lr_ratio": FRACTION,
-        "beta1": FRACTION, "beta2": FRACTION, "eps": POSITIVE, "decay": ("independent", "coupled"),
-        "schedule": SCHEDULES, "decay_steps": Range(0), "clip": Range(0.0), "accumulate": COUNT,
-        "loss_scale": POSITIVE,
-    }  # fmt: skip
+    steps: Count = 8192
+    """Updates."""
+    batch_size: Count = 64
+    """Sequences per update."""
+    warmup_steps: CountOrZero = 2000
+    """Updates over which the learning rate rises linearly."""
+    final_lr_ratio: Fraction = 0.1
+    """Share of the learning rate at the end of the schedule."""
+    beta1: Fraction = 0.9
+    """Decay of the mean gradient, below 1."""
+    beta2: Fraction = 0.999
+    """Decay of the mean squared gradient, below 1."""
+    eps: Positive = 1e-8
+    """Added to the root of the mean squared gradient."""
+    decay: Annotated[str, OneOf("independent", "coupled")] = "independent"
+    """Weight decay per update: λ·schedule, free of η, or λ·η_w·schedule."""
+    schedule: Annotated[str, OneOf(*SCHEDULES)] = "cosine"
+    """What follows the warm-up, see ``optim.schedule``."""
+    decay_steps: CountOrZero = 0
+    """Length of the decay that ends a warm-up-stable-decay schedule."""
+    clip: PositiveOrZero = 0.0
+    """Bound of the global norm of the unscaled gradient, see ``train.step`` (0: none)."""
+    accumulate: Count = 1
+    """Parts into which a batch is cut, one after another, to save memory."""
+    loss_scale: Positive = later(1.0)  # noqa: RUF009, makes a field
+    """Multiplies the loss before the backward pass and divides the weights' gradients after it, so
+    that only casts see it (Micikevicius et al., arXiv 1710.03740, §3.2); a power of two changes
+    nothing else."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -367,40 +254,40 @@ class HPs(Config):
     Names follow the u-μP paper; which of them a scheme has is in ``rules.SCHEMES[...].hps``.
     """
 
-    eta: float = 1.0
-    eta_emb: float = 1.0
-    sigma_init: float = 1.0
-    alpha_emb: float = 1.0
-    alpha_output: float = 1.0
-    alpha_attn_softmax: float = 1.0
-    alpha_residual: float = 1.0
-    alpha_residual_attn_ratio: float = 1.0
-    alpha_ffn_act: float = 1.0
-    alpha_loss_softmax: float = 1.0
-    weight_decay: float = 2.0**-13
-
-    RANGES = {
-        "eta": POSITIVE, "eta_emb": POSITIVE, "sigma_init": POSITIVE, "alpha_emb": POSITIVE,
-        "alpha_output": POSITIVE, "alpha_attn_softmax": POSITIVE, "alpha_residual": POSITIVE,
-        "alpha_residual_attn_ratio": POSITIVE, "alpha_ffn_act": POSITIVE,
-        "alpha_loss_softmax": POSITIVE,
-        "weight_decay": Range(0.0),
-    }  # fmt: skip
+    eta: Positive = 1.0
+    """Learning rate η."""
+    eta_emb: Positive = 1.0
+    """Factor on the embedding's learning rate."""
+    sigma_init: Positive = 1.0
+    """Factor on the standard deviations of the init."""
+    alpha_emb: Positive = 1.0
+    """Multiplier of the embedding."""
+    alpha_output: Positive = 1.0
+    """Multiplier of the readout."""
+    alpha_attn_softmax: Positive = 1.0
+    """Multiplier of the attention's logits."""
+    alpha_residual: Positive = 1.0
+    """Weight of the residual branches against the embedding."""
+    alpha_residual_attn_ratio: Positive = 1.0
+    """Weight of the attention's branches against the feed-forward ones."""
+    alpha_ffn_act: Positive = 1.0
+    """Multiplier of the gate inside SwiGLU's sigmoid."""
+    alpha_loss_softmax: Positive = 1.0
+    """Multiplier of the logits in the loss."""
+    weight_decay: PositiveOrZero = 2.0**-13
+    """λ, see ``OptimConfig.decay``."""
 
 
 @dataclass(frozen=True)
 class MeshConfig(Config):
-    """How many devices along each axis; see ``umup.mesh``.
+    """How many devices lie along each axis; their product is the number of devices."""
 
-    ``data`` replicates the weights and splits the batch, ``fsdp`` splits both, ``tensor`` splits
-    heads, feed-forward features and vocabulary. Their product is the number of devices.
-    """
-
-    data: int = 1
-    fsdp: int = 1
-    tensor: int = 1
-
-    RANGES = {"data": COUNT, "fsdp": COUNT, "tensor": COUNT}
+    data: Count = 1
+    """Replicates the weights and splits the batch."""
+    fsdp: Count = 1
+    """Splits weights and batch."""
+    tensor: Count = 1
+    """Splits heads, feed-forward features and vocabulary."""
 
     @property
     def devices(self) -> int:
@@ -411,26 +298,33 @@ class MeshConfig(Config):
         return f"{self.data}×{self.fsdp}×{self.tensor}"
 
 
+def corpus_identity(name: str) -> str:
+    """What of a corpus' name is part of a run's identity: all but the path of one's own text."""
+    return FILE_PREFIX if name.startswith(FILE_PREFIX) else name
+
+
 @dataclass(frozen=True)
 class RunConfig(Config):
-    """One training run, whole: its digest together with ``NUMERICS`` is the record's key.
-
-    At each of ``probe_steps`` the model is observed before that update, or at the end where it
-    equals ``optim.steps``; training goes on as if it were not.
-    """
+    """One training run, whole: its digest together with ``NUMERICS`` is the record's key."""
 
     scheme: str
+    """Of ``rules.SCHEMES``."""
     model: ModelConfig
     optim: OptimConfig
     hps: HPs
-    seed: int
+    seed: Seed
+    """Of the init and of the order of batches."""
     corpus: str
+    """Name of the text, or ``file:PATH`` of one's own."""
     tokenizer: str
+    """Name of the tokenizer, such as ``bytes``."""
     data_digest: str
-    eval_batches: int = 16
-    probe_steps: tuple[int, ...] = ()
-
-    RANGES = {"seed": Range(0, 2**31 - 1), "eval_batches": COUNT, "probe_steps": Range(0)}
+    """Digest of the tokens."""
+    eval_batches: Count = 16
+    """Batches over which validation loss is the mean."""
+    probe_steps: tuple[CountOrZero, ...] = ()
+    """Updates before which the model is observed, or at the end where one equals ``optim.steps``;
+    training goes on as if it were not."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -450,5 +344,11 @@ class RunConfig(Config):
     @property
     def shape(self) -> tuple:
         """What one compiled program serves: runs of equal shape may be lanes of one group."""
-        return (self.scheme, self.model, self.optim, self.data_digest, self.eval_batches,
-                self.probe_steps)  # fmt: skip
+        return (
+            self.scheme,
+            self.model,
+            self.optim,
+            self.data_digest,
+            self.eval_batches,
+            self.probe_steps,
+        )

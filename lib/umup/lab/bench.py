@@ -17,10 +17,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from umup import machine
-from umup.config import COUNT, NUMERICS, Config, HPs, ModelConfig, OptimConfig, Range, RunConfig
+from umup.checked import Config, Count, OneOf, Range
+from umup.config import NUMERICS, HPs, ModelConfig, OptimConfig, RunConfig
 from umup.errors import ConfigError, UmupError
 from umup.lab import bench_torch, timing
 from umup.lab.bench_records import PARTS, RECORDS, SCHEMA, load_records, page, save, table
@@ -46,33 +47,25 @@ Close everything else first: the records say how much of the machine others used
 class Plan(Config):
     """What is measured. Times are of ``samples`` samples, each of ``steps`` training steps."""
 
-    profile: str = "cpu"
-    parts: tuple[str, ...] = PARTS
-    widths: tuple[int, ...] = (32, 64, 128, 256)
-    n_layers: int = 4
-    ff_ratio: int = 4
-    d_head: int = 32
-    vocab_size: int = 512
-    seq_len: int = 128
-    batch_size: int = 16
-    dtype: str = "float32"
-    samples: int = 7
-    steps: int = 4
-    gemm_sizes: tuple[int, ...] = (512, 1024, 2048)
-    lanes: int = 8
-    lanes_at_once: tuple[int, ...] = (1, 2, 8)
-    lane_steps: int = 10
-    depths: tuple[int, ...] = (2, 8, 32)
+    profile: Annotated[str, OneOf("cpu", "gpu")] = "cpu"
+    parts: tuple[Annotated[str, OneOf(*PARTS)], ...] = PARTS
+    widths: tuple[Annotated[int, Range(4)], ...] = (32, 64, 128, 256)
+    n_layers: Count = 4
+    ff_ratio: Count = 4
+    d_head: Annotated[int, Range(2)] = 32
+    vocab_size: Annotated[int, Range(2)] = 512
+    seq_len: Count = 128
+    batch_size: Count = 16
+    dtype: Annotated[str, OneOf("float32", "bfloat16")] = "float32"
+    samples: Count = 7
+    steps: Count = 4
+    gemm_sizes: tuple[Count, ...] = (512, 1024, 2048)
+    lanes: Count = 8
+    lanes_at_once: tuple[Count, ...] = (1, 2, 8)
+    lane_steps: Count = 10
+    depths: tuple[Count, ...] = (2, 8, 32)
     torch: bool = True
     quick: bool = False
-
-    RANGES = {
-        "profile": ("cpu", "gpu"), "parts": PARTS, "widths": Range(4), "n_layers": COUNT,
-        "ff_ratio": COUNT, "d_head": Range(2), "vocab_size": Range(2), "seq_len": COUNT,
-        "batch_size": COUNT, "dtype": ("float32", "bfloat16"), "samples": COUNT, "steps": COUNT,
-        "gemm_sizes": COUNT, "lanes": COUNT, "lanes_at_once": COUNT, "lane_steps": COUNT,
-        "depths": COUNT,
-    }  # fmt: skip
 
     def model(
         self, width: int, *, n_layers: int | None = None, unroll: int | None = None

@@ -11,20 +11,22 @@ import json
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import pandas as pd
 
-from umup.config import (
-    COUNT,
-    NUMERICS,
-    POSITIVE,
+from umup.checked import (
     Config,
+    Count,
+    OneOf,
+    Positive,
+    PositiveOrZero,
     Range,
-    RunConfig,
     canonical_json,
     digest,
+    kinds,
 )
+from umup.config import NUMERICS, RunConfig
 from umup.data import Dataset
 from umup.errors import ConfigError
 from umup.lab.records import provenance
@@ -45,48 +47,48 @@ class Point:
     def row(self, study: str, profile: str, result: Mapping[str, Any], wall_s: float) -> dict:
         """The record of ``result``, measured just now in ``wall_s`` seconds."""
         return {
-            "key": self.key(), "study": study, "profile": profile, "what": self.what,
-            "spec": canonical_json(dict(self.spec)), "result": json.dumps(result, sort_keys=True),
-            "numerics": NUMERICS, "wall_s": wall_s, **provenance(),
-        }  # fmt: skip
+            "key": self.key(),
+            "study": study,
+            "profile": profile,
+            "what": self.what,
+            "spec": canonical_json(dict(self.spec)),
+            "result": json.dumps(result, sort_keys=True),
+            "numerics": NUMERICS,
+            "wall_s": wall_s,
+            **provenance(),
+        }
 
 
 @dataclass(frozen=True)
 class Design(Config):
-    """The flat parameters that every study has, as papermill hands them to a notebook.
-
-    Args:
-        profile: name of the profile; column of the records and their folder.
-        mode: ``run`` makes what is missing, ``load`` only reads the records.
-        fresh: make everything anew in a temporary store (the smoke profile).
-        digits: decimals that the notebook prints.
-        corpus, tokenizer: text of the training runs.
-        workers: processes, one CPU core each; 0 works in this process.
-        lanes, lanes_at_once, chunk_steps: see ``sweep.Settings``.
-        time_limit_minutes: stop cleanly after so long (0: no limit); the same command goes on.
-        assumed_tflops, point_seconds: speed of training and time of a point, assumed for the
-            estimate made before anything is measured.
-    """
+    """The flat parameters that every study has, as papermill hands them to a notebook."""
 
     profile: str = "smoke"
-    mode: str = "run"
+    """Name of the profile; column of the records and their folder."""
+    mode: Annotated[str, OneOf("run", "load")] = "run"
+    """``run`` makes what is missing, ``load`` only reads the records."""
     fresh: bool = False
-    digits: int = 2
+    """Make everything anew in a temporary store (the smoke profile)."""
+    digits: Annotated[int, Range(0, 6)] = 2
+    """Decimals that the notebook prints."""
     corpus: str = "sotu"
+    """Text of the training runs."""
     tokenizer: str = "bytes"
-    workers: int = 0
-    lanes: int = 1
-    lanes_at_once: int = 1
-    chunk_steps: int = 250
-    time_limit_minutes: float = 0.0
-    assumed_tflops: float = 0.1
-    point_seconds: float = 2.0
-
-    RANGES = {
-        "mode": ("run", "load"), "digits": Range(0, 6), "workers": Range(0, 256), "lanes": COUNT,
-        "lanes_at_once": COUNT, "chunk_steps": COUNT, "time_limit_minutes": Range(0.0),
-        "assumed_tflops": POSITIVE, "point_seconds": POSITIVE,
-    }  # fmt: skip
+    """Tokenizer of that text."""
+    workers: Annotated[int, Range(0, 256)] = 0
+    """Processes, one CPU core each; 0 works in this process."""
+    lanes: Count = 1
+    """Runs in one program, see ``sweep.Settings``."""
+    lanes_at_once: Count = 1
+    """Of these, how many side by side."""
+    chunk_steps: Count = 250
+    """Updates between two looks of the host."""
+    time_limit_minutes: PositiveOrZero = 0.0
+    """Stop cleanly after so long (0: no limit); the same command resumes."""
+    assumed_tflops: Positive = 0.1
+    """Speed of training, assumed for the estimate made before anything is measured."""
+    point_seconds: Positive = 2.0
+    """Time per point, assumed likewise."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -98,13 +100,13 @@ class Design(Config):
         Raises:
             ConfigError: a key is unknown, or a value has a wrong type or is out of range.
         """
-        kinds = typing.get_type_hints(cls)
+        types = kinds(cls)
         try:
             return super().from_dict(
-                {k: _untexted(v, kinds.get(k, str)) for k, v in values.items()}
+                {k: _untexted(v, types.get(k, str)) for k, v in values.items()}
             )
         except ConfigError as error:
-            if not isinstance(values.get(error.field), str) or error.field not in kinds:
+            if not isinstance(values.get(error.field), str) or error.field not in types:
                 raise
             example = canonical_json({error.field: getattr(cls, error.field)})[1:-1]
             allowed = f"{error.allowed}; lists and numbers by papermill's -y, as -y '{{{example}}}'"
@@ -125,7 +127,7 @@ class Design(Config):
 
     @property
     def trains(self) -> bool:
-        """Whether there are runs at all, so that text is needed."""
+        """True if the study trains models and so needs a corpus."""
         mine = type(self)
         return mine.runs is not Design.runs or mine.pending is not Design.pending
 
@@ -134,17 +136,17 @@ class Design(Config):
         return 1.0
 
     def missing_seconds(self, runs: list[RunConfig]) -> float:
-        """Seconds for ``runs`` at ``assumed_tflops``, 6 FLOPs a weight and token, all workers."""
-        flops = sum(
-            6.0 * (r.model.n_params - r.model.vocab_size * r.model.d_model)
-            * r.optim.steps * r.optim.batch_size * r.model.seq_len
-            for r in runs
-        )  # fmt: skip
+        """Seconds for ``runs`` at ``assumed_tflops``: 6 FLOPs per weight and token, all workers."""
+        flops = 0.0
+        for run in runs:
+            weights = run.model.n_params - run.model.vocab_size * run.model.d_model
+            tokens = run.optim.steps * run.optim.batch_size * run.model.seq_len
+            flops += 6.0 * weights * tokens
         return flops / (self.assumed_tflops * 1e12) / max(self.workers, 1)
 
 
 def _untexted(value: Any, kind: Any) -> Any:
-    """A parameter of a type (as ``get_type_hints`` has it), read as YAML where it is text."""
+    """A parameter of a type, one of ``checked.kinds``, read as YAML where it is text."""
     if isinstance(value, str) and kind is not str:
         try:
             found = read_yaml(value, "parameter")

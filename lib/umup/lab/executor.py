@@ -21,9 +21,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from umup.config import COUNT, POSITIVE, Config
+from umup.checked import Config, Count, OneOf, Positive
 from umup.errors import ConfigError, RecordError, StudyError
 from umup.lab import jobs, study
 from umup.lab.design import Design
@@ -49,34 +49,27 @@ OURS = {
 
 @dataclass(frozen=True)
 class Options(Config):
-    """How missing work is fanned out: the options of `umup run`.
+    """How missing work is fanned out: the options of `umup run`."""
 
-    Args:
-        executor: `slurm`, or `local` for processes of this machine.
-        tasks: workers; None is one a group of lanes or a point now missing, at most MOST_TASKS.
-        at_once: of these, how many Slurm runs at the same time; None is all.
-        minutes: time limit of one task; it stops before it and Slurm starts it again. None is
-            SLURM_MINUTES under Slurm and no limit here, where a limit ends the task.
-        gpus: GPUs of a task. One process uses one; 0 shows it none.
-        cpus: CPU cores of a Slurm task; None is what the site gives.
-        partition, account: as sbatch knows them.
-        slurm: further sbatch options, (name, value); the value `true` sets a flag.
-    """
-
-    executor: str
-    tasks: int | None = None
-    at_once: int | None = None
-    minutes: float | None = None
-    gpus: int = 0
-    cpus: int | None = None
+    executor: Annotated[str, OneOf("slurm", "local")]
+    """`slurm`, or `local` for processes of this machine."""
+    tasks: Count | None = None
+    """Workers; None is one per group of lanes or point now missing, at most MOST_TASKS."""
+    at_once: Count | None = None
+    """Of these, how many Slurm runs at the same time; None is all."""
+    minutes: Positive | None = None
+    """Time limit of one task; it stops before it and Slurm starts it again. None is SLURM_MINUTES
+    under Slurm and no limit here, where a limit ends the task."""
+    gpus: Annotated[int, OneOf(0, 1)] = 0
+    """GPUs of a task. One process uses one; 0 shows it none."""
+    cpus: Count | None = None
+    """CPU cores of a Slurm task; None is what the site gives."""
     partition: str | None = None
+    """As sbatch knows it."""
     account: str | None = None
+    """As sbatch knows it."""
     slurm: tuple[tuple[str, str], ...] = ()
-
-    RANGES = {
-        "executor": ("slurm", "local"), "tasks": COUNT, "at_once": COUNT, "minutes": POSITIVE,
-        "gpus": (0, 1), "cpus": COUNT,
-    }  # fmt: skip
+    """Further sbatch options, (name, value); the value `true` sets a flag."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

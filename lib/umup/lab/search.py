@@ -11,23 +11,27 @@ import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import pandas as pd
 
-from umup.config import (
-    COUNT,
-    POSITIVE,
+from umup.checked import (
     Config,
-    HPs,
-    ModelConfig,
-    OptimConfig,
+    Count,
+    CountOrZero,
+    Fraction,
+    OneOf,
+    Positive,
+    PositiveOrZero,
     Range,
-    RunConfig,
 )
+from umup.config import HPs, ModelConfig, OptimConfig, RunConfig
 from umup.data import Dataset
 from umup.errors import ConfigError
 from umup.lab.design import Design
+
+_Octaves = Annotated[float, Range(-60, 60)]
+_Spacing = Annotated[float, OneOf(0.25, 0.5, 1.0)]
 
 
 class Result(NamedTuple):
@@ -40,27 +44,20 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True)
 class LRSearch(Config):
-    """A line search over log2 η.
+    """A line search over log2 η."""
 
-    Args:
-        lo, hi: ends of the coarse grid (one octave apart), seed 0 only.
-        refine: spacing near the optimum, octaves.
-        window: half-width around the best in which refined points and all seeds are run.
-        seeds: runs at every point in the window.
-        max_extend: octaves by which the grid may grow past an end that holds the best point.
-    """
-
-    lo: float
-    hi: float
-    refine: float = 0.5
-    window: float = 1.0
-    seeds: int = 3
-    max_extend: int = 4
-
-    RANGES = {
-        "lo": Range(-60, 60), "hi": Range(-60, 60), "refine": (0.25, 0.5, 1.0),
-        "window": Range(0.0), "seeds": COUNT, "max_extend": Range(0),
-    }  # fmt: skip
+    lo: _Octaves
+    """Lower end of the coarse grid (one octave apart, seed 0 only), log2 η."""
+    hi: _Octaves
+    """Its upper end."""
+    refine: _Spacing = 0.5
+    """Spacing near the optimum, octaves."""
+    window: PositiveOrZero = 1.0
+    """Half-width, in octaves, around the best in which refined points and all seeds are run."""
+    seeds: Count = 3
+    """Runs at every point in the window."""
+    max_extend: CountOrZero = 4
+    """Octaves by which the grid may grow past an end that holds the best point."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -155,55 +152,47 @@ class Arm(Config):
 
 @dataclass(frozen=True)
 class LRSweep(Design):
-    """The flat parameters of a learning-rate sweep, beside those of every ``Design``.
+    """The flat parameters of a learning-rate sweep, beside those of every ``Design``."""
 
-    Args:
-        schemes, widths, steps: the main arms, one for each scheme and width.
-        short_steps, short_widths, long_steps, long_widths: further horizons (0 steps: none).
-        full_grid_width: above it, the grid is moved around the optimum predicted from smaller
-            widths instead of spanning the scheme's whole range.
-        lr_sp, lr_mup, lr_umup: (low, high) log2 of the coarse grid.
-        seeds, refine, window: see ``LRSearch``.
-        warmup_ratio: share of the steps that warm up.
-        ff_ratio: d_ff / d_model.
-        base_width: width at which μP equals SP; base depth and head size are the model's own.
-    """
-
-    schemes: tuple[str, ...] = ("sp", "mup", "umup")
-    widths: tuple[int, ...] = (32, 64)
-    full_grid_width: int = 128
-    n_layers: int = 2
-    d_head: int = 32
-    ff_ratio: float = 2.75
-    seq_len: int = 64
-    batch_size: int = 8
-    steps: int = 2000
-    short_steps: int = 0
-    short_widths: tuple[int, ...] = ()
-    long_steps: int = 0
-    long_widths: tuple[int, ...] = ()
-    warmup_ratio: float = 0.25
-    weight_decay: float = 2.0**-13
-    base_width: int = 32
+    schemes: tuple[Annotated[str, OneOf("sp", "mup", "umup")], ...] = ("sp", "mup", "umup")
+    """Of the main arms, one arm for each scheme and width."""
+    widths: tuple[Count, ...] = (32, 64)
+    """Of the main arms: ``d_model``."""
+    full_grid_width: Count = 128
+    """Above it, the grid is moved around the optimum predicted from smaller widths instead of
+    spanning the scheme's whole range."""
+    n_layers: Count = 2
+    d_head: Count = 32
+    ff_ratio: Positive = 2.75
+    """d_ff / d_model."""
+    seq_len: Count = 64
+    batch_size: Count = 8
+    steps: Count = 2000
+    """Of the main arms."""
+    short_steps: CountOrZero = 0
+    """A shorter horizon (0: none)."""
+    short_widths: tuple[Count, ...] = ()
+    """Widths trained to the shorter horizon."""
+    long_steps: CountOrZero = 0
+    """A longer horizon (0: none)."""
+    long_widths: tuple[Count, ...] = ()
+    """Widths trained to the longer horizon."""
+    warmup_ratio: Fraction = 0.25
+    """Share of the steps that warm up."""
+    weight_decay: PositiveOrZero = 2.0**-13
+    base_width: Count = 32
+    """Width at which μP equals SP; base depth and head size are the model's own."""
     dtype: str = "float32"
     unroll: int = 0
     lr_sp: tuple[float, ...] = (-12.0, -4.0)
+    """(low, high) log2 of the coarse grid, as for the other schemes."""
     lr_mup: tuple[float, ...] = (-11.0, -4.0)
     lr_umup: tuple[float, ...] = (-4.0, 3.0)
-    refine: float = 0.5
-    window: float = 1.0
-    seeds: int = 3
-    eval_batches: int = 64
-
-    RANGES = {
-        **Design.RANGES, "schemes": ("sp", "mup", "umup"), "widths": COUNT,
-        "full_grid_width": COUNT, "n_layers": COUNT, "d_head": COUNT, "ff_ratio": POSITIVE,
-        "seq_len": COUNT, "batch_size": COUNT, "steps": COUNT, "short_steps": Range(0),
-        "short_widths": COUNT, "long_steps": Range(0), "long_widths": COUNT,
-        "warmup_ratio": Range(0.0, 1.0), "weight_decay": Range(0.0), "base_width": COUNT,
-        "refine": (0.25, 0.5, 1.0), "window": Range(0.0), "seeds": COUNT,
-        "eval_batches": COUNT,
-    }  # fmt: skip
+    refine: _Spacing = 0.5
+    """As of ``LRSearch``; so are ``window`` and ``seeds``."""
+    window: PositiveOrZero = 1.0
+    seeds: Count = 3
+    eval_batches: Count = 64
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,21 +18,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 import jax
 
 from umup import mesh, target, train
-from umup.config import (
-    Config,
-    HPs,
-    MeshConfig,
-    ModelConfig,
-    OptimConfig,
-    Range,
-    RunConfig,
-    canonical_json,
-)
+from umup.checked import Config, CountOrZero, OneOf, canonical_json
+from umup.config import HPs, MeshConfig, ModelConfig, OptimConfig, RunConfig
 from umup.data.tokenizing import token_dtype
 from umup.errors import ConfigError, TrainError
 from umup.machine import peak_mib
@@ -59,19 +51,14 @@ _OPTIONS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Job(Config):
-    """What to compile: one step of a run of this shape.
+    """What to compile: one step of a run of this shape."""
 
-    ``stream_tokens`` is the length of the token stream that every device holds; 0: the host reads
-    the windows of each batch.
-    """
-
-    scheme: str
+    scheme: Annotated[str, OneOf(*SCHEMES)]
     model: ModelConfig
     optim: OptimConfig
     mesh: MeshConfig = MeshConfig()  # noqa: RUF009, frozen
-    stream_tokens: int = 0
-
-    RANGES = {"scheme": tuple(SCHEMES), "stream_tokens": Range(0)}
+    stream_tokens: CountOrZero = 0
+    """Length of the token stream that every device holds; 0: the host reads the windows."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

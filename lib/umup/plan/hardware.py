@@ -8,63 +8,59 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from umup.config import COUNT, FRACTION, Config, Range
+from umup.checked import Config, Count, Fraction, Range
 from umup.errors import ConfigError
 
 # Bounds wide enough for any machine, within which no time or cost is infinite.
-_RATE, _NONE_OR, _SHARE = Range(1e-6, 1e9), Range(0.0, 1e9), Range(1e-3, 1.0)
+_Rate = Annotated[float, Range(1e-6, 1e9)]
+_RateOrZero = Annotated[float, Range(0.0, 1e9)]
+_Share = Annotated[float, Range(1e-3, 1.0)]
 
 
 @dataclass(frozen=True)
 class Hardware(Config):
-    """One kind of device and what joins several of them.
-
-    Args:
-        name: as it is asked for.
-        description, source: in words.
-        tflops_float32, tflops_bfloat16, tflops_float8: dense peaks; 0 means that there are no such
-            products (float8 ones then run in bfloat16).
-        memory_gb, memory_gb_s: of one device, 10⁹ bytes.
-        link_gb_s, network_gb_s: what one device receives from others of its node, and of others.
-        node_devices: devices in a node.
-        gemm_efficiency, attention_efficiency: share of the peak that products reach.
-        overhead_us: what a block costs a step beside its arithmetic: launches, waiting.
-        usable: share of the memory that a program may take.
-        usd_per_hour: of one device.
-        copied_moments: optimizer moments that the compiler cannot update in place.
-        widens: computes bfloat16 in float32, so that temporaries take four bytes.
-        split_sums: the sums over ``tensor`` of matrices side by side are not merged into one.
-    """
+    """One kind of device and what joins several of them. A gigabyte is 10⁹ bytes."""
 
     name: str
+    """As it is asked for."""
     description: str
+    """In words."""
     source: str
-    tflops_bfloat16: float
-    memory_gb: float
-    memory_gb_s: float
-    link_gb_s: float
-    network_gb_s: float
-    tflops_float32: float = 0.0
-    tflops_float8: float = 0.0
-    node_devices: int = 8
-    gemm_efficiency: float = 0.7
-    attention_efficiency: float = 0.5
-    overhead_us: float = 50.0
-    usable: float = 0.92
-    usd_per_hour: float = 0.0
-    copied_moments: int = 0
+    """Where the numbers are from."""
+    tflops_bfloat16: _Rate
+    """Dense peak of products in bfloat16."""
+    memory_gb: _Rate
+    """Memory of one device."""
+    memory_gb_s: _Rate
+    """Bandwidth of that memory."""
+    link_gb_s: _Rate
+    """What one device receives from others of its node."""
+    network_gb_s: _Rate
+    """What one device receives from devices of other nodes."""
+    tflops_float32: _RateOrZero = 0.0
+    """Dense peak; 0: there are no such products."""
+    tflops_float8: _RateOrZero = 0.0
+    """Dense peak; 0: there are no such products, and they run in bfloat16."""
+    node_devices: Count = 8
+    """Devices in a node."""
+    gemm_efficiency: _Share = 0.7
+    """Share of the peak that products of weights reach."""
+    attention_efficiency: _Share = 0.5
+    """Share of the peak that attention's products reach."""
+    overhead_us: _RateOrZero = 50.0
+    """What a block costs a step beside its arithmetic: launches, waiting."""
+    usable: Fraction = 0.92
+    """Share of the memory that a program may take."""
+    usd_per_hour: _RateOrZero = 0.0
+    """Price of one device."""
+    copied_moments: Annotated[int, Range(0, 2)] = 0
+    """Optimizer moments that the compiler cannot update in place."""
     widens: bool = False
+    """Computes bfloat16 in float32, so that temporaries take four bytes."""
     split_sums: bool = False
-
-    RANGES = {
-        "tflops_bfloat16": _RATE, "memory_gb": _RATE, "memory_gb_s": _RATE, "link_gb_s": _RATE,
-        "network_gb_s": _RATE, "tflops_float32": _NONE_OR, "tflops_float8": _NONE_OR,
-        "node_devices": COUNT, "gemm_efficiency": _SHARE, "attention_efficiency": _SHARE,
-        "overhead_us": _NONE_OR, "usable": FRACTION, "usd_per_hour": _NONE_OR,
-        "copied_moments": Range(0, 2),
-    }  # fmt: skip
+    """The sums over ``tensor`` of matrices side by side are not merged into one."""
 
 
 def catalogue(extra: Path | str | None = None) -> dict[str, Hardware]:

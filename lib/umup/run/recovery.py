@@ -16,9 +16,9 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from umup.config import COUNT, POSITIVE, Config, Range
+from umup.checked import Config, Count, CountOrZero, Positive, PositiveOrZero, Range
 from umup.errors import CheckpointError, ConfigError
 
 _MAD_TO_DEVIATION = 1.4826  # of a normal distribution: 1 / Φ⁻¹(3/4)
@@ -28,15 +28,10 @@ _MAD_TO_DEVIATION = 1.4826  # of a normal distribution: 1 / Φ⁻¹(3/4)
 class RecoveryConfig(Config):
     """When a run is taken to have spiked, and what is done then.
 
-    A step is suspicious when its loss, or the logarithm of its gradient norm, lies more than
-    ``*_threshold`` deviations (0: never) above the median of the last ``window`` steps that were
-    not; a deviation is never taken as less than ``*_floor`` nats. ``patience`` suspicious steps in
-    a row, or ``max_nonfinite`` non-finite ones, are a spike; before step ``warmup`` only the
-    latter. The run then goes back to a checkpoint at least ``margin`` steps before the onset,
-    leaves out the batches from ``lead`` before the onset to ``trail`` after the detection, and
-    multiplies η by ``eta_factor``. ``lead`` is at least 1, as the update before the first bad loss
-    is the first suspect. PaLM's own numbers are of the order of a margin of 100 and 200 to 500
-    batches left out. Spikes after ``max_interventions`` end the run.
+    A step is suspicious when its loss, or the logarithm of its gradient norm, lies more than a
+    threshold of deviations above the median of the steps before it that were not. The run goes
+    back to a checkpoint before the onset and leaves out the batches around it. PaLM's own numbers
+    are of the order of a margin of 100 and 200 to 500 batches left out.
 
     The defaults were checked on noise about a falling power law, 10 runs of 100,000 steps a kind,
     loss and log gradient norm alike: no alarm in normal, log-normal and Student's t noise of 3 and
@@ -47,27 +42,34 @@ class RecoveryConfig(Config):
     """
 
     on: bool = True
-    window: int = 128
-    warmup: int = 200
-    loss_threshold: float = 7.0
-    grad_threshold: float = 10.0
-    loss_floor: float = 0.01
-    grad_floor: float = 0.1
-    patience: int = 4
-    max_nonfinite: int = 8
-    lead: int = 1
-    trail: int = 0
-    margin: int = 100
-    eta_factor: float = 1.0
-    max_interventions: int = 10
-
-    RANGES = {
-        "window": Range(8), "warmup": Range(0), "loss_threshold": Range(0.0),
-        "grad_threshold": Range(0.0), "loss_floor": POSITIVE, "grad_floor": POSITIVE,
-        "patience": COUNT, "max_nonfinite": COUNT, "lead": COUNT, "trail": Range(0),
-        "margin": COUNT, "eta_factor": Range(0.0, 1.0, open_lo=True),
-        "max_interventions": Range(0),
-    }  # fmt: skip
+    """Whether spikes are looked for."""
+    window: Annotated[int, Range(8)] = 128
+    """Steps that were not suspicious over which median and deviation are taken."""
+    warmup: CountOrZero = 200
+    """Steps before which only non-finite losses are a spike."""
+    loss_threshold: PositiveOrZero = 7.0
+    """Deviations of the loss above its median (0: never)."""
+    grad_threshold: PositiveOrZero = 10.0
+    """Deviations of the logarithm of the gradient norm above its median (0: never)."""
+    loss_floor: Positive = 0.01
+    """A deviation of the loss is never taken as less, nats."""
+    grad_floor: Positive = 0.1
+    """A deviation of the logarithm of the gradient norm is never taken as less, nats."""
+    patience: Count = 4
+    """Suspicious steps in a row that are a spike."""
+    max_nonfinite: Count = 8
+    """Non-finite steps in a row that are a spike."""
+    lead: Count = 1
+    """Batches left out before the onset: the update before the first bad loss is the first
+    suspect."""
+    trail: CountOrZero = 0
+    """Batches left out after the detection."""
+    margin: Count = 100
+    """Steps that the checkpoint lies before the onset, at least."""
+    eta_factor: Annotated[float, Range(0.0, 1.0, open_lo=True)] = 1.0
+    """Multiplies η at each intervention."""
+    max_interventions: CountOrZero = 10
+    """Interventions after which the next spike ends the run."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,21 +9,27 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from umup import files
-from umup.config import (
-    COUNT,
-    NUMERICS,
+from umup.checked import (
     Config,
+    Count,
+    CountOrZero,
+    OneOf,
+    PositiveOrZero,
+    Range,
+    Seed,
+    digest,
+)
+from umup.config import (
+    NUMERICS,
     HPs,
     MeshConfig,
     ModelConfig,
     OptimConfig,
-    Range,
     RunConfig,
     corpus_identity,
-    digest,
 )
 from umup.data import Dataset
 from umup.errors import ConfigError, TrainError
@@ -34,49 +40,42 @@ from umup.yaml_reader import line_of, read_text, read_yaml
 
 @dataclass(frozen=True)
 class TrainConfig(Config):
-    """A run's file, whole; ``RunConfig`` is the part that fixes its numbers.
-
-    Args:
-        name: of the run, and of its folder under ``runs``.
-        mesh: devices along each axis.
-        loader: ``device`` keeps the tokens on every device, ``host`` gathers batches ahead.
-        chunk_steps: updates between two looks of the host.
-        eval_every: updates between two evaluations (0: at the end only).
-        checkpoint_every, keep, keep_every: updates between checkpoints, how many of the latest
-            stay, and which stay for good (0: none).
-        recovery: what counts as a spike and what is done then.
-        peak_tflops: of one device, for MFU; 0 measures a matrix product first.
-        tensorboard, wandb: write event files; a project of Weights & Biases (null or "": none).
-    """
+    """A run's file, whole; ``RunConfig`` is the part that fixes its numbers."""
 
     name: str
+    """Of the run, and of its folder under ``runs``."""
     scheme: str = "umup"
     model: ModelConfig = ModelConfig()  # noqa: RUF009, frozen
     optim: OptimConfig = OptimConfig()  # noqa: RUF009, frozen
     hps: HPs = HPs()  # noqa: RUF009, frozen
-    seed: int = 0
+    seed: Seed = 0
     corpus: str = "sotu"
     tokenizer: str = "bytes"
-    max_tokens: int | None = None
-    eval_batches: int = 16
+    max_tokens: Count | None = None
+    """Tokens of the corpus that are used (null: all)."""
+    eval_batches: Annotated[int, Range(1, 2**31 - 1)] = 16
     mesh: MeshConfig = MeshConfig()  # noqa: RUF009, frozen
-    loader: str = "device"
-    chunk_steps: int = 20
-    eval_every: int = 0
-    checkpoint_every: int = 500
-    keep: int = 3
-    keep_every: int = 0
+    """Devices along each axis."""
+    loader: Annotated[str, OneOf("device", "host")] = "device"
+    """``device`` keeps the tokens on every device, ``host`` gathers batches ahead."""
+    chunk_steps: Annotated[int, Range(1, 100_000)] = 20
+    """Updates between two looks of the host."""
+    eval_every: CountOrZero = 0
+    """Updates between two evaluations (0: at the end only)."""
+    checkpoint_every: Count = 500
+    """Updates between checkpoints."""
+    keep: Count = 3
+    """How many of the latest checkpoints stay."""
+    keep_every: CountOrZero = 0
+    """Checkpoints at multiples of it stay for good (0: none)."""
     recovery: RecoveryConfig = RecoveryConfig()  # noqa: RUF009, frozen
-    peak_tflops: float = 0.0
+    """What counts as a spike and what is done then."""
+    peak_tflops: PositiveOrZero = 0.0
+    """Of one device, for MFU; 0 measures a matrix product first."""
     tensorboard: bool = False
+    """Write event files."""
     wandb: str | None = ""
-
-    RANGES = {
-        "seed": Range(0, 2**31 - 1), "eval_batches": Range(1, 2**31 - 1),
-        "max_tokens": COUNT, "loader": ("device", "host"), "chunk_steps": Range(1, 100_000),
-        "eval_every": Range(0), "checkpoint_every": COUNT, "keep": COUNT, "keep_every": Range(0),
-        "peak_tflops": Range(0.0),
-    }  # fmt: skip
+    """A project of Weights & Biases (null or "": none)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 from umup import data
-from umup.config import POSITIVE, Config, Range, RunConfig
+from umup.checked import Config, CountOrZero, OneOf, Positive, PositiveOrZero
+from umup.config import RunConfig
 from umup.errors import ConfigError, StudyError
 from umup.lab import folders, study
 from umup.lab.design import Design, Point
@@ -27,31 +29,26 @@ QUEUE = "queue.yaml"
 
 @dataclass(frozen=True)
 class Job(Config):
-    """A part of a study's ``h100`` profile that a slice makes in one go.
-
-    Args:
-        name: of the job. study: whose profile it is a part of.
-        decides: what is known afterwards, in a few words.
-        kind: ``points`` or ``runs`` of the profile.
-        seconds: predicted for all of it, compilation included, on an H100.
-        gib: memory of the device that it needs.
-        in_turn: how many runs advance in turn (see ``turns``); 0 finishes group after group.
-        parameters: of the profile, restricted: fewer widths, seeds or the like.
-        rehearse: the same over the study's smoke profile, which a rehearsal runs instead.
-    """
+    """A part of a study's ``h100`` profile that a slice makes in one go."""
 
     name: str
+    """Of the job."""
     study: str
+    """Whose profile it is a part of."""
     decides: str
-    kind: str
-    seconds: float
-    gib: float = 8.0
-    in_turn: int = 0
+    """What is known afterwards, in a few words."""
+    kind: Annotated[str, OneOf("points", "runs")]
+    """Which of the profile's measurements it makes."""
+    seconds: Positive
+    """Predicted for all of it, compilation included, on an H100."""
+    gib: PositiveOrZero = 8.0
+    """Memory of the device that it needs."""
+    in_turn: CountOrZero = 0
+    """How many runs advance in turn, see ``turns``; 0 finishes group after group."""
     parameters: dict = field(default_factory=dict)
+    """Of the profile, restricted: fewer widths, seeds or the like."""
     rehearse: dict = field(default_factory=dict)
-
-    RANGES = {"kind": ("points", "runs"), "seconds": POSITIVE, "gib": Range(0.0),
-              "in_turn": Range(0)}  # fmt: skip
+    """The same over the study's smoke profile, which a rehearsal runs instead."""
 
     def design(self, rehearsal: bool = False) -> Design:
         """The parameters of the study that this job makes, recorded under ``PROFILE``.
