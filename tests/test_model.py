@@ -505,3 +505,85 @@ def test_the_readme_example_runs():
     # u-μP's readout starts at 1/√fan_in: logits of RMS 1/16 at width 256.
     rms = float(jnp.sqrt(jnp.mean(jnp.square(names["logits"]))))
     assert rms == pytest.approx(1 / 16, rel=0.1)
+
+
+# --- intermediate values --------------------------------------------------------------------------
+
+OPTIONS = (
+    {},
+    {"qk_norm": True},
+    {"rope": False, "unroll": 1},
+    {"remat": "full", "attention": "blocked"},
+    {"recipe": "fp8_current", "keep_bf16": ("blocks.1.mlp.down",)},
+)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) or "plain")
+def test_a_traced_forward_pass_is_the_forward_pass(options):
+    model = model_of(make_run("umup", n_layers=3, **options))
+    ids = jnp.asarray(stream()[:32].reshape(2, 16), jnp.int32)
+    logits, values = model.trace(ids)
+    np.testing.assert_array_equal(logits, model(ids))
+    assert {name.split(".")[1] for name in values if name != "embed"} == {"0", "1", "2"}
+
+
+def by_hand(model, ids) -> dict[str, np.ndarray]:
+    """What ``trace`` names, in float64, block by block from the weights alone."""
+
+    def norm(x):
+        return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-5)
+
+    def product(linear, x, i):
+        w = np.asarray(linear.w[...], np.float64)[i]
+        return float(linear.forward[...][i]) * np.tensordot(x, w, axes=1)
+
+    def rotated(x):
+        half = x.shape[-1] // 2
+        angles = np.outer(np.arange(x.shape[-2]), 10_000.0 ** (-np.arange(half) / half))
+        pairs = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)
+        return np.concatenate([pairs.real, pairs.imag], axis=-1)
+
+    (batch, seq_len), config, blocks = ids.shape, model.config, model.blocks
+    table = np.asarray(model.embed.w[...], np.float64)
+    x = float(model.embed.forward[...]) * table[np.asarray(ids).reshape(-1)]
+    values = {"embed": x}
+    for i in range(config.n_layers):
+
+        def added(x, f, branch, i=i):
+            return float(branch.add[...][i]) * f + float(branch.skip[...][i]) * x
+
+        qkv = product(blocks.attn.qkv, norm(x), i)
+        heads = qkv.reshape(batch, seq_len, 3, config.n_heads, config.d_head)
+        q, k, v = heads.transpose(2, 0, 3, 1, 4)
+        if config.qk_norm:
+            q, k = norm(q), norm(k)
+        if config.rope:
+            q, k = rotated(q), rotated(k)
+        scores = float(blocks.attn.logit[...][i]) * (q @ k.swapaxes(-1, -2))
+        scores[..., ~np.tri(seq_len, dtype=bool)] = -np.inf
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        y = weights / weights.sum(-1, keepdims=True) @ v * float(blocks.attn.out_scale[...][i])
+        out = product(blocks.attn.out, y.transpose(0, 2, 1, 3).reshape(x.shape), i)
+        middle = added(x, out, blocks.attn_branch)
+        gate_up = product(blocks.mlp.gate_up, norm(middle), i)
+        gate, up = gate_up[:, 0], gate_up[:, 1]
+        silu = gate / (1 + np.exp(-float(blocks.mlp.alpha[...][i]) * gate))
+        down = product(blocks.mlp.down, float(blocks.mlp.act_out[...][i]) * up * silu, i)
+        x = added(middle, down, blocks.mlp_branch)
+        values |= {f"blocks.{i}.attn.{name}": a for name, a in zip("qkv", (q, k, v))}
+        values |= {f"blocks.{i}.attn.qkv": qkv, f"blocks.{i}.attn.out": out}
+        values |= {f"blocks.{i}.mlp.gate_up": gate_up, f"blocks.{i}.mlp.down": down}
+        values |= {f"blocks.{i}.attn_branch": middle, f"blocks.{i}.mlp_branch": x}
+    return values
+
+
+@pytest.mark.parametrize("options", OPTIONS[:3], ids=lambda options: "-".join(options) or "plain")
+@pytest.mark.parametrize("scheme", ["mup", "umup"])
+def test_traced_values_are_those_worked_out_by_hand(scheme, options):
+    hps = {"alpha_attn_softmax": 1.5} | ({"alpha_residual": 0.7} if scheme == "umup" else {})
+    model = model_of(make_run(scheme, hps=hps, **options))
+    ids = jnp.asarray(stream()[:32].reshape(2, 16), jnp.int32)
+    values, expected = model.trace(ids)[1], by_hand(model, ids)
+    assert values.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(values[name], value, rtol=2e-4, atol=2e-5, err_msg=name)

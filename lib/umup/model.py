@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -65,9 +68,36 @@ class Decoder(nnx.Module):
 
     def __call__(self, ids: Array) -> Array:
         """ids (B, T) → logits (B, T, V)."""
+        return self._forward(ids, watched=False)[0]
+
+    def trace(self, ids: Array) -> tuple[Array, dict[str, Array]]:
+        """The forward pass and its intermediate values, so that nobody takes the model apart.
+
+        Under ``jax.jit``, values that the caller does not use cost nothing.
+
+        Args:
+            ids: (B, T).
+
+        Returns:
+            Logits (B, T, V), bit for bit those of calling the model (in bfloat16 up to rounding:
+            XLA rounds a value that is handed out, and may keep one that is not in float32), and
+            arrays by name: ``embed`` (B·T, D), and of every block i
+
+            - ``blocks.i.attn.qkv`` (B·T, 3, D), and ``blocks.i.attn.q``, ``.k`` and ``.v``
+              (B, H, T, K), normalized and rotated as the softmax sees them;
+            - ``blocks.i.mlp.gate_up`` (B·T, 2, F);
+            - ``blocks.i.attn.out`` and ``blocks.i.mlp.down`` (B·T, D), what the branches add,
+              before their multiplier;
+            - ``blocks.i.attn_branch`` and ``blocks.i.mlp_branch`` (B·T, D), the residual stream
+              after them.
+        """
+        return self._forward(ids, watched=True)
+
+    def _forward(self, ids: Array, *, watched: bool) -> tuple[Array, dict[str, Array]]:
         batch, seq_len = ids.shape
         x = self.embed(ids.reshape(-1)).astype(self.config.dtype)
         x = mesh.constrain(x, "batch", None)
+        values = {"embed": x} if watched else {}
         graph, state = nnx.split(self.blocks)
         for casts, first, last in self._segments():
             part = state
@@ -75,14 +105,18 @@ class Decoder(nnx.Module):
                 part = jax.tree.map(lambda leaf, a=first, b=last: leaf[a:b], state)
 
             def layer(x, block_state, casts=casts):
-                y = nnx.merge(graph, block_state)(x, seq_len, casts)
-                return mesh.constrain(y, "batch", None), None
+                block = nnx.merge(graph, block_state)
+                run = _watched(block) if watched else lambda *args: (block(*args), {})
+                y, seen = run(x, seq_len, casts)
+                return mesh.constrain(y, "batch", None), seen
 
             unroll = min(layers_unrolled(self.config) or last - first, last - first)
             layer = _rematerialized(layer, self.config.remat, inlined=unroll == last - first)
-            x, _ = jax.lax.scan(layer, x, part, unroll=unroll)
+            x, seen = jax.lax.scan(layer, x, part, unroll=unroll)
+            for name, stacked in seen.items():
+                values |= {f"blocks.{i}.{name}": stacked[i - first] for i in range(first, last)}
         z = self.readout(ops.rms_norm(x), linear_casts(self.config, "readout"))
-        return self.logits(z, z).reshape(batch, seq_len, -1)
+        return self.logits(z, z).reshape(batch, seq_len, -1), values
 
     def _segments(self) -> list[tuple[BlockCasts, int, int]]:
         """(casts, first, last + 1) of the longest runs of blocks that cast alike."""
@@ -134,6 +168,35 @@ class Decoder(nnx.Module):
 def _passed(linear: Linear) -> Array:
     """By how much the cotangent that a linear passes on differs from the true one."""
     return linear.backward[...] / linear.forward[...]
+
+
+def _watched(block: Block) -> Callable[..., tuple[Array, dict[str, Array]]]:
+    """The block as a function that also returns its intermediate values, see ``Decoder.trace``."""
+
+    def run(*args):
+        capture = nnx.capture(block, nnx.Intermediate, method_outputs=nnx.Intermediate)
+        y, found = capture(*args)
+        attn, mlp = found["attn"], found["mlp"]
+        q, k, v = _output(attn["heads"])
+        return y, {
+            "attn.qkv": _output(attn["qkv"]),
+            "attn.q": q,
+            "attn.k": k,
+            "attn.v": v,
+            "attn.out": _output(attn["out"]),
+            "attn_branch": _output(found["attn_branch"]),
+            "mlp.gate_up": _output(mlp["gate_up"]),
+            "mlp.down": _output(mlp["down"]),
+            "mlp_branch": _output(found["mlp_branch"]),
+        }
+
+    return run
+
+
+def _output(found: Any) -> Any:
+    """What a method, or a module's ``__call__``, returned: captures list one value per call."""
+    (value,) = found["__call__"] if isinstance(found, nnx.State) else found
+    return value
 
 
 UNROLLED_DEPTH = 8
