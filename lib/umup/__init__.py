@@ -29,10 +29,26 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "NUMERICS", "SCHEMES", "BookError", "CheckpointError", "ClaimError", "ConfigError",
-    "DataError", "HPs", "ModelConfig", "OptimConfig", "Parametrization", "RecordError",
-    "RunConfig", "StudyError", "TrainError", "UmupError", "coord_check", "interop", "unit",
-]  # fmt: skip
+    "NUMERICS",
+    "SCHEMES",
+    "BookError",
+    "CheckpointError",
+    "ClaimError",
+    "ConfigError",
+    "DataError",
+    "HPs",
+    "ModelConfig",
+    "OptimConfig",
+    "Parametrization",
+    "RecordError",
+    "RunConfig",
+    "StudyError",
+    "TrainError",
+    "UmupError",
+    "coord_check",
+    "interop",
+    "unit",
+]
 
 
 def __getattr__(name: str) -> Any:

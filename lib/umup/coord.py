@@ -157,14 +157,20 @@ def observe(model: Coord, steps: Sequence[int]) -> pd.DataFrame:
                 if step or quantity.startswith("norm"):
                     seen.append(_row("weight", name, quantity, value, shape))
         lost = lost or not all(math.isfinite(row["value"]) for row in seen)
-        rows += [row | {"step": step} | ({"value": math.nan} if lost and step else {})
-                 for row in seen]  # fmt: skip
+        rows += [
+            row | {"step": step} | ({"value": math.nan} if lost and step else {}) for row in seen
+        ]
     return pd.DataFrame(rows)
 
 
 def _row(kind: str, tensor: str, quantity: str, value: Any, shape: tuple) -> dict[str, Any]:
-    return {"kind": kind, "tensor": tensor, "quantity": quantity, "value": float(value),
-            "shape": tuple(int(n) for n in shape)}  # fmt: skip
+    return {
+        "kind": kind,
+        "tensor": tensor,
+        "quantity": quantity,
+        "value": float(value),
+        "shape": tuple(int(n) for n in shape),
+    }
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -319,8 +325,9 @@ def _check_shapes(table: pd.DataFrame) -> None:
     named = table.groupby("width").agg({"tensor": set})["tensor"]
     for width, names in named.items():
         if odd := names ^ named.iloc[0]:
-            raise ConfigError("model_fn", f"{sorted(odd)[0]!r} at width {width} or not",
-                              "the same weights and activations at every width")  # fmt: skip
+            received = f"{sorted(odd)[0]!r} at width {width} or not"
+            allowed = "the same weights and activations at every width"
+            raise ConfigError("model_fn", received, allowed)
     weights = table[table["kind"] == "weight"]
     if weights.groupby("tensor")["shape"].nunique().max() < 2:
         raise ConfigError("model_fn", "equal shapes at every width", "weights that grow with width")

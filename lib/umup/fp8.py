@@ -40,8 +40,8 @@ class Format:
 
 E4M3 = Format("E4M3", jnp.dtype(jnp.float8_e4m3fn), 448.0, 2.0**-9)
 E5M2 = Format("E5M2", jnp.dtype(jnp.float8_e5m2), 57344.0, 2.0**-16)
-BF16 = Format("BF16", jnp.dtype(jnp.bfloat16), float(jnp.finfo(jnp.bfloat16).max),
-              float(jnp.finfo(jnp.bfloat16).smallest_subnormal))  # fmt: skip
+_INFO = jnp.finfo(jnp.bfloat16)
+BF16 = Format("BF16", _INFO.dtype, float(_INFO.max), float(_INFO.smallest_subnormal))
 
 
 class Casts(NamedTuple):
@@ -154,10 +154,12 @@ def dot(a: Operand, b: Operand, contract: tuple[int, int], dtype, precise: bool 
     """
     same = a.values.dtype == b.values.dtype == dtype
     y = lax.dot_general(
-        a.values, b.values, (((contract[0],), (contract[1],)), ((), ())),
+        a.values,
+        b.values,
+        (((contract[0],), (contract[1],)), ((), ())),
         precision=lax.Precision.HIGHEST if precise else None,
         preferred_element_type=None if same else dtype,
-    )  # fmt: skip
+    )
     for unscale in (a.unscale, b.unscale):
         if unscale is not None:
             y = y * unscale.astype(dtype)

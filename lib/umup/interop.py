@@ -35,8 +35,8 @@ class UnitScalingDecoder(Decoder):
     that one model serves all shapes.
     """
 
-    def __call__(self, ids: Array) -> Array:
-        """ids (B, T), integers in [0, V) → logits (B, T, V).
+    def _forward(self, ids: Array, *, watched: bool) -> tuple[Array, dict[str, Array]]:
+        """As the decoder's, whose scales are those of ids (B, T), integers in [0, V).
 
         Raises:
             ConfigError: ids have another number of dimensions.
@@ -50,15 +50,15 @@ class UnitScalingDecoder(Decoder):
             layer.weight_grad[...] = layer.weight_grad[...] * ids.size**-0.5
         std = rules.attention_out_std(self.config.d_head, ids.shape[1], 1.0)
         attn.out_scale[...] = jnp.full_like(attn.out_scale[...], 1.0 / std)
-        return Decoder.__call__(model, ids)
+        return Decoder._forward(model, ids, watched=watched)
 
 
 def _names(n_layers: int) -> Iterator[str]:
+    linears = "mhsa.linear_qkv mhsa.linear_o mlp.linear_1 mlp.linear_gate mlp.linear_2"
     yield _EMBEDDING
     for i in range(n_layers):
-        for part in ("mhsa.linear_qkv", "mhsa.linear_o", "mlp.linear_1", "mlp.linear_gate",
-                     "mlp.linear_2"):  # fmt: skip
-            yield f"layers.{i}.{part}.weight"
+        for linear in linears.split():
+            yield f"layers.{i}.{linear}.weight"
     yield _PROJECTION
 
 
@@ -80,21 +80,30 @@ def _checked(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             raise ConfigError(name, array.shape, "two dimensions, (fan_out, fan_in)")
     vocab, d = arrays[_EMBEDDING].shape
     d_ff = arrays["layers.0.mlp.linear_1.weight"].shape[0]
-    shapes = {"embedding": (vocab, d), "projection": (vocab, d), "linear_qkv": (3 * d, d),
-              "linear_o": (d, d), "linear_1": (d_ff, d), "linear_gate": (d_ff, d),
-              "linear_2": (d, d_ff)}  # fmt: skip
+    shapes = {
+        "embedding": (vocab, d),
+        "projection": (vocab, d),
+        "linear_qkv": (3 * d, d),
+        "linear_o": (d, d),
+        "linear_1": (d_ff, d),
+        "linear_gate": (d_ff, d),
+        "linear_2": (d, d_ff),
+    }
     for name, array in arrays.items():
         want = shapes[name.split(".")[-2]]
         if array.shape != want:
-            raise ConfigError(name, array.shape, f"{want}, (fan_out, fan_in) of a model of "
-                              f"hidden size {d}, vocabulary {vocab}")  # fmt: skip
+            allowed = f"{want}, (fan_out, fan_in) of a model of hidden size {d}, vocabulary {vocab}"
+            raise ConfigError(name, array.shape, allowed)
     return {name: array.astype(np.float32) for name, array in arrays.items()}
 
 
 def from_unit_scaling(
-    weights: Mapping[str, np.ndarray], *, n_heads: int, residual_mult: Number = 1.0,
+    weights: Mapping[str, np.ndarray],
+    *,
+    n_heads: int,
+    residual_mult: Number = 1.0,
     residual_attn_ratio: Number = 1.0,
-) -> UnitScalingDecoder:  # fmt: skip
+) -> UnitScalingDecoder:
     """The NNX model of a PyTorch ``TransformerDecoder``'s weights.
 
     Args:
@@ -115,33 +124,40 @@ def from_unit_scaling(
     n_layers = (len(arrays) - 2) // 5
     if isinstance(n_heads, bool) or not isinstance(n_heads, int) or n_heads < 1 or d % n_heads:
         raise ConfigError("n_heads", n_heads, f"a divisor of the hidden size {d}")
-    for name, value in (("residual_mult", residual_mult),
-                        ("residual_attn_ratio", residual_attn_ratio)):  # fmt: skip
+    ours = {"residual_mult": residual_mult, "residual_attn_ratio": residual_attn_ratio}
+    for name, value in ours.items():
         if isinstance(value, (int, float)) and not 0 < value < float("inf"):
             raise ConfigError(name, value, "a finite number > 0")
     config = ModelConfig(
-        d_model=d, n_layers=n_layers, d_head=d // n_heads, vocab_size=vocab, seq_len=1,
-        d_ff=arrays["layers.0.mlp.linear_1.weight"].shape[0], rope=False,
-        base_width=d, base_depth=n_layers, base_d_head=d // n_heads,
-        tau_convention="library", depth_convention="layers",
-    )  # fmt: skip
+        d_model=d,
+        n_layers=n_layers,
+        d_head=d // n_heads,
+        vocab_size=vocab,
+        seq_len=1,
+        d_ff=arrays["layers.0.mlp.linear_1.weight"].shape[0],
+        rope=False,
+        base_width=d,
+        base_depth=n_layers,
+        base_d_head=d // n_heads,
+        tau_convention="library",
+        depth_convention="layers",
+    )
     hps = HPs().to_dict() | {
-        "alpha_residual": residual_mult, "alpha_residual_attn_ratio": residual_attn_ratio,
-    }  # fmt: skip
+        "alpha_residual": residual_mult,
+        "alpha_residual_attn_ratio": residual_attn_ratio,
+    }
     model = UnitScalingDecoder(config, Parametrization("umup", config, hps, 1), rngs=nnx.Rngs(0))
 
     def stacked(name: str) -> Array:
-        return jnp.stack([jnp.asarray(arrays[f"layers.{i}.{name}.weight"].T)
-                          for i in range(n_layers)])  # fmt: skip
+        layers = (arrays[f"layers.{i}.{name}.weight"] for i in range(n_layers))
+        return jnp.stack([jnp.asarray(layer.T) for layer in layers])
 
     attn, mlp = model.blocks.attn, model.blocks.mlp
     model.embed.w[...] = jnp.asarray(arrays[_EMBEDDING])
     model.readout.w[...] = jnp.asarray(arrays[_PROJECTION].T)
     attn.qkv.w[...] = stacked("mhsa.linear_qkv").reshape(n_layers, d, 3, d)
     attn.out.w[...] = stacked("mhsa.linear_o")
-    mlp.gate_up.w[...] = jnp.stack(
-        [stacked("mlp.linear_gate"), stacked("mlp.linear_1")], axis=-2
-    )  # fmt: skip
+    mlp.gate_up.w[...] = jnp.stack([stacked("mlp.linear_gate"), stacked("mlp.linear_1")], axis=-2)
     mlp.down.w[...] = stacked("mlp.linear_2")
     # fan_out of gate and of up each is d_ff, not that of the two fused.
     for layer, fan_out in ((mlp.gate_up, config.d_ff), (mlp.down, d)):
@@ -198,11 +214,9 @@ def loss(model: UnitScalingDecoder, ids: Array) -> Array:
     ids = jnp.asarray(ids)
     if ids.ndim != 2 or ids.shape[1] < 2:
         raise ConfigError("ids", ids.shape, "(B, T), T at least 2")
-    logits = model(ids)[:, :-1]
-    return ops.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]), ids[:, 1:].reshape(-1),
-        model.loss_alpha[...], model.loss_grad[...],
-    )  # fmt: skip
+    logits = model(ids)[:, :-1].reshape(-1, model.config.vocab_size)
+    scales = model.loss_alpha[...], model.loss_grad[...]
+    return ops.cross_entropy(logits, ids[:, 1:].reshape(-1), *scales)
 
 
 def lr_factors(model: UnitScalingDecoder) -> nnx.State:

@@ -139,9 +139,20 @@ def fit_optimum(
     def at_edge(reason: str, best: float, lo: float, hi: float, k: float = math.nan) -> Optimum:
         level = mean_interval(y[x == best])
         return Optimum(
-            best, lo, hi, level.value, level.lo, level.hi, k, len(y), len(np.unique(s)),
-            n_diverged, True, reason, np.empty(0),
-        )  # fmt: skip
+            best,
+            lo,
+            hi,
+            level.value,
+            level.lo,
+            level.hi,
+            k,
+            len(y),
+            len(np.unique(s)),
+            n_diverged,
+            True,
+            reason,
+            np.empty(0),
+        )
 
     if not grid.size:
         return at_edge("every run diverged", math.nan, -math.inf, math.inf)
@@ -197,9 +208,20 @@ def fit_optimum(
     x_lo, x_hi = _percentiles(draws)
     loss_lo, loss_hi = _percentiles(levels)
     return Optimum(
-        float(best + vertex), x_lo, x_hi, float(a.mean() - b**2 / (4 * k)), loss_lo, loss_hi,
-        float(k), n, n_seeds, n_diverged, False, "", draws,
-    )  # fmt: skip
+        float(best + vertex),
+        x_lo,
+        x_hi,
+        float(a.mean() - b**2 / (4 * k)),
+        loss_lo,
+        loss_hi,
+        float(k),
+        n,
+        n_seeds,
+        n_diverged,
+        False,
+        "",
+        draws,
+    )
 
 
 def drift(optima: Mapping[int, Optimum], *, rng_seed: int = 0) -> Drift:

@@ -70,10 +70,18 @@ class Weight(nnx.Module):
     """
 
     def __init__(
-        self, numbers_of: Parametrization, role: str, fan_in: int, fan_out: int, *,
-        rngs: draws.Rngs, axes: tuple[str, str], residual: bool = False, ends_branch: bool = False,
+        self,
+        numbers_of: Parametrization,
+        role: str,
+        fan_in: int,
+        fan_out: int,
+        *,
+        rngs: draws.Rngs,
+        axes: tuple[str, str],
+        residual: bool = False,
+        ends_branch: bool = False,
         parts: int = 1,
-    ):  # fmt: skip
+    ):
         numbers = numbers_of.weight(
             role, fan_in, fan_out, residual=residual, ends_branch=ends_branch
         )
@@ -83,9 +91,13 @@ class Weight(nnx.Module):
         if parts > 1:
             w, names = w.reshape(fan_in, parts, fan_out // parts), (axes[0], "parts", axes[1])
         self.w = nnx.Param(
-            w.astype(numbers_of.model.params_dtype), axes=names,
-            role=role, fan_in=fan_in, fan_out=fan_out, residual=residual,
-        )  # fmt: skip
+            w.astype(numbers_of.model.params_dtype),
+            axes=names,
+            role=role,
+            fan_in=fan_in,
+            fan_out=fan_out,
+            residual=residual,
+        )
         self.forward = scale(numbers.forward)
         self.backward = scale(numbers.backward)
         self.weight_grad = scale(numbers.weight_grad)
@@ -112,10 +124,8 @@ class Linear(Weight):
     def __call__(self, x: Array, casts: Casts = fp8.PLAIN) -> Array:
         w = self.w[...]
         history = self.amax[...] if self.delayed and casts.scaling == "delayed" else None
-        y = ops.linear(
-            x, w, self.forward[...], self.backward[...], self.weight_grad[...], casts, history,
-            fused=not mesh.splits_columns(),
-        )  # fmt: skip
+        scales = self.forward[...], self.backward[...], self.weight_grad[...]
+        y = ops.linear(x, w, *scales, casts, history, fused=not mesh.splits_columns())
         return self.probe(y, x, w)
 
 
@@ -130,9 +140,8 @@ class Embedding(Weight):
         # Every device looks up the features it holds, for all rows of its replica; the rows are
         # spread afterwards. The table, larger than a batch's rows, stays where it is, and so does
         # its gradient.
-        y = ops.embed(
-            mesh.constrain(ids, "replica"), self.w[...], self.forward[...], self.weight_grad[...]
-        )
+        ids = mesh.constrain(ids, "replica")
+        y = ops.embed(ids, self.w[...], self.forward[...], self.weight_grad[...])
         y = mesh.constrain(y, "replica", "embed")
         return self.probe(y, y)
 
@@ -179,9 +188,13 @@ class Attention(nnx.Module):
     """Causal self-attention; q|k|v fused: weights of one role and fan-in, side by side."""
 
     def __init__(
-        self, config: ModelConfig, numbers_of: Parametrization, *, rngs: draws.Rngs,
+        self,
+        config: ModelConfig,
+        numbers_of: Parametrization,
+        *,
+        rngs: draws.Rngs,
         probed: bool = False,
-    ):  # fmt: skip
+    ):
         d = config.d_model
         self.config = config
         kind = {"rngs": rngs, "residual": True, "recipe": config.recipe, "probed": probed}
@@ -198,10 +211,9 @@ class Attention(nnx.Module):
         q, k, v = self.heads(x, seq_len, casts)
         if self.scores.on:
             q = self.scores(q, *ops.attention_report(q, k, self.logit[...]))
-        y = ops.attention(
-            q, k, v, self.logit[...], self.out_scale[...], self.config.attention
-        ).transpose(0, 2, 1, 3)  # fmt: skip
-        return self.out(y.reshape(x.shape), casts.attn_out)
+        scales = self.logit[...], self.out_scale[...]
+        y = ops.attention(q, k, v, *scales, self.config.attention)
+        return self.out(y.transpose(0, 2, 1, 3).reshape(x.shape), casts.attn_out)
 
     def heads(
         self, x: Array, seq_len: int, casts: BlockCasts = PLAIN_BLOCK
@@ -228,9 +240,13 @@ class MLP(nnx.Module):
     """SwiGLU feed-forward with fused gate|up."""
 
     def __init__(
-        self, config: ModelConfig, numbers_of: Parametrization, *, rngs: draws.Rngs,
+        self,
+        config: ModelConfig,
+        numbers_of: Parametrization,
+        *,
+        rngs: draws.Rngs,
         probed: bool = False,
-    ):  # fmt: skip
+    ):
         d, d_ff = config.d_model, config.d_ff
         kind = {"rngs": rngs, "residual": True, "recipe": config.recipe, "probed": probed}
         self.gate_up = Linear(
@@ -253,9 +269,15 @@ class Block(nnx.Module):
     """Pre-norm transformer block: attention branch, then feed-forward branch."""
 
     def __init__(
-        self, config: ModelConfig, numbers_of: Parametrization, attn: ResidualNumbers,
-        ffn: ResidualNumbers, *, rngs: draws.Rngs, probed: bool = False,
-    ):  # fmt: skip
+        self,
+        config: ModelConfig,
+        numbers_of: Parametrization,
+        attn: ResidualNumbers,
+        ffn: ResidualNumbers,
+        *,
+        rngs: draws.Rngs,
+        probed: bool = False,
+    ):
         self.attn = Attention(config, numbers_of, rngs=rngs, probed=probed)
         self.mlp = MLP(config, numbers_of, rngs=rngs, probed=probed)
         self.attn_branch, self.mlp_branch = Branch(attn, probed=probed), Branch(ffn, probed=probed)

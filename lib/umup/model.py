@@ -39,29 +39,28 @@ class Decoder(nnx.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, numbers_of: Parametrization, *, rngs: draws.Rngs,
+        self,
+        config: ModelConfig,
+        numbers_of: Parametrization,
+        *,
+        rngs: draws.Rngs,
         probed: bool = False,
-    ):  # fmt: skip
+    ):
         self.config = config
-        self.embed = Embedding(
-            numbers_of, "input", config.vocab_size, config.d_model, axes=("vocab", "embed"),
-            rngs=rngs, probed=probed,
-        )  # fmt: skip
+        vocab, d, kind = config.vocab_size, config.d_model, {"rngs": rngs, "probed": probed}
+        self.embed = Embedding(numbers_of, "input", vocab, d, axes=("vocab", "embed"), **kind)
         residual = numbers_of.residual()
         attn, ffn = _stack(residual[0::2]), _stack(residual[1::2])
 
         def block(key, attn, ffn):
-            return Block(
-                config, numbers_of, ResidualNumbers(*attn), ResidualNumbers(*ffn),
-                rngs=draws.Keys(key, 4), probed=probed,  # a key for each of its weights
-            )  # fmt: skip
+            rngs = draws.Keys(key, 4)  # a key for each of its weights
+            branches = ResidualNumbers(*attn), ResidualNumbers(*ffn)
+            return Block(config, numbers_of, *branches, rngs=rngs, probed=probed)
 
         keys = draws.split(rngs.params(), config.n_layers)
         self.blocks = nnx.vmap(block, in_axes=(0, 0, 0))(keys, attn, ffn)
-        self.readout = Linear(
-            numbers_of, "output", config.d_model, config.vocab_size, axes=("embed", "vocab"),
-            rngs=rngs, recipe=config.recipe, probed=probed,
-        )  # fmt: skip
+        kind |= {"recipe": config.recipe}
+        self.readout = Linear(numbers_of, "output", d, vocab, axes=("embed", "vocab"), **kind)
         self.logits = Probe("value", "gradient", on=probed)
         alpha, grad_scale = numbers_of.loss(config.vocab_size)
         self.loss_alpha, self.loss_grad = scale(alpha), scale(grad_scale)
@@ -125,12 +124,10 @@ class Decoder(nnx.Module):
         return [(of[a], a, b) for a, b in zip(starts, [*starts[1:], len(of)])]
 
     def loss(self, ids: Array, targets: Array) -> Array:
-        """Mean cross-entropy, nats a token; ids and targets (B, T)."""
-        logits = self(ids)
-        return ops.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]), targets.reshape(-1),
-            self.loss_alpha[...], self.loss_grad[...], self.config.z_loss,
-        )  # fmt: skip
+        """Mean cross-entropy, nats per token; ids and targets (B, T)."""
+        logits = self(ids).reshape(-1, self.config.vocab_size)
+        scales = self.loss_alpha[...], self.loss_grad[...]
+        return ops.cross_entropy(logits, targets.reshape(-1), *scales, self.config.z_loss)
 
     def gradient_units(self, tokens: int) -> dict[str, Array]:
         """By what constant each weight's gradient differs from that of its effective weight.

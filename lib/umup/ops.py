@@ -102,9 +102,16 @@ _linear.defvjp(_linear_fwd, _linear_bwd)
 
 
 def linear(
-    x: Array, w: Array, forward, backward, weight_grad, casts: Casts = fp8.PLAIN,
-    history: Array | None = None, *, fused: bool = False,
-) -> Array:  # fmt: skip
+    x: Array,
+    w: Array,
+    forward,
+    backward,
+    weight_grad,
+    casts: Casts = fp8.PLAIN,
+    history: Array | None = None,
+    *,
+    fused: bool = False,
+) -> Array:
     """y = forward · x W, with dx = backward · g Wᵀ and dW = weight_grad · xᵀ g.
 
     Args:
@@ -249,10 +256,16 @@ def attention(q: Array, k: Array, v: Array, logit, out, implementation: str = "x
     return _attention(q, k, v, logit, out, blocks if divides else 1)
 
 
-def _blocks(x: Array, blocks: int, upto: bool = False) -> list[Array]:
-    """Blocks of positions of x (..., T, d), each from the first position on where ``upto``."""
+def _blocks(x: Array, blocks: int) -> list[Array]:
+    """x (..., T, K) cut into blocks of positions, (..., T/blocks, K) each."""
     size = x.shape[-2] // blocks
-    return [x[..., 0 if upto else i * size : (i + 1) * size, :] for i in range(blocks)]
+    return [x[..., i * size : (i + 1) * size, :] for i in range(blocks)]
+
+
+def _seen(x: Array, blocks: int) -> list[Array]:
+    """Of x (..., T, K) the positions that each block of queries may see: those up to its last."""
+    size = x.shape[-2] // blocks
+    return [x[..., : (i + 1) * size, :] for i in range(blocks)]
 
 
 def _join(blocks: list[Array]) -> Array:
@@ -273,7 +286,7 @@ def _attention(q, k, v, logit, out, blocks: int):
 
 
 def _attention_fwd(q, k, v, logit, out, blocks):
-    parts = zip(*(_blocks(x, blocks, upto) for x, upto in ((q, False), (k, True), (v, True))))
+    parts = zip(_blocks(q, blocks), _seen(k, blocks), _seen(v, blocks))
     weights, outputs = [], []
     for q_i, k_i, v_i in parts:
         weights.append(_scores_to_weights(q_i, k_i, logit))
@@ -284,10 +297,8 @@ def _attention_fwd(q, k, v, logit, out, blocks):
 def _attention_bwd(blocks, saved, g):
     q, k, v, all_weights, logit, out = saved
     dq, dk, dv = [], [], []
-    parts = zip(
-        *(_blocks(x, blocks, upto) for x, upto in
-          ((q, False), (k, True), (v, True), (g * jnp.asarray(out, g.dtype), False)))
-    )  # fmt: skip
+    g = g * jnp.asarray(out, g.dtype)
+    parts = zip(_blocks(q, blocks), _seen(k, blocks), _seen(v, blocks), _blocks(g, blocks))
     for weights, (q_i, k_i, v_i, g_i) in zip(all_weights, parts):
         dv.append(_narrow_first(_over_positions, weights.astype(g.dtype), g_i))
         dweights = jnp.einsum("...td,...sd->...ts", g_i, v_i, preferred_element_type=jnp.float32)
@@ -308,10 +319,8 @@ _attention.defvjp(_attention_fwd, _attention_bwd)
 def _cudnn_attention(q, k, v, logit, out):
     """Fused attention; its own ``scale`` must be a constant, so that ours goes onto q."""
     q, k, v = (x.swapaxes(-3, -2) for x in (q * jnp.asarray(logit, q.dtype), k, v))
-    y = jax.nn.dot_product_attention(
-        q, k, v, scale=1.0, is_causal=True, implementation="cudnn"
-    ).swapaxes(-3, -2)  # fmt: skip
-    return y * jnp.asarray(out, v.dtype)
+    y = jax.nn.dot_product_attention(q, k, v, scale=1.0, is_causal=True, implementation="cudnn")
+    return y.swapaxes(-3, -2) * jnp.asarray(out, v.dtype)
 
 
 @jax.custom_vjp
@@ -426,9 +435,7 @@ def _cross_entropy_bwd(z_loss, saved, g):
 _cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
 
 
-def cross_entropy(
-    logits: Array, targets: Array, alpha, grad_scale, z_loss: float = 0.0
-) -> Array:  # fmt: skip
+def cross_entropy(logits: Array, targets: Array, alpha, grad_scale, z_loss: float = 0.0) -> Array:
     """Mean over tokens of −log softmax(alpha · logits)[target], nats a token, float32.
 
     Args:

@@ -73,9 +73,12 @@ def schedule(config: OptimConfig) -> optax.Schedule:
         return jnp.where(step < 0.8 * steps, 1.0, second)
 
     after = {
-        "cosine": lambda: cosine, "linear": lambda: linear, "two_step": lambda: two_step,
-        "wsd": lambda: stable(lambda x: x), "wsd_sqrt": lambda: stable(jnp.sqrt),
-    }[config.schedule]()  # fmt: skip
+        "cosine": lambda: cosine,
+        "linear": lambda: linear,
+        "two_step": lambda: two_step,
+        "wsd": lambda: stable(lambda x: x),
+        "wsd_sqrt": lambda: stable(jnp.sqrt),
+    }[config.schedule]()
 
     def factor(step):
         step = jnp.asarray(step, jnp.float32)

@@ -53,18 +53,30 @@ def evaluate(power: Power, symbols: Mapping[str, Number]) -> Number:
 
 
 _NAMES = {
-    "fan_in": "fan-in", "fan_out": "fan-out", "base_fan_in": "base-fan-in",
-    "base_fan_out": "base-fan-out", "depth": "depth", "base_depth": "base-depth",
-    "d_head": "d_head", "base_d_head": "base-d_head", "tokens": "tokens", "sigma_init": "σ_init",
-    "alpha_emb": "α_emb", "alpha_output": "α_output", "alpha_attn_softmax": "α_attn",
+    "fan_in": "fan-in",
+    "fan_out": "fan-out",
+    "base_fan_in": "base-fan-in",
+    "base_fan_out": "base-fan-out",
+    "depth": "depth",
+    "base_depth": "base-depth",
+    "d_head": "d_head",
+    "base_d_head": "base-d_head",
+    "tokens": "tokens",
+    "sigma_init": "σ_init",
+    "alpha_emb": "α_emb",
+    "alpha_output": "α_output",
+    "alpha_attn_softmax": "α_attn",
     "eta_emb": "η̂_emb",
-}  # fmt: skip
+}
 _LATEX = {
-    "sigma_init": r"\sigma_\text{init}", "alpha_emb": r"\alpha_\text{emb}",
-    "alpha_output": r"\alpha_\text{output}", "alpha_attn_softmax": r"\alpha_\text{attn}",
-    "eta_emb": r"\hat\eta_\text{emb}", "d_head": r"d_\text{head}",
+    "sigma_init": r"\sigma_\text{init}",
+    "alpha_emb": r"\alpha_\text{emb}",
+    "alpha_output": r"\alpha_\text{output}",
+    "alpha_attn_softmax": r"\alpha_\text{attn}",
+    "eta_emb": r"\hat\eta_\text{emb}",
+    "d_head": r"d_\text{head}",
     "base_d_head": r"d_\text{base head}",
-}  # fmt: skip
+}
 
 
 def _factors(power: Power, sign: int, latex: bool) -> str:

@@ -29,9 +29,14 @@ class Fans(NamedTuple):
 
 
 def mark(
-    part: nnx.Module | nnx.Variable, role: str, *, residual: bool = False,
-    fan_in: int | None = None, fan_out: int | None = None, replace: bool = False,
-) -> None:  # fmt: skip
+    part: nnx.Module | nnx.Variable,
+    role: str,
+    *,
+    residual: bool = False,
+    fan_in: int | None = None,
+    fan_out: int | None = None,
+    replace: bool = False,
+) -> None:
     """Give the parameters of any Flax NNX module what ``lr_factors`` reads.
 
     Matrices get ``role``, with the fans that their layer declares, however many axes stack layers
@@ -67,8 +72,13 @@ def mark(
         raise ConfigError("part", type(part).__name__, "a module with parameters")
     new: dict[int, dict[str, Any]] = {}
     for name, param, fans in found:
-        marks = {"role": role, "fan_in": fans.fan_in, "fan_out": fans.fan_out,
-                 "residual": residual, "vector": ""}  # fmt: skip
+        marks = {
+            "role": role,
+            "fan_in": fans.fan_in,
+            "fan_out": fans.fan_out,
+            "residual": residual,
+            "vector": "",
+        }
         if fans.vector:
             marks |= {"role": "input", "vector": "fixed" if role == "output" else "input"}
         shared = new.setdefault(id(param), marks)
@@ -112,8 +122,11 @@ def _read(part: nnx.Module, role: str) -> Iterator[tuple[str, nnx.Variable, Fans
                 if isinstance(value, nnx.Param):
                     held.append(((*path, name), value, _fans(layer, name)))
                     holders.add(id(value))
-    held += [(path, p, None) for path, p in everything
-             if isinstance(p, nnx.Param) and id(p) not in holders]  # fmt: skip
+    held += [
+        (path, p, None)
+        for path, p in everything
+        if isinstance(p, nnx.Param) and id(p) not in holders
+    ]
     stacked = any(fans and len(param.shape) > len(fans.shape) for _, param, fans in held)
     for path, param, fans in held:
         name, shape = ".".join(map(str, path)), tuple(param.shape)
@@ -124,10 +137,11 @@ def _read(part: nnx.Module, role: str) -> Iterator[tuple[str, nnx.Variable, Fans
             fans = _vector(*shape)
         if fans is None or not _stacks(shape, fans.shape):
             raise ConfigError(
-                name, f"a parameter of shape {shape}",
+                name,
+                f"a parameter of shape {shape}",
                 "a parameter of a Flax layer that knows its shape; mark this one alone, with its "
                 "role, fan_in=… and fan_out=…",
-            )  # fmt: skip
+            )
         if path[-1] == "embedding" and not fans.vector and role != "input":
             raise ConfigError(f"role of {name}", role, "input: a vocabulary does not widen")
         yield name, param, fans

@@ -114,9 +114,17 @@ class Parametrization:
 
     @classmethod
     def of_width(
-        cls, scheme: str, width: int, base_width: int, *, depth: int = 1, base_depth: int = 1,
-        base_d_head: int = 64, hps: Mapping[str, float] | None = None, tokens: int = 1,
-    ) -> Parametrization:  # fmt: skip
+        cls,
+        scheme: str,
+        width: int,
+        base_width: int,
+        *,
+        depth: int = 1,
+        base_depth: int = 1,
+        base_d_head: int = 64,
+        hps: Mapping[str, float] | None = None,
+        tokens: int = 1,
+    ) -> Parametrization:
         """The same for a model that is not our decoder: of its shape the rules ask only this.
 
         Args:
@@ -135,9 +143,14 @@ class Parametrization:
         check_hps(scheme, {name: given[name] for name in hps or {}})
         try:
             model = ModelConfig(
-                d_model=width, base_width=base_width, n_layers=depth, base_depth=base_depth,
-                base_d_head=base_d_head, d_head=width, rope=False,
-            )  # fmt: skip
+                d_model=width,
+                base_width=base_width,
+                n_layers=depth,
+                base_depth=base_depth,
+                base_d_head=base_d_head,
+                d_head=width,
+                rope=False,
+            )
         except ConfigError as error:
             ours = {"d_model": "width", "d_head": "width", "n_layers": "depth"}
             name = ours.get(error.field, error.field)
@@ -177,7 +190,7 @@ class Parametrization:
         Raises:
             ConfigError: no rule covers the role, or the init of a unit-scaled scheme is to be
                 scaled by depth, which its residual multipliers already do.
-        """  # fmt: skip
+        """
         scheme = get(self.scheme)
         if self.model.depth_scaled_init and scheme.unit_scaled:
             raise ConfigError("depth_scaled_init", True, f"false under {self.scheme}")
@@ -189,20 +202,19 @@ class Parametrization:
             return fan * self.model.base_width / self.model.d_model
 
         symbols = self._symbols(
-            fan_in=fan_in, fan_out=fan_out, base_fan_out=in_base(fan_out),
+            fan_in=fan_in,
+            fan_out=fan_out,
+            base_fan_out=in_base(fan_out),
             base_fan_in=in_base(fan_in) if base_fan_in is None else float(base_fan_in),
-        )  # fmt: skip
+        )
         adam, sgd = rule.adam_lr, rule.sgd_lr
         if residual:
             adam, sgd = times(adam, scheme.residual_adam_lr), times(sgd, scheme.residual_sgd_lr)
         init_std = evaluate(rule.init_std, symbols)
         if self.model.depth_scaled_init and ends_branch:
             init_std = init_std / math.sqrt(2 * self.model.n_layers)
-        return WeightNumbers(
-            init_std,
-            *(evaluate(p, symbols)
-              for p in (rule.forward, rule.backward, rule.weight_grad, adam, sgd)),
-        )  # fmt: skip
+        powers = (rule.forward, rule.backward, rule.weight_grad, adam, sgd)
+        return WeightNumbers(init_std, *(evaluate(power, symbols) for power in powers))
 
     def attention(self, d_head: int, seq_len: int) -> tuple[Number, Number]:
         """(multiplier of q·k before the softmax, multiplier of the output).
@@ -230,10 +242,8 @@ class Parametrization:
         if not scheme.unit_scaled:
             add = evaluate(scheme.residual, self._symbols())
             return [ResidualNumbers(add, 1.0, add, 1.0)] * (2 * n_layers)
-        taus = residual_taus(
-            n_layers, self.hps["alpha_residual"], self.hps["alpha_residual_attn_ratio"],
-            self.model.tau_convention,
-        )  # fmt: skip
+        alpha, attn_ratio = self.hps["alpha_residual"], self.hps["alpha_residual_attn_ratio"]
+        taus = residual_taus(n_layers, alpha, attn_ratio, self.model.tau_convention)
         numbers = []
         for tau in taus:
             add = (tau / (tau + 1.0)) ** 0.5
@@ -315,11 +325,18 @@ def variants_table(style: str = "text") -> str:
         ConfigError: unknown style.
     """
     _check_style(style)
-    labels = {"init_std": "init std", "forward": "multiplier",
-              "adam_lr": "Adam LR", "sgd_lr": "SGD LR"}  # fmt: skip
-    branch = {"residual": "branch multiplier", "residual_adam_lr": "branch Adam LR",
-              "residual_sgd_lr": "branch SGD LR",
-              "attention_logit": "attention logits"}  # fmt: skip
+    labels = {
+        "init_std": "init std",
+        "forward": "multiplier",
+        "adam_lr": "Adam LR",
+        "sgd_lr": "SGD LR",
+    }
+    branch = {
+        "residual": "branch multiplier",
+        "residual_adam_lr": "branch Adam LR",
+        "residual_sgd_lr": "branch SGD LR",
+        "attention_logit": "attention logits",
+    }
     rows = [["variant", "from", "number", "there", "here"]]
     for name, scheme in SCHEMES.items():
         if not scheme.parent:
@@ -327,8 +344,9 @@ def variants_table(style: str = "text") -> str:
         old = get(scheme.parent)
         pairs = [
             (f"{role} {label}", getattr(old.weights[role], field), getattr(rule, field))
-            for field, label in labels.items() for role, rule in scheme.weights.items()
-        ]  # fmt: skip
+            for field, label in labels.items()
+            for role, rule in scheme.weights.items()
+        ]
         pairs += [(label, getattr(old, f), getattr(scheme, f)) for f, label in branch.items()]
         quoted = [name, scheme.parent] if style == "text" else [f"`{name}`", f"`{scheme.parent}`"]
         if style == "latex":

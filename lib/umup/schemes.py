@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from umup.errors import ConfigError
 from umup.powers import Power, inverse, times
@@ -35,6 +36,11 @@ class WeightRule:
 def _plain(init_std: Power, forward: Power, adam_lr: Power, sgd_lr: Power) -> WeightRule:
     """A rule with true gradients: backward scales equal the forward one."""
     return WeightRule(init_std, forward, forward, forward, adam_lr, sgd_lr)
+
+
+def _unit(forward: Power, backward: Power, weight_grad: Power, lr: Power) -> WeightRule:
+    """A unit-scaled rule: init std 1, and one learning-rate factor, as steps are unit-sized."""
+    return WeightRule({}, forward, backward, weight_grad, lr, lr)
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,9 @@ MUP = Scheme(
     title="μP",
     weights={
         "input": _plain(
-            {"sigma_init": 1.0}, {"alpha_emb": 1.0}, _ETA_EMB,
+            {"sigma_init": 1.0},
+            {"alpha_emb": 1.0},
+            _ETA_EMB,
             _ETA_EMB | {"fan_out": 1.0, "base_fan_out": -1.0},
         ),
         "hidden": _plain({"sigma_init": 1.0, "fan_in": -0.5}, {}, _BASE_OVER_FAN, {}),
@@ -133,9 +141,16 @@ MUP = Scheme(
     residual_adam_lr=_ROOT_DEPTH,
     residual_sgd_lr={},
     attention_logit={"alpha_attn_softmax": 1.0, "base_d_head": 0.5, "d_head": -1.0},
-    hps=("eta", "eta_emb", "sigma_init", "alpha_emb", "alpha_output", "alpha_attn_softmax",
-         "weight_decay"),
-)  # fmt: skip
+    hps=(
+        "eta",
+        "eta_emb",
+        "sigma_init",
+        "alpha_emb",
+        "alpha_output",
+        "alpha_attn_softmax",
+        "weight_decay",
+    ),
+)
 
 # SGD: unit-scaled gradients make unit-sized steps, so the factors are Adam's, as in the authors'
 # package with a free backward scale at the readout. (Our gate|up gradient is √(d_model/d_ff) of
@@ -145,21 +160,27 @@ UMUP = Scheme(
     title="u-μP",
     weights={
         # The embedding's gradient sums tokens/V draws a row: √(V/tokens), with V its fan_in.
-        "input": WeightRule({}, {}, {}, {"fan_in": 0.5, "tokens": -0.5},
-                            _ETA_EMB | {"fan_out": -0.5}, _ETA_EMB | {"fan_out": -0.5}),
-        "hidden": WeightRule({}, {"fan_in": -0.5}, {"fan_in": -0.5}, _DW,
-                             {"fan_in": -0.5}, {"fan_in": -0.5}),
-        "output": WeightRule({}, {"fan_in": -1.0}, {"fan_out": -0.5}, _DW, {}, {}),
+        "input": _unit({}, {}, {"fan_in": 0.5, "tokens": -0.5}, _ETA_EMB | {"fan_out": -0.5}),
+        "hidden": _unit({"fan_in": -0.5}, {"fan_in": -0.5}, _DW, {"fan_in": -0.5}),
+        "output": _unit({"fan_in": -1.0}, {"fan_out": -0.5}, _DW, {}),
     },
     residual={},
     residual_adam_lr={"depth": -0.5},
     residual_sgd_lr={"depth": -0.5},
     attention_logit={"alpha_attn_softmax": 1.0, "d_head": -1.0},
     # η̂_emb is no HP of the paper's u-μP: neutral at 1, it is what its Figure 4 sweeps.
-    hps=("eta", "eta_emb", "alpha_residual", "alpha_residual_attn_ratio", "alpha_ffn_act",
-         "alpha_attn_softmax", "alpha_loss_softmax", "weight_decay"),
+    hps=(
+        "eta",
+        "eta_emb",
+        "alpha_residual",
+        "alpha_residual_attn_ratio",
+        "alpha_ffn_act",
+        "alpha_attn_softmax",
+        "alpha_loss_softmax",
+        "weight_decay",
+    ),
     unit_scaled=True,
-)  # fmt: skip
+)
 
 INTERMEDIATE = unit_init(MUP, "mup_intermediate", "intermediate μP")
 
@@ -168,27 +189,33 @@ INTERMEDIATE = unit_init(MUP, "mup_intermediate", "intermediate μP")
 # carries the multiplier, and the factor is its inverse. The paper's scaling of Adam's ε and of
 # coupled decay is no part of the table: ε is one number here, and decay is free of η.
 COMPLETEP = replace(
-    MUP, name="completep", title="CompleteP",
-    residual=_DEPTH, residual_adam_lr={}, residual_sgd_lr=inverse(_DEPTH),
-)  # fmt: skip
+    MUP,
+    name="completep",
+    title="CompleteP",
+    residual=_DEPTH,
+    residual_adam_lr={},
+    residual_sgd_lr=inverse(_DEPTH),
+)
+
+
+def _variant(scheme: Scheme, name: str, title: str, **changes: Any) -> Scheme:
+    """The scheme with some of its numbers changed, named after what is changed."""
+    name, title = f"{scheme.name}_{name}", f"{scheme.title}, {title}"
+    return replace(scheme, name=name, title=title, parent=scheme.name, **changes)
 
 
 def _sqrt_attention(scheme: Scheme) -> Scheme:
     """Logits α·q·k/√d_head in place of the 1/d_head rule."""
-    return replace(
-        scheme, name=f"{scheme.name}_sqrt_attention", title=f"{scheme.title}, attention 1/√d",
-        parent=scheme.name, attention_logit={"alpha_attn_softmax": 1.0, "d_head": -0.5},
-    )  # fmt: skip
+    logit = {"alpha_attn_softmax": 1.0, "d_head": -0.5}
+    return _variant(scheme, "sqrt_attention", "attention 1/√d", attention_logit=logit)
 
 
 def _readout_lr(scheme: Scheme, extra: Power) -> Scheme:
     """A further factor on the readout's Adam learning rate (Theory, erratum 8)."""
     output = scheme.weights["output"]
     slower = replace(output, adam_lr=times(output.adam_lr, extra))
-    return replace(
-        scheme, name=f"{scheme.name}_readout_lr", title=f"{scheme.title}, readout LR 1/width",
-        parent=scheme.name, weights={**scheme.weights, "output": slower},
-    )  # fmt: skip
+    weights = {**scheme.weights, "output": slower}
+    return _variant(scheme, "readout_lr", "readout LR 1/width", weights=weights)
 
 
 def _rung(name: str, title: str, parent: str, *columns: str) -> Scheme:
@@ -200,18 +227,26 @@ def _rung(name: str, title: str, parent: str, *columns: str) -> Scheme:
     scale = MUP if "multiplier" in columns else SP
     weights = {
         role: _plain(
-            MUP.weights[role].init_std, scale.weights[role].forward,
-            lr.weights[role].adam_lr, lr.weights[role].sgd_lr,
+            MUP.weights[role].init_std,
+            scale.weights[role].forward,
+            lr.weights[role].adam_lr,
+            lr.weights[role].sgd_lr,
         )
         for role in ROLES
-    }  # fmt: skip
+    }
     alphas = ("alpha_emb", "alpha_output") if scale is MUP else ()
     hps = ("eta", *(("eta_emb",) if lr is MUP else ()), "sigma_init", *alphas, "weight_decay")
     return replace(
-        SP, name=name, title=title, parent=parent, weights=weights, hps=hps,
-        residual=scale.residual, residual_adam_lr=lr.residual_adam_lr,
+        SP,
+        name=name,
+        title=title,
+        parent=parent,
+        weights=weights,
+        hps=hps,
+        residual=scale.residual,
+        residual_adam_lr=lr.residual_adam_lr,
         residual_sgd_lr=lr.residual_sgd_lr,
-    )  # fmt: skip
+    )
 
 
 # What studies compare the schemes with. u-μP has no base model: its readout takes the bare

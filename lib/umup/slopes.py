@@ -219,9 +219,16 @@ def _judge_one(group: pd.DataFrame, tolerance: float) -> Finding | None:
         row = fitted.loc[outside[among].idxmax()]
     slope = Interval(float(row["slope"]), float(row["lo"]), float(row["hi"]))
     return Finding(
-        first["tensor"], first["kind"], first["role"], first["quantity"], status, slope, (lo, hi),
-        float(row["eta"]), int(row["step"]),
-    )  # fmt: skip
+        first["tensor"],
+        first["kind"],
+        first["role"],
+        first["quantity"],
+        status,
+        slope,
+        (lo, hi),
+        float(row["eta"]),
+        int(row["step"]),
+    )
 
 
 def divergence(table: pd.DataFrame) -> list[str]:

@@ -18,10 +18,25 @@ from typing import TextIO
 from umup.errors import TrainError
 
 SPELLED = {
-    "×": "x", "·": "*", "−": "-", "–": "-", "—": "-", "±": "+-", "√": "sqrt", "∞": "inf",
-    "→": "->", "≤": "<=", "≥": ">=", "≈": "~", "½": "1/2", "‘": "'", "’": "'", "“": '"', "”": '"',
+    "×": "x",
+    "·": "*",
+    "−": "-",
+    "–": "-",
+    "—": "-",
+    "±": "+-",
+    "√": "sqrt",
+    "∞": "inf",
+    "→": "->",
+    "≤": "<=",
+    "≥": ">=",
+    "≈": "~",
+    "½": "1/2",
+    "‘": "'",
+    "’": "'",
+    "“": '"',
+    "”": '"',
     "µ": "mu",
-}  # fmt: skip
+}
 """What stands for a character where an encoding lacks it, beside the rules of `spelled`."""
 
 

@@ -36,9 +36,13 @@ from umup.scale import scale_bwd, scale_fwd
 
 
 def linear(
-    x: Array, w: Array, bias: Array | None = None, *, constraint: str | None = "to_output_scale",
+    x: Array,
+    w: Array,
+    bias: Array | None = None,
+    *,
+    constraint: str | None = "to_output_scale",
     scale_power: tuple[float, float, float] = (0.5, 0.5, 0.5),
-) -> Array:  # fmt: skip
+) -> Array:
     """y = x W (+ bias), times fan_in^−½; **w is (fan_in, fan_out)**, the transpose of PyTorch's.
 
     Unconstrained, the gradient of x is scaled by fan_out^−½; that of w and of the bias by
@@ -169,9 +173,7 @@ def _half_normal_scale(mult: Number) -> Number:
     return rules.lerp_log(1.0 / (1.0 + 0.25 / mult**2), 2.0, math.sqrt(2.0 / (1.0 - 1.0 / math.pi)))
 
 
-def silu(
-    x: Array, mult: Number = 1.0, constraint: str | None = "to_output_scale"
-) -> Array:  # fmt: skip
+def silu(x: Array, mult: Number = 1.0, constraint: str | None = "to_output_scale") -> Array:
     """x · sigmoid(mult · x) at unit scale; any shape."""
     (x,) = arrays(x=x)
     mult = positive("mult", mult)
@@ -183,9 +185,11 @@ def silu(
 
 
 def gelu(
-    x: Array, mult: Number = 1.0, constraint: str | None = "to_output_scale",
+    x: Array,
+    mult: Number = 1.0,
+    constraint: str | None = "to_output_scale",
     approximate: str = "none",
-) -> Array:  # fmt: skip
+) -> Array:
     """GELU(mult · x) / mult at unit scale; any shape; ``approximate`` is ``none`` or ``tanh``."""
     (x,) = arrays(x=x)
     mult = positive("mult", mult)
@@ -195,14 +199,20 @@ def gelu(
     gradient = rules.lerp_log(1.0 / (1.0 + 0.25 / mult**2), 2.0, math.sqrt(2.0))
     return _elementwise(
         lambda x: jax.nn.gelu(m * x, approximate=approximate == "tanh") / m,
-        x, _half_normal_scale(mult), gradient, constraint,
-    )  # fmt: skip
+        x,
+        _half_normal_scale(mult),
+        gradient,
+        constraint,
+    )
 
 
 def softmax(
-    x: Array, dim: int = -1, dtype=None, constraint: str | None = "to_output_scale",
+    x: Array,
+    dim: int = -1,
+    dtype=None,
+    constraint: str | None = "to_output_scale",
     mult: Number = 1.0,
-) -> Array:  # fmt: skip
+) -> Array:
     """softmax(mult · x) over axis ``dim`` at unit scale: n times as large on flat inputs.
 
     Computed in float32 and returned in ``dtype``, by default x's.
@@ -241,9 +251,12 @@ def _gain(x: Array, gain: Array) -> Array:
 
 
 def rms_norm(
-    x: Array, weight: Array | None = None, *,
-    normalized_shape: int | Sequence[int] | None = None, eps: float = 1e-5,
-) -> Array:  # fmt: skip
+    x: Array,
+    weight: Array | None = None,
+    *,
+    normalized_shape: int | Sequence[int] | None = None,
+    eps: float = 1e-5,
+) -> Array:
     """x / √(mean x² + eps) · weight, statistics in float32 (arXiv 1910.07467).
 
     The gradient of x is the true one, that of the gain is scaled by √(weight.size/x.size).
@@ -264,9 +277,13 @@ def rms_norm(
 
 
 def layer_norm(
-    x: Array, weight: Array | None = None, bias: Array | None = None, *,
-    normalized_shape: int | Sequence[int] | None = None, eps: float = 1e-5,
-) -> Array:  # fmt: skip
+    x: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    normalized_shape: int | Sequence[int] | None = None,
+    eps: float = 1e-5,
+) -> Array:
     """(x − mean) / √(variance + eps) · weight + bias (arXiv 1607.06450); see ``rms_norm``."""
     (x,) = arrays(x=x)
     (weight,) = (None,) if weight is None else arrays(weight=weight)
@@ -319,9 +336,12 @@ def add(input, other, constraint: str | None = "to_output_scale") -> Array:
         allowed = f"a shape that broadcasts with {left.shape}"
         raise ConfigError("other", right.shape, allowed) from None
     output, left_scale, right_scale = constrained(
-        constraint, TERNARY, 1.0 if 1 in (left.size, right.size) else 2**-0.5,
-        (size // left.size) ** -0.5, (size // right.size) ** -0.5,
-    )  # fmt: skip
+        constraint,
+        TERNARY,
+        1.0 if 1 in (left.size, right.size) else 2**-0.5,
+        (size // left.size) ** -0.5,
+        (size // right.size) ** -0.5,
+    )
     return scale_fwd(scale_bwd(left, left_scale) + scale_bwd(right, right_scale), output)
 
 
@@ -332,19 +352,30 @@ def matmul(left: Array, right: Array, constraint: str | None = "to_output_scale"
     """
     left, right = arrays(left=left, right=right)
     require_shape("left", left, left.ndim >= 2, "(..., n, k)")
-    require_shape("right", right, right.ndim >= 2 and right.shape[-2] == left.shape[-1],
-           f"(..., {left.shape[-1]}, m), as left is {left.shape}")  # fmt: skip
+    require_shape(
+        "right",
+        right,
+        right.ndim >= 2 and right.shape[-2] == left.shape[-1],
+        f"(..., {left.shape[-1]}, m), as left is {left.shape}",
+    )
     output, left_scale, right_scale = constrained(
-        constraint, TERNARY,
-        left.shape[-1] ** -0.5, right.shape[-1] ** -0.5, left.shape[-2] ** -0.5,
-    )  # fmt: skip
+        constraint,
+        TERNARY,
+        left.shape[-1] ** -0.5,
+        right.shape[-1] ** -0.5,
+        left.shape[-2] ** -0.5,
+    )
     return scale_fwd(scale_bwd(left, left_scale) @ scale_bwd(right, right_scale), output)
 
 
 def cross_entropy(
-    logits: Array, targets: Array, *, mult: Number = 1.0, reduction: str = "mean",
+    logits: Array,
+    targets: Array,
+    *,
+    mult: Number = 1.0,
+    reduction: str = "mean",
     ignore_index: int = -100,
-) -> Array:  # fmt: skip
+) -> Array:
     """−log softmax(mult · logits)[target], nats: the mean or the sum over tokens, float32.
 
     The gradient is V/√(V−1) · (softmax − onehot) a token under either reduction: not divided by
@@ -377,9 +408,12 @@ def cross_entropy(
 
 
 def transformer_residual_taus(
-    n_layers: int, *, residual_mult: Number = 1.0, residual_attn_ratio: Number = 1.0,
+    n_layers: int,
+    *,
+    residual_mult: Number = 1.0,
+    residual_attn_ratio: Number = 1.0,
     convention: str = "derived",
-) -> list[Number]:  # fmt: skip
+) -> list[Number]:
     """tau of the 2·n_layers residual branches, attention first: **ratios of variances**.
 
     ``convention``: ``derived`` (the book's Theory, The residual scheme), ``library`` (the squares
@@ -389,6 +423,8 @@ def transformer_residual_taus(
     if isinstance(n_layers, bool) or not isinstance(n_layers, int):
         raise ConfigError("n_layers", n_layers, "an integer >= 1")
     return rules.residual_taus(
-        n_layers, positive("residual_mult", residual_mult),
-        positive("residual_attn_ratio", residual_attn_ratio), convention,
-    )  # fmt: skip
+        n_layers,
+        positive("residual_mult", residual_mult),
+        positive("residual_attn_ratio", residual_attn_ratio),
+        convention,
+    )
