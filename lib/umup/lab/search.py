@@ -71,6 +71,17 @@ class LRSearch(Config):
         """The lowest and highest log2 η that the search may ever ask for."""
         return self.lo - self.max_extend, self.hi + self.max_extend
 
+    def coarse(self) -> list[float]:
+        """The grid, in octaves, with which the search begins."""
+        return [self.lo + i for i in range(int(self.hi - self.lo) + 1)]
+
+    def candidates(self) -> list[tuple[float, int]]:
+        """Every (log2 η, seed) that the search may ever ask for."""
+        lowest, highest = self.ends()
+        n = int((highest - lowest) / self.refine) + 1
+        values = [lowest + i * self.refine for i in range(n)]
+        return [(value, seed) for value in values for seed in range(self.seeds)]
+
 
 def around(center: float, search: LRSearch, below: int = 2, above: int = 3) -> LRSearch:
     """The search with its coarse grid moved around a predicted optimum.
@@ -111,8 +122,7 @@ def next_lrs(search: LRSearch, results: list[Result]) -> list[tuple[float, int]]
         seeds = list(seeds)
         return [(lr, s) for lr in lrs for s in seeds if (lr, s) not in have]
 
-    coarse = [search.lo + i for i in range(int(search.hi - search.lo) + 1)]
-    if todo := missing(coarse, [0]):
+    if todo := missing(search.coarse(), [0]):
         return todo
     best = best_lr(results)
     lowest, highest = search.ends()
