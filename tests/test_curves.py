@@ -28,12 +28,8 @@ class Depths(Curves):
 
     def curves(self, text: Text) -> Iterator[Curve]:
         for depth in self.depths:
-            model = self.model(32, text, n_layers=depth)
-
-            def run(x: float, seed: int, model: ModelConfig = model) -> RunConfig:
-                return self.run("umup", model, text, seed, eta=x)
-
-            yield Curve(self.grid("log2_eta", 1.0, 1.0, 2, 1), run)
+            search = self.grid("log2_eta", 1.0, 1.0, 2, 1)
+            yield self.curve(search, "umup", self.model(32, text, n_layers=depth), text)
 
     def fixed(self, text: Text) -> Iterator[RunConfig]:
         if self.extra:
@@ -122,6 +118,15 @@ def test_playing_out_asks_for_no_extension(dataset: Dataset) -> None:
     assert len(runs) == 2 * 3 * 2  # three points, all seeds at each: the window spans the grid
     strange = design.run("sp", design.model(32, TEXT), TEXT, 0, eta=0)
     assert design.guess(strange, pd.DataFrame()) == 1.0
+
+
+def test_a_curve_is_over_any_hyperparameter() -> None:
+    design = Depths()
+    model = design.model(32, TEXT)
+    optim = design.optim(steps=8)
+    curve = design.curve(LRSearch(0, 1), "umup", model, TEXT, "alpha_residual", optim, eta=-1)
+    run = curve.run(1.0, 2)
+    assert (run.hps.alpha_residual, run.hps.eta, run.seed, run.optim) == (2.0, 0.5, 2, optim)
 
 
 def test_a_grid_that_is_none_names_its_parameter() -> None:

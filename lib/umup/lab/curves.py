@@ -132,6 +132,23 @@ class Decoders(Design):
             probe_steps=probe_steps,
         )
 
+    def curve(
+        self,
+        search: LRSearch,
+        scheme: str,
+        model: ModelConfig,
+        text: Text,
+        hp: str = "eta",
+        optim: OptimConfig | None = None,
+        **log2: float,
+    ) -> Curve:
+        """Loss over log2 of the hyperparameter ``hp``; the other arguments are those of ``run``."""
+
+        def run(x: float, seed: int) -> RunConfig:
+            return self.run(scheme, model, text, seed, optim, **log2 | {hp: x})
+
+        return Curve(search, run)
+
     def grid(self, name: str, *options: Any) -> LRSearch:
         """The line search between the ends that the parameter ``name`` holds, [low, high] in log2.
 

@@ -112,6 +112,10 @@ class Design(Config):
             allowed = f"{error.allowed}; lists and numbers by papermill's -y, as -y '{{{example}}}'"
             raise ConfigError(error.field, values[error.field], allowed) from None
 
+    def pick(self, *names: str) -> dict[str, Any]:
+        """Parameters by name, for the specification of a point."""
+        return {name: getattr(self, name) for name in names}
+
     def points(self) -> list[Point]:
         """Every measurement wanted, in the order in which to make them."""
         return []
