@@ -48,7 +48,7 @@ class AttentionScale(Curves):
     seq_len: int = 32
     steps: int = 100
     eval_batches: int = 8
-    base_d_head: Count = 16
+    d_head: int = 16
     """With ``base_width``, where μP's logits equal SP's; base depth is the model's own."""
     schemes: tuple[Annotated[str, OneOf(*PROBED)], ...] = PROBED
     """Probed at their default η and α_attn = 1, at every head size."""
@@ -122,9 +122,9 @@ class AttentionScale(Curves):
             for rho in self.correlations
             for seed in range(self.layer_seeds)
         ]
-        wanted += [(scheme, self.base_d_head, 0.0, 0) for scheme in ("sp", "mup")]
+        wanted += [(scheme, self.d_head, 0.0, 0) for scheme in ("sp", "mup")]
         shape = {
-            "base_d_head": self.base_d_head,
+            "base_d_head": self.d_head,
             "width": self.layer_width,
             "seq_len": self.layer_seq_len,
             "batch_size": self.layer_batch,
@@ -136,7 +136,7 @@ class AttentionScale(Curves):
 
     def decoder(self, d_head: int, text: Text = NO_TEXT) -> ModelConfig:
         """The model's shape at a head size."""
-        return self.model(self.width, text, d_head=d_head, base_d_head=self.base_d_head)
+        return self.model(self.width, text, d_head=d_head)
 
     def default(self, scheme: str) -> float:
         """log2 of the scheme's default η."""

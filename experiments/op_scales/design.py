@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from umup.config import COUNT, POSITIVE, Range
+from umup.errors import ConfigError
 from umup.lab.design import Design, Point
 
 from . import measures
@@ -65,6 +66,12 @@ class OpScales(Design):
         "coordinates": COUNT, "elements": COUNT, "seeds": Range(2),
         "dtypes": ("float32", "bfloat16"),
     }  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("seq_lens", "d_heads", "vocab_sizes"):  # of which one value is chosen, too
+            if not getattr(self, name):
+                raise ConfigError(name, getattr(self, name), "at least one entry")
 
     def _sequences(self, seq_len: int, d_head: int) -> int:
         """Heads a seed. The first rows have the most of the variance and only ``d_head`` values

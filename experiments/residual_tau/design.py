@@ -59,8 +59,8 @@ class ResidualTau(Curves):
     depths: tuple[Count, ...] = (2, 8)
     """N of the trained models."""
     d_model: Count = 32
-    """Their width, and the base's."""
-    base_depth: Count = 2
+    """Their width."""
+    n_layers: int = 2
     """The N at which μP and CompleteP equal SP."""
     unroll: CountOrZero = 1
     """Layers per loop body of the scan over depth; 1 keeps the compile time flat over depth."""
@@ -133,17 +133,16 @@ class ResidualTau(Curves):
             "d_model": self.walk_width,
             "seq_len": seq_len,
             "batch_size": self.batch_size * self.seq_len // seq_len,  # as many tokens
+            "base_depth": self.n_layers,
             "seeds": self.walk_seeds,
         }
-        return Point("walk", spec | self.pick("d_head", "ff_ratio", "base_depth"))
+        return Point("walk", spec | self.pick("d_head", "ff_ratio"))
 
     def _decoder(self, arm: str, n_layers: int, text: Text = NO_TEXT) -> ModelConfig:
         return self.model(
             self.d_model,
             text,
             n_layers=n_layers,
-            base_width=self.d_model,
-            base_depth=self.base_depth,
             tau_convention=ARMS[arm].convention,
         )
 

@@ -13,8 +13,9 @@ import numpy as np
 
 from umup import data, train
 from umup.lab import sweep
+from umup.lab.curves import Text
 
-from .design import optim_of, run_of
+from .design import of_shape
 
 CURVE_POINTS = 60
 
@@ -30,12 +31,13 @@ class _Plateau:
         text = data.load(shape["corpus"], shape["tokenizer"], seq_len=shape["seq_len"])
         self.tokens = sweep.device_tokens(text)
         self.held_out = jnp.asarray(text.val)
+        self.design = of_shape(shape)
+        optim = self.design.schedule("wsd", end + 1, decay_steps=1)
         self.runs = [
-            run_of(shape, scheme, log2_lr, seed, text.digest, text.vocab_size,
-                 schedule="wsd", steps=end + 1, decay_steps=1)
+            self.design.trained(scheme, log2_lr, seed, optim, Text.of(text))
             for seed in range(seeds)
-        ]  # fmt: skip
-        self.shape, self.lanes = shape, train.lanes_of(self.runs)
+        ]
+        self.lanes = train.lanes_of(self.runs)
         self.programs = train.programs(self.runs[0])
         self.states, self.done = self.programs.init(self.lanes), 0
 
@@ -51,8 +53,7 @@ class _Plateau:
 
     def decayed(self, schedule: str, steps: int, decay_steps: int):
         """States after a decay from here, and the losses on the way; the plateau stays as it is."""
-
-        optim = optim_of(self.shape, schedule, steps, decay_steps)
+        optim = self.design.schedule(schedule, steps, decay_steps)
         programs = train.programs(dataclasses.replace(self.runs[0], optim=optim))
         copy = jax.tree.map(jnp.copy, self.states)  # a chunk takes its states' buffers
         states, losses = programs.chunk(self.tokens, self.lanes, copy, decay_steps)
@@ -116,7 +117,7 @@ def fork(
     start = steps - decay_steps
     losses = plateau.to(start, math.gcd(start, steps))
     states, falling = plateau.decayed(schedule, steps, decay_steps)
-    optim = optim_of(shape, schedule, steps, decay_steps)
+    optim = plateau.design.schedule(schedule, steps, decay_steps)
     whole = dataclasses.replace(plateau.runs[0], optim=optim)
     fresh = plateau.programs.init(plateau.lanes)
     unforked, wanted = train.programs(whole).chunk(plateau.tokens, plateau.lanes, fresh, steps)

@@ -8,22 +8,17 @@ clipping by the norm of the gradients as held. *Drills* plant a spike and let th
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from umup.config import (
-    COUNT,
-    FRACTION,
-    POSITIVE,
-    HPs,
-    ModelConfig,
-    OptimConfig,
-    Range,
-    RunConfig,
-)
+from umup.checked import Count, CountOrZero, Fraction, OneOf, Positive, Range
+from umup.config import ModelConfig, OptimConfig, RunConfig
 from umup.data import Dataset
 from umup.errors import ConfigError
-from umup.lab.design import Design, Point
+from umup.lab.curves import NO_TEXT, Text, Trained
+from umup.lab.design import Point
 
 from .drills import KINDS
 from .results import DEFENCES, SCHEMES
@@ -40,83 +35,69 @@ class Arm(NamedTuple):
     cap: float | None = None
 
 
+Octaves = Annotated[float, Range(-60, 60)]
+Scheme = Annotated[str, OneOf(*SCHEMES)]
+
+
 @dataclass(frozen=True)
-class Stability(Design):
-    """The flat parameters of the study, beside those of every ``Design``.
+class Stability(Trained):
+    """The flat parameters of the study, beside those of every study of trained decoders."""
 
-    Args:
-        schemes, defences: of the arms.
-        width, n_layers, d_head, ff_ratio, seq_len, batch_size, steps, warmup_ratio, weight_decay,
-            dtype, unroll, eval_batches: of every training run.
-        base_width: where μP equals SP; base depth is ``n_layers``, base head size ``d_head``.
-        probe_steps: when to look; the step ``steps`` is the end, which tables read.
-        z_loss, clip: strength of these defences.
-        caps: of u-μP's arms with and without QK-norm, beside the defaults: powers of d_head.
-        deep_layers, deep_width: of the arms with depth-scaled initialization (0 layers: none).
-        lr_sp, lr_mup, lr_umup: log2 of the lowest η of each scheme; octaves: of the grid, upwards.
-        seeds: of every point.
-        best_sp, best_mup, best_umup: about the best log2 η; of the drills.
-        clip_octaves: above these, where clipped runs are compared; empty: none.
-        time_repeats, time_chunk: of the timed steps (0 repeats: none).
-        drill_schemes, drill_kinds: of the drills; empty: none. drill_steps, drill_width,
-            drill_seeds: of their runs, disturbed half way. drill_length: batches that are
-            disturbed. drill_factor: on η, in a jump.
-    """
-
-    schemes: tuple[str, ...] = SCHEMES
-    defences: tuple[str, ...] = tuple(DEFENCES)
-    width: int = 64
-    n_layers: int = 2
-    d_head: int = 16
-    ff_ratio: float = 2.75
-    seq_len: int = 64
-    batch_size: int = 8
+    schemes: tuple[Scheme, ...] = SCHEMES
+    """Of the arms."""
+    defences: tuple[Annotated[str, OneOf(*DEFENCES)], ...] = tuple(DEFENCES)
+    """Of the arms; none is among them, to compare with."""
+    width: Count = 64
+    """Of every training run."""
     steps: int = 256
-    warmup_ratio: float = 0.25
-    weight_decay: float = 2.0**-13
-    dtype: str = "float32"
-    unroll: int = 0
+    warmup_ratio: Annotated[float, Range(0.0, 1.0, open_lo=True)] = 0.25
     eval_batches: int = 4
-    base_width: int = 32
-    probe_steps: tuple[int, ...] = (256,)
-    z_loss: float = 1e-4
-    clip: float = 1.0
-    caps: tuple[float, ...] = (0.0, 0.5, 1.0)
-    deep_layers: int = 8
-    deep_width: int = 32
-    lr_sp: float = -8.0
-    lr_mup: float = -7.0
-    lr_umup: float = 0.0
-    octaves: int = 6
-    seeds: int = 3
-    clip_octaves: tuple[int, ...] = (0, 4)
-    best_sp: float = -7.0
-    best_mup: float = -6.0
-    best_umup: float = 1.0
-    time_repeats: int = 40
-    time_chunk: int = 16
-    drill_schemes: tuple[str, ...] = ("mup", "umup")
-    drill_kinds: tuple[str, ...] = KINDS
-    drill_steps: int = 400
-    drill_width: int = 32
-    drill_seeds: int = 3
-    drill_length: int = 8
-    drill_factor: float = 64.0
-
-    RANGES = {
-        **Design.RANGES, "schemes": SCHEMES, "defences": tuple(DEFENCES), "width": COUNT,
-        "n_layers": COUNT, "d_head": COUNT, "ff_ratio": POSITIVE, "seq_len": COUNT,
-        "batch_size": COUNT, "steps": COUNT, "warmup_ratio": Range(0.0, 1.0, open_lo=True),
-        "weight_decay": Range(0.0), "eval_batches": COUNT, "base_width": COUNT,
-        "probe_steps": Range(0), "z_loss": POSITIVE, "clip": POSITIVE, "caps": FRACTION,
-        "deep_layers": Range(0), "deep_width": COUNT, "lr_sp": Range(-60, 60),
-        "lr_mup": Range(-60, 60), "lr_umup": Range(-60, 60), "octaves": COUNT, "seeds": COUNT,
-        "clip_octaves": Range(-60, 60), "best_sp": Range(-60, 60), "best_mup": Range(-60, 60),
-        "best_umup": Range(-60, 60), "time_repeats": Range(0), "time_chunk": COUNT,
-        "drill_schemes": SCHEMES, "drill_kinds": KINDS, "drill_steps": Range(160),
-        "drill_width": COUNT, "drill_seeds": COUNT, "drill_length": COUNT,
-        "drill_factor": POSITIVE,
-    }  # fmt: skip
+    probe_steps: tuple[CountOrZero, ...] = (256,)
+    """When to look; the step ``steps`` is the end, which tables read."""
+    z_loss: Positive = 1e-4
+    """Strength of that defence."""
+    clip: Positive = 1.0
+    """Strength of that defence."""
+    caps: tuple[Fraction, ...] = (0.0, 0.5, 1.0)
+    """Of u-μP's arms with and without QK-norm, beside the defaults: powers of d_head."""
+    deep_layers: CountOrZero = 8
+    """Of the arms with depth-scaled initialization (0: none)."""
+    deep_width: Count = 32
+    """Of those arms."""
+    lr_sp: Octaves = -8.0
+    """log2 of SP's lowest η."""
+    lr_mup: Octaves = -7.0
+    """log2 of μP's lowest η."""
+    lr_umup: Octaves = 0.0
+    """log2 of u-μP's lowest η."""
+    octaves: Count = 6
+    """Of the grid, upwards from the lowest η."""
+    clip_octaves: tuple[Annotated[int, Range(-60, 60)], ...] = (0, 4)
+    """Above the best η, where clipped runs are compared; empty: none."""
+    best_sp: Octaves = -7.0
+    """About SP's best log2 η."""
+    best_mup: Octaves = -6.0
+    """About μP's best log2 η."""
+    best_umup: Octaves = 1.0
+    """About u-μP's best log2 η."""
+    time_repeats: CountOrZero = 40
+    """Of the timed steps (0: none)."""
+    time_chunk: Count = 16
+    """Steps in a timed program."""
+    drill_schemes: tuple[Scheme, ...] = ("mup", "umup")
+    """Of the drills; empty: none."""
+    drill_kinds: tuple[Annotated[str, OneOf(*KINDS)], ...] = KINDS
+    """Of the drills; empty: none."""
+    drill_steps: Annotated[int, Range(160)] = 400
+    """Of the drills' runs, which are disturbed half way."""
+    drill_width: Count = 32
+    """Of the drills' runs."""
+    drill_seeds: Count = 3
+    """Of every drill."""
+    drill_length: Count = 8
+    """Batches that are disturbed."""
+    drill_factor: Positive = 64.0
+    """On η, in a jump."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -146,33 +127,21 @@ class Stability(Design):
             arms += [Arm(s, "depth_init", deep=True) for s in self.schemes if s != "umup"]
         return arms
 
-    def model(self, vocab_size: int, deep: bool = False, defence: str = "none") -> ModelConfig:
-        """The model's shape with a defence."""
-        return self._model(
-            self.deep_width if deep else self.width,
-            self.deep_layers if deep else self.n_layers, vocab_size, defence,
-        )  # fmt: skip
+    def decoder(self, text: Text = NO_TEXT, deep: bool = False, defence: str = "") -> ModelConfig:
+        """The model's shape with a defence; ``deep`` is that of the depth-scaled arms."""
+        defended = {
+            "qk_norm": defence in ("qk_norm", "both"),
+            "z_loss": self.z_loss if defence in ("z_loss", "both") else 0.0,
+            "depth_scaled_init": defence == "depth_init",
+        }
+        if deep:
+            defended |= {"n_layers": self.deep_layers}
+        return self.model(self.deep_width if deep else self.width, text, **defended)
 
-    def _model(
-        self, width: int, n_layers: int, vocab_size: int, defence: str = "none"
-    ) -> ModelConfig:
-        return ModelConfig(
-            d_model=width, n_layers=n_layers, d_head=self.d_head,
-            d_ff=round(width * self.ff_ratio), vocab_size=vocab_size, seq_len=self.seq_len,
-            base_width=self.base_width, base_depth=self.n_layers,
-            base_d_head=self.d_head, dtype=self.dtype, unroll=self.unroll,
-            qk_norm=defence in ("qk_norm", "both"),
-            z_loss=self.z_loss if defence in ("z_loss", "both") else 0.0,
-            depth_scaled_init=defence == "depth_init",
-        )  # fmt: skip
-
-    def optim(self, defence: str = "none") -> OptimConfig:
+    def optimizer(self, defence: str = "") -> OptimConfig:
         """The optimizer with a defence."""
-        warmup = 0 if defence == "no_warmup" else round(self.steps * self.warmup_ratio)
-        return OptimConfig(
-            steps=self.steps, batch_size=self.batch_size, warmup_steps=warmup,
-            clip=self.clip if defence == "clip" else 0.0,
-        )  # fmt: skip
+        changes: dict[str, Any] = {"warmup_steps": 0} if defence == "no_warmup" else {}
+        return self.optim(clip=self.clip if defence == "clip" else 0.0, **changes)
 
     def alpha(self, arm: Arm) -> float:
         """α_attn of an arm. QK-norm takes u-μP's from 1 to √d, with which logits reach ±√d, as
@@ -193,62 +162,58 @@ class Stability(Design):
         return list(dict.fromkeys(runs))
 
     def _run(self, arm: Arm, log2_lr: float, seed: int, dataset: Dataset) -> RunConfig:
-        return RunConfig(
-            scheme=arm.scheme, model=self.model(dataset.vocab_size, arm.deep, arm.defence),
-            optim=self.optim(arm.defence),
-            hps=HPs(
-                eta=2.0**log2_lr, alpha_attn_softmax=self.alpha(arm),
-                weight_decay=self.weight_decay,
-            ),
-            seed=seed, corpus=self.corpus, tokenizer=self.tokenizer, data_digest=dataset.digest,
-            eval_batches=self.eval_batches, probe_steps=self.probe_steps,
-        )  # fmt: skip
+        text = Text.of(dataset)
+        model = self.decoder(text, arm.deep, arm.defence)
+        optim = self.optimizer(arm.defence)
+        run = self.run(arm.scheme, model, text, seed, optim, self.probe_steps, eta=log2_lr)
+        return replace(run, hps=replace(run.hps, alpha_attn_softmax=self.alpha(arm)))
 
     def points(self) -> list[Point]:
         """Drills, clipped runs and timed steps."""
-        what: dict[str, Any] = {
-            "corpus": self.corpus, "tokenizer": self.tokenizer, "model": self.model(2).to_spec(),
-            "optimizer": self.optim().to_spec(),
-        }  # fmt: skip
-        points = self._drills(what)
-        points += [
-            Point("clipped", {
-                "scheme": scheme, "norm": norm, "octaves": octaves, "clip": self.clip,
-                "log2_lr": getattr(self, f"best_{scheme.split('_')[0]}") + octaves, "seed": seed,
-                **what,
-            })
-            for norm in ("unscaled", "held") for octaves in self.clip_octaves
-            for scheme in (*self.schemes, *(["mup_intermediate"] if "mup" in self.schemes else []))
-            for seed in range(self.seeds)
-        ]  # fmt: skip
+        what = self.pick("corpus", "tokenizer") | {
+            "model": self.decoder().to_spec(),
+            "optimizer": self.optimizer().to_spec(),
+        }
+        return [*self._drills(what), *self._clipped(what), *self._timed(what)]
+
+    def _clipped(self, what: dict[str, Any]) -> Iterator[Point]:
+        schemes = (*self.schemes, *(["mup_intermediate"] if "mup" in self.schemes else []))
+        grid = itertools.product(
+            ("unscaled", "held"), self.clip_octaves, schemes, range(self.seeds)
+        )
+        for norm, octaves, scheme, seed in grid:
+            best = getattr(self, f"best_{scheme.split('_')[0]}")
+            own = {"scheme": scheme, "norm": norm, "octaves": octaves, "seed": seed}
+            yield Point("clipped", {**what, **own, "clip": self.clip, "log2_lr": best + octaves})
+
+    def _timed(self, what: dict[str, Any]) -> Iterator[Point]:
         changes = {"z_loss": {"z_loss": self.z_loss}, "qk_norm": {"qk_norm": True}, "clip": {}}
+        how = {"repeats": self.time_repeats, "chunk": self.time_chunk}
         for defence in TIMED if self.time_repeats else ():
             clip = self.clip if defence == "clip" else 0.0
-            points.append(Point("step_time", {
-                "defence": defence, "changes": changes[defence], "clip": clip,
-                "repeats": self.time_repeats, "chunk": self.time_chunk, **what,
-            }))  # fmt: skip
-        return points
+            own = {"defence": defence, "changes": changes[defence], "clip": clip}
+            yield Point("step_time", {**what, **own, **how})
 
-    def _drills(self, what: dict[str, Any]) -> list[Point]:
+    def _drills(self, what: dict[str, Any]) -> Iterator[Point]:
         steps = self.drill_steps
         warmup = round(steps * self.warmup_ratio)
         drilled = {
-            "model": self._model(self.drill_width, self.n_layers, 2).to_spec(),
-            "optimizer": replace(self.optim(), steps=steps, warmup_steps=warmup).to_spec(),
+            "model": self.model(self.drill_width).to_spec(),
+            "optimizer": self.optim(steps=steps).to_spec(),
             "recovery": {"window": 64, "warmup": max(warmup, 40), "margin": steps // 20},
-            "every": steps // 8, "chunk": steps // 16, "at": steps // 2,
-            "length": self.drill_length, "factor": self.drill_factor,
-        }  # fmt: skip
-        return [
-            Point("drill", {
-                **what, **drilled, "kind": kind, "recover": recover, "scheme": scheme,
-                "log2_lr": getattr(self, f"best_{scheme}"), "seed": seed,
-            })
-            for kind in self.drill_kinds for recover in (True, False)
-            if kind != "clean" or recover
-            for scheme in self.drill_schemes for seed in range(self.drill_seeds)
-        ]  # fmt: skip
+            "every": steps // 8,
+            "chunk": steps // 16,
+            "at": steps // 2,
+            "length": self.drill_length,
+            "factor": self.drill_factor,
+        }
+        for kind, recover in itertools.product(self.drill_kinds, (True, False)):
+            if kind == "clean" and not recover:
+                continue
+            for scheme, seed in itertools.product(self.drill_schemes, range(self.drill_seeds)):
+                own = {"kind": kind, "recover": recover, "scheme": scheme, "seed": seed}
+                lr = {"log2_lr": getattr(self, f"best_{scheme}")}
+                yield Point("drill", {**what, **drilled, **own, **lr})
 
 
 DESIGN = Stability

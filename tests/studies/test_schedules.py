@@ -18,6 +18,7 @@ from umup.data import Dataset
 from umup.errors import ConfigError
 from umup.lab import claims
 from umup.lab.claims import NotMeasured
+from umup.lab.curves import Text
 from umup.lab.design import Point
 from umup.lab.folders import code
 from umup.lab.records import Results
@@ -169,10 +170,9 @@ def test_the_ladder_is_what_training_from_scratch_gives() -> None:
     assert [(r["schedule"], r["steps"]) for r in got["rungs"]] == [("wsd_sqrt", 16), ("wsd", 20)]
     text = data.load("sotu", "bytes", seq_len=8)
     whole, plateau = (
-        study.run_of(TINY.shape, "umup", 0.5, 0, text.digest, text.vocab_size, schedule="wsd",
-                   steps=steps, decay_steps=decay)
+        TINY.trained("umup", 0.5, 0, TINY.schedule("wsd", steps, decay), Text.of(text))
         for steps, decay in ((20, 4), (17, 1))
-    )  # fmt: skip
+    )
     known, lanes = train.programs(plateau), train.lanes_of([whole])  # compiled for the ladder
     states, losses = train.programs(whole).chunk(
         jnp.asarray(text.train), lanes, known.init(lanes), 20

@@ -52,10 +52,6 @@ class Decoders(Design):
     """Tokens in a sequence."""
     batch_size: Count = 8
     """Sequences in a batch."""
-    steps: Count = 400
-    """Updates of a run."""
-    warmup_ratio: Fraction = 0.25
-    """Share of the steps that warm up."""
     weight_decay: PositiveOrZero = 2.0**-13
     """As ``HPs.weight_decay``."""
     base_width: Count = 32
@@ -88,15 +84,8 @@ class Decoders(Design):
         return ModelConfig(d_model=d_model, **shape | changes)
 
     def optim(self, **changes: Any) -> OptimConfig:
-        """The optimizer; ``changes`` are fields of ``OptimConfig``. A share of the steps warms up,
-        however many there are."""
-        steps = changes.get("steps", self.steps)
-        plain = {
-            "steps": steps,
-            "batch_size": self.batch_size,
-            "warmup_steps": round(steps * self.warmup_ratio),
-        }
-        return OptimConfig(**plain | changes)
+        """The optimizer of a run of which nothing else is said."""
+        raise NotImplementedError
 
     def run(
         self,
@@ -131,23 +120,6 @@ class Decoders(Design):
             eval_batches=self.eval_batches,
             probe_steps=probe_steps,
         )
-
-    def curve(
-        self,
-        search: LRSearch,
-        scheme: str,
-        model: ModelConfig,
-        text: Text,
-        hp: str = "eta",
-        optim: OptimConfig | None = None,
-        **log2: float,
-    ) -> Curve:
-        """Loss over log2 of the hyperparameter ``hp``; the other arguments are those of ``run``."""
-
-        def run(x: float, seed: int) -> RunConfig:
-            return self.run(scheme, model, text, seed, optim, **log2 | {hp: x})
-
-        return Curve(search, run)
 
     def grid(self, name: str, *options: Any) -> LRSearch:
         """The line search between the ends that the parameter ``name`` holds, [low, high] in log2.
@@ -205,12 +177,50 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Curves(Decoders):
+class Trained(Decoders):
+    """Decoders of which most train equally long."""
+
+    steps: Count = 400
+    """Updates of a run."""
+    warmup_ratio: Fraction = 0.25
+    """Share of the steps that warm up."""
+
+    def optim(self, **changes: Any) -> OptimConfig:
+        """The optimizer; ``changes`` are fields of ``OptimConfig``. A share of the steps warms up,
+        however many there are."""
+        steps = changes.get("steps", self.steps)
+        plain = {
+            "steps": steps,
+            "batch_size": self.batch_size,
+            "warmup_steps": round(steps * self.warmup_ratio),
+        }
+        return OptimConfig(**plain | changes)
+
+
+@dataclass(frozen=True)
+class Curves(Trained):
     """A study of curves: what to run follows from ``curves``."""
 
     def curves(self, text: Text) -> Iterable[Curve]:
         """Every curve, in the order in which to do them."""
         raise NotImplementedError
+
+    def curve(
+        self,
+        search: LRSearch,
+        scheme: str,
+        model: ModelConfig,
+        text: Text,
+        hp: str = "eta",
+        optim: OptimConfig | None = None,
+        **log2: float,
+    ) -> Curve:
+        """Loss over log2 of the hyperparameter ``hp``; the other arguments are those of ``run``."""
+
+        def run(x: float, seed: int) -> RunConfig:
+            return self.run(scheme, model, text, seed, optim, **log2 | {hp: x})
+
+        return Curve(search, run)
 
     def fixed(self, text: Text) -> Iterable[RunConfig]:
         """Runs that are wanted besides, whatever the results."""

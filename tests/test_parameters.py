@@ -1,0 +1,77 @@
+"""Every parameter of a study changes what it asks for: none is accepted and then ignored."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from umup.data import Dataset
+from umup.errors import ConfigError
+from umup.lab import folders, study
+from umup.lab.design import Design
+
+HOW = {field.name for field in dataclasses.fields(Design)}
+"""How a study is run, and on what text."""
+SHOWN = {"tolerance"}
+"""What a page judges by."""
+NAMES = ("bfloat16", "mup", "umup", "plain", "bf16", "fp8_seed", "eager", "mlp", "vit", "h200")
+
+
+def others(value: Any) -> Iterator[Any]:
+    """Other values of a parameter's type, near ones first."""
+    if isinstance(value, bool):
+        yield not value
+    elif isinstance(value, int | float):
+        yield from (value + 1, 2 * value, value - 1, value + 2, value / 2, value + 0.25)
+        yield from (value / 4, 4 * value, value + 16, value - 0.25, value // 2)
+    elif isinstance(value, tuple):
+        yield from (value[:-1], value[1:])
+        for new in others(value[-1]) if value else ():
+            yield from ((*value[:-1], new), (*value, new))
+        yield from ((name,) for name in NAMES)
+    elif isinstance(value, str):
+        yield from NAMES
+
+
+def asked(design: Design, text: Dataset, *, play: bool) -> set[str]:
+    """Keys of what is wanted: at once, or with ``play`` until searches end, larger being better."""
+    found: dict[str, float] = {}
+    while runs := design.pending(frame(found), text) if design.trains else []:
+        found |= {r.key(): -r.hps.eta * r.hps.alpha_attn_softmax for r in runs}
+        if not play:
+            break
+    first = design.runs(text) if design.trains else []
+    return {item.key() for item in (*design.points(), *first)} | found.keys()
+
+
+def frame(losses: dict[str, float]) -> pd.DataFrame:
+    return pd.DataFrame({"key": list(losses), "final_loss": list(losses.values())})
+
+
+def matters(design: Design, field: str, text: Dataset) -> bool:
+    for play in (False, True) if design.trains else (False,):
+        base = asked(design, text, play=play)
+        for value in others(getattr(design, field)):
+            try:
+                changed = dataclasses.replace(design, **{field: value})
+                if asked(changed, text, play=play) != base:
+                    return True
+            except ConfigError:
+                continue
+    return False
+
+
+@pytest.mark.parametrize("name", folders.names())
+def test_every_parameter_changes_what_is_asked_for(name: str) -> None:
+    text = object.__new__(Dataset)
+    for field, value in (("digest", "d"), ("vocab_size", 256)):
+        object.__setattr__(text, field, value)
+    kind = study.design_of(name)
+    # What one profile leaves out, another has: no timed steps at smoke, say.
+    designs = [kind.from_dict(study.parameters(name, p)) for p in ("smoke", "cpu", "h100")]
+    fields = [f.name for f in dataclasses.fields(kind) if f.name not in HOW | SHOWN]
+    assert [f for f in fields if not any(matters(design, f, text) for design in designs)] == []
