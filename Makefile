@@ -64,7 +64,7 @@ h100-merge: $(READY) ## what a slice packed, into the records: FROM=DIR
 	@$(PY) -m umup.slices.h100 --merge $(FROM)
 
 notebook: $(READY) ## study.ipynb anew from study.py and the records: STUDY=lr_transfer, or all
-	@$(PY) scripts/notebook.py $(STUDY)
+	@$(PY) -m umup.lab.notebook $(STUDY)
 
 gpu-compiler: $(READY) ## XLA's compiler for NVIDIA GPUs, to compile for some that are not there
 	@$(PY) -m umup.plan.compiler

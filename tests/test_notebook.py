@@ -243,3 +243,9 @@ def test_a_study_that_fails_is_told_without_paths_that_are_gone(tmp_path):
     assert caught.value.field == f"{tmp_path.name}/study.py"
     assert "out.ipynb" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["study.py"]
+
+
+def test_a_study_that_is_not_there_ends_the_command_with_one_line(capsys):
+    assert notebook.main(["absent"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("umup: study: received 'absent'") and err.count("\n") == 1

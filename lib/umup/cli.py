@@ -72,10 +72,10 @@ def parser() -> argparse.ArgumentParser:
     )
 
     new = add(
-        "new-study", "Make a study of your own that passes all checks, and list its page.",
+        "new-study", "Make a study of your own that passes all checks, in the folder experiments.",
         "umup new-study batch_size --title 'Does the best learning rate follow the batch?'",
     )  # fmt: skip
-    new.add_argument("name", help="a to z, 0 to 9 and _; of its folder and module")
+    new.add_argument("name", help="a to z, 0 to 9 and _; of its folder")
     new.add_argument("--title", help="first heading of its page (default: the name in words)")
 
     train = add(
@@ -369,7 +369,7 @@ def _command(argv: list[str]) -> int:
     elif chosen.command == "new-study":
         from umup.book import new_study
 
-        made = new_study.create(new_study.checkout(), chosen.name, chosen.title)
+        made = new_study.create(new_study.home(), chosen.name, chosen.title)
         print(new_study.next_steps(chosen.name, made))
     elif chosen.command == "train":
         return run_train(chosen)

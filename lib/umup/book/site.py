@@ -31,11 +31,8 @@ from umup import files, machine
 from umup.book import pages
 from umup.book.shown import best_profile
 from umup.errors import BookError, UmupError
-from umup.lab.notebook import execute, finish
+from umup.lab.notebook import AT_ONCE, execute, finish
 from umup.lab.study import parameters
-
-AT_ONCE = 2
-"""Notebooks that are executed at a time: half of what a kernel does, compiling, is one thread's."""
 
 EXPECTED = {"smoke": 15.0, "render": 8.0, "pages": 10.0, "html": 40.0, "check": 2.0}
 """Seconds each kind of step takes on two cores, until a build has measured it here."""

@@ -7,11 +7,16 @@ import io
 import json
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from umup.errors import StudyError
+from umup.errors import StudyError, UmupError
+from umup.lab import folders
+
+AT_ONCE = 2
+"""Notebooks executed at one time: half of what a kernel does, compiling, is one thread's."""
 
 PLAIN = (int, float, str, bool, list, tuple, dict, type(None))
 """Types of a parameter's value."""
@@ -217,3 +222,20 @@ def make(folder: Path) -> Path:
     target = folder / "study.ipynb"
     jupytext.write(done, target, fmt="ipynb")
     return target
+
+
+def main(names: Sequence[str]) -> int:
+    """``python -m umup.lab.notebook STUDY ...``, or ``all``: notebooks anew; the exit status."""
+    try:
+        wanted = folders.names() if list(names) == ["all"] else names
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for written in pool.map(make, [folders.folder(name) for name in wanted]):
+                print(f"written: {written.parent.name}/{written.name}", flush=True)
+    except UmupError as error:
+        print(f"umup: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -136,23 +136,36 @@ def drift_texts(runs: pd.DataFrame, schemes: Sequence[str], digits: int = 2) -> 
     return {scheme: measured.get(scheme, ABSENT) for scheme in schemes}
 
 
-def optima_table(runs: pd.DataFrame, digits: int = 2) -> str:
-    """Fitted optima: one row a scheme, horizon and width."""
-    optima = tables.optima(runs)
+def optima_rows(optima: pd.DataFrame, labels: Mapping[str, str], digits: int = 2) -> str:
+    """Fitted optima as a Markdown table, one row each.
+
+    Args:
+        optima: as ``tables.optima`` has them, perhaps of several sweeps.
+        labels: column that names a row → its heading, as ``{"d_model": "width"}``.
+    """
     rows = [
-        {
-            "scheme": TITLES[o["scheme"]], "steps": o["steps"], "width": o["d_model"],
+        {name: f"{o[name]:g}" if isinstance(o[name], float) else o[name] for name in labels}
+        | {
             "lr": interval(o["log2_lr"], o["log2_lr_lo"], o["log2_lr_hi"], digits),
             "loss": interval(o["loss"], o["loss_lo"], o["loss_hi"], loss_digits(digits)),
-            "runs": o["n_points"], "note": o["reason"],
+            "runs": o["n_points"],
+            "note": o["reason"],
         }
-        for o in optima.to_dict("records")
-    ]  # fmt: skip
-    return markdown(
-        pd.DataFrame(rows),
-        {"scheme": "scheme", "steps": "steps", "width": "width", "lr": "log₂ η* [95 %]",
-         "loss": "loss there, nats [95 %]", "runs": "runs", "note": "note"},
-    )  # fmt: skip
+        for o in optima.replace({"scheme": TITLES}).to_dict("records")
+    ]
+    headings = {
+        "lr": "log₂ η* [95 %]",
+        "loss": "loss there, nats [95 %]",
+        "runs": "runs",
+        "note": "note",
+    }
+    return markdown(pd.DataFrame(rows), {**labels, **headings})
+
+
+def optima_table(runs: pd.DataFrame, digits: int = 2) -> str:
+    """Fitted optima: one row a scheme, horizon and width."""
+    labels = {"scheme": "scheme", "steps": "steps", "d_model": "width"}
+    return optima_rows(tables.optima(runs), labels, digits)
 
 
 def default_table(runs: pd.DataFrame, digits: int = 2) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, NamedTuple
 
 import pandas as pd
@@ -323,6 +323,61 @@ class LRSweep(Design):
                 best = ok.loc[ok["final_loss"].idxmin()]
                 center, lowest = math.log2(best["lr"]), float(best["final_loss"])
         return lowest + 0.1 * (math.log2(run.hps.eta) - center) ** 2
+
+
+@dataclass(frozen=True)
+class AtValue(Arm):
+    """One curve of loss against η: an arm of a sweep, at a value of its axis."""
+
+    value: float
+
+
+@dataclass(frozen=True)
+class AxisSweep(LRSweep):
+    """A line search over η at every value of one number of the run; the width is one.
+
+    A study's own sweep is a subclass that says ``AXIS`` and, where something has to move along
+    with the axis, ``at``.
+
+    Args:
+        values: of the axis, rising.
+    """
+
+    schemes: tuple[str, ...] = ("umup",)
+    widths: tuple[int, ...] = (32,)
+    full_grid_width: int = 2**20  # every search spans its whole grid
+    values: tuple[float, ...] = (1, 2)
+
+    AXIS = "model.n_layers"
+    """What is varied: a number of the run's ``model``, ``optim`` or ``hps``, but not η."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.widths) != 1:
+            raise ConfigError("widths", self.widths, "one width")
+        if len(self.values) < 2 or list(self.values) != sorted(set(self.values)):
+            raise ConfigError("values", self.values, "two or more numbers, rising")
+        for arm in self.arms():
+            self._run(arm, 0.0, 0, "", 2)  # a value that the axis cannot take is an error now
+
+    def at(self, run: RunConfig, value: float) -> RunConfig:
+        """The run with the axis at ``value``; a whole number where the field holds such."""
+        name, _, field = self.AXIS.partition(".")
+        part = getattr(run, name)
+        if isinstance(getattr(part, field), int) and float(value).is_integer():
+            value = int(value)
+        return replace(run, **{name: replace(part, **{field: value})})
+
+    def arms(self) -> list[Arm]:
+        """The arms of the sweep at every value."""
+        arms = super().arms()
+        return [AtValue(a.scheme, a.d_model, a.steps, v) for v in self.values for a in arms]
+
+    def _run(
+        self, arm: Arm, log2_lr: float, seed: int, data_digest: str, vocab_size: int
+    ) -> RunConfig:
+        run = super()._run(arm, log2_lr, seed, data_digest, vocab_size)
+        return self.at(run, arm.value) if isinstance(arm, AtValue) else run
 
 
 @functools.lru_cache(maxsize=100_000)
