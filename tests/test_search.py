@@ -10,10 +10,10 @@ import pytest
 
 from umup.data import Dataset
 from umup.errors import ConfigError
+from umup.lab.curves import Text
+from umup.lab.lr_sweep import Arm, LRSweep
 from umup.lab.search import (
-    Arm,
     LRSearch,
-    LRSweep,
     Result,
     around,
     best_lr,
@@ -265,7 +265,7 @@ def test_runs_are_what_the_settings_say():
     plan = sweep(widths=(96,), full_grid_width=96, d_head=48, ff_ratio=2.75, n_layers=3,
                  base_width=48, weight_decay=0.5, warmup_ratio=0.2, seq_len=16, batch_size=4,
                  eval_batches=7)  # fmt: skip
-    run = plan.run(Arm("umup", 96, 100), -1.5, 4, dataset())
+    run = plan.at(Arm("umup", 96, 100), Text.of(dataset()), -1.5, 4)
     assert (run.scheme, run.seed, run.eval_batches, run.data_digest) == ("umup", 4, 7, "d0")
     assert (run.hps.eta, run.hps.weight_decay) == (2.0**-1.5, 0.5)
     m = run.model
@@ -279,7 +279,7 @@ def test_runs_are_what_the_settings_say():
 
 def test_estimated_seconds():
     plan = sweep(assumed_tflops=0.5, workers=2, batch_size=2, seq_len=10)
-    run = plan.run(Arm("sp", 32, 100), -6.0, 0, dataset())
+    run = plan.at(Arm("sp", 32, 100), Text.of(dataset()), -6.0, 0)
     # Weights that multiply: 2 blocks of 4·32² + 3·32·88, and the readout of 32·256.
     weights = 2 * (4 * 32**2 + 3 * 32 * 88) + 32 * 256
     want = 2 * 6 * weights * 100 * 2 * 10 / 0.5e12 / 2

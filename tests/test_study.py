@@ -15,8 +15,8 @@ from umup import data, train
 from umup.config import NUMERICS, RunConfig
 from umup.errors import ConfigError, StudyError
 from umup.lab import folders, study
+from umup.lab.lr_sweep import LRSweep
 from umup.lab.records import Store
-from umup.lab.search import LRSweep
 from umup.lab.sweep import OutOfTime
 
 # Three coarse points, no refinement, one seed: at most 3 + 2·4 runs of ten steps.
@@ -39,7 +39,7 @@ def workplace(tmp_path, monkeypatch):
     toy = tmp_path / "experiments/toy"
     toy.mkdir(parents=True)
     (toy / "study.py").write_text("# %%\n")
-    (toy / "design.py").write_text("from umup.lab.search import LRSweep\n\nDESIGN = LRSweep\n")
+    (toy / "design.py").write_text("from umup.lab.lr_sweep import LRSweep\n\nDESIGN = LRSweep\n")
     (toy / "study.ipynb").write_text(notebook("profile = 'own'\nmode = 'load'\nwidths = [64]\n"))
     (toy / "claims.yaml").write_text("[]\n")
     (toy / "other.yaml").write_text("profile: other\nwidths: [16, 32]\n")
@@ -227,16 +227,16 @@ def test_fresh_trains_anew_and_leaves_no_records(workplace, pretend):
 
 
 def test_stale_records_are_neither_shown_nor_counted(workplace, pretend, monkeypatch):
-    from umup.lab import records, search, sweep
+    from umup.lab import lr_sweep, records, sweep
 
     keys = {run.key() for run in tiny(workplace).pending(pd.DataFrame(), load(workplace))}
-    search._key.cache_clear()
+    lr_sweep._curves.cache_clear()
     with monkeypatch.context() as older:  # as if the last version had written them
         older.setattr(sweep, "NUMERICS", NUMERICS - 1)
         older.setattr(records, "NUMERICS", NUMERICS - 1)
         older.setattr(RunConfig, "key", lambda self, key=RunConfig.key: "old" + key(self))
         study.run_or_load("toy", tiny(workplace))
-    search._key.cache_clear()
+    lr_sweep._curves.cache_clear()
     assert study.run_or_load("toy", tiny(workplace, mode="load")).runs.empty
     found = study.status("toy", "tiny")
     assert (found["done"], found["stale"], found["missing"]) == (0, 3, 3)

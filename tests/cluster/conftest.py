@@ -72,7 +72,7 @@ def workplace(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     toy = tmp_path / "experiments/toy"
     toy.mkdir(parents=True)
     (toy / "study.ipynb").write_text("{}")
-    (toy / "design.py").write_text("from umup.lab.search import LRSweep\n\nDESIGN = LRSweep\n")
+    (toy / "design.py").write_text("from umup.lab.lr_sweep import LRSweep\n\nDESIGN = LRSweep\n")
     plain = TINY | {"corpus": f"file:{text}"}
     (toy / "tiny.yaml").write_text(json.dumps(plain))
     (toy / "brief.yaml").write_text(json.dumps(plain | {"profile": "brief", "fresh": True}))
