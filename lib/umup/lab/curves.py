@@ -218,7 +218,7 @@ class Curves(Trained):
         """Loss over log2 of the hyperparameter ``hp``; the other arguments are those of ``run``."""
 
         def run(x: float, seed: int) -> RunConfig:
-            return self.run(scheme, model, text, seed, optim, **log2 | {hp: x})
+            return self.run(scheme, model, text, seed, optim, (), **log2 | {hp: x})
 
         return Curve(search, run)
 
