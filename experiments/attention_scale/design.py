@@ -19,7 +19,7 @@ from umup.checked import Count, CountOrZero, Fraction, OneOf, PositiveOrZero, Ra
 from umup.config import ModelConfig, RunConfig
 from umup.errors import ConfigError
 from umup.lab.curves import NO_TEXT, Curve, Curves, Text
-from umup.lab.design import Point
+from umup.lab.design import Octaves, Point, Spacing
 from umup.lab.search import LRSearch
 
 from .results import PER_D, PER_ROOT
@@ -33,10 +33,6 @@ class Line(NamedTuple):
     hp: str
     scheme: str
     d_head: int
-
-
-Octaves = Annotated[float, Range(-60, 60)]
-Spacing = Annotated[float, OneOf(0.25, 0.5, 1.0)]
 
 
 @dataclass(frozen=True)

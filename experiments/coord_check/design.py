@@ -8,11 +8,13 @@ rule of the attention logits matters. Slopes, rules and verdicts are those of `u
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from umup import rules
-from umup.config import COUNT, POSITIVE, Range
+from umup.checked import Count, OneOf, Positive, Range
+from umup.config import FloatType
 from umup.errors import ConfigError
-from umup.lab.design import Design, Point
+from umup.lab.design import Design, Octaves, Point
 
 from .results import WHAT
 
@@ -33,29 +35,21 @@ class CoordStudy(Design):
         tolerance: the slope that counts as none in verdicts.
     """
 
-    schemes: tuple[str, ...] = ("sp", "mup", "umup")
-    widths: tuple[int, ...] = (16, 32, 64)
-    base_width: int = 16
-    n_heads: int = 2
-    n_layers: int = 2
-    ff_ratio: float = 2.75
-    seq_len: int = 32
-    batch_size: int = 8
-    look_at: tuple[int, ...] = (1, 10)
-    log2_eta_plain: tuple[float, ...] = (-9.0, -5.0)
-    log2_eta_unit: tuple[float, ...] = (-3.0, 1.0)
-    seeds: int = 1
-    wide_seeds: int = 1
-    tolerance: float = 0.2
-    dtype: str = "float32"
-
-    RANGES = {
-        **Design.RANGES, "schemes": tuple(rules.SCHEMES), "widths": COUNT, "base_width": COUNT,
-        "n_heads": COUNT, "n_layers": COUNT, "ff_ratio": POSITIVE, "seq_len": Range(2),
-        "batch_size": COUNT, "look_at": COUNT, "log2_eta_plain": Range(-60, 60),
-        "log2_eta_unit": Range(-60, 60), "seeds": COUNT, "wide_seeds": COUNT,
-        "tolerance": Range(0.0, 0.5, open_lo=True), "dtype": ("float32", "bfloat16"),
-    }  # fmt: skip
+    schemes: tuple[Annotated[str, OneOf(*rules.SCHEMES)], ...] = ("sp", "mup", "umup")
+    widths: tuple[Count, ...] = (16, 32, 64)
+    base_width: Count = 16
+    n_heads: Count = 2
+    n_layers: Count = 2
+    ff_ratio: Positive = 2.75
+    seq_len: Annotated[int, Range(2)] = 32
+    batch_size: Count = 8
+    look_at: tuple[Count, ...] = (1, 10)
+    log2_eta_plain: tuple[Octaves, ...] = (-9.0, -5.0)
+    log2_eta_unit: tuple[Octaves, ...] = (-3.0, 1.0)
+    seeds: Count = 1
+    wide_seeds: Count = 1
+    tolerance: Annotated[float, Range(0.0, 0.5, open_lo=True)] = 0.2
+    dtype: FloatType = "float32"
 
     def __post_init__(self) -> None:
         super().__post_init__()

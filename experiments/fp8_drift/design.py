@@ -18,12 +18,11 @@ from umup.config import RECIPES, ModelConfig, RunConfig
 from umup.data import Dataset
 from umup.errors import ConfigError
 from umup.lab.curves import Text, Trained
-from umup.lab.design import Point
+from umup.lab.design import Octaves, Point
 
 from .measures import KINDS, shapes
 from .results import SCHEMES, SWEPT
 
-Octaves = Annotated[float, Range(-60, 60)]
 Recipe = Annotated[str, OneOf(*RECIPES)]
 
 

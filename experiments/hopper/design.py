@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from umup.checked import Count, CountOrZero, OneOf, Range
+from umup.checked import Count, CountOrZero, OneOf
 from umup.config import RunConfig
 from umup.data import Dataset
 from umup.errors import ConfigError
 from umup.lab.curves import Text, Trained
-from umup.lab.design import Point
+from umup.lab.design import Octaves, Point
 
 from .results import TWINS
 
@@ -31,9 +31,6 @@ ARMS = (
 """Scheme, recipe, and whether the loss is scaled; in the order in which they are trained."""
 RECIPES = ("plain", "fp8_seed", "fp8_e5m2_grad")
 PRODUCTS = ("bf16", "fp8")
-
-
-Octaves = Annotated[float, Range(-60, 60)]
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from umup.config import COUNT, POSITIVE, Range
+from umup.checked import Count, Fraction, Positive, Range
+from umup.config import FloatType
 from umup.errors import ConfigError
 from umup.lab.design import Design, Point
 
@@ -36,36 +37,26 @@ class OpScales(Design):
         dtypes: of inputs, weights and cotangents.
     """
 
-    seq_lens: tuple[int, ...] = (64,)
-    d_heads: tuple[int, ...] = (16, 64)
-    alphas: tuple[float, ...] = (0.25, 1.0, 4.0)
-    correlations: tuple[float, ...] = (0.1,)
-    ffn_alphas: tuple[float, ...] = (0.25, 1.0, 4.0)
-    softmax_sizes: tuple[int, ...] = (64,)
-    softmax_mults: tuple[float, ...] = (0.25, 1.0, 4.0)
-    vocab_sizes: tuple[int, ...] = (16, 256)
-    loss_alphas: tuple[float, ...] = (0.25, 1.0, 4.0)
-    logits_rms: tuple[float, ...] = (0.0625, 1.0)
-    loss_tokens: tuple[int, ...] = (16, 256)
-    widths: tuple[int, ...] = (64,)
-    readout_vocab_sizes: tuple[int, ...] = (256,)
-    residual_layers: int = 4
-    tokens: int = 256
-    coordinates: int = 2048
-    elements: int = 65536
-    seeds: int = 3
-    dtypes: tuple[str, ...] = ("float32",)
+    seq_lens: tuple[Count, ...] = (64,)
+    d_heads: tuple[Annotated[int, Range(2)], ...] = (16, 64)
+    alphas: tuple[Positive, ...] = (0.25, 1.0, 4.0)
+    correlations: tuple[Fraction, ...] = (0.1,)
+    ffn_alphas: tuple[Positive, ...] = (0.25, 1.0, 4.0)
+    softmax_sizes: tuple[Annotated[int, Range(2)], ...] = (64,)
+    softmax_mults: tuple[Positive, ...] = (0.25, 1.0, 4.0)
+    vocab_sizes: tuple[Annotated[int, Range(2)], ...] = (16, 256)
+    loss_alphas: tuple[Positive, ...] = (0.25, 1.0, 4.0)
+    logits_rms: tuple[Positive, ...] = (0.0625, 1.0)
+    loss_tokens: tuple[Count, ...] = (16, 256)
+    widths: tuple[Annotated[int, Range(2)], ...] = (64,)
+    readout_vocab_sizes: tuple[Annotated[int, Range(2)], ...] = (256,)
+    residual_layers: Count = 4
+    tokens: Count = 256
+    coordinates: Count = 2048
+    elements: Count = 65536
+    seeds: Annotated[int, Range(2)] = 3
+    dtypes: tuple[FloatType, ...] = ("float32",)
     point_seconds: float = 0.5
-
-    RANGES = {
-        **Design.RANGES, "seq_lens": COUNT, "d_heads": Range(2), "alphas": POSITIVE,
-        "correlations": Range(0.0, 1.0), "ffn_alphas": POSITIVE, "softmax_sizes": Range(2),
-        "softmax_mults": POSITIVE, "vocab_sizes": Range(2), "loss_alphas": POSITIVE,
-        "logits_rms": POSITIVE, "loss_tokens": COUNT, "widths": Range(2),
-        "readout_vocab_sizes": Range(2), "residual_layers": COUNT, "tokens": COUNT,
-        "coordinates": COUNT, "elements": COUNT, "seeds": Range(2),
-        "dtypes": ("float32", "bfloat16"),
-    }  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()

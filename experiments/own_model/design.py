@@ -9,11 +9,11 @@ rules); the chapter "Your own model" shows both.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from umup.config import COUNT, FRACTION, Range
+from umup.checked import Count, Fraction, OneOf, Range
 from umup.errors import ConfigError
-from umup.lab.design import Design, Point
+from umup.lab.design import Design, Octaves, Point, Spacing
 
 MODELS = ("mlp", "vit")
 HEADS = 4  # of the vision transformer, at every width
@@ -40,39 +40,29 @@ class OwnModel(Design):
         tolerance: the slope that counts as none.
     """
 
-    models: tuple[str, ...] = MODELS
-    mlp_widths: tuple[int, ...] = (32, 64, 128)
-    vit_widths: tuple[int, ...] = (8, 16, 32)
-    mlp_sp: tuple[float, ...] = (-6.0, -6.0, -6.0)
-    mlp_mup: tuple[float, ...] = (-6.0, -6.0, -6.0)
-    vit_sp: tuple[float, ...] = (-5.0, -6.0, -7.0)
-    vit_mup: tuple[float, ...] = (-5.0, -5.0, -5.0)
-    spacing: float = 0.5
-    near: float = 1.0
-    far: float = 2.0
-    steps: int = 50
-    mlp_batch: int = 32
-    vit_batch: int = 16
-    warmup_ratio: float = 0.1
-    held_out: int = 256
-    seeds: int = 1
-    wide_seeds: int = 1
+    models: tuple[Annotated[str, OneOf(*MODELS)], ...] = MODELS
+    mlp_widths: tuple[Count, ...] = (32, 64, 128)
+    vit_widths: tuple[Count, ...] = (8, 16, 32)
+    mlp_sp: tuple[Octaves, ...] = (-6.0, -6.0, -6.0)
+    mlp_mup: tuple[Octaves, ...] = (-6.0, -6.0, -6.0)
+    vit_sp: tuple[Octaves, ...] = (-5.0, -6.0, -7.0)
+    vit_mup: tuple[Octaves, ...] = (-5.0, -5.0, -5.0)
+    spacing: Spacing = 0.5
+    near: Annotated[float, Range(0.0, 8.0)] = 1.0
+    far: Annotated[float, Range(0.0, 8.0)] = 2.0
+    steps: Count = 50
+    mlp_batch: Count = 32
+    vit_batch: Count = 16
+    warmup_ratio: Fraction = 0.1
+    held_out: Count = 256
+    seeds: Count = 1
+    wide_seeds: Count = 1
     wrong_curves: tuple[str, ...] = ()
     wrong_checks: tuple[str, ...] = ("mlp.hidden.bias",)
-    check_etas: tuple[float, ...] = (-10.0, -6.0)
-    look_at: tuple[int, ...] = (1, 10)
-    check_seeds: int = 1
-    tolerance: float = 0.2
-
-    RANGES = {
-        **Design.RANGES, "models": MODELS, "mlp_widths": COUNT, "vit_widths": COUNT,
-        **{f"{m}_{s}": Range(-60, 60) for m in MODELS for s in ("sp", "mup")},
-        "spacing": (0.25, 0.5, 1.0), "near": Range(0.0, 8.0), "far": Range(0.0, 8.0),
-        "steps": COUNT, "mlp_batch": COUNT, "vit_batch": COUNT, "warmup_ratio": FRACTION,
-        "held_out": COUNT, "seeds": COUNT, "wide_seeds": COUNT,
-        "check_etas": Range(-60, 60), "look_at": COUNT, "check_seeds": COUNT,
-        "tolerance": Range(0.0, 0.5, open_lo=True),
-    }  # fmt: skip
+    check_etas: tuple[Octaves, ...] = (-10.0, -6.0)
+    look_at: tuple[Count, ...] = (1, 10)
+    check_seeds: Count = 1
+    tolerance: Annotated[float, Range(0.0, 0.5, open_lo=True)] = 0.2
 
     def __post_init__(self) -> None:
         super().__post_init__()

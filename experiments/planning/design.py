@@ -11,10 +11,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from umup import mesh
-from umup.config import COUNT, RECIPES
+from umup.checked import Count, OneOf
+from umup.config import RECIPES
 from umup.errors import ConfigError
 from umup.lab.design import Design, Point
 from umup.plan import aot, compiler
@@ -47,14 +48,11 @@ class Planning(Design):
     configurations: tuple[dict, ...] = ()
     sizes: tuple[dict, ...] = ()
     layouts: tuple[dict, ...] = ()
-    recipes: tuple[str, ...] = ("plain",)
-    sequences: int = 1
+    recipes: tuple[Annotated[str, OneOf(*RECIPES)], ...] = ("plain",)
+    sequences: Count = 1
     native: bool = False
-    gpu: str = ""
+    gpu: Annotated[str, OneOf("", *compiler.DEVICES)] = ""
     point_seconds: float = 12.0
-
-    RANGES = {**Design.RANGES, "recipes": RECIPES, "sequences": COUNT,
-              "gpu": ("", *compiler.DEVICES)}  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -16,7 +16,7 @@ from umup.checked import Count, CountOrZero, OneOf, Positive, Range
 from umup.config import ModelConfig
 from umup.errors import ConfigError
 from umup.lab.curves import NO_TEXT, Curve, Curves, Text
-from umup.lab.design import Point
+from umup.lab.design import Octaves, Point, Spacing
 from umup.lab.search import LRSearch
 
 from .lemma import CONVENTIONS
@@ -52,7 +52,7 @@ class ResidualTau(Curves):
     """N of the walks after training, for the three conventions."""
     trained_seeds: Count = 1
     """Of those."""
-    trained_lr: Annotated[float, Range(-60, 60)] = 0.0
+    trained_lr: Octaves = 0.0
     """Their log2 η."""
     arms: tuple[Annotated[str, OneOf(*TRAINED)], ...] = TRAINED
     """What is trained: u-μP with τ derived, library or printed, μP, CompleteP."""
@@ -68,7 +68,7 @@ class ResidualTau(Curves):
     """[low, high] log2 η of the u-μP arms' coarse grid."""
     lr_mup: tuple[float, ...] = (-7.0, -4.0)
     """The same of the other arms."""
-    refine: Annotated[float, OneOf(0.25, 0.5, 1.0)] = 1.0
+    refine: Spacing = 1.0
     """See ``LRSearch``."""
     window: Annotated[float, Range(0.0)] = 1.0
     """See ``LRSearch``."""

@@ -18,7 +18,7 @@ from umup.config import OptimConfig, RunConfig
 from umup.data import Dataset
 from umup.errors import ConfigError
 from umup.lab.curves import NO_TEXT, Decoders, Text
-from umup.lab.design import Point
+from umup.lab.design import Octaves, Point, Spacing
 
 from .results import SCHEDULES, WSD
 
@@ -42,7 +42,7 @@ SHAPE = (
 """Parameters that all runs share, and that a point's specification holds."""
 
 Share = Annotated[float, Range(0.0, 1.0, open_lo=True)]
-Ends = tuple[Annotated[float, Range(-60, 60)], ...]
+Ends = tuple[Octaves, ...]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Schedules(Decoders):
     """[low, high] log2 η of u-μP's grid."""
     lr_mup: Ends = (-7.0, -5.0)
     """The same of the other schemes."""
-    spacing: Annotated[float, OneOf(0.25, 0.5, 1.0)] = 1.0
+    spacing: Spacing = 1.0
     """Octaves between a grid's points, each with all seeds."""
     seeds: int = 2
     fork_budgets: tuple[Count, ...] = (40,)

@@ -18,7 +18,7 @@ from umup.config import ModelConfig, OptimConfig, RunConfig
 from umup.data import Dataset
 from umup.errors import ConfigError
 from umup.lab.curves import NO_TEXT, Text, Trained
-from umup.lab.design import Point
+from umup.lab.design import Octaves, Point
 
 from .drills import KINDS
 from .results import DEFENCES, SCHEMES
@@ -35,7 +35,6 @@ class Arm(NamedTuple):
     cap: float | None = None
 
 
-Octaves = Annotated[float, Range(-60, 60)]
 Scheme = Annotated[str, OneOf(*SCHEMES)]
 
 

@@ -7,9 +7,10 @@ process, sample by sample in turn; so is every change that was tried beside the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from umup.config import COUNT, Range
+from umup.checked import Count, CountOrZero, OneOf, Range
+from umup.config import FloatType
 from umup.errors import ConfigError
 from umup.lab.bench import Plan
 from umup.lab.design import Design, Point
@@ -41,44 +42,33 @@ class Throughput(Design):
         memory_width: whose resident memory is measured (0: none; on an accelerator it says little).
     """
 
-    n_layers: int = 1
-    d_head: int = 32
-    ff_ratio: int = 4
-    vocab_size: int = 64
-    seq_len: int = 32
-    batch_size: int = 4
-    dtype: str = "float32"
-    widths: tuple[int, ...] = (16,)
-    big_width: int = 0
-    big_layers: int = 0
-    settings: tuple[str, ...] = ()
-    references: tuple[str, ...] = ()
-    compiled_widths: tuple[int, ...] = ()
-    samples: int = 2
-    steps: int = 1
-    close_widths: tuple[int, ...] = ()
-    close_samples: int = 41
-    tried: tuple[str, ...] = ("remat_full",)
-    tried_widths: tuple[int, ...] = (16,)
-    parts_widths: tuple[int, ...] = (16,)
-    gemm_sizes: tuple[int, ...] = (64,)
-    depths: tuple[int, ...] = (1,)
+    n_layers: Count = 1
+    d_head: Annotated[int, Range(2)] = 32
+    ff_ratio: Count = 4
+    vocab_size: Annotated[int, Range(2)] = 64
+    seq_len: Count = 32
+    batch_size: Count = 4
+    dtype: FloatType = "float32"
+    widths: tuple[Annotated[int, Range(4)], ...] = (16,)
+    big_width: CountOrZero = 0
+    big_layers: CountOrZero = 0
+    settings: tuple[Annotated[str, OneOf(*CHANGES)], ...] = ()
+    references: tuple[Annotated[str, OneOf(*TORCH)], ...] = ()
+    compiled_widths: tuple[Annotated[int, Range(4)], ...] = ()
+    samples: Count = 2
+    steps: Count = 1
+    close_widths: tuple[Annotated[int, Range(4)], ...] = ()
+    close_samples: Count = 41
+    tried: tuple[Annotated[str, OneOf(*CHANGES)], ...] = ("remat_full",)
+    tried_widths: tuple[Annotated[int, Range(4)], ...] = (16,)
+    parts_widths: tuple[Annotated[int, Range(4)], ...] = (16,)
+    gemm_sizes: tuple[Count, ...] = (64,)
+    depths: tuple[Count, ...] = (1,)
     lanes: int = 2
-    lane_width: int = 16
-    lane_steps: int = 0
-    memory_width: int = 0
+    lane_width: Annotated[int, Range(4)] = 16
+    lane_steps: CountOrZero = 0
+    memory_width: CountOrZero = 0
     point_seconds: float = 8.0
-
-    RANGES = {
-        **Design.RANGES, "n_layers": COUNT, "d_head": Range(2), "ff_ratio": COUNT,
-        "vocab_size": Range(2), "seq_len": COUNT, "batch_size": COUNT,
-        "dtype": ("float32", "bfloat16"), "widths": Range(4), "big_width": Range(0),
-        "big_layers": Range(0), "settings": tuple(CHANGES), "references": TORCH,
-        "compiled_widths": Range(4), "samples": COUNT, "steps": COUNT,
-        "close_widths": Range(4), "close_samples": COUNT, "tried": tuple(CHANGES),
-        "tried_widths": Range(4), "parts_widths": Range(4), "gemm_sizes": COUNT, "depths": COUNT,
-        "lane_width": Range(4), "lane_steps": Range(0), "memory_width": Range(0),
-    }  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -22,7 +22,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 from umup.errors import ConfigError
 
@@ -109,8 +109,6 @@ def _ranges(cls: type[Config]) -> dict[str, Range | OneOf]:
     for base in reversed(cls.__mro__):
         if issubclass(base, Config):
             found |= {name: r for name, hint in _hints(base).items() if (r := _range_in(hint))}
-            listed = vars(base).get("RANGES", {})
-            found |= {k: OneOf(*r) if isinstance(r, tuple) else r for k, r in listed.items()}
     return found
 
 
@@ -165,8 +163,6 @@ class Config:
     ``Count`` or ``tuple[Count, ...]``, says which values are allowed; of a tuple each item is
     checked, and None where the annotation allows it is always in range.
     """
-
-    RANGES: ClassVar[Mapping[str, Range | tuple]] = {}
 
     def __post_init__(self) -> None:
         for name, kind, allowed in _fields(type(self)):

@@ -40,6 +40,7 @@ __all__ = [
     "RECIPES",
     "SCHEDULES",
     "Config",
+    "FloatType",
     "HPs",
     "MeshConfig",
     "ModelConfig",

@@ -32,6 +32,11 @@ from umup.errors import ConfigError
 from umup.lab.records import provenance
 from umup.yaml_reader import read_yaml
 
+Octaves = Annotated[float, Range(-60, 60)]
+"""log2 of a learning rate or of another hyperparameter."""
+Spacing = Annotated[float, OneOf(0.25, 0.5, 1.0)]
+"""Octaves between the points of a grid, exact in binary."""
+
 
 @dataclass(frozen=True)
 class Point:

@@ -15,6 +15,7 @@ from umup.config import RunConfig
 from umup.data import Dataset
 from umup.errors import ConfigError
 from umup.lab.curves import NO_TEXT, Curve, Curves, Text, Trained, losses
+from umup.lab.design import Spacing
 from umup.lab.search import LRSearch, around, best_lr, next_lrs, predicted_optimum
 
 Scheme = Annotated[str, OneOf("sp", "mup", "umup")]
@@ -34,7 +35,7 @@ class Grids(Trained):
     """The same of μP."""
     lr_umup: Ends = (-4.0, 3.0)
     """The same of u-μP."""
-    refine: Annotated[float, OneOf(0.25, 0.5, 1.0)] = 0.5
+    refine: Spacing = 0.5
     """See ``LRSearch``."""
     window: PositiveOrZero = 1.0
     """See ``LRSearch``."""

@@ -10,20 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 from umup.checked import (
     Config,
     Count,
     CountOrZero,
-    OneOf,
     PositiveOrZero,
-    Range,
 )
 from umup.errors import ConfigError
-
-_Octaves = Annotated[float, Range(-60, 60)]
-_Spacing = Annotated[float, OneOf(0.25, 0.5, 1.0)]
+from umup.lab.design import Octaves, Spacing
 
 
 class Result(NamedTuple):
@@ -38,11 +34,11 @@ class Result(NamedTuple):
 class LRSearch(Config):
     """A line search over log2 η."""
 
-    lo: _Octaves
+    lo: Octaves
     """Lower end of the coarse grid (one octave apart, seed 0 only), log2 η."""
-    hi: _Octaves
+    hi: Octaves
     """Its upper end."""
-    refine: _Spacing = 0.5
+    refine: Spacing = 0.5
     """Spacing near the optimum, octaves."""
     window: PositiveOrZero = 1.0
     """Half-width, in octaves, around the best in which refined points and all seeds are run."""
