@@ -38,6 +38,8 @@ def activations(model: Decoder, ids: Array, readout: Array) -> tuple[Array, dict
         before their multiplier) and ``blocks.i`` (the residual stream after it); ``logits``; and
         ``logits.readout``, the part of the logits that the readout's own change makes.
     """
+    # Not ``model.trace``: its program rounds otherwise, and at a large learning rate a run that is
+    # rounded otherwise is another run after 100 updates than the one on record.
     seq_len = ids.shape[1]
     graph, state = nnx.split(model.blocks)
     x = model.embed(ids.reshape(-1))

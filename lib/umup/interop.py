@@ -200,7 +200,7 @@ def to_unit_scaling(tree) -> dict[str, np.ndarray]:
 
 
 def loss(model: UnitScalingDecoder, ids: Array) -> Array:
-    """The reference's ``TransformerDecoder.loss``: next-token cross-entropy, nats a token.
+    """The reference's ``TransformerDecoder.loss``: next-token cross-entropy, nats per token.
 
     The model sees all T ids, and the logits of the last position are dropped.
 

@@ -43,8 +43,8 @@ class Optimum:
 
     Attributes:
         x: log2 of the optimal learning rate; x_lo, x_hi its interval.
-        loss: nats a token at x; loss_lo, loss_hi its interval for the mean over seeds.
-        curvature: k, nats a token per octave².
+        loss: nats per token at x; loss_lo, loss_hi its interval for the mean over seeds.
+        curvature: k, nats per token per octave².
         n_points: runs in the fit. n_seeds: their seeds. n_diverged: runs left out as diverged.
         edge: the sweep does not bracket the minimum; x is then the best measured learning rate
             and the interval is infinite on the open side. reason: why, else empty.
@@ -122,7 +122,7 @@ def fit_optimum(
     n_seeds − 1 degrees of freedom (one seed: not at all, so its loss interval is a lower bound).
 
     Args:
-        log2_lr: shape (n,). loss: nats a token, shape (n,), NaN where diverged. seed: shape (n,).
+        log2_lr: shape (n,). loss: nats per token, shape (n,), NaN where diverged. seed: shape (n,).
         window: half-width in octaves. n_boot: bootstrap draws. rng_seed: of the bootstrap.
 
     Returns:

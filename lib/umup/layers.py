@@ -47,7 +47,7 @@ class Probe(nnx.Module):
             self.tap = Tap(probe.blank(len(tensors)), tensors=tensors)
 
     def __call__(self, x: Array, *tensors: Array) -> Array:
-        """x; ``tensors`` are those named, without the cotangent, which is x's own."""
+        """x unchanged. ``tensors``: the values to report, as named; x's cotangent is added."""
         return probe.tap(x, self.tap[...], tensors) if self.on else x
 
 
@@ -130,7 +130,7 @@ class Linear(Weight):
 
 
 class Embedding(Weight):
-    """ids (tokens,) → (tokens, d_model); a probe looks at what comes out."""
+    """ids (tokens,) → (tokens, D); a probe looks at what comes out."""
 
     def __init__(self, *args, probed: bool = False, **others):
         super().__init__(*args, **others)
@@ -207,7 +207,7 @@ class Attention(nnx.Module):
         self.logit, self.out_scale = scale(logit), scale(out)
 
     def __call__(self, x: Array, seq_len: int, casts: BlockCasts = PLAIN_BLOCK) -> Array:
-        """x (B·T, d_model) → (B·T, d_model), T = ``seq_len``."""
+        """x (B·T, D) → (B·T, D), T = ``seq_len``."""
         q, k, v = self.heads(x, seq_len, casts)
         if self.scores.on:
             q = self.scores(q, *ops.attention_report(q, k, self.logit[...]))
@@ -218,12 +218,14 @@ class Attention(nnx.Module):
     def heads(
         self, x: Array, seq_len: int, casts: BlockCasts = PLAIN_BLOCK
     ) -> tuple[Array, Array, Array]:
-        """Queries, keys and values as the softmax sees them, each (B, n_heads, T, d_head).
+        """Queries, keys and values as the softmax sees them, each (B, H, T, K).
 
         Queries and keys are normalized and rotated where the configuration says so.
 
         Args:
-            x: (B·T, d_model). seq_len: T. casts: of the block's linears.
+            x: (B·T, D).
+            seq_len: T.
+            casts: of the block's linears.
         """
         heads, d_head = self.config.n_heads, self.config.d_head
         qkv = self.qkv(x, casts.qkv).reshape(-1, seq_len, 3, heads, d_head)
@@ -259,7 +261,7 @@ class MLP(nnx.Module):
         self.alpha, self.act_out = scale(alpha), scale(out)
 
     def __call__(self, x: Array, casts: BlockCasts = PLAIN_BLOCK) -> Array:
-        """x (tokens, d_model) → (tokens, d_model)."""
+        """x (tokens, D) → (tokens, D)."""
         y = self.gate_up(x, casts.gate_up)
         y = ops.gated_silu_pair(y, self.alpha[...], self.act_out[...])
         return self.down(y, casts.down)
@@ -283,6 +285,6 @@ class Block(nnx.Module):
         self.attn_branch, self.mlp_branch = Branch(attn, probed=probed), Branch(ffn, probed=probed)
 
     def __call__(self, x: Array, seq_len: int, casts: BlockCasts = PLAIN_BLOCK) -> Array:
-        """x (B·T, d_model) → the same shape."""
+        """x (B·T, D) → the same shape."""
         x = self.attn_branch(x, lambda h: self.attn(ops.rms_norm(h), seq_len, casts))
         return self.mlp_branch(x, lambda h: self.mlp(ops.rms_norm(h), casts))

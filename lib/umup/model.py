@@ -109,6 +109,7 @@ class Decoder(nnx.Module):
                 y, seen = run(x, seq_len, casts)
                 return mesh.constrain(y, "batch", None), seen
 
+            # Of a run of blocks, as many as asked for, or all: 0 means all.
             unroll = min(layers_unrolled(self.config) or last - first, last - first)
             layer = _rematerialized(layer, self.config.remat, inlined=unroll == last - first)
             x, seen = jax.lax.scan(layer, x, part, unroll=unroll)
@@ -141,7 +142,7 @@ class Decoder(nnx.Module):
             tokens: in a batch, B·T.
 
         Returns:
-            Name of a weight (``embed``, ``blocks.attn.qkv``, …) → scalar, or (n_layers,) in blocks.
+            Name of a weight (``embed``, ``blocks.attn.qkv``, …) → scalar, or (L,) in blocks.
         """
         top = self.loss_grad[...] * tokens / self.loss_alpha[...]
         trunk = top * _passed(self.readout)
@@ -216,7 +217,7 @@ def layers_unrolled(config: ModelConfig) -> int:
 
 
 def _rematerialized(layer, remat: str, *, inlined: bool):
-    """The layer with what the policy says computed again on the way back.
+    """The layer with what the policy says computed again in the backward pass.
 
     Where the scan is unrolled whole, forward and backward are one program, and XLA would find the
     second computation equal to the first and keep its results: only a barrier prevents it. (XLA's

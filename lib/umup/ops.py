@@ -6,6 +6,19 @@ for u-μP they are the unit-scaled ones (u-μP paper, Table 4 and Appendix B). S
 gradient. Activations are (tokens, features) between ops, tokens = B·T flattened row by row:
 two-dimensional operands make the fastest products on the CPU and are what lets XLA emit FP8
 GEMMs on Hopper.
+
+Shapes in this module, in ``layers`` and in ``model`` are written with
+
+====  ==========================  ====  ==========================
+B     sequences in a batch        H     attention heads
+T     positions of a sequence,    K     features of a head, d_head
+      of queries
+S     positions of keys           F     d_ff
+D     d_model                     V     vocabulary
+L     layers
+====  ==========================  ====  ==========================
+
+and B·T is the number of tokens. In ``einsum`` the same letters stand in lower case.
 """
 
 from __future__ import annotations
@@ -63,7 +76,7 @@ def _linear_fwd(x, w, forward, backward, weight_grad, history, casts, fused):
     y = _stack([fp8.dot(x8, part, (1, 0), x.dtype, casts.precise) for part in _parts(w8)])
     y = y * jnp.asarray(forward, x.dtype)
     # The dtype of x as an empty array: a residual must be an array. W stays as it came and is cast
-    # again on the way back: kept cast, a scan over layers would hold all weights a second time.
+    # again in the backward pass: kept cast, a scan over layers would hold all weights twice.
     dtype = jnp.zeros(0, x.dtype)
     y = y.reshape(x.shape[0], *w.shape[1:])
     return y, (x8, w, w_amax, dtype, backward, weight_grad, history, now, last)
@@ -136,10 +149,10 @@ def embed(ids: Array, w: Array, forward, weight_grad) -> Array:
 
     Args:
         ids: (tokens,) integers in [0, V).
-        w: (V, d_model).
+        w: (V, D).
 
     Returns:
-        (tokens, d_model); NaN where an id is out of range.
+        (tokens, D); NaN where an id is out of range.
     """
     rows = scale_bwd(w, weight_grad)[ids]
     return scale_fwd(jnp.where(_in_range(ids, w.shape[0])[:, None], rows, jnp.nan), forward)
@@ -155,7 +168,7 @@ def _in_range(indices: Array, size: int) -> Array:
 def rms_norm(x: Array, eps: float = 1e-5) -> Array:
     """x / √(mean x² + ε) over the last axis, statistics in float32, no gain (arXiv 1910.07467).
 
-    Only x is kept for the way back; autodiff alone would keep two float32 copies of it.
+    Only x is kept for the backward pass; autodiff alone would keep two float32 copies of it.
     """
     x32 = x.astype(jnp.float32)
     inverse = lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
@@ -163,9 +176,9 @@ def rms_norm(x: Array, eps: float = 1e-5) -> Array:
 
 
 def rope_tables(seq_len: int, d_head: int, theta: float = 10_000.0) -> tuple[Array, Array]:
-    """cos and sin of the rotary angles (arXiv 2104.09864), each (seq_len, d_head) float32.
+    """cos and sin of the rotary angles (arXiv 2104.09864), each (T, K) float32.
 
-    Feature i and i + d_head/2 form a pair; sin carries the pair's sign, minus for the first half,
+    Features i and i + K/2 form a pair; sin carries the pair's sign, minus for the first half,
     so that the rotation is x·cos + swap(x)·sin.
     """
     half = d_head // 2
@@ -176,7 +189,7 @@ def rope_tables(seq_len: int, d_head: int, theta: float = 10_000.0) -> tuple[Arr
 
 
 def rope(x: Array, cos: Array, sin: Array) -> Array:
-    """Rotate the feature pairs of x (..., T, d_head) by its position's angles.
+    """Rotate the feature pairs of x (..., T, K) by its position's angles.
 
     A rotation: norms and unit scale are kept, backward too.
     """
@@ -186,11 +199,11 @@ def rope(x: Array, cos: Array, sin: Array) -> Array:
 
 
 def _scores(q: Array, k: Array, logit) -> Array:
-    """logit · q kᵀ, float32, −∞ where a key comes after the query; the last T of S positions ask.
+    """Causal logits in float32, −inf where masked. The T queries are the last T of the S positions.
 
-    q (..., T, d), k (..., S, d) → (..., T, S).
+    q (..., T, K), k (..., S, K) → (..., T, S): logit · q kᵀ.
     """
-    scores = jnp.einsum("...td,...sd->...ts", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("...tk,...sk->...ts", q, k, preferred_element_type=jnp.float32)
     queries, keys = scores.shape[-2:]
     allowed = np.tril(np.ones((queries, keys), bool), keys - queries)
     logit, never = jnp.asarray(logit, jnp.float32), -jnp.inf
@@ -223,7 +236,7 @@ def attention_report(q: Array, k: Array, logit) -> tuple[Array, Array, Array]:
     pairs = np.tril_indices(q.shape[-2])
     scores = _scores(q, k, logit)
     unit = [a.astype(jnp.float32) * lax.rsqrt(_norm2(a)) for a in (q, k)]
-    cosines = jnp.einsum("...td,...sd->...ts", *unit)
+    cosines = jnp.einsum("...tk,...sk->...ts", *unit)
     weights = _scores_to_weights(q, k, logit)
     entropies = -jnp.sum(jnp.where(weights > 0, weights * jnp.log(weights), 0.0), axis=-1)
     return scores[..., *pairs], cosines[..., *pairs], entropies
@@ -237,16 +250,16 @@ def attention(q: Array, k: Array, v: Array, logit, out, implementation: str = "x
     """Causal dot-product attention: out · softmax(logit · q kᵀ) v.
 
     Args:
-        q, k, v: (..., T, d_head), over batch and heads; position t sees positions ≤ t.
+        q, k, v: (..., T, K), over batch and heads; position t sees positions ≤ t.
         logit: multiplier of q·k: 1/√d_head (SP), α·√d_base/d_head (μP), α/d_head (u-μP).
-        out: multiplier of the output and, on the way back, of the cotangent before it enters.
+        out: multiplier of the output and, in the backward pass, of the cotangent that enters.
         implementation: ``xla`` forms all T × T weights; ``blocked`` takes the queries in
             four blocks (two below T = 256), each with the keys that it may see, and so leaves out
             three eighths of the products (a quarter); ``cudnn`` is the fused kernel of an NVIDIA
             GPU, in bfloat16, for q, k, v of four dimensions.
 
     Returns:
-        (..., T, d_head). The softmax runs in float32.
+        (..., T, K). The softmax runs in float32.
     """
     if implementation == "cudnn":
         return _cudnn_attention(q, k, v, logit, out)
@@ -290,7 +303,7 @@ def _attention_fwd(q, k, v, logit, out, blocks):
     weights, outputs = [], []
     for q_i, k_i, v_i in parts:
         weights.append(_scores_to_weights(q_i, k_i, logit))
-        outputs.append(jnp.einsum("...ts,...sd->...td", weights[-1].astype(v.dtype), v_i))
+        outputs.append(jnp.einsum("...ts,...sk->...tk", weights[-1].astype(v.dtype), v_i))
     return _join(outputs) * jnp.asarray(out, v.dtype), (q, k, v, weights, logit, out)
 
 
@@ -301,23 +314,27 @@ def _attention_bwd(blocks, saved, g):
     parts = zip(_blocks(q, blocks), _seen(k, blocks), _seen(v, blocks), _blocks(g, blocks))
     for weights, (q_i, k_i, v_i, g_i) in zip(all_weights, parts):
         dv.append(_narrow_first(_over_positions, weights.astype(g.dtype), g_i))
-        dweights = jnp.einsum("...td,...sd->...ts", g_i, v_i, preferred_element_type=jnp.float32)
+        dweights = jnp.einsum("...tk,...sk->...ts", g_i, v_i, preferred_element_type=jnp.float32)
         inner = jnp.sum(dweights * weights, axis=-1, keepdims=True)
         dscores = weights * (dweights - inner) * jnp.asarray(logit, jnp.float32)
         dscores = dscores.astype(q.dtype)
-        dq.append(jnp.einsum("...ts,...sd->...td", dscores, k_i))
+        dq.append(jnp.einsum("...ts,...sk->...tk", dscores, k_i))
         dk.append(_narrow_first(_over_positions, dscores, q_i))
     return _join(dq), _total(dk), _total(dv), None, None
 
 
 _over_positions = functools.partial(jnp.einsum, "...ta,...tb->...ab")
+"""aᵀ b over positions, a (..., T, A) and b (..., T, B): dv and dk of a block of queries."""
 
 
 _attention.defvjp(_attention_fwd, _attention_bwd)
 
 
 def _cudnn_attention(q, k, v, logit, out):
-    """Fused attention; its own ``scale`` must be a constant, so that ours goes onto q."""
+    """Fused attention; its own ``scale`` must be a constant, so that ours goes onto q.
+
+    The kernel takes (B, T, H, K).
+    """
     q, k, v = (x.swapaxes(-3, -2) for x in (q * jnp.asarray(logit, q.dtype), k, v))
     y = jax.nn.dot_product_attention(q, k, v, scale=1.0, is_causal=True, implementation="cudnn")
     return y.swapaxes(-3, -2) * jnp.asarray(out, v.dtype)
@@ -328,7 +345,7 @@ def gated_silu(x: Array, gate: Array, alpha, out) -> Array:
     """out · x · gate · sigmoid(alpha · gate): SwiGLU's activation (arXiv 2002.05202) with α inside.
 
     x and gate share one shape; both receive their true gradient (times ``out``, as the output).
-    The sigmoid is recomputed on the way back, which is cheaper than storing it.
+    The backward pass computes the sigmoid again, which is cheaper than storing it.
     """
     one = gate * jax.nn.sigmoid(jnp.asarray(alpha, gate.dtype) * gate)
     return jnp.asarray(out, x.dtype) * x * one
@@ -352,7 +369,7 @@ gated_silu.defvjp(_gated_silu_fwd, _gated_silu_bwd)
 
 @jax.custom_vjp
 def gated_silu_pair(pair: Array, alpha, out) -> Array:
-    """``gated_silu`` of gate and x side by side, pair (tokens, 2, d_ff) → (tokens, d_ff).
+    """``gated_silu`` of gate and x side by side, pair (tokens, 2, F) → (tokens, F).
 
     The same numbers; but the two gradients are made in one pass, where autodiff of the slices
     would pad each with zeros, add them, and take every sigmoid twice.
@@ -376,7 +393,7 @@ gated_silu_pair.defvjp(_gated_silu_pair_fwd, _gated_silu_pair_bwd)
 def residual_split(x: Array, split_grad) -> tuple[Array, Array]:
     """(branch, skip), both x; the branch's cotangent is multiplied by ``split_grad``.
 
-    Unit scaling delays the branch multiplier to here on the way back, so that gradients inside
+    In the backward pass unit scaling delays the branch multiplier to here, so that gradients inside
     the branch keep unit scale whatever the multiplier (Unit Scaling, Figure 3c).
     """
     return scale_bwd(x, split_grad), x
@@ -436,7 +453,7 @@ _cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
 
 
 def cross_entropy(logits: Array, targets: Array, alpha, grad_scale, z_loss: float = 0.0) -> Array:
-    """Mean over tokens of −log softmax(alpha · logits)[target], nats a token, float32.
+    """Mean over tokens of −log softmax(alpha · logits)[target], nats per token, float32.
 
     Args:
         logits: (tokens, V).

@@ -64,8 +64,3 @@ def tap(x: Array, dummy: Array, tensors: tuple[Array, ...]) -> Array:
     """
     # Stopped before they enter: a zero cotangent times an infinite derivative would be NaN.
     return _tap(x, dummy, lax.stop_gradient(tensors))
-
-
-def schedule(steps: int, every: int) -> tuple[int, ...]:
-    """The steps 0, every, 2·every, … and the last: ``probe_steps`` of a run of ``steps``."""
-    return tuple(sorted({*range(0, steps, every), steps}))

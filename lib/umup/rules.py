@@ -253,7 +253,7 @@ class Parametrization:
     def loss(self, vocab_size: int) -> tuple[Number, Number]:
         """(α on the logits, scale of softmax − onehot in the gradient).
 
-        Unit-scaled schemes take V/√(V−1) a token, sum style and free of α, which is unit scale
+        Unit-scaled schemes take V/√(V−1) per token, sum style and free of α, which is unit scale
         at initialization; the others the true gradient of the mean, 1/tokens.
         """
         if not get(self.scheme).unit_scaled:

@@ -54,7 +54,7 @@ class TrainState(NamedTuple):
 
 
 class Signals(NamedTuple):
-    """What a step tells of itself: the loss before it, nats a token, and the gradient's norm.
+    """Loss before the step (nats per token) and global norm of its gradient.
 
     The norm is over all weights, of the unscaled gradient (``Decoder.gradient_units``).
     """
@@ -288,7 +288,7 @@ def moving(state: TrainState) -> dict[str, Any]:
 
 
 def evaluate(run: RunConfig, tokens: Array, state: TrainState) -> Array:
-    """Mean loss over the run's evaluation batches, nats a token."""
+    """Mean loss over the run's evaluation batches, nats per token."""
     model = nnx.merge(graph_of(run), state.params, state.amax, state.numbers.scales)
 
     def body(total, index):
@@ -381,7 +381,7 @@ def programs(run: RunConfig, lanes_at_once: int = 1) -> Programs:
 
 
 def train(run: RunConfig, tokens: np.ndarray, *, chunk_steps: int | None = None) -> np.ndarray:
-    """Train one run from its seed and return its losses (steps,), nats a token.
+    """Train one run from its seed and return its losses (steps,), nats per token.
 
     The plain way for tests and small studies; ``sweep`` adds lanes, records and resumption.
     """

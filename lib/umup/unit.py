@@ -378,7 +378,7 @@ def cross_entropy(
 ) -> Array:
     """−log softmax(mult · logits)[target], nats: the mean or the sum over tokens, float32.
 
-    The gradient is V/√(V−1) · (softmax − onehot) a token under either reduction: not divided by
+    The gradient is V/√(V−1) · (softmax − onehot) per token under either reduction: not divided by
     tokens and not multiplied by mult, which is unit scale at initialization.
 
     Args:

@@ -66,6 +66,12 @@ def test_the_watched_forward_pass_is_the_models(qk_norm: bool) -> None:
     assert set(seen) == {"embed", *blocks, "logits", "logits.readout"}
     assert np.asarray(seen["logits"]) == pytest.approx(np.asarray(logits))
     assert not np.asarray(seen["logits.readout"]).any()
+    values = decoder.trace(ids)[1]
+    theirs = {"": ".mlp_branch", ".attn": ".attn.out", ".mlp": ".mlp.down"}
+    for name in blocks:
+        if not name.endswith(".qk"):
+            traced = values[name[:8] + theirs[name[8:]]]
+            assert np.asarray(seen[name]) == pytest.approx(np.asarray(traced), abs=1e-5), name
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])
