@@ -166,7 +166,7 @@ class Fp8Drift(Trained):
         ]
         for model, others in shapes:
             for scheme, seed in itertools.product(self.schemes, range(self.effect_seeds)):
-                yield self._setting(text, scheme, model, seed, **others)
+                yield self._setting(text, scheme, model, seed, {}, **others)
 
     def _setting(
         self,
