@@ -228,9 +228,9 @@ def test_a_step_of_one_lane_is_the_planner_s():
     job = JOBS["Figure 1, plain"]
     case = plan.case(job.model, job.optim, MeshConfig(), H100)
     step, found = formulas.step_time(case), outlook.outlook(job, H100)
-    assert found.seconds == pytest.approx(step["seconds"]) and found.limit == step["limit"]
-    assert (found.mfu, found.bytes) == (step["mfu"], formulas.memory(case)["total"])
-    assert found.job_seconds == pytest.approx(400 * step["seconds"])
+    assert found.seconds == pytest.approx(step.seconds) and found.limit == step.limit
+    assert (found.mfu, found.bytes) == (step.mfu, formulas.memory(case).total)
+    assert found.job_seconds == pytest.approx(400 * step.seconds)
 
 
 def test_lanes_share_the_launches_alone():
