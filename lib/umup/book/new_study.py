@@ -176,14 +176,13 @@ def _all_or_nothing() -> Iterator[Callable[[Path, Path], None]]:
 
 def next_steps(name: str, made: list[Path]) -> str:
     """What was made and what to do with it, for the terminal."""
-    return "\n".join([
-        "made: " + "\n      ".join(map(str, made)),
-        f"next: say what is varied (AXIS and `at` in lib/umup/studies/{name}.py) and its values",
-        "      (the parameters in study.py; the .yaml files beside it hold what differs elsewhere)",
-        f"      write the claims: experiments/{name}/claims.yaml",
-        f"      make notebook STUDY={name}     the notebook anew, after every change",
-        f"      umup run {name} --profile cpu --dry-run, then without --dry-run",
-        f"      make notebook STUDY={name}     once more, to show what was measured",
-        "The book shows the claims as not measured until there are records. Its chapter *Your own",
-        "study* goes through these steps.",
-    ])  # fmt: skip
+    lines = "\n      ".join(map(str, made))
+    return f"""made: {lines}
+next: say what is varied (AXIS and `at` in lib/umup/studies/{name}.py) and its values
+      (the parameters in study.py; the .yaml files beside it hold what differs elsewhere)
+      write the claims: experiments/{name}/claims.yaml
+      make notebook STUDY={name}     the notebook anew, after every change
+      umup run {name} --profile cpu --dry-run, then without --dry-run
+      make notebook STUDY={name}     once more, to show what was measured
+The book shows the claims as not measured until there are records. Its chapter *Your own
+study* goes through these steps."""

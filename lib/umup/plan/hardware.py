@@ -59,12 +59,21 @@ class Hardware(Config):
     split_sums: bool = False
 
     RANGES = {
-        "tflops_bfloat16": _RATE, "memory_gb": _RATE, "memory_gb_s": _RATE, "link_gb_s": _RATE,
-        "network_gb_s": _RATE, "tflops_float32": _NONE_OR, "tflops_float8": _NONE_OR,
-        "node_devices": COUNT, "gemm_efficiency": _SHARE, "attention_efficiency": _SHARE,
-        "overhead_us": _NONE_OR, "usable": FRACTION, "usd_per_hour": _NONE_OR,
+        "tflops_bfloat16": _RATE,
+        "memory_gb": _RATE,
+        "memory_gb_s": _RATE,
+        "link_gb_s": _RATE,
+        "network_gb_s": _RATE,
+        "tflops_float32": _NONE_OR,
+        "tflops_float8": _NONE_OR,
+        "node_devices": COUNT,
+        "gemm_efficiency": _SHARE,
+        "attention_efficiency": _SHARE,
+        "overhead_us": _NONE_OR,
+        "usable": FRACTION,
+        "usd_per_hour": _NONE_OR,
         "copied_moments": Range(0, 2),
-    }  # fmt: skip
+    }
 
 
 def catalogue(extra: Path | str | None = None) -> dict[str, Hardware]:

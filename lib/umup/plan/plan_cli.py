@@ -26,9 +26,9 @@ LAYOUT = ("data", "fsdp", "tensor", "remat", "accumulate")
 BOUNDS = {
     "time": "limited by the hours: a deeper one would see too few tokens",
     "memory": "limited by memory, not by the hours: no deeper one has a layout that divides evenly "
-              "and fits",
+    "and fits",
     "depth": "the deepest that is tried; the hours allow for more",
-}  # fmt: skip
+}
 """What bounds the largest decoder of a budget, in words."""
 
 
