@@ -75,7 +75,7 @@ def test_a_machine_without_products_of_the_type_is_refused():
 
 def test_what_fits_passes_and_what_does_not_names_the_excess():
     plan.check(SEVEN, STEP, MeshConfig(fsdp=8), H100)
-    with pytest.raises(PlanError, match=r"211\.5 GiB a device.*143\.0 GiB too much") as error:
+    with pytest.raises(PlanError, match=r"211\.5 GiB per device.*143\.0 GiB too much") as error:
         plan.check(SEVEN, STEP, MeshConfig(), H100)
     assert "2 devices would do, as mesh 1×2×1" in str(error.value)
 

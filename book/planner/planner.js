@@ -30,7 +30,7 @@ const planner = (() => {
   const percent = x => (100 * x).toFixed(1) + "\u00a0%";
   const dollars = x => "$" + (x < 100 ? x.toFixed(2) : Math.round(x).toLocaleString("en"));
   const layout = c => `mesh ${c.data}×${c.fsdp}×${c.tensor}, remat ${c.remat}`
-    + (c.accumulate > 1 ? `, ${c.accumulate} parts a batch` : "");
+    + (c.accumulate > 1 ? `, ${c.accumulate} parts per batch` : "");
 
   // ---------------------------------------------------------------- the state and its case
   const start = () => ({
@@ -121,7 +121,7 @@ const planner = (() => {
     const wide = planning.machines[s.machine].tflops_float8 || s.precision !== "FP8" ? ""
       : `<p>${s.machine} has no FP8 products: they run in bf16.</p>`;
     if (a.fits) {
-      return `<p><strong>Fits</strong> on ${on}. Fastest: ${layout(a.chosen)}; ${time(a.step.seconds)} a step, `
+      return `<p><strong>Fits</strong> on ${on}. Fastest: ${layout(a.chosen)}; ${time(a.step.seconds)} per step, `
         + `limited by ${a.step.limit}.</p>${wide}`;
     }
     const other = a.cluster && a.cluster.case;
@@ -134,7 +134,7 @@ const planner = (() => {
         + `feed-forward and vocabulary evenly.</p><p>${more}</p>${wide}`;
     const need = a.memory.total;
     return `<p><strong>Does not fit</strong> on ${on}: the leanest layout (${layout(a.chosen)}) needs `
-      + `${gib(need)} a device, ${gib(need - a.room)} more than the ${gib(a.room)} usable.</p><p>${more}</p>${wide}`;
+      + `${gib(need)} per device, ${gib(need - a.room)} more than the ${gib(a.room)} usable.</p><p>${more}</p>${wide}`;
   };
 
   const tiles = pairs => `<dl class="planner-tiles">${pairs.map(
@@ -143,13 +143,13 @@ const planner = (() => {
   const memoryPart = a => {
     const m = a.memory;
     const parts = [
-      ["state", m.state, "weights and Adam's two moments"], ["gradients", m.gradients, "one of each weight"],
+      ["state", m.state, "weights and Adam's two moments"], ["gradients", m.gradients, "one per weight"],
       ["copies", m.copies, "moments that cannot be updated in place"],
-      ["kept", m.kept, "what the blocks keep for the way back"],
+      ["kept", m.kept, "activations saved for the backward pass"],
       ["workspace", m.workspace, "one block, or the readout and its loss"],
     ];
-    return "<h3>Memory of a device</h3>"
-      + bar(parts, Math.max(m.total, a.c.memory), gib, m.total, "bytes of a device",
+    return "<h3>Memory per device</h3>"
+      + bar(parts, Math.max(m.total, a.c.memory), gib, m.total, "bytes per device",
         m.total > a.c.memory ? "" : "memory ", a.room);
   };
 
@@ -167,8 +167,8 @@ const planner = (() => {
 
   const parameterPart = a => {
     const p = a.parameters;
-    const parts = [["embedding", p.embedding, "looked up, no product"], ["attention", p.attention, "four linears a layer"],
-      ["mlp", p.mlp, "three linears a layer"], ["readout", p.readout, "not tied to the embedding"]];
+    const parts = [["embedding", p.embedding, "looked up, no product"], ["attention", p.attention, "four linears per layer"],
+      ["mlp", p.mlp, "three linears per layer"], ["readout", p.readout, "not tied to the embedding"]];
     return "<h3>Parameters</h3>" + bar(parts, p.total, count, p.total, "parameters");
   };
 
@@ -206,11 +206,11 @@ const planner = (() => {
       name, count(one.parameters), count(one.tokens), digits(one.tokens / one.parameters), one.loss.toFixed(3)]));
     return `${head}<p><strong>${count(p)} parameters</strong> in the proportions above: ${c.n_layers} layers of width `
       + `${c.d_model.toLocaleString("en")}, d_ff ${c.d_ff.toLocaleString("en")}, on ${count(tokens)} tokens; `
-      + `${layout(c)}, ${time(seconds)} a step, MFU ${percent(formulas.step_time(c).mfu)}. `
+      + `${layout(c)}, ${time(seconds)} per step, MFU ${percent(formulas.step_time(c).mfu)}. `
       + `${BOUNDS[bound]} Its training FLOPs, spent by other rules:</p>`
       + table(["allocation", "parameters", "tokens", "tokens each", "loss"], rows)
-      + `<p><small>Rule of thumb: ${digits(s.ratio)} tokens a parameter. Over-trained: least FLOPs of training and `
-      + `${count(s.inference * 1e9)} tokens of inference. Loss in nats a token, of one published fit: only differences `
+      + `<p><small>Rule of thumb: ${digits(s.ratio)} tokens per parameter. Over-trained: least FLOPs of training and `
+      + `${count(s.inference * 1e9)} tokens of inference. Loss in nats per token, of one published fit: only differences `
       + "carry over. Kaplan's parameters are without embeddings.</small></p>";
   };
 
@@ -263,9 +263,9 @@ const planner = (() => {
     at("verdict").classList.toggle("bad", !a.fits);
     const summary = [["parameters", count(a.parameters.total)]];
     if (a.fits) summary.push(
-      ["memory a device", gib(a.memory.total)], ["a step", time(a.step.seconds)], ["MFU", percent(a.step.mfu)],
+      ["memory per device", gib(a.memory.total)], ["time per step", time(a.step.seconds)], ["MFU", percent(a.step.mfu)],
       [`tokens in ${time(3600 * state.hours)}`, count(a.spent.tokens)],
-      ["tokens a parameter", digits(a.spent.tokens_per_parameter)], ["steps", count(a.spent.steps)],
+      ["tokens per parameter", digits(a.spent.tokens_per_parameter)], ["steps", count(a.spent.steps)],
       ["cost", dollars(a.spent.dollars)]);
     at("out").innerHTML = tiles(summary) + (a.chosen ? memoryPart(a) : "") + (a.fits ? timePart(a) : "")
       + parameterPart(a) + (a.chosen ? arithmetic(a) : "") + (a.fits ? layoutPart(a) : "") + inverse(state, a);

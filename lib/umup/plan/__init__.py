@@ -209,7 +209,7 @@ def check(model: ModelConfig, optim: OptimConfig, layout: MeshConfig, machine: H
     c = case(model, optim, layout, machine)
     missing = -budgets.spare(c)
     if missing > 0:
-        received = f"{formulas.memory(c).total / GIB:.1f} GiB a device"
+        received = f"{formulas.memory(c).total / GIB:.1f} GiB per device"
         allowed = f"up to {c.memory * c.usable / GIB:.1f} GiB on {machine.name}"
         excess = f"{missing / GIB:.1f} GiB too much"
         raise PlanError("memory", received, f"{allowed}: {excess}; {nearest(c)}")
