@@ -19,8 +19,14 @@ from umup.plan.stablehlo import Array
 
 D, D_FF, LAYERS, V, T, B = 64, 176, 2, 32, 40, 4
 MODEL = ModelConfig(
-    d_model=D, n_layers=LAYERS, d_head=16, d_ff=D_FF, vocab_size=V, seq_len=T, dtype="bfloat16",
-)  # fmt: skip
+    d_model=D,
+    n_layers=LAYERS,
+    d_head=16,
+    d_ff=D_FF,
+    vocab_size=V,
+    seq_len=T,
+    dtype="bfloat16",
+)
 OPTIM = OptimConfig(steps=6, batch_size=B, warmup_steps=2)
 H100 = hardware.get("h100")
 WIDE = [("_cross_entropy_fwd", ("gather", "reduce")), ("Decoder.__call__", ("scatter",))]
@@ -62,12 +68,17 @@ def test_a_chunk_asks_for_nothing_that_it_does_not_need(recipe, unroll):
     [
         ("plain", {("bf16", "bf16")}),
         ("fp8_seed", {("f8e4m3fn", "f8e4m3fn"), ("f8e5m2", "f8e4m3fn")}),
-        ("fp8_e5m2_grad", {
-            ("f8e4m3fn", "f8e4m3fn"), ("f8e5m2", "f8e4m3fn"), ("f8e4m3fn", "f8e5m2"),
-            ("bf16", "bf16"),
-        }),
+        (
+            "fp8_e5m2_grad",
+            {
+                ("f8e4m3fn", "f8e4m3fn"),
+                ("f8e5m2", "f8e4m3fn"),
+                ("f8e4m3fn", "f8e5m2"),
+                ("bf16", "bf16"),
+            },
+        ),
     ],
-)  # fmt: skip
+)
 def test_linears_multiply_two_matrices_of_their_recipe_s_types(recipe, pairs):
     linears = [p for p in facts(recipe=recipe).products if len(p[0].shape) == 2]
     assert {(x.dtype, y.dtype) for x, y, _ in linears} == pairs
@@ -173,8 +184,9 @@ def program(function, *shapes: tuple[tuple[int, ...], str], **options) -> stable
 
 
 def test_donated_arguments_are_told_apart():
-    found = program(lambda a, b: (a + b, a * b), ((3,), "float32"), ((3,), "float32"),
-                    donate_argnums=1)  # fmt: skip
+    found = program(
+        lambda a, b: (a + b, a * b), ((3,), "float32"), ((3,), "float32"), donate_argnums=1
+    )
     assert found.donated() == [False, True]
     assert program(lambda a: a, ((3,), "float32")).donated() == [False]
 
@@ -228,9 +240,9 @@ def test_a_step_of_one_lane_is_the_planner_s():
     job = JOBS["Figure 1, plain"]
     case = plan.case(job.model, job.optim, MeshConfig(), H100)
     step, found = formulas.step_time(case), outlook.outlook(job, H100)
-    assert found.seconds == pytest.approx(step["seconds"]) and found.limit == step["limit"]
-    assert (found.mfu, found.bytes) == (step["mfu"], formulas.memory(case)["total"])
-    assert found.job_seconds == pytest.approx(400 * step["seconds"])
+    assert found.seconds == pytest.approx(step.seconds) and found.limit == step.limit
+    assert (found.mfu, found.bytes) == (step.mfu, formulas.memory(case).total)
+    assert found.job_seconds == pytest.approx(400 * step.seconds)
 
 
 def test_lanes_share_the_launches_alone():

@@ -1,5 +1,5 @@
 // The page of the planner: reads the form, asks `formulas`, writes the answers. It computes nothing
-// that `formulas` has; `planning` is its data (machines, precisions, presets), see umup.planner_page.
+// that `formulas` has; `planning` is its data (machines, precisions, presets), see umup.book.planner_page.
 const planner = (() => {
   "use strict";
   const GIB = 2 ** 30;
@@ -30,7 +30,7 @@ const planner = (() => {
   const percent = x => (100 * x).toFixed(1) + "\u00a0%";
   const dollars = x => "$" + (x < 100 ? x.toFixed(2) : Math.round(x).toLocaleString("en"));
   const layout = c => `mesh ${c.data}×${c.fsdp}×${c.tensor}, remat ${c.remat}`
-    + (c.accumulate > 1 ? `, ${c.accumulate} parts a batch` : "");
+    + (c.accumulate > 1 ? `, ${c.accumulate} parts per batch` : "");
 
   // ---------------------------------------------------------------- the state and its case
   const start = () => ({
@@ -59,7 +59,7 @@ const planner = (() => {
     if (!found.d_head && s.d_model % s.d_head) found.d_head = `a divisor of the width, ${s.d_model}`;
     if (s.attention === "cudnn" && !machine.fused)
       found.attention = `causal blocks or the whole square on ${s.machine}: the kernel is NVIDIA's`;
-    else if (s.attention === "cudnn" && (precision.bytes.act_bytes !== 2 || s.d_head % 8))
+    else if (s.attention === "cudnn" && (precision.act_bytes !== 2 || s.d_head % 8))
       found.attention = "the kernel with bf16 or FP8 and heads in eights, or another";
     return found;
   };
@@ -75,20 +75,18 @@ const planner = (() => {
     const c = caseOf(s);
     const found = formulas.layouts(c, s.devices).sort((a, b) => a.seconds - b.seconds);
     const fits = found.length > 0;
-    const lean = fits ? null : formulas.leanest(c, s.devices);
-    const chosen = fits ? found[0] : lean.bytes > 0 ? lean : null;
-    const family = {...c, aspect: s.d_model / s.n_layers, ff_ratio: s.d_ff / s.d_model};
-    const largest = formulas.largest(family, s.devices, s.hours * 3600, s.ratio);
+    const chosen = fits ? found[0].case : formulas.leanest(c, s.devices);
+    const largest = formulas.largest(c, s.devices, s.hours * 3600, s.ratio);
     const answer = {
-      c, found, fits, chosen, parameters: formulas.parameters(c), largest,
-      room: c.memory * c.usable, enough: fits ? null : formulas.enough(c, s.devices),
+      c, found, fits, chosen, parameters: formulas.parameters(c), largest, room: c.memory * c.usable,
+      cluster: fits ? null : formulas.smallest_cluster(c, s.devices),
     };
     if (chosen) Object.assign(answer, {
       memory: formulas.memory(chosen), step: formulas.step_time(chosen), flops: formulas.flops(chosen),
       communication: formulas.communication(chosen), spent: formulas.spent(chosen, s.hours * 3600),
     });
-    if (largest.n_layers) {
-      const budget = 6 * formulas.parameters(largest).total * largest.tokens;
+    if (largest.layout) {
+      const budget = 6 * formulas.parameters(largest.layout.case).total * largest.tokens;
       answer.allocations = formulas.allocations(budget, s.ratio, s.inference * 1e9);
     }
     return answer;
@@ -123,19 +121,20 @@ const planner = (() => {
     const wide = planning.machines[s.machine].tflops_float8 || s.precision !== "FP8" ? ""
       : `<p>${s.machine} has no FP8 products: they run in bf16.</p>`;
     if (a.fits) {
-      return `<p><strong>Fits</strong> on ${on}. Fastest: ${layout(a.chosen)}; ${time(a.step.seconds)} a step, `
+      return `<p><strong>Fits</strong> on ${on}. Fastest: ${layout(a.chosen)}; ${time(a.step.seconds)} per step, `
         + `limited by ${a.step.limit}.</p>${wide}`;
     }
-    const more = a.enough.seconds > 0
-      ? `${formulas.devices(a.enough).toLocaleString("en")} devices would do: ${layout(a.enough)}`
-        + (a.enough.batch_size > s.batch_size ? `, batch ${a.enough.batch_size}.` : ".")
+    const other = a.cluster && a.cluster.case;
+    const more = other
+      ? `${formulas.devices(other).toLocaleString("en")} devices would do: ${layout(other)}`
+        + (other.batch_size > s.batch_size ? `, batch ${other.batch_size}.` : ".")
       : "No number of devices up to 65,536 would do with this shape.";
     if (!a.chosen)
       return `<p><strong>Cannot be split</strong> over ${on}: no mesh divides batch, width, heads, `
         + `feed-forward and vocabulary evenly.</p><p>${more}</p>${wide}`;
     const need = a.memory.total;
     return `<p><strong>Does not fit</strong> on ${on}: the leanest layout (${layout(a.chosen)}) needs `
-      + `${gib(need)} a device, ${gib(need - a.room)} more than the ${gib(a.room)} usable.</p><p>${more}</p>${wide}`;
+      + `${gib(need)} per device, ${gib(need - a.room)} more than the ${gib(a.room)} usable.</p><p>${more}</p>${wide}`;
   };
 
   const tiles = pairs => `<dl class="planner-tiles">${pairs.map(
@@ -144,13 +143,13 @@ const planner = (() => {
   const memoryPart = a => {
     const m = a.memory;
     const parts = [
-      ["state", m.state, "weights and Adam's two moments"], ["gradients", m.gradients, "one of each weight"],
+      ["state", m.state, "weights and Adam's two moments"], ["gradients", m.gradients, "one per weight"],
       ["copies", m.copies, "moments that cannot be updated in place"],
-      ["kept", m.kept, "what the blocks keep for the way back"],
+      ["kept", m.kept, "activations saved for the backward pass"],
       ["workspace", m.workspace, "one block, or the readout and its loss"],
     ];
-    return "<h3>Memory of a device</h3>"
-      + bar(parts, Math.max(m.total, a.c.memory), gib, m.total, "bytes of a device",
+    return "<h3>Memory per device</h3>"
+      + bar(parts, Math.max(m.total, a.c.memory), gib, m.total, "bytes per device",
         m.total > a.c.memory ? "" : "memory ", a.room);
   };
 
@@ -168,8 +167,8 @@ const planner = (() => {
 
   const parameterPart = a => {
     const p = a.parameters;
-    const parts = [["embedding", p.embedding, "looked up, no product"], ["attention", p.attention, "four linears a layer"],
-      ["mlp", p.mlp, "three linears a layer"], ["readout", p.readout, "not tied to the embedding"]];
+    const parts = [["embedding", p.embedding, "looked up, no product"], ["attention", p.attention, "four linears per layer"],
+      ["mlp", p.mlp, "three linears per layer"], ["readout", p.readout, "not tied to the embedding"]];
     return "<h3>Parameters</h3>" + bar(parts, p.total, count, p.total, "parameters");
   };
 
@@ -186,7 +185,7 @@ const planner = (() => {
   };
 
   const layoutPart = a => {
-    const rows = a.found.slice(0, 12).map(c => {
+    const rows = a.found.slice(0, 12).map(({case: c}) => {
       const t = formulas.step_time(c);
       return row([`${c.data}×${c.fsdp}×${c.tensor}`, c.remat, c.accumulate, time(t.seconds), percent(t.mfu),
         gib(formulas.memory(c).total), t.limit]);
@@ -198,20 +197,20 @@ const planner = (() => {
 
   const inverse = (s, a) => {
     const head = `<h3>The other way round: the largest model for ${time(3600 * s.hours)}</h3>`;
-    const c = a.largest;
-    if (!c.n_layers)
+    if (!a.largest.layout)
       return `${head}<p>Not even two layers of these proportions see ${digits(s.ratio)} tokens per parameter in the `
         + "time, or none has a layout: widths go in steps of 128, which the head size must divide.</p>";
+    const {layout: {case: c, seconds}, tokens, bound} = a.largest;
     const p = formulas.parameters(c).total;
     const rows = Object.entries(a.allocations).map(([name, one]) => row([
       name, count(one.parameters), count(one.tokens), digits(one.tokens / one.parameters), one.loss.toFixed(3)]));
     return `${head}<p><strong>${count(p)} parameters</strong> in the proportions above: ${c.n_layers} layers of width `
-      + `${c.d_model.toLocaleString("en")}, d_ff ${c.d_ff.toLocaleString("en")}, on ${count(c.tokens)} tokens; `
-      + `${layout(c)}, ${time(c.seconds)} a step, MFU ${percent(formulas.step_time(c).mfu)}. `
-      + `${BOUNDS[c.bound]} Its training FLOPs, spent by other rules:</p>`
+      + `${c.d_model.toLocaleString("en")}, d_ff ${c.d_ff.toLocaleString("en")}, on ${count(tokens)} tokens; `
+      + `${layout(c)}, ${time(seconds)} per step, MFU ${percent(formulas.step_time(c).mfu)}. `
+      + `${BOUNDS[bound]} Its training FLOPs, spent by other rules:</p>`
       + table(["allocation", "parameters", "tokens", "tokens each", "loss"], rows)
-      + `<p><small>Rule of thumb: ${digits(s.ratio)} tokens a parameter. Over-trained: least FLOPs of training and `
-      + `${count(s.inference * 1e9)} tokens of inference. Loss in nats a token, of one published fit: only differences `
+      + `<p><small>Rule of thumb: ${digits(s.ratio)} tokens per parameter. Over-trained: least FLOPs of training and `
+      + `${count(s.inference * 1e9)} tokens of inference. Loss in nats per token, of one published fit: only differences `
       + "carry over. Kaplan's parameters are without embeddings.</small></p>";
   };
 
@@ -264,9 +263,9 @@ const planner = (() => {
     at("verdict").classList.toggle("bad", !a.fits);
     const summary = [["parameters", count(a.parameters.total)]];
     if (a.fits) summary.push(
-      ["memory a device", gib(a.memory.total)], ["a step", time(a.step.seconds)], ["MFU", percent(a.step.mfu)],
+      ["memory per device", gib(a.memory.total)], ["time per step", time(a.step.seconds)], ["MFU", percent(a.step.mfu)],
       [`tokens in ${time(3600 * state.hours)}`, count(a.spent.tokens)],
-      ["tokens a parameter", digits(a.spent.tokens_per_parameter)], ["steps", count(a.spent.steps)],
+      ["tokens per parameter", digits(a.spent.tokens_per_parameter)], ["steps", count(a.spent.steps)],
       ["cost", dollars(a.spent.dollars)]);
     at("out").innerHTML = tiles(summary) + (a.chosen ? memoryPart(a) : "") + (a.fits ? timePart(a) : "")
       + parameterPart(a) + (a.chosen ? arithmetic(a) : "") + (a.fits ? layoutPart(a) : "") + inverse(state, a);
@@ -281,7 +280,7 @@ const planner = (() => {
     const machine = planning.machines[state.machine];
     if (name === "machine") state.price = machine.usd_per_hour;
     // A choice that takes the kernel away takes the next best with it.
-    const without = !machine.fused || planning.precisions[state.precision].bytes.act_bytes !== 2;
+    const without = !machine.fused || planning.precisions[state.precision].act_bytes !== 2;
     if ((name === "machine" || name === "precision") && without && state.attention === "cudnn")
       state.attention = "blocked";
     show();

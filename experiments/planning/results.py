@@ -63,13 +63,13 @@ def _bytes(point: Mapping[str, Any]) -> dict[str, float]:
     return out
 
 
-def _predicted(c: plan.Case, memory: Mapping[str, float]) -> dict[str, float]:
+def _predicted(c: plan.Case, memory: formulas.Memory) -> dict[str, float]:
     return {
-        "parameters": formulas.parameters(c)["total"],
-        "flops": formulas.flops(c)["compiled"] / formulas.devices(c),
-        "memory": memory["total"],
-        "temporaries": memory["total"] - memory["state"],
-        "state": memory["state"],
+        "parameters": formulas.parameters(c).total,
+        "flops": formulas.flops(c).compiled / c.devices,
+        "memory": memory.total,
+        "temporaries": memory.total - memory.state,
+        "state": memory.state,
         **plan.sent(c),
     }
 
@@ -91,9 +91,9 @@ def _row(point: Mapping[str, Any]) -> Mapping[str, Any]:
         "devices": point["devices"], "seconds": point["lower_s"] + point["compile_s"],
         "rss": point["peak_rss_mib"] * 2**20, "other": sent["other"], **measured,
         **{f"{name}_predicted": value for name, value in _predicted(c, memory).items()},
-        **{f"{name}_of": memory[name]
+        **{f"{name}_of": getattr(memory, name)
            for name in ("state", "gradients", "copies", "kept", "workspace")},
-        "on_h100": formulas.memory(case(point, "h100"))["total"],
+        "on_h100": formulas.memory(case(point, "h100")).total,
     }  # fmt: skip
 
 
@@ -221,7 +221,7 @@ def _timed(point: Mapping[str, Any], side: str, machine: str) -> Mapping[str, An
         {"model": plain.to_dict() | dict(change.model), "mesh": {},
          "optim": {"batch_size": shape.batch_size} | dict(change.optim)}, machine,
     )  # fmt: skip
-    predicted = formulas.step_time(c)["seconds"]
+    predicted = formulas.step_time(c).seconds
     seconds = np.asarray(point["ms"][side]) * 1e-3
     resampled = stats.bootstrap(
         (seconds,), np.median, method="percentile", confidence_level=LEVEL, rng=0

@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -96,6 +97,21 @@ REFUSED = """
 """
 
 
+def reductions(program: Program) -> list[str]:
+    """The opcode that each ``reduce`` applies, such as ``maximum`` or ``add``.
+
+    Conversions around it, as a CPU puts around bfloat16 arithmetic, are passed over.
+    """
+    found = []
+    for instruction in program:
+        applied = re.search(r"to_apply=%?([\w.\-]+)", instruction.attributes)
+        if instruction.opcode in ("reduce", "all-reduce") and applied:
+            inside = (i.opcode for i in program if i.computation == applied[1])
+            moves = ("parameter", "convert", "bitcast", "copy", "transpose", "reshape")
+            found.append(next((code for code in inside if code not in moves), ""))
+    return found
+
+
 def test_a_cublas_fp8_call_is_native() -> None:
     program = Program(CUBLAS)
     (product,) = program.products()
@@ -103,7 +119,7 @@ def test_a_cublas_fp8_call_is_native() -> None:
     assert product.operands == ("f8e4m3fn", "f8e5m2")
     assert product.result == "bf16[64,48]"
     assert product.native and not product.emulated
-    assert program.reductions() == ["maximum"]
+    assert reductions(program) == ["maximum"]
 
 
 def test_operand_types_that_stand_in_the_line_are_read_and_other_calls_passed_over() -> None:
@@ -152,9 +168,9 @@ def linear_hlo(recipe: str, dtype: str) -> Program:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_direct_cast_computes_no_amax(dtype: str) -> None:
-    assert linear_hlo("fp8_seed", dtype).reductions() == []
-    assert linear_hlo("fp8_e5m2_grad", dtype).reductions() == []
-    assert linear_hlo("fp8_current", dtype).reductions().count("maximum") == 3  # x, w, g
+    assert reductions(linear_hlo("fp8_seed", dtype)) == []
+    assert reductions(linear_hlo("fp8_e5m2_grad", dtype)) == []
+    assert reductions(linear_hlo("fp8_current", dtype)).count("maximum") == 3  # x, w, g
 
 
 def test_a_whole_step_of_u_mup_computes_no_amax() -> None:
@@ -170,7 +186,7 @@ def test_a_whole_step_of_u_mup_computes_no_amax() -> None:
         lowered = jax.jit(functools.partial(train.step, run, lane)).lower(state, (ids, ids))
         # Before optimization: all that is asked for is there, and nothing need be compiled.
         hlo = cast(Any, lowered.compiler_ir("hlo"))
-        found[recipe] = Program(hlo.as_hlo_text()).reductions().count("maximum")
+        found[recipe] = reductions(Program(hlo.as_hlo_text())).count("maximum")
     assert found["fp8_seed"] == found["plain"] > 0  # the softmaxes' own
     assert found["fp8_current"] == found["plain"] + 15  # three a linear
 

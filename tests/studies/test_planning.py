@@ -49,7 +49,7 @@ def planted(point: Any, **changes: Any) -> dict[str, Any]:
     ]  # fmt: skip
     state = right["state"]
     return {
-        "platform": platform, "devices": c["data"] * c["fsdp"] * c["tensor"],
+        "platform": platform, "devices": c.devices,
         "n_params": int(right["parameters"]), "lower_s": 30.0, "compile_s": 90.0,
         "peak_rss_mib": 512.0, "argument_bytes": state, "output_bytes": state,
         "alias_bytes": state, "temp_bytes": 1.25 * right["memory"] - state,
@@ -189,7 +189,7 @@ def test_state_is_of_the_devices_that_split_it(results: Results) -> None:
 
 def test_collectives_of_no_axis_are_counted_apart() -> None:
     point = next(p for p in CPU.points() if p.spec["name"] == "data 8, two parts")
-    sent = formulas.communication(tables.case(point.spec, "cpu"))["replicas"]
+    sent = formulas.communication(tables.case(point.spec, "cpu")).replicas
     both = [{"axes": axes, "bytes": size} for axes, size in
             ((["data"], sent), (["data", "fsdp"], sent / 8), ([], sent / 8))]  # fmt: skip
     made = points_of([point], lambda p: planted(p, collectives=both))

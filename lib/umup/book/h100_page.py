@@ -37,11 +37,10 @@ def done(log: Sequence[Mapping[str, Any]]) -> str:
     for entry in log:
         date, where = entry["id"][:8], entry["where"]
         for job in entry["jobs"]:
-            rows.append((
-                f"{date[:4]}-{date[4:6]}-{date[6:]}", where["device"], where["jax"], job["job"],
-                f"{job['state']}{': ' + job['why'] if job['why'] else ''}",
-                whole(job["predicted_s"]), whole(job["seconds"]),
-            ))  # fmt: skip
+            day = f"{date[:4]}-{date[4:6]}-{date[6:]}"
+            state = f"{job['state']}{': ' + job['why'] if job['why'] else ''}"
+            seconds = whole(job["predicted_s"]), whole(job["seconds"])
+            rows.append((day, where["device"], where["jax"], job["job"], state, *seconds))
     header = ("Date", "Device", "jax", "Job", "State", "Predicted, s", "Took, s")
     return table(header, rows)
 
@@ -54,14 +53,14 @@ def ahead(jobs: Sequence[slices.Job]) -> str:
         try:
             missing, total = h100.lacks(job, Path("none"))
         except DataError as error:  # a text that this machine lacks: the number is not known here
-            rows.append((job.name, job.decides, f"not known here ({error.field})",
-                         whole(job.seconds)))  # fmt: skip
+            unknown = f"not known here ({error.field})"
+            rows.append((job.name, job.decides, unknown, whole(job.seconds)))
             left += job.seconds
             continue
         share = missing / max(total, 1)
         left += job.seconds * share
-        rows.append((job.name, job.decides, f"{missing} of {total}",
-                     whole(job.seconds * share) if missing else "–"))  # fmt: skip
+        seconds = whole(job.seconds * share) if missing else "–"
+        rows.append((job.name, job.decides, f"{missing} of {total}", seconds))
     told = (
         f"All of it: at most {whole(left / 60)} minutes of an H100, {whole(left / 3600 * price)} "
         f"dollars at {significant(price)} per hour; what jobs share is made once.\n"
@@ -76,7 +75,7 @@ def predicted() -> str:
     rows = []
     for name, job in outlook.JOBS.items():
         o = outlook.outlook(job, machine)
-        rows.append((name, significant(1e3 * o.seconds), significant(o.mfu, 2), o.limit,
-                     significant(o.state_bytes / GIB), significant(o.bytes / GIB)))  # fmt: skip
+        sizes = significant(o.state_bytes / GIB), significant(o.bytes / GIB)
+        rows.append((name, significant(1e3 * o.seconds), significant(o.mfu, 2), o.limit, *sizes))
     header = ("Step", "ms", "MFU", "Waits mostly for", "State, GiB", "In all, GiB")
     return table(header, rows)

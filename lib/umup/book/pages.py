@@ -220,8 +220,8 @@ def status(runs: pd.DataFrame) -> str:
         kinds = group["status"].value_counts()
         days = sorted(datetime.fromisoformat(c).strftime("%Y-%m-%d") for c in group["created"])
         span = days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
-        rows.append([f"`{study}`", f"`{profile}`", len(group), kinds.get("ok", 0),
-                     kinds.get("diverged", 0), f"**{old}**" if old else 0, span])  # fmt: skip
+        numbers = len(group), kinds.get("ok", 0), kinds.get("diverged", 0)
+        rows.append([f"`{study}`", f"`{profile}`", *numbers, f"**{old}**" if old else 0, span])
         columns = ["device", "device_count", *SOFTWARE, "git_commit", "git_dirty"]
         for values, part in group.groupby(columns, sort=True, dropna=False):
             v = dict(zip(columns, values, strict=True))
@@ -230,10 +230,13 @@ def status(runs: pd.DataFrame) -> str:
             hardware = f"{v['device_count']} × {v['device']}"
             made.append([f"`{study}`, `{profile}`", hardware, software, commit, len(part)])
     stale = records.stale(runs)
-    last = "No record is stale.\n" if stale.empty else (
-        f"Stale records: {len(stale)}, with numerics version "
-        f"{', '.join(map(str, sorted(stale['numerics'].unique())))}. Run their studies again.\n"
-    )  # fmt: skip
+    last = "No record is stale.\n"
+    if not stale.empty:
+        versions = ", ".join(map(str, sorted(stale["numerics"].unique())))
+        last = (
+            f"Stale records: {len(stale)}, with numerics version {versions}. "
+            "Run their studies again.\n"
+        )
     counts = table(["study", "profile", "runs", "ok", "diverged", "stale", "measured"], rows)
     header = ["records", "hardware", "software", "commit", "runs"]
     return f"{now}## Records\n\n{counts}\n{last}\n## Made with\n\n{table(header, made)}"

@@ -1,8 +1,9 @@
 """The chapter on planning: its page of JavaScript, and the numbers of its worked example.
 
 The page is one fragment of HTML with its style, data and scripts in it: it loads nothing, works
-from a file, and no other page of the book carries it. Its sources are in ``book/planner``; the
-formulas come from `umup.book.javascript`, machines, precisions and presets from here.
+from a file, and no other page of the book carries it. Its sources are in ``book/planner``:
+``formulas.js`` has the formulas of `umup.plan` by hand, which a test compares with those in Python,
+and ``planner.js`` the form and the answers. Machines, precisions and presets come from here.
 """
 
 from __future__ import annotations
@@ -10,24 +11,23 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from umup import plan
-from umup.book import javascript
 from umup.config import MeshConfig, ModelConfig, OptimConfig
 from umup.errors import BookError
 from umup.plan import Case, budgets, formulas, hardware, plan_cli
+from umup.plan.budgets import Layout
 from umup.plan.hardware import Hardware
 from umup.text import markdown
 
 GIB = 2**30
 
+SIZES = ("n_layers", "d_model", "d_ff", "d_head", "vocab_size", "seq_len", "batch_size")
 PRESETS: Mapping[str, Mapping[str, int]] = {
-    name: dict(zip(
-        ("n_layers", "d_model", "d_ff", "d_head", "vocab_size", "seq_len", "batch_size"), sizes,
-        strict=True,
-    ))
+    name: dict(zip(SIZES, sizes, strict=True))
     for name, sizes in {
         "55M": (36, 256, 1024, 64, 32768, 1024, 16),
         "125M": (12, 768, 2048, 64, 32000, 2048, 256),
@@ -36,7 +36,7 @@ PRESETS: Mapping[str, Mapping[str, int]] = {
         "7B": (32, 4096, 11008, 128, 32000, 4096, 1024),
         "70B": (80, 8192, 24576, 128, 32000, 4096, 1024),
     }.items()
-}  # fmt: skip
+}
 """Name → shape and batch of a decoder; 55M is the base model of the chapter's example."""
 
 PRECISIONS: Mapping[str, Mapping[str, str]] = {
@@ -48,7 +48,7 @@ PRECISIONS: Mapping[str, Mapping[str, str]] = {
 
 BASE = "55M"
 DEVICES, HOURS, RATIO, BATCH, INFERENCE = 8, 2.0, 20.0, 128, 1e10
-"""The example's budget: H100s, hours, tokens a parameter; sequences of the large run's batch;
+"""The example's budget: H100s, hours, tokens per parameter; sequences of the large run's batch;
 tokens of inference in the large model's life."""
 
 
@@ -67,7 +67,7 @@ def data() -> dict[str, Any]:
         # The fused attention kernel is cuDNN's.
         fused = machine.description.startswith("NVIDIA")
         machines[name] = machine.to_dict() | {"fused": fused}
-    kinds = {name: plan.precision(configs(BASE, name)[0]) for name in PRECISIONS}
+    kinds = {name: plan.precision(configs(BASE, name)[0])._asdict() for name in PRECISIONS}
     return {"presets": PRESETS, "precisions": kinds, "machines": machines}
 
 
@@ -75,17 +75,13 @@ def page(folder: Path) -> str:
     """The page as one fragment of HTML.
 
     Args:
-        folder: with ``planner.html``, ``planner.css`` and ``planner.js``.
+        folder: with ``planner.html``, ``planner.css``, ``formulas.js`` and ``planner.js``.
     """
-    html, css, script = (
-        (folder / f"planner.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")
-    )
-    modules = (Path(str(module.__file__)) for module in (formulas, budgets))
-    source = "\n".join(module.read_text(encoding="utf-8") for module in modules)
+    files = ("planner.html", "planner.css", "formulas.js", "planner.js")
+    html, css, arithmetic, form = ((folder / name).read_text(encoding="utf-8") for name in files)
     known = f"const planning = {json.dumps(data(), ensure_ascii=False)};"
-    scripts = "\n".join([javascript.translate(source, "formulas"), known, script])
     # The text of a script ends at the first closing tag, even of a string.
-    scripts = scripts.replace("</", r"<\/")
+    scripts = "\n".join([arithmetic, known, form]).replace("</", r"<\/")
     return f"<style>\n{css}</style>\n{html}<script>\n{scripts}</script>\n"
 
 
@@ -141,42 +137,42 @@ def _memory(laptop: Hardware) -> dict[str, str]:
     }
     cases = [_case(laptop, "bf16", **way) for way in ways.values()]
     rows: dict[str, Callable[[Case], float]] = {
-        "state": lambda c: formulas.memory(c)["state"],
-        "gradients": lambda c: formulas.memory(c)["gradients"],
-        "kept: residual stream": lambda c: formulas.kept(c)["stream"] * c["n_layers"],
-        "kept: operands of linears": lambda c: formulas.kept(c)["linears"] * c["n_layers"],
-        "kept: attention": lambda c: formulas.kept(c)["attention"] * c["n_layers"],
-        "workspace": lambda c: formulas.memory(c)["workspace"],
-        "**total**": lambda c: formulas.memory(c)["total"],
+        "state": lambda c: formulas.memory(c).state,
+        "gradients": lambda c: formulas.memory(c).gradients,
+        "kept: residual stream": lambda c: formulas.kept(c).stream * c.n_layers,
+        "kept: operands of linears": lambda c: formulas.kept(c).linears * c.n_layers,
+        "kept: attention": lambda c: formulas.kept(c).attention * c.n_layers,
+        "workspace": lambda c: formulas.memory(c).workspace,
+        "**total**": lambda c: formulas.memory(c).total,
     }
     plain = cases[0]
     m, kept = formulas.memory(plain), formulas.kept(plain)
-    certain = m["state"] + m["gradients"]
-    stream = plain["act_bytes"] * formulas.local_tokens(plain) * plain["d_model"]
-    naive = certain + plain["n_layers"] * stream
-    split = {**plain, "accumulate": 2}
+    certain = m.state + m.gradients
+    naive = certain + plain.n_layers * plain.act_bytes * plain.local_tokens * plain.d_model
+    parts = formulas.memory(replace(plain, accumulate=2)).total
     room = laptop.memory_gb * 1e9 * laptop.usable
-    if not m["total"] > room > formulas.memory(split)["total"]:
-        raise BookError("planning.md", "a base model that fits, or does not in two parts",
-                        "another text")  # fmt: skip
+    if not m.total > room > parts:
+        received = f"a base model of {_gib(m.total)}, {_gib(parts)} in two parts, for {_gib(room)}"
+        allowed = "one that does not fit the laptop, and does in two parts, as the text says"
+        raise BookError("planning.md", received, allowed)
     return {
-        "base_shape": f"width {plain['d_model']}, heads of {plain['d_head']}, feed-forward "
-                      f"{plain['d_ff']:,}, a vocabulary of {plain['vocab_size']:,}",
-        "base_parameters": plan_cli.count(formulas.parameters(plain)["total"]),
+        "base_shape": f"width {plain.d_model}, heads of {plain.d_head}, feed-forward "
+        f"{plain.d_ff:,}, a vocabulary of {plain.vocab_size:,}",
+        "base_parameters": plan_cli.count(formulas.parameters(plain).total),
         "base_memory": _table(
             ["GiB, one device", *ways],
             [[name, *(f"{row(c) / GIB:.2f}" for c in cases)] for name, row in rows.items()],
         ),
-        "base_total": _gib(m["total"]),
-        "base_certain": _percent(certain / m["total"]),
+        "base_total": _gib(m.total),
+        "base_certain": _percent(certain / m.total),
         "base_naive": _gib(naive),
-        "base_factor": f"{m['total'] / naive:.0f}",
-        "base_squares": _gib(kept["attention"] * plain["n_layers"]),
-        "base_linears": _gib(kept["linears"] * plain["n_layers"]),
-        "base_workspace": _gib(m["workspace"]),
+        "base_factor": f"{m.total / naive:.0f}",
+        "base_squares": _gib(kept.attention * plain.n_layers),
+        "base_linears": _gib(kept.linears * plain.n_layers),
+        "base_workspace": _gib(m.workspace),
         "laptop_room": _gib(room),
-        "laptop_parts": _gib(formulas.memory(split)["total"]),
-    }  # fmt: skip
+        "laptop_parts": _gib(parts),
+    }
 
 
 def _flops() -> dict[str, str]:
@@ -184,78 +180,98 @@ def _flops() -> dict[str, str]:
     p = formulas.parameters(_case(hardware.get("h100"), "bf16"))
     large = formulas.flops(plan.case(*configs("7B", "bf16"), MeshConfig(), hardware.get("h100")))
     return {
-        "six_nd": plan_cli.count(f["six_nd"]),
-        "exact": plan_cli.count(f["model"]),
-        "exact_share": _percent(f["model"] / f["six_nd"] - 1, "+"),
-        "table_share": _percent(p["embedding"] / p["total"]),
-        "square_share": _percent(f["attention"] / f["six_nd"]),
-        "large_share": _percent(large["model"] / large["six_nd"] - 1, "+"),
+        "six_nd": plan_cli.count(f.six_nd),
+        "exact": plan_cli.count(f.model),
+        "exact_share": _percent(f.model / f.six_nd - 1, "+"),
+        "table_share": _percent(p.embedding / p.total),
+        "square_share": _percent(f.attention / f.six_nd),
+        "large_share": _percent(large.model / large.six_nd - 1, "+"),
     }
 
 
-def widest(c: Case, devices: int, seconds: float, ratio: float) -> Case:
-    """The widest decoder of a case's depth that sees ``ratio`` tokens a parameter in the time.
+def widest(c: Case, devices: int, seconds: float, ratio: float) -> tuple[Layout, float]:
+    """The widest decoder of a case's depth that sees ``ratio`` tokens per parameter in the time.
 
-    Widths go in steps of 128, the feed-forward grows along; ``tokens`` is what it sees. Such a
-    model has the base model's depth, so that only μP's rules of width carry it there.
+    Widths go in steps of 128, the feed-forward grows along. Such a model has the base model's
+    depth, so that only μP's rules of width carry it there.
+
+    Returns:
+        its fastest layout, and the tokens that it sees.
 
     Raises:
         BookError: not even 128 does.
     """
-    best: Case = {}
-    for steps in range(1, 129):
-        wide = {"d_model": 128 * steps, "d_ff": 128 * steps * c["d_ff"] // c["d_model"]}
-        found = budgets.quickest(budgets.layouts(c | wide, devices))
-        tokens = budgets.spent(found, seconds)["tokens"] if found["seconds"] else 0.0
-        if tokens < ratio * formulas.parameters(c | wide)["total"]:
+    best = None
+    for width in range(128, 129 * 128, 128):
+        wide = replace(c, d_model=width, d_ff=width * c.d_ff // c.d_model)
+        found = budgets.fastest_layout(wide, devices)
+        tokens = budgets.spent(found.case, seconds).tokens if found else 0.0
+        if found is None or tokens < ratio * formulas.parameters(wide).total:
             break
-        best = {**found, "tokens": tokens}
-    if not best:
+        best = found, tokens
+    if best is None:
         raise BookError("planning.md", f"{seconds:g} s", "enough for a width of 128")
     return best
 
 
 def _largest() -> dict[str, str]:
+    """The largest decoder of the example's budget in four ways, and what others would spend."""
     machine = hardware.get("h100")
-    ways = [("bf16", "xla", "whole square"), ("bf16", "blocked", "causal blocks"),
-            ("bf16", "cudnn", "fused kernel"), ("FP8", "cudnn", "fused kernel")]  # fmt: skip
+    ways = [
+        ("bf16", "xla", "whole square"),
+        ("bf16", "blocked", "causal blocks"),
+        ("bf16", "cudnn", "fused kernel"),
+        ("FP8", "cudnn", "fused kernel"),
+    ]
     rows, found = [], []
     for precision, attention, words in ways:
-        c = _case(machine, precision, attention=attention) | {"batch_size": BATCH}
-        best = widest(c, DEVICES, HOURS * 3600, RATIO)
+        c = replace(_case(machine, precision, attention=attention), batch_size=BATCH)
+        (best, _), tokens = widest(c, DEVICES, HOURS * 3600, RATIO)
         step = formulas.step_time(best)
-        found.append((best, step))
-        rows.append([
-            f"{precision}, {words}", f"{best['d_model']:,}",
-            plan_cli.count(formulas.parameters(best)["total"]), plan_cli.count(best["tokens"]),
-            f"{1e3 * step['seconds']:.0f}", _percent(step["mfu"]), step["limit"],
-            f"{formulas.memory(best)['total'] / GIB:.1f}",
-        ])  # fmt: skip
-    (_, slow), (fused, quick) = found[0], found[2]
-    budget = 6 * formulas.parameters(fused)["total"] * fused["tokens"]
-    shares = budgets.allocations(budget, RATIO, INFERENCE)
+        found.append((best, tokens, step))
+        row = [
+            f"{precision}, {words}",
+            f"{best.d_model:,}",
+            plan_cli.count(formulas.parameters(best).total),
+            plan_cli.count(tokens),
+            f"{1e3 * step.seconds:.0f}",
+            _percent(step.mfu),
+            step.limit,
+            f"{formulas.memory(best).total / GIB:.1f}",
+        ]
+        rows.append(row)
+    (_, _, slow), (fused, tokens, quick) = found[0], found[2]
+    size = formulas.parameters(fused).total
     peak = DEVICES * machine.tflops_bfloat16 * 1e12 * HOURS * 3600
+    columns = "linears, attention|width|parameters|tokens|ms a step|MFU|limited by|GiB a device"
     return {
-        "budget_hours": f"{HOURS:g}", "budget_devices": f"{DEVICES}", "ratio": f"{RATIO:g}",
-        "batch": f"{BATCH}", "inference": plan_cli.count(INFERENCE),
-        "largest": _table(["linears, attention", "width", "parameters", "tokens", "ms a step",
-                           "MFU", "limited by", "GiB a device"], rows),
-        "fused_width": f"{fused['d_model']:,}",
-        "fused_times": f"{fused['d_model'] / PRESETS[BASE]['d_model']:g}",
-        "fused_parameters": plan_cli.count(formulas.parameters(fused)["total"]),
+        "budget_hours": f"{HOURS:g}",
+        "budget_devices": f"{DEVICES}",
+        "ratio": f"{RATIO:g}",
+        "batch": f"{BATCH}",
+        "inference": plan_cli.count(INFERENCE),
+        "largest": _table(columns.split("|"), rows),
+        "fused_width": f"{fused.d_model:,}",
+        "fused_times": f"{fused.d_model / PRESETS[BASE]['d_model']:g}",
+        "fused_parameters": plan_cli.count(size),
         "fused_layout": plan_cli.layout(fused),
-        "fused_cost": f"${budgets.spent(fused, HOURS * 3600)['dollars']:.0f}",
-        "slow_mfu": _percent(slow["mfu"]), "fused_mfu": _percent(quick["mfu"]),
-        "slow_rule": plan_cli.count((slow["mfu"] * peak / 6 / RATIO) ** 0.5),
-        "fused_rule": plan_cli.count((quick["mfu"] * peak / 6 / RATIO) ** 0.5),
-        "elementwise_share": _percent(slow["elementwise"] / slow["seconds"]),
-        "allocations": _table(
-            ["allocation", "parameters", "tokens", "tokens each", "loss"],
-            [[name, plan_cli.count(one["parameters"]), plan_cli.count(one["tokens"]),
-              f"{one['tokens'] / one['parameters']:.3g}", f"{one['loss']:.3f}"]
-             for name, one in shares.items()],
-        ),
-    }  # fmt: skip
+        "fused_cost": f"${budgets.spent(fused, HOURS * 3600).dollars:.0f}",
+        "slow_mfu": _percent(slow.mfu),
+        "fused_mfu": _percent(quick.mfu),
+        "slow_rule": plan_cli.count((slow.mfu * peak / 6 / RATIO) ** 0.5),
+        "fused_rule": plan_cli.count((quick.mfu * peak / 6 / RATIO) ** 0.5),
+        "elementwise_share": _percent(slow.elementwise / slow.seconds),
+        "allocations": _allocations(6 * size * tokens),
+    }
+
+
+def _allocations(budget: float) -> str:
+    """How a budget of FLOPs would be spent, as a table."""
+    rows = [
+        [name, plan_cli.count(n), plan_cli.count(d), f"{d / n:.3g}", f"{loss:.3f}"]
+        for name, (n, d, loss) in budgets.allocations(budget, RATIO, INFERENCE).items()
+    ]
+    return _table(["allocation", "parameters", "tokens", "tokens each", "loss"], rows)
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

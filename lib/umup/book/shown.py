@@ -43,10 +43,11 @@ def gaps(folder: Path, profile: str) -> str:
                 "the present, and are not shown."
             )
     if (todo := _outlook(folder, profile))["missing"]:
-        sentences.insert(0, (
+        partly = (
             f"This page shows what there is of the profile `{profile}`: {todo['done']} runs and "
             f"points are measured, about {todo['missing']} are missing."
-        ))  # fmt: skip
+        )
+        sentences.insert(0, partly)
     return " ".join(sentences)
 
 

@@ -200,9 +200,10 @@ def make_html(root: Path, staging: Path, build_folder: Path) -> list[str]:
     # A page whose warning failed one build is cached, silent in the next: always from scratch.
     for name in ("html", ".doctrees", "jupyter_execute"):
         shutil.rmtree(build_folder / name, ignore_errors=True)
-    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build",
-               str(staging), "--path-output", str(build_folder.parent), "-W", "--keep-going",
-               "--all", "-q"]  # fmt: skip
+    builder = "from jupyter_book.cli.main import main; main()"
+    paths = [str(staging), "--path-output", str(build_folder.parent)]
+    options = ["-W", "--keep-going", "--all", "-q"]
+    command = [sys.executable, "-c", builder, "build", *paths, *options]
     environment = {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg"} | dict(os.environ)
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     log = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
@@ -220,9 +221,16 @@ def make_html(root: Path, staging: Path, build_folder: Path) -> list[str]:
 
 LOADING_TAGS = {"script", "img", "source", "iframe", "embed", "object", "video", "audio", "input"}
 LOADING_RELS = {
-    "stylesheet", "preload", "modulepreload", "prefetch", "preconnect", "dns-prefetch",
-    "icon", "apple-touch-icon", "manifest",
-}  # fmt: skip
+    "stylesheet",
+    "preload",
+    "modulepreload",
+    "prefetch",
+    "preconnect",
+    "dns-prefetch",
+    "icon",
+    "apple-touch-icon",
+    "manifest",
+}
 SCRIPT_LOADS = re.compile(r"""\b(?:from|import|fetch)\s*\(?\s*["'](https?://[^"']+)""")
 
 

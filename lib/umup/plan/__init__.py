@@ -1,24 +1,25 @@
 """What a run would take before it is paid for: memory, communication, time, cost, and what fits.
 
-`formulas` has the arithmetic; here are the cases it is asked about and the answers in words.
+`formulas` has the arithmetic and `budgets` the search; here are the cases that they are asked about
+and the answers in words.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from umup.config import BLOCK_LINEARS, Config, MeshConfig, ModelConfig, OptimConfig, Range
 from umup.errors import ConfigError, PlanError
 from umup.plan import budgets, formulas
+from umup.plan.budgets import Allocation, Layout
+from umup.plan.formulas import Case
 from umup.plan.hardware import Hardware
 
-Case = dict[str, Any]
 GIB = 2**30
 TOKENS_PER_PARAMETER = 20.0
-SHAPE = (
-    "d_model", "n_layers", "d_head", "d_ff", "vocab_size", "seq_len", "remat", "attention",
-)  # fmt: skip
+SHAPE = ("d_model", "n_layers", "d_head", "d_ff", "vocab_size", "seq_len", "remat", "attention")
 BYTES = {"float32": 4, "bfloat16": 2}
 SIZES = Range(1, 10**12)
 """Of every size in a case: products of several still are floating-point numbers."""
@@ -28,9 +29,25 @@ HOURS, RATIOS = Range(1e-6, 1e9), Range(1e-3, 1e9)
 INFERENCE = Range(0.0, 1e21)
 
 
-def case(
-    model: ModelConfig, optim: OptimConfig, layout: MeshConfig, machine: Hardware
-) -> Case:  # fmt: skip
+class Precision(NamedTuple):
+    """What a model's types and recipe mean to the formulas.
+
+    Attributes:
+        act_bytes, param_bytes, in_bytes, wide_bytes, weight_bytes: see `formulas.Case`.
+        products: the field of `Hardware` with the peak of the products.
+        float8: linear → share of the blocks (of the readout: 1 or 0) in which it is in float8.
+    """
+
+    act_bytes: int
+    param_bytes: int
+    in_bytes: int
+    wide_bytes: int
+    weight_bytes: int
+    products: str
+    float8: Mapping[str, float]
+
+
+def case(model: ModelConfig, optim: OptimConfig, layout: MeshConfig, machine: Hardware) -> Case:
     """What the formulas ask of a run on a machine.
 
     Raises:
@@ -39,14 +56,39 @@ def case(
     """
     _check_sizes(model=model, optim=optim, mesh=layout)
     kinds = precision(model)
-    fields = machine.to_dict()
-    if not fields[kinds["products"]]:
-        products = kinds["products"].removeprefix("tflops_")
+    tflops = getattr(machine, kinds.products)
+    if not tflops:
+        products = kinds.products.removeprefix("tflops_")
         allowed = f"a machine with {products} products, or another dtype"
         raise ConfigError("hardware", machine.name, allowed)
     shape = {name: getattr(model, name) for name in SHAPE}
-    step = {"batch_size": optim.batch_size, "accumulate": optim.accumulate}
-    return formulas.assemble(shape | step | layout.to_dict(), kinds, fields)
+    return Case(
+        **shape,
+        batch_size=optim.batch_size,
+        accumulate=optim.accumulate,
+        act_bytes=kinds.act_bytes,
+        param_bytes=kinds.param_bytes,
+        in_bytes=kinds.in_bytes,
+        wide_bytes=kinds.wide_bytes,
+        weight_bytes=kinds.weight_bytes,
+        fp8_share=_float8_share(model, kinds.float8),
+        **layout.to_dict(),
+        memory=machine.memory_gb * 1e9,
+        usable=machine.usable,
+        bandwidth=machine.memory_gb_s * 1e9,
+        link_bandwidth=machine.link_gb_s * 1e9,
+        network_bandwidth=machine.network_gb_s * 1e9,
+        node_devices=machine.node_devices,
+        peak_flops=tflops * 1e12,
+        peak_fp8_flops=(machine.tflops_float8 or tflops) * 1e12,
+        gemm_efficiency=machine.gemm_efficiency,
+        attention_efficiency=machine.attention_efficiency,
+        overhead=machine.overhead_us * 1e-6,
+        usd_per_hour=machine.usd_per_hour,
+        copied_moments=machine.copied_moments,
+        work_bytes=4 if machine.widens else 0,
+        unfused_sums=1 if machine.split_sums else 0,
+    )
 
 
 def _check_sizes(**groups: Config) -> None:
@@ -58,8 +100,18 @@ def _check_sizes(**groups: Config) -> None:
                 raise PlanError(f"{group}.{name}", value, str(SIZES))
 
 
-def precision(model: ModelConfig) -> dict[str, Any]:
-    """What a model's types and recipe mean to the formulas, see ``formulas.assemble``."""
+def _float8_share(model: ModelConfig, float8: Mapping[str, float]) -> float:
+    """Of the operations of all linears, the share in float8."""
+    d, ff = model.d_model, model.d_ff
+    attention = 3 * d * d * float8["qkv"] + d * d * float8["out"]
+    mlp = 2 * d * ff * float8["gate_up"] + d * ff * float8["down"]
+    readout = model.vocab_size * d
+    every = model.n_layers * (4 * d * d + 3 * d * ff) + readout
+    return (model.n_layers * (attention + mlp) + readout * float8["readout"]) / every
+
+
+def precision(model: ModelConfig) -> Precision:
+    """What a model's types and recipe mean to the formulas."""
     from umup.fp8 import casts  # needs JAX, which the formulas do not
 
     act = BYTES[model.dtype]
@@ -80,18 +132,16 @@ def precision(model: ModelConfig) -> dict[str, Any]:
             count += (n - len(named)) * float8(f"blocks.{other}.{linear}")
         return count / n
 
-    return {
-        "bytes": {
-            "act_bytes": act, "param_bytes": BYTES[model.params_dtype],
-            "in_bytes": _bytes(narrow.x, act), "wide_bytes": _bytes(wide.x, act),
-            "weight_bytes": _bytes(narrow.w, act),
-        },
-        "products": f"tflops_{model.dtype if narrow.x is None else 'bfloat16'}",
-        "float8": {
-            **{name.split(".")[1]: share(name) for name in BLOCK_LINEARS},
-            "readout": float(float8("readout")),
-        },
-    }  # fmt: skip
+    shares = {name.split(".")[1]: share(name) for name in BLOCK_LINEARS}
+    return Precision(
+        act_bytes=act,
+        param_bytes=BYTES[model.params_dtype],
+        in_bytes=_bytes(narrow.x, act),
+        wide_bytes=_bytes(wide.x, act),
+        weight_bytes=_bytes(narrow.w, act),
+        products=f"tflops_{model.dtype if narrow.x is None else 'bfloat16'}",
+        float8=shares | {"readout": float(float8("readout"))},
+    )
 
 
 def _bytes(fmt: Any, act: int) -> int:
@@ -99,44 +149,50 @@ def _bytes(fmt: Any, act: int) -> int:
     return act if fmt is None else fmt.dtype.itemsize
 
 
-class Prediction(NamedTuple):
-    """What the formulas say of a case; bytes are of one device.
+@dataclass(frozen=True)
+class Prediction:
+    """What the formulas say of a case; bytes are per device.
 
     Attributes:
-        parameters: by class, see ``formulas.parameters``.
-        flops: of a step, see ``formulas.flops``.
-        memory: see ``formulas.memory``.
-        communication: see ``formulas.communication``.
-        step: seconds and their parts, see ``formulas.step_time``.
+        parameters, flops, memory, communication, step: see `formulas`.
         hours, dollars: of the run's steps.
     """
 
-    parameters: Mapping[str, float]
-    flops: Mapping[str, float]
-    memory: Mapping[str, float]
-    communication: Mapping[str, float]
-    step: Mapping[str, Any]
+    parameters: formulas.Parameters
+    flops: formulas.Flops
+    memory: formulas.Memory
+    communication: formulas.Communication
+    step: formulas.StepTime
     hours: float
     dollars: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain dictionaries."""
+        return asdict(self)
 
 
 def predict(c: Case, steps: int) -> Prediction:
     """Everything about ``steps`` steps of a case."""
     step = formulas.step_time(c)
-    hours = steps * step["seconds"] / 3600
+    hours = steps * step.seconds / 3600
     return Prediction(
-        formulas.parameters(c), formulas.flops(c), formulas.memory(c), formulas.communication(c),
-        step, hours, hours * formulas.devices(c) * c["usd_per_hour"],
-    )  # fmt: skip
+        formulas.parameters(c),
+        formulas.flops(c),
+        formulas.memory(c),
+        formulas.communication(c),
+        step,
+        hours,
+        dollars=hours * c.devices * c.usd_per_hour,
+    )
 
 
 def sent(c: Case) -> dict[str, float]:
     """Bytes that a device receives in a step's collectives, by mesh axis."""
     found = formulas.communication(c)
     return {
-        "fsdp": found["gathered"] + found["scattered"] + found["lookup"],
-        "data": found["replicas"],
-        "tensor": found["sums"],
+        "fsdp": found.gathered + found.scattered + found.lookup,
+        "data": found.replicas,
+        "tensor": found.sums,
     }
 
 
@@ -151,13 +207,12 @@ def check(model: ModelConfig, optim: OptimConfig, layout: MeshConfig, machine: H
 
     mesh.check(layout, model, optim)
     c = case(model, optim, layout, machine)
-    missing = -budgets.fits(c)
+    missing = -budgets.spare(c)
     if missing > 0:
-        raise PlanError(
-            "memory", f"{formulas.memory(c)['total'] / GIB:.1f} GiB a device",
-            f"up to {c['memory'] * c['usable'] / GIB:.1f} GiB on {machine.name}: "
-            f"{missing / GIB:.1f} GiB too much; {nearest(c)}",
-        )  # fmt: skip
+        received = f"{formulas.memory(c).total / GIB:.1f} GiB per device"
+        allowed = f"up to {c.memory * c.usable / GIB:.1f} GiB on {machine.name}"
+        excess = f"{missing / GIB:.1f} GiB too much"
+        raise PlanError("memory", received, f"{allowed}: {excess}; {nearest(c)}")
 
 
 def nearest(c: Case) -> str:
@@ -166,53 +221,48 @@ def nearest(c: Case) -> str:
     One field first (rematerialization, parts of the batch, layout of the same devices), then more
     devices; of several changes the one whose step is the fastest.
     """
-    changes: list[tuple[float, str]] = []
-
-    def offer(trial: Case, words: str) -> None:
-        if budgets.splits(trial) and budgets.fits(trial) >= 0:
-            changes.append((formulas.step_time(trial)["seconds"], words))
-
-    levels = ("none", "dots", "full")
-    for remat in levels[levels.index(c["remat"]) + 1 :]:
-        offer({**c, "remat": remat}, f"model.remat {remat} fits")
-    rows = c["batch_size"] / (c["data"] * c["fsdp"])
-    parts = c["accumulate"]
-    while (parts := 2 * parts) <= rows:
-        offer({**c, "accumulate": parts}, f"optim.accumulate {parts} fits")
+    leaner = budgets.REMAT[budgets.REMAT.index(c.remat) + 1 :]
+    rows = c.batch_size // (c.data * c.fsdp)
+    trials = [(replace(c, remat=remat), f"model.remat {remat} fits") for remat in leaner]
+    trials += [
+        (replace(c, accumulate=parts), f"optim.accumulate {parts} fits")
+        for parts in budgets.doublings(2 * c.accumulate, rows)
+    ]
+    changes = [
+        (formulas.step_time(trial).seconds, words)
+        for trial, words in trials
+        if budgets.divides_evenly(trial) and budgets.spare(trial) >= 0
+    ]
     if changes:
         return min(changes)[1]
-    total = formulas.devices(c)
-    found = budgets.enough(c, total)
-    if not found["seconds"]:
+    found = budgets.smallest_cluster(c, c.devices)
+    if found is None:
         return "nothing near fits: take a smaller model"
-    mesh = "×".join(str(found[axis]) for axis in ("data", "fsdp", "tensor"))
-    words = f"mesh {mesh}, model.remat {found['remat']}"
+    other = found.case
+    words = f"mesh {other.data}×{other.fsdp}×{other.tensor}, model.remat {other.remat}"
     for name in ("accumulate", "batch_size"):
-        if found[name] != c[name]:
-            words += f", optim.{name} {found[name]}"
-    if formulas.devices(found) == total:
+        if (value := getattr(other, name)) != getattr(c, name):
+            words += f", optim.{name} {value}"
+    if other.devices == c.devices:
         return f"{words} fits"
-    return f"{formulas.devices(found)} devices would do, as {words}"
+    return f"{other.devices} devices would do, as {words}"
 
 
-def layouts(c: Case, devices: int) -> list[Case]:
+def layouts(c: Case, devices: int) -> list[Layout]:
     """The layouts over so many devices that fit, fastest first.
 
     Raises:
         PlanError: none does, or ``devices`` is beyond ``DEVICES``.
     """
     _check_devices(devices)
-    found = sorted(budgets.layouts(c, devices), key=lambda one: one["seconds"])
-    if not found:
-        lean = budgets.leanest(c, devices)
-        if lean["bytes"]:
-            raise PlanError("devices", devices, f"more: {nearest(lean)}")
-        near = max(n for n in budgets.divisors(c["batch_size"]) if n <= devices)
-        raise PlanError(
-            "devices", devices, "a number that divides batch_size with d_model, heads, d_ff and "
-            f"vocabulary, such as {near}",
-        )  # fmt: skip
-    return found
+    found = sorted(budgets.layouts(c, devices), key=lambda layout: layout.seconds)
+    if found:
+        return found
+    if lean := budgets.leanest(c, devices):
+        raise PlanError("devices", devices, f"more: {nearest(lean)}")
+    near = max(n for n in budgets.divisors(c.batch_size) if n <= devices)
+    allowed = "a number that divides batch_size with d_model, heads, d_ff and vocabulary, such as"
+    raise PlanError("devices", devices, f"{allowed} {near}")
 
 
 def _check_devices(devices: int) -> None:
@@ -224,28 +274,33 @@ class Budget(NamedTuple):
     """What a number of device hours buys.
 
     Attributes:
-        case: the largest decoder that sees enough tokens, in its fastest layout; ``bound`` says
-            what keeps a larger one out (`budgets.largest`).
+        case: the largest decoder that sees enough tokens, in its fastest layout.
+        bound: what keeps a larger one out (`budgets.Largest`).
         tokens: that it sees in the time.
         flops: training FLOPs in the time, 6ND.
-        allocations: how others would spend them: name → parameters, tokens, loss.
+        allocations: how others would spend them, by name.
     """
 
     case: Case
+    bound: str
     tokens: float
     flops: float
-    allocations: Mapping[str, Mapping[str, float]]
+    allocations: Mapping[str, Allocation]
 
 
 def budget(
-    family: Case, devices: int, hours: float, *,
-    tokens_per_parameter: float = TOKENS_PER_PARAMETER, inference_tokens: float = 0.0,
-) -> Budget:  # fmt: skip
+    family: Case,
+    devices: int,
+    hours: float,
+    *,
+    tokens_per_parameter: float = TOKENS_PER_PARAMETER,
+    inference_tokens: float = 0.0,
+) -> Budget:
     """The largest compute-optimal decoder for a budget, with other allocations beside it.
 
     Args:
         family: a case; its vocabulary, context, batch and types are kept, its depth and widths
-            replaced in the proportions of ``aspect`` and ``ff_ratio`` (`budgets.shape`).
+            replaced in the proportions of its own (`budgets.with_depth`).
         devices: how many.
         hours: for how long.
         tokens_per_parameter: 20 is Chinchilla's rule of thumb.
@@ -262,36 +317,35 @@ def budget(
         if value not in allowed:
             raise PlanError(name, value, str(allowed))
     _check_devices(devices)
-    found = budgets.largest(family, devices, hours * 3600, tokens_per_parameter)
-    if not found["n_layers"]:
-        if found["bound"] == "memory":
+    layout, tokens, bound = budgets.largest(family, devices, hours * 3600, tokens_per_parameter)
+    if layout is None:
+        if bound == "memory":
             raise PlanError("devices", devices, _without_layout(family, devices))
         allowed = f"more: {_too_small(family, devices, tokens_per_parameter)}"
         raise PlanError("hours", hours, allowed)
-    if found["tokens"] < found["batch_size"] * found["seq_len"]:
-        raise PlanError("hours", hours, f"more: one step takes {found['seconds']:.3g} s")
-    flops = 6 * formulas.parameters(found)["total"] * found["tokens"]
-    allocations = budgets.allocations(flops, tokens_per_parameter, inference_tokens)
-    return Budget(found, found["tokens"], flops, allocations)
+    c = layout.case
+    if tokens < c.batch_size * c.seq_len:
+        raise PlanError("hours", hours, f"more: one step takes {layout.seconds:.3g} s")
+    flops = 6 * formulas.parameters(c).total * tokens
+    others = budgets.allocations(flops, tokens_per_parameter, inference_tokens)
+    return Budget(c, bound, tokens, flops, others)
 
 
 def _without_layout(family: Case, devices: int) -> str:
-    smallest = budgets.shape(family, 2)
-    lean = budgets.leanest(smallest, devices)
-    if lean["bytes"]:
+    if lean := budgets.leanest(budgets.with_depth(family, 2), devices):
         return f"more, for a decoder of two layers: {nearest(lean)}"
     return (
         "a number over which decoders of these proportions divide evenly: widths are multiples of "
-        f"128 and of d_head = {family['d_head']}, batch_size is {family['batch_size']}"
+        f"128 and of d_head = {family.d_head}, batch_size is {family.batch_size}"
     )
 
 
 def _too_small(family: Case, devices: int, ratio: float) -> str:
     """Hours of the smallest decoder of the family that has a layout."""
-    shapes = (budgets.shape(family, n) for n in range(2, 161))
-    ranked = (budgets.quickest(budgets.layouts(one, devices)) for one in shapes)
-    smallest = next(one for one in ranked if one["seconds"])
-    tokens = ratio * formulas.parameters(smallest)["total"]
-    needed = tokens / (family["batch_size"] * family["seq_len"]) * smallest["seconds"] / 3600
-    depth = "two" if smallest["n_layers"] == 2 else smallest["n_layers"]
+    shapes = (budgets.with_depth(family, n) for n in range(2, budgets.DEEPEST + 1))
+    fastest = (budgets.fastest_layout(one, devices) for one in shapes)
+    c, seconds = next(filter(None, fastest))
+    tokens = ratio * formulas.parameters(c).total
+    needed = tokens / (family.batch_size * family.seq_len) * seconds / 3600
+    depth = "two" if c.n_layers == 2 else c.n_layers
     return f"{needed:.3g} hours for the smallest decoder of the family, {depth} layers"

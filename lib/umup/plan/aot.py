@@ -150,15 +150,19 @@ def compiled(job: Job, *, native: bool = False, device: str = "") -> Report:
     if job.mesh.devices > LIMIT:
         raise ConfigError("mesh", str(job.mesh), f"up to {LIMIT} virtual devices")
     flags = f"--xla_force_host_platform_device_count={job.mesh.devices}"
-    ours = compiler.environment(device) if device else {
+    virtual = {
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_COMPILATION_CACHE": "0",  # what comes from a cache has no memory analysis
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}",
-    }  # fmt: skip
+    }
+    ours = compiler.environment(device) if device else virtual
     done = subprocess.run(
-        [sys.executable, "-m", "umup.plan.aot", device], input=canonical_json(job),
-        env=os.environ | {"JAX_TRACEBACK_FILTERING": "off"} | ours, capture_output=True, text=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "umup.plan.aot", device],
+        input=canonical_json(job),
+        env=os.environ | {"JAX_TRACEBACK_FILTERING": "off"} | ours,
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:
         raise TrainError("compile", _ending(done), "a step that XLA compiles in the memory here")
     return Report.from_json(done.stdout.splitlines()[-1])
@@ -191,15 +195,21 @@ def _report_for(job: Job, devices: jax.sharding.Mesh, options: dict[str, Any]) -
     program = Program(step.as_text() or "")
     weights = jax.tree.leaves(parallel.abstract_state(run, devices).params)
     return Report(
-        platform=target.platform(), devices=job.mesh.devices,
+        platform=target.platform(),
+        devices=job.mesh.devices,
         n_params=sum(w.size for w in weights),
-        lower_s=between - began, compile_s=ended - between, peak_rss_mib=peak_mib(),
-        argument_bytes=memory.argument_size_in_bytes, output_bytes=memory.output_size_in_bytes,
-        alias_bytes=memory.alias_size_in_bytes, temp_bytes=memory.temp_size_in_bytes,
-        flops=program.flops(), xla_flops=float((step.cost_analysis() or {}).get("flops", 0.0)),
+        lower_s=between - began,
+        compile_s=ended - between,
+        peak_rss_mib=peak_mib(),
+        argument_bytes=memory.argument_size_in_bytes,
+        output_bytes=memory.output_size_in_bytes,
+        alias_bytes=memory.alias_size_in_bytes,
+        temp_bytes=memory.temp_size_in_bytes,
+        flops=program.flops(),
+        xla_flops=float((step.cost_analysis() or {}).get("flops", 0.0)),
         collectives=tuple(traffic(program.collectives(dict(devices.shape)))),
         products=dict(Counter(f"{one.kind}: {one.text()}" for one in program.products())),
-    )  # fmt: skip
+    )
 
 
 class Facts(NamedTuple):
@@ -234,9 +244,13 @@ class Facts(NamedTuple):
 
 
 def lowered_for(
-    platform: str, run: RunConfig, *, lanes: int = 1, chunk_steps: int = 100,
+    platform: str,
+    run: RunConfig,
+    *,
+    lanes: int = 1,
+    chunk_steps: int = 100,
     stream_tokens: int = 2**20,
-) -> jax.stages.Lowered:  # fmt: skip
+) -> jax.stages.Lowered:
     """The chunk that `train.programs` compiles, lowered for abstract arguments and a platform.
 
     Nothing is compiled and no array is made. What asks which platform it is traced for

@@ -1,188 +1,231 @@
-"""What fits a machine, which layout is the fastest, and what a budget buys: formulas, as before.
+"""Which layouts fit a machine, which of them is the fastest, and what a budget buys.
 
-The second half of `umup.plan.formulas`, in the same part of Python; the interactive page has both.
-A *case* is what that module describes.
+Layouts are searched by `umup.plan.formulas`, budgets spent by published laws. The interactive page
+has the same in JavaScript (``book/planner/formulas.js``): a test compares the two, so change both.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import NamedTuple
 
-from umup.plan.formulas import devices, memory, parameters, step_time
+from umup.plan.formulas import Case, memory, parameters, step_time
+
+REMAT = ("none", "dots", "full")
+"""Levels of rematerialization, each of which keeps less than the one before."""
+
+LARGEST_CLUSTER = 2**16
+"""Devices up to which a cluster is searched."""
+
+DEEPEST = 160
+"""Layers up to which the largest decoder is searched."""
 
 
-def fits(c):
-    """Bytes a device to spare, negative where the step does not fit."""
-    return c["memory"] * c["usable"] - memory(c)["total"]
+class Layout(NamedTuple):
+    """A case in a layout that fits its machine, and the seconds of its step."""
+
+    case: Case
+    seconds: float
 
 
-def splits(c):
+def spare(c: Case) -> float:
+    """Bytes per device to spare, negative where the step does not fit."""
+    return c.memory * c.usable - memory(c).total
+
+
+def divides_evenly(c: Case) -> bool:
     """Whether the layout divides the model and the batch evenly (`umup.mesh.check`)."""
-    rows = c["data"] * c["fsdp"] * c["accumulate"]
-    heads = c["d_model"] / c["d_head"]
-    even = c["batch_size"] % rows == 0 and c["d_model"] % c["fsdp"] == 0
-    whole = heads % c["tensor"] == 0 and c["d_ff"] % c["tensor"] == 0
-    return even and whole and c["vocab_size"] % c["tensor"] == 0
+    return (
+        c.batch_size % (c.data * c.fsdp * c.accumulate) == 0
+        and c.d_model % c.fsdp == 0
+        and c.d_model / c.d_head % c.tensor == 0
+        and c.d_ff % c.tensor == 0
+        and c.vocab_size % c.tensor == 0
+    )
 
 
-def divisors(n):
+def divisors(n: int) -> list[int]:
     """Every divisor of a positive integer, in ascending order."""
-    out = []
-    for i in range(1, math.floor(math.sqrt(n)) + 1):
-        if n % i == 0:
-            out.append(i)
-    count = len(out)
-    for i in range(count):
-        small = out[count - 1 - i]
-        if small * small < n:
-            out.append(n // small)
-    return out
+    small = [i for i in range(1, math.isqrt(n) + 1) if n % i == 0]
+    return small + [n // i for i in reversed(small) if i * i < n]
 
 
-def meshes(c, total):
+def doublings(first: int, last: int) -> Iterator[int]:
+    """``first``, and its doublings up to ``last``."""
+    while first <= last:
+        yield first
+        first *= 2
+
+
+def meshes(c: Case, total: int) -> Iterator[Case]:
     """The case on every mesh of ``total`` devices that divides evenly, the batch in one part.
 
     Tensor ways are powers of two within a node.
     """
-    out = []
-    tensor = 1
-    while tensor <= min(total, c["node_devices"]):
-        rows = total // tensor
+    for tensor in doublings(1, min(total, c.node_devices)):
+        rows, rest = divmod(total, tensor)
         # Every row of devices takes its own sequences, which few numbers of devices allow.
-        if total % tensor == 0 and c["batch_size"] % rows == 0:
-            ways = divisors(rows)
-            for i in range(len(ways)):
-                axes = {"data": rows // ways[i], "fsdp": ways[i], "tensor": tensor}
-                mesh = {**c, **axes, "accumulate": 1}
-                if splits(mesh):
-                    out.append(mesh)
-        tensor = tensor * 2
-    return out
+        if rest or c.batch_size % rows:
+            continue
+        for fsdp in divisors(rows):
+            mesh = replace(c, data=rows // fsdp, fsdp=fsdp, tensor=tensor, accumulate=1)
+            if divides_evenly(mesh):
+                yield mesh
 
 
-def layouts(c, total):
-    """Every mesh over ``total`` devices on which the step fits, with its step time.
+def layouts(c: Case, total: int) -> list[Layout]:
+    """Every mesh over ``total`` devices on which the step fits, in its fastest layout."""
+    return [found for mesh in meshes(c, total) if (found := fastest(mesh))]
 
-    Each in the fastest rematerialization and number of parts of a batch that fit.
+
+def fastest(c: Case) -> Layout | None:
+    """The fastest rematerialization and number of parts that fit the mesh of ``c``.
+
+    Parts of a batch are powers of two. None where nothing fits.
     """
-    out = []
-    found = meshes(c, total)
-    for i in range(len(found)):
-        best = fastest(found[i])
-        if best["seconds"] > 0:
-            out.append(best)
-    return out
+    trials = (_in_parts(replace(c, remat=remat)) for remat in REMAT)
+    return _quickest([Layout(one, step_time(one).seconds) for one in trials if one])
 
 
-def fastest(c):
-    """For the mesh of ``c``, the fastest rematerialization and accumulation that fit.
+def _in_parts(c: Case) -> Case | None:
+    """The case with its batch in as many parts as it needs to fit; None where it never does.
 
-    Parts of a batch are powers of two.
-
-    ``seconds`` is 0 where none does.
+    More parts save memory and never time: the first number that fits is the fastest.
     """
-    best = {**c, "seconds": 0.0}
-    for level in range(3):
-        remat = "none" if level == 0 else ("dots" if level == 1 else "full")
-        trial = {**c, "remat": remat, "accumulate": 1}
-        # More parts save memory and never time: the first number that fits is the fastest.
-        while splits(trial) and fits(trial) < 0:
-            trial = {**trial, "accumulate": trial["accumulate"] * 2}
-        if splits(trial):
-            seconds = step_time(trial)["seconds"]
-            if best["seconds"] == 0 or seconds < best["seconds"]:
-                best = {**trial, "seconds": seconds}
-    return best
+    for parts in doublings(1, c.batch_size):
+        trial = replace(c, accumulate=parts)
+        if not divides_evenly(trial):
+            return None
+        if spare(trial) >= 0:
+            return trial
+    return None
 
 
-def leanest(c, total):
-    """The layout over ``total`` devices that takes the least memory, of those that divide evenly.
+def _quickest(found: list[Layout]) -> Layout | None:
+    """The layout with the shortest step, the first of several."""
+    return min(found, key=lambda layout: layout.seconds, default=None)
 
-    ``bytes`` is 0 where none does.
+
+def fastest_layout(c: Case, total: int) -> Layout | None:
+    """The fastest of all layouts over ``total`` devices; None where none fits."""
+    return _quickest(layouts(c, total))
+
+
+def leanest(c: Case, total: int) -> Case | None:
+    """The layout over ``total`` devices that takes the least memory; None if none divides evenly.
+
+    What does not fit anywhere is explained by how much this one lacks.
     """
-    best = {**c, "bytes": 0.0}
-    found = meshes(c, total)
-    for i in range(len(found)):
-        trial = {**found[i], "remat": "full"}
-        while splits(trial):
-            need = memory(trial)["total"]
-            if best["bytes"] == 0 or need < best["bytes"]:
-                best = {**trial, "bytes": need}
-            trial = {**trial, "accumulate": trial["accumulate"] * 2}
-    return best
+    trials = (
+        replace(mesh, remat="full", accumulate=parts)
+        for mesh in meshes(c, total)
+        for parts in doublings(1, c.batch_size)
+    )
+    return min(filter(divides_evenly, trials), key=lambda one: memory(one).total, default=None)
 
 
-def enough(c, total):
+def smallest_cluster(c: Case, total: int) -> Layout | None:
     """The fastest layout over ``total`` devices, or over as few doublings of them as fit.
 
-    Beside more devices a larger batch keeps the rows of each. ``seconds`` is 0 where 2¹⁶ do not do.
+    Beside more devices a larger batch keeps the rows of each. None where ``LARGEST_CLUSTER`` do
+    not do.
     """
-    more = total
-    while more <= 65536:
-        best = quickest(layouts({**c, "batch_size": max(c["batch_size"], more)}, more))
-        if best["seconds"] > 0:
-            return best
-        more = more * 2
-    return {**c, "seconds": 0.0}
+    for more in doublings(total, LARGEST_CLUSTER):
+        wide = replace(c, batch_size=max(c.batch_size, more))
+        if found := fastest_layout(wide, more):
+            return found
+    return None
 
 
-def shape(c, n_layers):
-    """The case with a decoder of that depth in the family's proportions.
+def with_depth(c: Case, n_layers: int) -> Case:
+    """The case with a decoder of another depth in the proportions of its own.
 
-    ``aspect`` is d_model a layer, ``ff_ratio`` is d_ff over d_model; both widths are rounded to
-    multiples of 128, heads are of ``d_head``.
+    d_model grows with the depth and d_ff with d_model, both rounded to multiples of 128; ``d_head``
+    stays, and so does the share of products in float8.
     """
-    d_model = 128 * max(math.floor(c["aspect"] * n_layers / 128 + 0.5), 1)
-    d_ff = 128 * max(math.floor(c["ff_ratio"] * d_model / 128 + 0.5), 1)
-    return {**c, "n_layers": n_layers, "d_model": d_model, "d_ff": d_ff}
+    d_model = 128 * max(math.floor(c.d_model / c.n_layers * n_layers / 128 + 0.5), 1)
+    d_ff = 128 * max(math.floor(c.d_ff / c.d_model * d_model / 128 + 0.5), 1)
+    return replace(c, n_layers=n_layers, d_model=d_model, d_ff=d_ff)
 
 
-def largest(c, total, seconds, tokens_per_parameter):
-    """The largest decoder of the family that sees enough tokens in the time.
+class Largest(NamedTuple):
+    """The largest decoder that a budget trains.
 
-    ``tokens_per_parameter`` counts all parameters; 20 is Chinchilla's rule of thumb (arXiv
-    2203.15556). Depth is 0 where not even two layers do. ``bound`` is what keeps a deeper one out:
-    ``time``, ``memory`` (none has a layout that divides evenly and fits) or ``depth`` (160 layers,
-    the deepest that is tried).
+    Attributes:
+        layout: its case, in its fastest layout; None where not even two layers do.
+        tokens: that it sees in the time.
+        bound: what keeps a deeper one out: ``time``, ``memory`` (none has a layout that divides
+            evenly and fits) or ``depth`` (`DEEPEST`).
     """
-    best = {**c, "n_layers": 0, "seconds": 0.0, "tokens": 0.0, "bound": "memory"}
-    for n_layers in range(2, 161):
-        trial = shape(c, n_layers)
-        size = parameters(trial)["total"]
+
+    layout: Layout | None
+    tokens: float
+    bound: str
+
+
+def largest(c: Case, total: int, seconds: float, tokens_per_parameter: float) -> Largest:
+    """The largest decoder in the proportions of ``c`` that sees enough tokens in the time.
+
+    Args:
+        c: whose shape gives the proportions (`with_depth`).
+        total: devices.
+        seconds: for training.
+        tokens_per_parameter: that are enough, counting all parameters; 20 is Chinchilla's rule of
+            thumb (arXiv 2203.15556).
+    """
+    best = Largest(None, 0.0, "memory")
+    for n_layers in range(2, DEEPEST + 1):
+        trial = with_depth(c, n_layers)
+        size = parameters(trial).total
         # What no layout can hold, no deeper model's can.
-        if size * (c["param_bytes"] + 8) / total > c["memory"] * c["usable"]:
-            return best
-        found = quickest(layouts(trial, total))
-        if found["seconds"] > 0:
-            tokens = seconds / found["seconds"] * c["batch_size"] * c["seq_len"]
-            if tokens < tokens_per_parameter * size:
-                return {**best, "bound": "time"}
-            bound = "depth" if n_layers == 160 else "memory"
-            best = {**found, "tokens": tokens, "bound": bound}
+        if size * (c.param_bytes + 8) / total > c.memory * c.usable:
+            break
+        found = fastest_layout(trial, total)
+        if found is None:
+            continue
+        tokens = seconds / found.seconds * c.batch_size * c.seq_len
+        if tokens < tokens_per_parameter * size:
+            return best._replace(bound="time")
+        best = Largest(found, tokens, "depth" if n_layers == DEEPEST else "memory")
     return best
 
 
-def quickest(found):
-    """The layout with the shortest step; ``seconds`` 0 where there is none."""
-    best = {"seconds": 0.0}
-    for i in range(len(found)):
-        if best["seconds"] == 0 or found[i]["seconds"] < best["seconds"]:
-            best = found[i]
-    return best
+class Spent(NamedTuple):
+    """What a run does in a time: steps, tokens, tokens of each parameter, and its price."""
+
+    steps: float
+    tokens: float
+    tokens_per_parameter: float
+    dollars: float
 
 
-def spent(c, seconds):
-    """What a case does in so many seconds: steps, tokens, dollars; tokens of each parameter."""
-    tokens = step_time(c)["tokens_per_s"] * seconds
-    return {
-        "steps": tokens / (c["batch_size"] * c["seq_len"]),
-        "tokens": tokens,
-        "tokens_per_parameter": tokens / parameters(c)["total"],
-        "dollars": seconds / 3600 * devices(c) * c["usd_per_hour"],
-    }
+def spent(c: Case, seconds: float) -> Spent:
+    """What a case does in so many seconds."""
+    tokens = step_time(c).tokens_per_s * seconds
+    return Spent(
+        steps=tokens / (c.batch_size * c.seq_len),
+        tokens=tokens,
+        tokens_per_parameter=tokens / parameters(c).total,
+        dollars=seconds / 3600 * c.devices * c.usd_per_hour,
+    )
 
 
-def allocations(budget, tokens_per_parameter, inference_tokens):
+class Allocation(NamedTuple):
+    """How FLOPs of training are spent: on how many parameters and tokens, for which loss.
+
+    The loss is in nats per token, by `chinchilla_loss`.
+    """
+
+    parameters: float
+    tokens: float
+    loss: float
+
+
+def allocations(
+    budget: float, tokens_per_parameter: float, inference_tokens: float
+) -> Mapping[str, Allocation]:
     """How ``budget`` FLOPs are spent by a fixed ratio, by two laws, and for a model much used."""
     return {
         "rule of thumb": rule_of_thumb(budget, tokens_per_parameter),
@@ -192,63 +235,61 @@ def allocations(budget, tokens_per_parameter, inference_tokens):
     }
 
 
-def kaplan(budget):
-    """Parameters and tokens of Kaplan et al. (arXiv 2001.08361, eq. 1.7 f.) at ``budget`` FLOPs.
+def _allocation(budget: float, n: float) -> Allocation:
+    """So many parameters, and tokens from ``budget`` = 6ND FLOPs."""
+    d = budget / (6 * n)
+    return Allocation(n, d, chinchilla_loss(n, d))
+
+
+def kaplan(budget: float) -> Allocation:
+    """Kaplan et al.'s law (arXiv 2001.08361, eq. 1.7 f.) at ``budget`` FLOPs.
 
     N = 1.3e9 · C^0.73 with C in petaflop-days, counted without embeddings; tokens from C = 6ND.
     """
-    n = 1.3e9 * (budget / 8.64e19) ** 0.73
-    return {
-        "parameters": n,
-        "tokens": budget / (6 * n),
-        "loss": chinchilla_loss(n, budget / (6 * n)),
-    }
+    return _allocation(budget, 1.3e9 * (budget / 8.64e19) ** 0.73)
 
 
-def chinchilla_loss(n, d):
-    """Nats a token of n parameters after d tokens: E + A/n^α + B/d^β.
+E, A, ALPHA, B, BETA = 1.8172, 482.01, 0.3478, 2085.43, 0.3658
+"""Of `chinchilla_loss`."""
+
+
+def chinchilla_loss(n: float, d: float) -> float:
+    """Nats per token of n parameters after d tokens: E + A/n^α + B/d^β.
 
     Hoffmann et al.'s form (arXiv 2203.15556, approach 3) with the constants refitted by Besiroglu
     et al. (arXiv 2404.10102): for their text and tokenizer, so that only differences carry over.
     """
-    return 1.8172 + 482.01 / n**0.3478 + 2085.43 / d**0.3658
+    return E + A / n**ALPHA + B / d**BETA
 
 
-def chinchilla(budget):
+def chinchilla(budget: float) -> Allocation:
     """Parameters and tokens of least ``chinchilla_loss`` at ``budget`` = 6ND FLOPs."""
-    a = 0.3478
-    b = 0.3658
-    ratio = (a * 482.01 / (b * 2085.43)) ** (1 / (a + b))
-    n = ratio * (budget / 6) ** (b / (a + b))
-    d = budget / (6 * n)
-    return {"parameters": n, "tokens": d, "loss": chinchilla_loss(n, d)}
+    ratio = (ALPHA * A / (BETA * B)) ** (1 / (ALPHA + BETA))
+    return _allocation(budget, ratio * (budget / 6) ** (BETA / (ALPHA + BETA)))
 
 
-def rule_of_thumb(budget, tokens_per_parameter):
+def rule_of_thumb(budget: float, tokens_per_parameter: float) -> Allocation:
     """Parameters and tokens at a fixed ratio, 6ND = ``budget``."""
     n = (budget / (6 * tokens_per_parameter)) ** 0.5
     d = tokens_per_parameter * n
-    return {"parameters": n, "tokens": d, "loss": chinchilla_loss(n, d)}
+    return Allocation(n, d, chinchilla_loss(n, d))
 
 
-def overtrained(budget, inference_tokens):
+def overtrained(budget: float, inference_tokens: float) -> Allocation:
     """Parameters and tokens that are cheapest over a life, 6ND = ``budget`` of it for training.
 
     Of all models as good as this one, this one costs the fewest FLOPs in training (6ND) and
-    inference (2N a token) together (Sardana et al., arXiv 2401.00448, eq. 3), found where
-    (6D + 2I)/(6N) equals the ratio of the loss's slopes; by bisection over N.
+    inference (2N per token) together (Sardana et al., arXiv 2401.00448, eq. 3), found where
+    (6D + 2I)/(6N) equals the ratio of the loss's slopes; by bisection over log N.
     """
-    low = 0.0
-    high = math.log(chinchilla(budget)["parameters"])
+    low, high = 0.0, math.log(chinchilla(budget).parameters)
     for _ in range(100):
         middle = (low + high) / 2
         n = math.exp(middle)
         d = budget / (6 * n)
-        slope = 0.3478 * 482.01 / n**1.3478 / (0.3658 * 2085.43 / d**1.3658)
+        slope = ALPHA * A / n**1.3478 / (BETA * B / d**1.3658)  # of n^(−α) and d^(−β)
         if (6 * d + 2 * inference_tokens) / (6 * n) > slope:
             high = middle
         else:
             low = middle
-    n = math.exp((low + high) / 2)
-    d = budget / (6 * n)
-    return {"parameters": n, "tokens": d, "loss": chinchilla_loss(n, d)}
+    return _allocation(budget, math.exp((low + high) / 2))

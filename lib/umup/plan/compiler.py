@@ -80,9 +80,10 @@ def install() -> None:
         )
         if done.returncode:
             raise TrainError(
-                "pip", (done.stderr.strip().splitlines() or ["failed"])[-1],
+                "pip",
+                (done.stderr.strip().splitlines() or ["failed"])[-1],
                 " ".join(["an index with", *wanted]),
-            )  # fmt: skip
+            )
         made.rename(place)
 
 
@@ -100,9 +101,12 @@ def environment(device: str) -> dict[str, str]:
     before = os.environ.get("PYTHONPATH")
     return {
         "PYTHONPATH": os.pathsep.join([str(folder()), *([before] if before else [])]),
-        "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "",
-        "JAX_ENABLE_COMPILATION_CACHE": "0", "TF_CPP_MIN_LOG_LEVEL": "3",
-    }  # fmt: skip
+        "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "JAX_PLATFORMS": "",
+        "JAX_ENABLE_COMPILATION_CACHE": "0",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
 
 
 def devices(name: str, number: int = 1) -> list[Any]:
@@ -116,9 +120,10 @@ def devices(name: str, number: int = 1) -> list[Any]:
 
     machine = hardware.get(name)
     text = _DESCRIPTION.format(
-        name=f"NVIDIA {name.upper()}", memory=1e9 * machine.memory_gb,
+        name=f"NVIDIA {name.upper()}",
+        memory=1e9 * machine.memory_gb,
         bandwidth=1e9 * machine.memory_gb_s,
-    )  # fmt: skip
+    )
     found = topologies.get_topology_desc(
         platform="cuda", target_config=text, topology=f"1x1x{number}"
     )

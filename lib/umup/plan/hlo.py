@@ -19,9 +19,7 @@ from umup.plan.replicas import axes_of
 
 FLOAT8 = ("f8e4m3fn", "f8e5m2")
 LIBRARIES = re.compile(r'custom_call_target="([^"]*(?:matmul|gemm)[^"]*)"')
-COLLECTIVES = (
-    "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute",
-)  # fmt: skip
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _SAME_VALUES = ("convert", "bitcast", "copy", "transpose", "reshape")
 _HEAD = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = (?=\S)")
 _OPENS = re.compile(r"^\s*(?:ENTRY )?%?([\w.\-]+) (?:\(.*)?\{\s*$")
@@ -156,11 +154,9 @@ class Program:
         applied element by element (in a reduce) once for all of them.
         """
         if computation not in self._executions:
-            callers = self._callers.get(computation)
-            self._executions[computation] = (
-                sum(self.executions(caller.computation) * times for caller, times in callers)
-                if callers else 1
-            )  # fmt: skip
+            callers = self._callers.get(computation, [])
+            runs = (self.executions(caller.computation) * times for caller, times in callers)
+            self._executions[computation] = sum(runs) if callers else 1
         return self._executions[computation]
 
     def products(self) -> list[Product]:
@@ -173,9 +169,8 @@ class Program:
             narrow = [self._origin(instruction, i) for i in (0, 1)]
             origins = [n if n in FLOAT8 else t for n, t in zip(narrow, types, strict=True)]
             result = _ARRAY.search(instruction.type)
-            found.append(Product(
-                kind, (types[0], types[1]), (origins[0], origins[1]), result[0] if result else "",
-            ))  # fmt: skip
+            shape = result[0] if result else ""
+            found.append(Product(kind, (types[0], types[1]), (origins[0], origins[1]), shape))
         return found
 
     def flops(self) -> float:
@@ -204,9 +199,8 @@ class Program:
         Raises:
             ConfigError: the program is none of so many devices.
         """
-        ends = {
-            (i.computation, i.operands[0]): i.type for i in self if i.opcode.endswith("-done")
-        }  # fmt: skip
+        done = (i for i in self if i.opcode.endswith("-done"))
+        ends = {(i.computation, i.operands[0]): i.type for i in done}
         found = []
         for instruction in self:
             kind = instruction.opcode.removesuffix("-start")
@@ -231,20 +225,6 @@ class Program:
                 Collective(kind, axes, group, dtype, compiled, size, count)
                 for (dtype, compiled), size in carried.items()
             ]
-        return found
-
-    def reductions(self) -> list[str]:
-        """The opcode that each ``reduce`` applies, such as ``maximum`` or ``add``.
-
-        Conversions around it, as a CPU puts around bfloat16 arithmetic, are passed over.
-        """
-        found = []
-        for instruction in self:
-            applied = re.search(r"to_apply=%?([\w.\-]+)", instruction.attributes)
-            if instruction.opcode in ("reduce", "all-reduce") and applied:
-                inside = (i.opcode for i in self if i.computation == applied[1])
-                skipped = ("parameter", *_SAME_VALUES)
-                found.append(next((code for code in inside if code not in skipped), ""))
         return found
 
     def _operand(self, instruction: Instruction, i: int) -> str:
@@ -355,9 +335,15 @@ def _instruction(line: str, computation: str) -> Instruction | None:
     # A parameter's number stands where operands do.
     attributes = rest[opcode.start() :] if opcode[1] == "parameter" else rest[close:]
     return Instruction(
-        head[2], rest[:end], opcode[1], tuple(named), tuple(types), attributes.strip(),
-        computation, bool(head[1]),
-    )  # fmt: skip
+        name=head[2],
+        type=rest[:end],
+        opcode=opcode[1],
+        operands=tuple(named),
+        inline=tuple(types),
+        attributes=attributes.strip(),
+        computation=computation,
+        root=bool(head[1]),
+    )
 
 
 def _closing(text: str) -> int:

@@ -26,9 +26,9 @@ LAYOUT = ("data", "fsdp", "tensor", "remat", "accumulate")
 BOUNDS = {
     "time": "limited by the hours: a deeper one would see too few tokens",
     "memory": "limited by memory, not by the hours: no deeper one has a layout that divides evenly "
-              "and fits",
+    "and fits",
     "depth": "the deepest that is tried; the hours allow for more",
-}  # fmt: skip
+}
 """What bounds the largest decoder of a budget, in words."""
 
 
@@ -128,12 +128,13 @@ def _laid_out(config: TrainConfig, machine: Hardware, devices: int | None) -> Tr
     """The run in its own layout, or in the fastest over another number of devices."""
     if devices is None or devices == config.mesh.devices:
         return config
-    best = plan.layouts(_case(config, machine), devices)[0]
+    best = plan.layouts(_case(config, machine), devices)[0].case
     return dataclasses.replace(
-        config, mesh=MeshConfig(best["data"], best["fsdp"], best["tensor"]),
-        model=dataclasses.replace(config.model, remat=best["remat"]),
-        optim=dataclasses.replace(config.optim, accumulate=best["accumulate"]),
-    )  # fmt: skip
+        config,
+        mesh=MeshConfig(best.data, best.fsdp, best.tensor),
+        model=dataclasses.replace(config.model, remat=best.remat),
+        optim=dataclasses.replace(config.optim, accumulate=best.accumulate),
+    )
 
 
 def _one(config: TrainConfig, machine: Hardware) -> tuple[dict[str, Any], str]:
@@ -144,53 +145,64 @@ def _one(config: TrainConfig, machine: Hardware) -> tuple[dict[str, Any], str]:
         f"{config.model.seq_len:,} tokens on {config.mesh.devices} × {machine.name}, "
         f"{layout(c)}, {config.model.dtype}, recipe {config.model.recipe}"
     )
-    found = {"layout": {name: c[name] for name in LAYOUT}, **prediction._asdict()}
+    found = {"layout": {name: getattr(c, name) for name in LAYOUT}, **prediction.to_dict()}
     return found, f"{head}\n\n{describe(c, prediction)}"
 
 
 def layout(c: Case) -> str:
     """A case's layout in words."""
-    parts = f", {c['accumulate']} parts a batch" if c["accumulate"] > 1 else ""
-    return f"mesh {c['data']}×{c['fsdp']}×{c['tensor']}, remat {c['remat']}{parts}"
+    parts = f", {c.accumulate} parts a batch" if c.accumulate > 1 else ""
+    return f"mesh {_mesh(c)}, remat {c.remat}{parts}"
+
+
+def _mesh(c: Case) -> str:
+    return f"{c.data}×{c.fsdp}×{c.tensor}"
 
 
 def describe(c: Case, prediction: Prediction) -> str:
     """A prediction as aligned text."""
     p, m, s = prediction.parameters, prediction.memory, prediction.step
     f, comm = prediction.flops, prediction.communication
-    ms = 1e3
-    room = c["memory"] * c["usable"]
-    verdict = "fits" if m["total"] <= room else f"{(m['total'] - room) / GIB:.1f} GiB too much"
-    model = [(name, f"{count(p[name])}") for name in ("embedding", "attention", "mlp", "readout")]
-    memory = [(name, f"{m[name] / GIB:.2f}") for name in
-              ("state", "gradients", "copies", "kept", "workspace", "total")]  # fmt: skip
-    arithmetic = [
-        ("6ND", count(f["six_nd"])), ("model", count(f["model"])),
-        ("attention in it", f"{1 - (f['compiled'] - f['attention']) / f['compiled']:.1%}"),
-        ("computed again", f"{f['recomputed'] / f['compiled']:.1%}"),
-    ]  # fmt: skip
-    received = [(name, f"{comm[key] / GIB:.2f}") for name, key in
-                (("fsdp gathers", "gathered"), ("fsdp sums", "scattered"),
-                 ("lookups", "lookup"), ("data sums", "replicas"),
-                 ("tensor sums", "sums"))]  # fmt: skip
-    time = [(name, f"{ms * s[name]:.2f}") for name in
-            ("products", "attention", "elementwise", "overhead", "hidden", "exposed")]  # fmt: skip
-    return "\n".join([
-        block(f"parameters: {count(p['total'])}", model),
+    room = c.memory * c.usable
+    verdict = "fits" if m.total <= room else f"{(m.total - room) / GIB:.1f} GiB too much"
+    model = {name: count(getattr(p, name)) for name in ("embedding", "attention", "mlp", "readout")}
+    memory = {name: f"{size / GIB:.2f}" for name, size in dataclasses.asdict(m).items()}
+    arithmetic = {
+        "6ND": count(f.six_nd),
+        "model": count(f.model),
+        "attention in it": f"{1 - (f.compiled - f.attention) / f.compiled:.1%}",
+        "computed again": f"{f.recomputed / f.compiled:.1%}",
+    }
+    received = {
+        "fsdp gathers": comm.gathered,
+        "fsdp sums": comm.scattered,
+        "lookups": comm.lookup,
+        "data sums": comm.replicas,
+        "tensor sums": comm.sums,
+    }
+    parts = ("products", "attention", "elementwise", "overhead", "hidden", "exposed")
+    time = {name: f"{1e3 * getattr(s, name):.2f}" for name in parts}
+    blocks = [
+        block(f"parameters: {count(p.total)}", model),
         block(f"GiB a device: {verdict} in {room / GIB:.1f}", memory),
         block("FLOPs a step, all devices", arithmetic),
-        block("GiB a device receives a step", received),
-        block(f"ms a step: {ms * s['seconds']:.2f}, limited by {s['limit']}", time),
-        f"{s['tokens_per_s']:,.0f} tokens/s, MFU {s['mfu']:.1%}; "
+        block(
+            "GiB a device receives a step",
+            {name: f"{size / GIB:.2f}" for name, size in received.items()},
+        ),
+        block(f"ms a step: {1e3 * s.seconds:.2f}, limited by {s.limit}", time),
+        f"{s.tokens_per_s:,.0f} tokens/s, MFU {s.mfu:.1%}; "
         f"{prediction.hours:.2f} hours, ${prediction.dollars:,.0f}",
-    ])  # fmt: skip
+    ]
+    return "\n".join(blocks)
 
 
-def block(title: str, rows: Sequence[tuple[str, str]]) -> str:
+def block(title: str, rows: Mapping[str, str]) -> str:
     """A title with its rows, names left and values right."""
-    width = max(len(name) for name, _ in rows)
-    right = max(len(value) for _, value in rows)
-    return "\n".join([title, *(f"  {n.ljust(width)}  {v.rjust(right)}" for n, v in rows), ""])
+    width = max(map(len, rows))
+    right = max(map(len, rows.values()))
+    lines = (f"  {name.ljust(width)}  {value.rjust(right)}" for name, value in rows.items())
+    return "\n".join([title, *lines, ""])
 
 
 def count(number: float) -> str:
@@ -202,16 +214,15 @@ def count(number: float) -> str:
 
 
 def _layouts(config: TrainConfig, machine: Hardware, devices: int) -> tuple[list, str]:
-    ranked = plan.layouts(_case(config, machine), devices)
     rows = [("mesh", "remat", "parts", "ms a step", "MFU", "GiB a device", "limited by")]
     found = []
-    for c in ranked:
-        step, memory = formulas.step_time(c), formulas.memory(c)["total"]
-        mesh = f"{c['data']}×{c['fsdp']}×{c['tensor']}"
-        rows.append((mesh, c["remat"], str(c["accumulate"]), f"{1e3 * step['seconds']:.2f}",
-                     f"{step['mfu']:.1%}", f"{memory / GIB:.1f}", step["limit"]))  # fmt: skip
-        found.append({"mesh": mesh, "remat": c["remat"], "accumulate": c["accumulate"],
-                      "memory": memory, **step})  # fmt: skip
+    for c, seconds in plan.layouts(_case(config, machine), devices):
+        step, memory = formulas.step_time(c), formulas.memory(c).total
+        time, size = f"{1e3 * seconds:.2f}", f"{memory / GIB:.1f}"
+        parts = str(c.accumulate)
+        rows.append((_mesh(c), c.remat, parts, time, f"{step.mfu:.1%}", size, step.limit))
+        chosen = {"mesh": _mesh(c), "remat": c.remat, "accumulate": c.accumulate}
+        found.append({**chosen, "memory": memory, **dataclasses.asdict(step)})
     return found, columns(rows)
 
 
@@ -219,37 +230,45 @@ def _budget(
     config: TrainConfig, machine: Hardware, chosen: argparse.Namespace
 ) -> tuple[dict[str, Any], str]:
     devices = chosen.devices or config.mesh.devices
-    model = config.model
-    family = _case(config, machine) | {
-        "aspect": model.d_model / model.n_layers, "ff_ratio": model.d_ff / model.d_model,
-    }  # fmt: skip
     ratio = chosen.tokens_per_parameter
     ratio = plan.TOKENS_PER_PARAMETER if ratio is None else ratio
     bought = plan.budget(
-        family, devices, chosen.hours, tokens_per_parameter=ratio,
+        _case(config, machine),
+        devices,
+        chosen.hours,
+        tokens_per_parameter=ratio,
         inference_tokens=chosen.inference_tokens or 0.0,
-    )  # fmt: skip
+    )
     c = bought.case
-    each = bought.tokens / formulas.parameters(c)["total"]
-    steps = int(bought.tokens / (c["batch_size"] * c["seq_len"]))
+    each = bought.tokens / formulas.parameters(c).total
+    steps = int(bought.tokens / (c.batch_size * c.seq_len))
     prediction = plan.predict(c, steps)
     rows = [("allocation of these FLOPs", "parameters", "tokens", "tokens each", "loss*")]
-    for name, one in bought.allocations.items():
-        rows.append((name, count(one["parameters"]), count(one["tokens"]),
-                     f"{one['tokens'] / one['parameters']:.3g}", f"{one['loss']:.3f}"))  # fmt: skip
-    text = "\n".join([
-        f"{chosen.hours:g} hours on {devices} × {machine.name}: {c['n_layers']} layers of "
-        f"d_model {c['d_model']}, d_ff {c['d_ff']}; {count(bought.tokens)} tokens in "
+    for name, (parameters, tokens, loss) in bought.allocations.items():
+        per_parameter = f"{tokens / parameters:.3g}"
+        rows.append((name, count(parameters), count(tokens), per_parameter, f"{loss:.3f}"))
+    lines = [
+        f"{chosen.hours:g} hours on {devices} × {machine.name}: {c.n_layers} layers of "
+        f"d_model {c.d_model}, d_ff {c.d_ff}; {count(bought.tokens)} tokens in "
         f"{steps:,} steps, {layout(c)}",
-        f"{each:.3g} tokens per parameter ({ratio:g} asked); {BOUNDS[c['bound']]}", "",
-        describe(c, prediction), "",
-        columns(rows), "* of Besiroglu et al.'s fit: for their text; only differences carry over",
-    ])  # fmt: skip
-    found = {"shape": {k: c[k] for k in ("n_layers", "d_model", "d_ff", *LAYOUT)},
-             "bound": c["bound"], "tokens_per_parameter": each, "tokens": bought.tokens,
-             "flops": bought.flops, "steps": steps, "allocations": bought.allocations,
-             **prediction._asdict()}  # fmt: skip
-    return found, text
+        f"{each:.3g} tokens per parameter ({ratio:g} asked); {BOUNDS[bought.bound]}",
+        "",
+        describe(c, prediction),
+        "",
+        columns(rows),
+        "* of Besiroglu et al.'s fit: for their text; only differences carry over",
+    ]
+    found = {
+        "shape": {name: getattr(c, name) for name in ("n_layers", "d_model", "d_ff", *LAYOUT)},
+        "bound": bought.bound,
+        "tokens_per_parameter": each,
+        "tokens": bought.tokens,
+        "flops": bought.flops,
+        "steps": steps,
+        "allocations": {name: one._asdict() for name, one in bought.allocations.items()},
+        **prediction.to_dict(),
+    }
+    return found, "\n".join(lines)
 
 
 def _compared(
@@ -291,17 +310,17 @@ def _compared(
 
 def compared(c: Case, report: Report) -> list[tuple[str, float, float, float]]:
     """(name, planned, compiled, unit) of what a compiled step can be asked, of one device."""
-    memory, n = formulas.memory(c), formulas.devices(c)
-    return [
-        ("parameters, all", formulas.parameters(c)["total"], report.n_params, 1),
-        ("state, GiB", memory["state"], report.argument_bytes, GIB),
-        ("all memory, GiB", memory["total"], report.total_bytes, GIB),
-        ("TFLOP", formulas.flops(c)["compiled"] / n, report.flops, 1e12),
-        *(
-            (f"over {axis}, GiB", planned, _over(report, axis), GIB)
-            for axis, planned in plan.sent(c).items() if planned
-        ),
-    ]  # fmt: skip
+    memory = formulas.memory(c)
+    rows: list[tuple[str, float, float, float]] = [
+        ("parameters, all", formulas.parameters(c).total, report.n_params, 1),
+        ("state, GiB", memory.state, report.argument_bytes, GIB),
+        ("all memory, GiB", memory.total, report.total_bytes, GIB),
+        ("TFLOP", formulas.flops(c).compiled / c.devices, report.flops, 1e12),
+    ]
+    for axis, planned in plan.sent(c).items():
+        if planned:
+            rows.append((f"over {axis}, GiB", planned, _over(report, axis), GIB))
+    return rows
 
 
 def _over(report: Report, axis: str) -> float:
@@ -313,8 +332,6 @@ def collectives(rows: Sequence[Traffic]) -> str:
     """What a device receives in the compiled step's collectives, by kind and axis."""
     out = [("collective", "over", "type", "times", "GiB")]
     for row in rows:
-        out.append(
-            (row.kind, "×".join(row.axes) or "?", row.dtype, f"{row.count:g}",
-             f"{row.bytes / GIB:.3f}")
-        )  # fmt: skip
+        axes, size = "×".join(row.axes) or "?", f"{row.bytes / GIB:.3f}"
+        out.append((row.kind, axes, row.dtype, f"{row.count:g}", size))
     return columns(out) if len(out) > 1 else "no collectives"

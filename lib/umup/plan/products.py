@@ -76,18 +76,23 @@ def gemm(
     @jax.jit
     def deviation(a, b):
         exact = jnp.matmul(
-            *(o.values.astype(jnp.float32) * (1.0 if o.unscale is None else o.unscale)
-              for o in operands(a, b)),
+            *(
+                o.values.astype(jnp.float32) * (1.0 if o.unscale is None else o.unscale)
+                for o in operands(a, b)
+            ),
             precision="highest",
-        )  # fmt: skip
+        )
         off = multiply(a, b, jnp.float32) - exact
         return jnp.sqrt(jnp.mean(off**2) / jnp.mean(exact**2))
 
     return {
-        "tflops": float(np.median(rates)), "tflops_lo": float(rates[0]),
-        "tflops_hi": float(rates[-1]), "iterations": iterations,
-        "error": float(deviation(a, b)), "products": "; ".join(p.text() for p in products),
-    } | device()  # fmt: skip
+        "tflops": float(np.median(rates)),
+        "tflops_lo": float(rates[0]),
+        "tflops_hi": float(rates[-1]),
+        "iterations": iterations,
+        "error": float(deviation(a, b)),
+        "products": "; ".join(p.text() for p in products),
+    } | device()
 
 
 def copy(mib: int, seconds: float = 0.3, repeats: int = 5) -> dict[str, Any]:
@@ -106,9 +111,11 @@ def copy(mib: int, seconds: float = 0.3, repeats: int = 5) -> dict[str, Any]:
     durations, iterations = _timings(timed, (x,), seconds, repeats)
     rates = sorted(2.0 * x.nbytes / np.asarray(durations) / 1e12)
     return {
-        "tb_s": float(np.median(rates)), "tb_s_lo": float(rates[0]), "tb_s_hi": float(rates[-1]),
+        "tb_s": float(np.median(rates)),
+        "tb_s_lo": float(rates[0]),
+        "tb_s_hi": float(rates[-1]),
         "iterations": iterations,
-    } | device()  # fmt: skip
+    } | device()
 
 
 def _timings(

@@ -16,15 +16,41 @@ from typing import Any, NamedTuple
 import jax
 from jaxlib.mlir import ir
 
-HOST = (
-    "stablehlo.infeed", "stablehlo.outfeed", "stablehlo.send", "stablehlo.recv",
-)  # fmt: skip
-_FUSED = frozenset({
-    "abs", "add", "and", "broadcast_in_dim", "clamp", "compare", "convert", "cosine", "divide",
-    "exponential", "log", "logistic", "maximum", "minimum", "multiply", "negate", "not", "or",
-    "power", "reshape", "rsqrt", "select", "sign", "sine", "slice", "sqrt", "square", "subtract",
-    "tanh", "transpose",
-})  # fmt: skip
+HOST = ("stablehlo.infeed", "stablehlo.outfeed", "stablehlo.send", "stablehlo.recv")
+_FUSED = frozenset(
+    (
+        "abs",
+        "add",
+        "and",
+        "broadcast_in_dim",
+        "clamp",
+        "compare",
+        "convert",
+        "cosine",
+        "divide",
+        "exponential",
+        "log",
+        "logistic",
+        "maximum",
+        "minimum",
+        "multiply",
+        "negate",
+        "not",
+        "or",
+        "power",
+        "reshape",
+        "rsqrt",
+        "select",
+        "sign",
+        "sine",
+        "slice",
+        "sqrt",
+        "square",
+        "subtract",
+        "tanh",
+        "transpose",
+    )
+)
 """What XLA fuses into its consumer, so that its result need not be written out."""
 
 
@@ -92,9 +118,10 @@ class Program:
     def host(self) -> list[Found]:
         """Everything that waits for the host: infeeds, sends, callbacks into Python."""
         return [
-            self._found(op) for op in self.operations
+            self._found(op)
+            for op in self.operations
             if op.name in HOST or "callback" in _target(op)
-        ]  # fmt: skip
+        ]
 
     def calls(self) -> Counter[str]:
         """Targets of custom calls, such as ``__cudnn$fmhaSoftmax``, and how often each stands."""
@@ -112,9 +139,8 @@ class Program:
         """
         found = (op for op in self.operations if op.name == "stablehlo.transpose")
         return [
-            self._found(op) for op in found
-            if _array(op.results[0]).size >= least and _moves(op)
-        ]  # fmt: skip
+            self._found(op) for op in found if _array(op.results[0]).size >= least and _moves(op)
+        ]
 
     def widened(self, least: int) -> list[Found]:
         """Conversions from a narrower float to float32 of at least so many elements.
@@ -124,10 +150,12 @@ class Program:
         ``dot_general``, or a ``while`` that carries them, asks for a float32 copy.
         """
         return [
-            self._found(op, tuple(sorted(self._ends(op, least)))) for op in self.operations
-            if op.name == "stablehlo.convert" and _array(op.results[0]).size >= least
+            self._found(op, tuple(sorted(self._ends(op, least))))
+            for op in self.operations
+            if op.name == "stablehlo.convert"
+            and _array(op.results[0]).size >= least
             and _widens(_array(op.operands[0]).dtype, _array(op.results[0]).dtype)
-        ]  # fmt: skip
+        ]
 
     def carried(self) -> Counter[Array]:
         """What loops carry: arrays that stand in memory as they are, whatever XLA fuses."""
