@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import inspect
 import json
 import math
@@ -35,6 +34,7 @@ from umup.lab.records import UNFINISHED, Results, Store, current, provenance, re
 from umup.lab.search import LRSweep
 from umup.lab.sweep import OutOfTime, Settings, run_pending
 from umup.terminal import Progress
+from umup.text import did_you_mean
 from umup.yaml_reader import read_yaml_file
 
 KERNEL_NAMES = {"In", "Out", "exit", "quit"}
@@ -100,9 +100,7 @@ def parameters(study: str | Path, profile: str) -> dict[str, Any]:
 
 
 def _choices(received: object, options: list[str]) -> str:
-    close = difflib.get_close_matches(str(received), options, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"one of {', '.join(options)}{hint}"
+    return f"one of {', '.join(options)}{did_you_mean(str(received), options)}"
 
 
 def design_of(study: str | Path) -> type[Design]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from umup.config import COUNT, FRACTION, Config, Range
 from umup.errors import ConfigError
+from umup.text import did_you_mean
 
 # Bounds wide enough for any machine, within which no time or cost is infinite.
 _RATE, _NONE_OR, _SHARE = Range(1e-6, 1e9), Range(0.0, 1e9), Range(1e-3, 1.0)
@@ -59,12 +59,21 @@ class Hardware(Config):
     split_sums: bool = False
 
     RANGES = {
-        "tflops_bfloat16": _RATE, "memory_gb": _RATE, "memory_gb_s": _RATE, "link_gb_s": _RATE,
-        "network_gb_s": _RATE, "tflops_float32": _NONE_OR, "tflops_float8": _NONE_OR,
-        "node_devices": COUNT, "gemm_efficiency": _SHARE, "attention_efficiency": _SHARE,
-        "overhead_us": _NONE_OR, "usable": FRACTION, "usd_per_hour": _NONE_OR,
+        "tflops_bfloat16": _RATE,
+        "memory_gb": _RATE,
+        "memory_gb_s": _RATE,
+        "link_gb_s": _RATE,
+        "network_gb_s": _RATE,
+        "tflops_float32": _NONE_OR,
+        "tflops_float8": _NONE_OR,
+        "node_devices": COUNT,
+        "gemm_efficiency": _SHARE,
+        "attention_efficiency": _SHARE,
+        "overhead_us": _NONE_OR,
+        "usable": FRACTION,
+        "usd_per_hour": _NONE_OR,
         "copied_moments": Range(0, 2),
-    }  # fmt: skip
+    }
 
 
 def catalogue(extra: Path | str | None = None) -> dict[str, Hardware]:
@@ -99,8 +108,7 @@ def get(name: str, extra: Path | str | None = None) -> Hardware:
     """
     known = catalogue(extra)
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(name, known)
         raise ConfigError("hardware", name, f"{', '.join(known)}, or a TOML file's own{hint}")
     if extra is not None and name not in (own := _own(extra)):
         raise ConfigError("hardware", name, f"a machine of {extra}: {', '.join(own) or 'none yet'}")

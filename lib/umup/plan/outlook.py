@@ -8,14 +8,14 @@ it.
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
 
-from umup import plan
+from umup import command, plan
+from umup.command import Option
 from umup.config import HPs, MeshConfig, ModelConfig, OptimConfig, RunConfig
-from umup.errors import UmupError
 from umup.plan import GIB, formulas, hardware
 from umup.plan.hardware import Hardware
 from umup.text import columns
@@ -79,9 +79,14 @@ def outlook(job: Job, machine: Hardware) -> Outlook:
     seconds = job.lanes * (step["seconds"] - overhead) + overhead
     slower = seconds / (job.lanes * step["seconds"])
     return Outlook(
-        seconds, step["mfu"] / slower, step["tokens_per_s"] / slower, step["limit"],
-        job.lanes * memory["state"], job.lanes * memory["total"], job.steps * seconds,
-    )  # fmt: skip
+        seconds,
+        step["mfu"] / slower,
+        step["tokens_per_s"] / slower,
+        step["limit"],
+        job.lanes * memory["state"],
+        job.lanes * memory["total"],
+        job.steps * seconds,
+    )
 
 
 def together(outlooks: Iterable[Outlook]) -> float:
@@ -93,24 +98,42 @@ def together(outlooks: Iterable[Outlook]) -> float:
 def _figure_1(recipe: str) -> Job:
     """Figure 1, right, of the u-μP paper at its own width; u-μP and μP share the program."""
     model = ModelConfig(
-        d_model=4096, n_layers=4, d_head=64, d_ff=11264, vocab_size=256, seq_len=256,
-        dtype="bfloat16", recipe=recipe, unroll=0,
-    )  # fmt: skip
+        d_model=4096,
+        n_layers=4,
+        d_head=64,
+        d_ff=11264,
+        vocab_size=256,
+        seq_len=256,
+        dtype="bfloat16",
+        recipe=recipe,
+        unroll=0,
+    )
     return Job(model, OptimConfig(steps=400, batch_size=64, warmup_steps=100), steps=400)
 
 
 def _throughput(width: int, n_layers: int = 4, lanes: int = 1, **fields: str | None) -> Job:
     """A step of the study ``throughput``, profile h100; lanes as `umup.lab.bench` runs them."""
-    model = ModelConfig.from_dict({
-        "d_model": width, "n_layers": n_layers, "d_head": min(128, width // 2), "d_ff": 4 * width,
-        "vocab_size": 512, "seq_len": 1024, "dtype": "bfloat16", "unroll": 0, **fields,
-    })  # fmt: skip
+    model = ModelConfig.from_dict(
+        {
+            "d_model": width,
+            "n_layers": n_layers,
+            "d_head": min(128, width // 2),
+            "d_ff": 4 * width,
+            "vocab_size": 512,
+            "seq_len": 1024,
+            "dtype": "bfloat16",
+            "unroll": 0,
+            **fields,
+        }
+    )
     return Job(model, OptimConfig(steps=10_000, batch_size=8, warmup_steps=100), lanes)
 
 
 JOBS: Mapping[str, Job] = {
-    **{f"Figure 1, {recipe}": _figure_1(recipe)
-       for recipe in ("plain", "fp8_seed", "fp8_e5m2_grad")},
+    **{
+        f"Figure 1, {recipe}": _figure_1(recipe)
+        for recipe in ("plain", "fp8_seed", "fp8_e5m2_grad")
+    },
     "10⁹ parameters": _throughput(2048, 15),
     "10⁹ parameters, cuDNN": _throughput(2048, 15, attention="cudnn"),
     "width 4096": _throughput(4096),
@@ -118,7 +141,7 @@ JOBS: Mapping[str, Job] = {
     "width 4096, cuDNN": _throughput(4096, attention="cudnn"),
     "width 4096, FP8, cuDNN": _throughput(4096, recipe="fp8_seed", attention="cudnn"),
     "width 128, 8 lanes": _throughput(128, lanes=8, unroll=None),
-}  # fmt: skip
+}
 """What the first slices on an H100 run."""
 
 
@@ -127,24 +150,35 @@ def table(machine: Hardware, jobs: Mapping[str, Job] = JOBS) -> str:
     rows = [("job", "ms per step", "MFU", "tokens/s", "limit", "state, GiB", "in all, GiB")]
     for name, job in jobs.items():
         o = outlook(job, machine)
-        rows.append((
-            name, f"{1e3 * o.seconds:.1f}", f"{o.mfu:.2f}", f"{o.tokens_per_s:,.0f}", o.limit,
-            f"{o.state_bytes / GIB:.1f}", f"{o.bytes / GIB:.1f}",
-        ))  # fmt: skip
+        rows.append(
+            (
+                name,
+                f"{1e3 * o.seconds:.1f}",
+                f"{o.mfu:.2f}",
+                f"{o.tokens_per_s:,.0f}",
+                o.limit,
+                f"{o.state_bytes / GIB:.1f}",
+                f"{o.bytes / GIB:.1f}",
+            )
+        )
     return columns(rows)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point: 0 done, 1 bad input."""
-    parser = argparse.ArgumentParser(description="Predicted seconds, MFU and bytes.")
-    parser.add_argument("--hardware", default="h100", help="a machine that umup plan knows")
-    try:
-        print(table(hardware.get(parser.parse_args(argv).hardware)))
-    except UmupError as error:
-        print(f"umup: {error}", file=sys.stderr)
-        return 1
-    return 0
+@dataclass(frozen=True)
+class Table:
+    """Predicted seconds, MFU and bytes."""
+
+    hardware: Annotated[str, Option("a machine that umup plan knows", "NAME")] = "h100"
+
+    def __call__(self) -> int:
+        """Print the table; 0.
+
+        Raises:
+            ConfigError: the machine is unknown.
+        """
+        print(table(hardware.get(self.hardware)))
+        return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(Table, None, "python -m umup.plan.outlook"))

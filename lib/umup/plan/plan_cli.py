@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 from umup import plan
+from umup.command import Argument, Option
 from umup.config import MeshConfig
 from umup.errors import PlanError
 from umup.plan import Case, Prediction, formulas, hardware
 from umup.plan.hardware import Hardware
+from umup.run.commands import Fields
 from umup.text import columns
 from umup.yaml_reader import read_overrides
 
@@ -26,74 +28,82 @@ LAYOUT = ("data", "fsdp", "tensor", "remat", "accumulate")
 BOUNDS = {
     "time": "limited by the hours: a deeper one would see too few tokens",
     "memory": "limited by memory, not by the hours: no deeper one has a layout that divides evenly "
-              "and fits",
+    "and fits",
     "depth": "the deepest that is tried; the hours allow for more",
-}  # fmt: skip
+}
 """What bounds the largest decoder of a budget, in words."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``umup plan``."""
-    parser.add_argument("config", nargs="?", help="a run's file, as for umup train")
-    parser.add_argument(
-        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-        help="override one field, such as model.d_model; the value is read as YAML",
-    )  # fmt: skip
-    parser.add_argument("--hardware", default="h100", metavar="NAME", help="(default: h100)")
-    parser.add_argument("--machines", metavar="FILE", help="TOML file of machines of your own")
-    parser.add_argument(
-        "--devices", type=int, metavar="N", help="choose the layout (default: the file's mesh)"
+@dataclass(frozen=True)
+class Plan:
+    """Say what a run takes: memory, time, cost; what fits; what a budget buys.
+
+    examples:
+      umup plan big.yaml --hardware h100 --devices 64
+      umup plan big.yaml --devices 64 --layouts
+      umup plan --devices 8 --hours 2 --inference-tokens 1e12
+      umup plan big.yaml -p mesh.fsdp 512 --compile
+    """
+
+    config: Annotated[str | None, Argument("a run's file, as for umup train")] = None
+    parameter: Fields = ()
+    hardware: Annotated[str, Option("a machine", "NAME")] = "h100"
+    machines: Annotated[str | None, Option("TOML file of machines of your own", "FILE")] = None
+    devices: Annotated[int | None, Option("choose the layout (default: the file's mesh)", "N")] = (
+        None
     )
-    parser.add_argument("--layouts", action="store_true", help="rank all layouts that fit")
-    parser.add_argument(
-        "--hours", type=float, metavar="H", help="the largest decoder of these proportions"
-    )
-    parser.add_argument(
-        "--tokens-per-parameter", type=float, metavar="R",
-        help=f"with --hours (default: {plan.TOKENS_PER_PARAMETER:g})",
-    )  # fmt: skip
-    parser.add_argument(
-        "--inference-tokens", type=float, metavar="T",
-        help="with --hours: over the model's life (default: 0)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--compile", action="store_true",
-        help="compile the step for as many devices, which need not be there, and compare",
-    )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="numbers instead of text")
+    layouts: Annotated[bool, Option("rank all layouts that fit")] = False
+    hours: Annotated[float | None, Option("the largest decoder of these proportions", "H")] = None
+    tokens_per_parameter: Annotated[
+        float | None, Option(f"with --hours (default: {plan.TOKENS_PER_PARAMETER:g})", "R")
+    ] = None
+    inference_tokens: Annotated[
+        float | None, Option("with --hours: over the model's life (default: 0)", "T")
+    ] = None
+    compile: Annotated[
+        bool,
+        Option("compile the step for as many devices, which need not be there, and compare"),
+    ] = False
+    json: Annotated[bool, Option("numbers instead of text")] = False
+
+    def __call__(self) -> int:
+        """Answer what was asked; 0.
+
+        Raises:
+            PlanError: options that do not go together, or a run that does not fit.
+            ConfigError: the file, a field or the machine.
+        """
+        from umup.run import runfile  # needs JAX, which the other commands' options do not
+
+        overrides = read_overrides(self.parameter)
+        config = runfile.read_config(self.config, overrides)
+        machine = hardware.get(self.hardware, self.machines)
+        if self.devices is not None and self.devices < 1:
+            raise PlanError("--devices", self.devices, "an integer >= 1")
+        _refuse_moot(self, config, overrides)
+        found, text = _answer(self, config, machine)
+        print(json.dumps(found, indent=1) if self.json else text)
+        return 0
 
 
-def run(chosen: argparse.Namespace) -> int:
-    """Answer what was asked; returns the exit status."""
-    from umup.run import runfile  # needs JAX, which the other commands' options do not
-
-    overrides = read_overrides(chosen.parameter)
-    config = runfile.read_config(chosen.config, overrides)
-    machine = hardware.get(chosen.hardware, chosen.machines)
-    if chosen.devices is not None and chosen.devices < 1:
-        raise PlanError("--devices", chosen.devices, "an integer >= 1")
-    _refuse_moot(chosen, config, overrides)
-    if chosen.hours is not None:
-        found, text = _budget(config, machine, chosen)
-    elif chosen.layouts:
-        found, text = _layouts(config, machine, chosen.devices or config.mesh.devices)
-    else:
-        asked, config = config, _laid_out(config, machine, chosen.devices)
-        found, text = _one(config, machine)
-        if config != asked:
-            own = layout(_case(asked, machine))
-            text += f"\nthis is the fastest layout on {chosen.devices} devices; the run's is {own}"
-        if chosen.compile:
-            found, text = _compared(config, machine, found, text)
-        else:
-            plan.check(config.model, config.optim, config.mesh, machine)
-    print(json.dumps(found, indent=1) if chosen.json else text)
-    return 0
+def _answer(asked: Plan, config: TrainConfig, machine: Hardware) -> tuple[Any, str]:
+    """What was asked, as plain data and as text."""
+    if asked.hours is not None:
+        return _budget(config, machine, asked, asked.hours)
+    if asked.layouts:
+        return _layouts(config, machine, asked.devices or config.mesh.devices)
+    given, config = config, _laid_out(config, machine, asked.devices)
+    found, text = _one(config, machine)
+    if config != given:
+        own = layout(_case(given, machine))
+        text += f"\nthis is the fastest layout on {asked.devices} devices; the run's is {own}"
+    if asked.compile:
+        return _compared(config, machine, found, text)
+    plan.check(config.model, config.optim, config.mesh, machine)
+    return found, text
 
 
-def _refuse_moot(
-    chosen: argparse.Namespace, config: TrainConfig, overrides: Mapping[str, Any]
-) -> None:
+def _refuse_moot(chosen: Plan, config: TrainConfig, overrides: Mapping[str, Any]) -> None:
     """Refuse what would do nothing beside the other options.
 
     Raises:
@@ -103,8 +113,11 @@ def _refuse_moot(
         for name in ("tokens_per_parameter", "inference_tokens"):
             if (value := getattr(chosen, name)) is not None:
                 raise PlanError(f"--{name.replace('_', '-')}", value, "a number beside --hours")
-    asked = {"--hours": chosen.hours is not None, "--layouts": chosen.layouts,
-             "--compile": chosen.compile}  # fmt: skip
+    asked = {
+        "--hours": chosen.hours is not None,
+        "--layouts": chosen.layouts,
+        "--compile": chosen.compile,
+    }
     questions = [option for option, given in asked.items() if given]
     if len(questions) > 1:
         raise PlanError(questions[1], f"beside {questions[0]}", "one question at a time")
@@ -130,10 +143,11 @@ def _laid_out(config: TrainConfig, machine: Hardware, devices: int | None) -> Tr
         return config
     best = plan.layouts(_case(config, machine), devices)[0]
     return dataclasses.replace(
-        config, mesh=MeshConfig(best["data"], best["fsdp"], best["tensor"]),
+        config,
+        mesh=MeshConfig(best["data"], best["fsdp"], best["tensor"]),
         model=dataclasses.replace(config.model, remat=best["remat"]),
         optim=dataclasses.replace(config.optim, accumulate=best["accumulate"]),
-    )  # fmt: skip
+    )
 
 
 def _one(config: TrainConfig, machine: Hardware) -> tuple[dict[str, Any], str]:
@@ -162,28 +176,41 @@ def describe(c: Case, prediction: Prediction) -> str:
     room = c["memory"] * c["usable"]
     verdict = "fits" if m["total"] <= room else f"{(m['total'] - room) / GIB:.1f} GiB too much"
     model = [(name, f"{count(p[name])}") for name in ("embedding", "attention", "mlp", "readout")]
-    memory = [(name, f"{m[name] / GIB:.2f}") for name in
-              ("state", "gradients", "copies", "kept", "workspace", "total")]  # fmt: skip
+    memory = [
+        (name, f"{m[name] / GIB:.2f}")
+        for name in ("state", "gradients", "copies", "kept", "workspace", "total")
+    ]
     arithmetic = [
-        ("6ND", count(f["six_nd"])), ("model", count(f["model"])),
+        ("6ND", count(f["six_nd"])),
+        ("model", count(f["model"])),
         ("attention in it", f"{1 - (f['compiled'] - f['attention']) / f['compiled']:.1%}"),
         ("computed again", f"{f['recomputed'] / f['compiled']:.1%}"),
-    ]  # fmt: skip
-    received = [(name, f"{comm[key] / GIB:.2f}") for name, key in
-                (("fsdp gathers", "gathered"), ("fsdp sums", "scattered"),
-                 ("lookups", "lookup"), ("data sums", "replicas"),
-                 ("tensor sums", "sums"))]  # fmt: skip
-    time = [(name, f"{ms * s[name]:.2f}") for name in
-            ("products", "attention", "elementwise", "overhead", "hidden", "exposed")]  # fmt: skip
-    return "\n".join([
-        block(f"parameters: {count(p['total'])}", model),
-        block(f"GiB a device: {verdict} in {room / GIB:.1f}", memory),
-        block("FLOPs a step, all devices", arithmetic),
-        block("GiB a device receives a step", received),
-        block(f"ms a step: {ms * s['seconds']:.2f}, limited by {s['limit']}", time),
-        f"{s['tokens_per_s']:,.0f} tokens/s, MFU {s['mfu']:.1%}; "
-        f"{prediction.hours:.2f} hours, ${prediction.dollars:,.0f}",
-    ])  # fmt: skip
+    ]
+    received = [
+        (name, f"{comm[key] / GIB:.2f}")
+        for name, key in (
+            ("fsdp gathers", "gathered"),
+            ("fsdp sums", "scattered"),
+            ("lookups", "lookup"),
+            ("data sums", "replicas"),
+            ("tensor sums", "sums"),
+        )
+    ]
+    time = [
+        (name, f"{ms * s[name]:.2f}")
+        for name in ("products", "attention", "elementwise", "overhead", "hidden", "exposed")
+    ]
+    return "\n".join(
+        [
+            block(f"parameters: {count(p['total'])}", model),
+            block(f"GiB a device: {verdict} in {room / GIB:.1f}", memory),
+            block("FLOPs a step, all devices", arithmetic),
+            block("GiB a device receives a step", received),
+            block(f"ms a step: {ms * s['seconds']:.2f}, limited by {s['limit']}", time),
+            f"{s['tokens_per_s']:,.0f} tokens/s, MFU {s['mfu']:.1%}; "
+            f"{prediction.hours:.2f} hours, ${prediction.dollars:,.0f}",
+        ]
+    )
 
 
 def block(title: str, rows: Sequence[tuple[str, str]]) -> str:
@@ -208,47 +235,85 @@ def _layouts(config: TrainConfig, machine: Hardware, devices: int) -> tuple[list
     for c in ranked:
         step, memory = formulas.step_time(c), formulas.memory(c)["total"]
         mesh = f"{c['data']}×{c['fsdp']}×{c['tensor']}"
-        rows.append((mesh, c["remat"], str(c["accumulate"]), f"{1e3 * step['seconds']:.2f}",
-                     f"{step['mfu']:.1%}", f"{memory / GIB:.1f}", step["limit"]))  # fmt: skip
-        found.append({"mesh": mesh, "remat": c["remat"], "accumulate": c["accumulate"],
-                      "memory": memory, **step})  # fmt: skip
+        rows.append(
+            (
+                mesh,
+                c["remat"],
+                str(c["accumulate"]),
+                f"{1e3 * step['seconds']:.2f}",
+                f"{step['mfu']:.1%}",
+                f"{memory / GIB:.1f}",
+                step["limit"],
+            )
+        )
+        found.append(
+            {
+                "mesh": mesh,
+                "remat": c["remat"],
+                "accumulate": c["accumulate"],
+                "memory": memory,
+                **step,
+            }
+        )
     return found, columns(rows)
 
 
 def _budget(
-    config: TrainConfig, machine: Hardware, chosen: argparse.Namespace
+    config: TrainConfig, machine: Hardware, chosen: Plan, hours: float
 ) -> tuple[dict[str, Any], str]:
     devices = chosen.devices or config.mesh.devices
     model = config.model
     family = _case(config, machine) | {
-        "aspect": model.d_model / model.n_layers, "ff_ratio": model.d_ff / model.d_model,
-    }  # fmt: skip
+        "aspect": model.d_model / model.n_layers,
+        "ff_ratio": model.d_ff / model.d_model,
+    }
     ratio = chosen.tokens_per_parameter
     ratio = plan.TOKENS_PER_PARAMETER if ratio is None else ratio
     bought = plan.budget(
-        family, devices, chosen.hours, tokens_per_parameter=ratio,
+        family,
+        devices,
+        hours,
+        tokens_per_parameter=ratio,
         inference_tokens=chosen.inference_tokens or 0.0,
-    )  # fmt: skip
+    )
     c = bought.case
     each = bought.tokens / formulas.parameters(c)["total"]
     steps = int(bought.tokens / (c["batch_size"] * c["seq_len"]))
     prediction = plan.predict(c, steps)
     rows = [("allocation of these FLOPs", "parameters", "tokens", "tokens each", "loss*")]
     for name, one in bought.allocations.items():
-        rows.append((name, count(one["parameters"]), count(one["tokens"]),
-                     f"{one['tokens'] / one['parameters']:.3g}", f"{one['loss']:.3f}"))  # fmt: skip
-    text = "\n".join([
-        f"{chosen.hours:g} hours on {devices} × {machine.name}: {c['n_layers']} layers of "
-        f"d_model {c['d_model']}, d_ff {c['d_ff']}; {count(bought.tokens)} tokens in "
-        f"{steps:,} steps, {layout(c)}",
-        f"{each:.3g} tokens per parameter ({ratio:g} asked); {BOUNDS[c['bound']]}", "",
-        describe(c, prediction), "",
-        columns(rows), "* of Besiroglu et al.'s fit: for their text; only differences carry over",
-    ])  # fmt: skip
-    found = {"shape": {k: c[k] for k in ("n_layers", "d_model", "d_ff", *LAYOUT)},
-             "bound": c["bound"], "tokens_per_parameter": each, "tokens": bought.tokens,
-             "flops": bought.flops, "steps": steps, "allocations": bought.allocations,
-             **prediction._asdict()}  # fmt: skip
+        rows.append(
+            (
+                name,
+                count(one["parameters"]),
+                count(one["tokens"]),
+                f"{one['tokens'] / one['parameters']:.3g}",
+                f"{one['loss']:.3f}",
+            )
+        )
+    text = "\n".join(
+        [
+            f"{hours:g} hours on {devices} × {machine.name}: {c['n_layers']} layers of "
+            f"d_model {c['d_model']}, d_ff {c['d_ff']}; {count(bought.tokens)} tokens in "
+            f"{steps:,} steps, {layout(c)}",
+            f"{each:.3g} tokens per parameter ({ratio:g} asked); {BOUNDS[c['bound']]}",
+            "",
+            describe(c, prediction),
+            "",
+            columns(rows),
+            "* of Besiroglu et al.'s fit: for their text; only differences carry over",
+        ]
+    )
+    found = {
+        "shape": {k: c[k] for k in ("n_layers", "d_model", "d_ff", *LAYOUT)},
+        "bound": c["bound"],
+        "tokens_per_parameter": each,
+        "tokens": bought.tokens,
+        "flops": bought.flops,
+        "steps": steps,
+        "allocations": bought.allocations,
+        **prediction._asdict(),
+    }
     return found, text
 
 
@@ -299,9 +364,10 @@ def compared(c: Case, report: Report) -> list[tuple[str, float, float, float]]:
         ("TFLOP", formulas.flops(c)["compiled"] / n, report.flops, 1e12),
         *(
             (f"over {axis}, GiB", planned, _over(report, axis), GIB)
-            for axis, planned in plan.sent(c).items() if planned
+            for axis, planned in plan.sent(c).items()
+            if planned
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _over(report: Report, axis: str) -> float:
@@ -314,7 +380,12 @@ def collectives(rows: Sequence[Traffic]) -> str:
     out = [("collective", "over", "type", "times", "GiB")]
     for row in rows:
         out.append(
-            (row.kind, "×".join(row.axes) or "?", row.dtype, f"{row.count:g}",
-             f"{row.bytes / GIB:.3f}")
-        )  # fmt: skip
+            (
+                row.kind,
+                "×".join(row.axes) or "?",
+                row.dtype,
+                f"{row.count:g}",
+                f"{row.bytes / GIB:.3f}",
+            )
+        )
     return columns(out) if len(out) > 1 else "no collectives"
