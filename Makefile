@@ -40,7 +40,7 @@ setup: $(READY) ## .venv with umup and its packages
 	@echo "$(VENV) is ready"
 
 book: $(READY) ## every study live at smoke, pages from records, the site, checked in a browser
-	@$(STEP) book 1 -- $(PY) -m umup.book.site build
+	@$(STEP) book 1 -- $(PY) -m umup.cli book
 	@$(STEP) book 2 -- $(PY) -m pytest -m browser $(TESTS) tests
 	@echo "The book: $(SITE)"
 

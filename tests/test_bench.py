@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from umup import machine
+from umup import cli, command, machine
 from umup.config import ModelConfig, canonical_json
 from umup.errors import RecordError
 from umup.lab import bench, bench_records, bench_torch
@@ -183,14 +183,19 @@ def test_quick_runs_stay_off_the_page(tmp_path: Path) -> None:
     assert "2026-01-02" in bench.page(tmp_path) and "2026-05-05" not in bench.page(tmp_path)
 
 
+def asked(*argv: str) -> bench.Bench:
+    return command.parse(bench.Bench, argv, "umup bench")
+
+
 def test_the_command_line_makes_the_plan() -> None:
-    assert bench.parse([]) == (bench.Plan(), Path("bench/records"))
-    plan, folder = bench.parse(["--quick"])
-    assert plan.quick and plan.widths == (32, 64) and folder is None
-    plan, folder = bench.parse(["--gpu", "--parts", "step", "--records", "there"])
+    assert (asked().plan(), asked().folder()) == (bench.Plan(), Path("bench/records"))
+    quick = asked("--quick")
+    assert quick.plan().quick and quick.plan().widths == (32, 64) and quick.folder() is None
+    gpu = asked("--gpu", "--parts", "step", "--records", "there")
+    plan = gpu.plan()
     assert (plan.profile, plan.dtype, plan.widths[-1]) == ("gpu", "bfloat16", 4096)
-    assert plan.parts == ("step",) and not plan.torch and folder == Path("there")
-    plan, _ = bench.parse(["--widths", "64", "128", "--skip-torch", "--samples", "2"])
+    assert plan.parts == ("step",) and not plan.torch and gpu.folder() == Path("there")
+    plan = asked("--widths", "64", "128", "--skip-torch", "--samples", "2").plan()
     assert (plan.widths, plan.torch, plan.samples) == ((64, 128), False, 2)
 
 
@@ -205,12 +210,12 @@ def test_the_command_line_makes_the_plan() -> None:
 )
 def test_bad_arguments_are_refused_before_anything_runs(argv, says, capsys, monkeypatch) -> None:
     monkeypatch.setattr(bench, "Ours", None)  # a measurement would fail otherwise
-    assert bench.main(argv) == 1
+    assert cli.main(["bench", *argv]) == 1
     assert says in capsys.readouterr().err
 
 
 def test_gpu_without_an_accelerator_is_refused(capsys) -> None:
-    assert bench.main(["--gpu", "--widths", "64"]) == 1
+    assert cli.main(["bench", "--gpu", "--widths", "64"]) == 1
     assert (
         "--gpu: received 'cpu'; allowed: a machine with an accelerator" in capsys.readouterr().err
     )
@@ -218,7 +223,7 @@ def test_gpu_without_an_accelerator_is_refused(capsys) -> None:
 
 def test_help_has_examples(capsys) -> None:
     with pytest.raises(SystemExit) as done:
-        bench.main(["--help"])
+        cli.main(["bench", "--help"])
     assert done.value.code == 0
     assert "umup bench --gpu" in capsys.readouterr().out
 
@@ -246,7 +251,7 @@ def test_a_part_that_stops_keeps_what_was_measured(monkeypatch, capsys, tmp_path
 
     monkeypatch.setattr(bench, "compile_times", stops)
     argv = ["--parts", "compile", "--skip-torch", "--records", str(tmp_path)]
-    assert bench.main(argv) == 1
+    assert cli.main(["bench", *argv]) == 1
     said = capsys.readouterr().out
     assert row(said, "2") == ["2", "0.25", "1.50"]
     assert "The part compile stopped early: MemoryError: device is full." in said

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from umup import plan, target, train
+from umup import command, plan, target, train
 from umup.config import MeshConfig, ModelConfig, OptimConfig
 from umup.errors import ConfigError
 from umup.plan import aot, formulas, hardware, outlook, stablehlo
@@ -262,8 +262,8 @@ def test_four_arms_of_figure_1_fit_at_once_and_six_do_not():
 
 
 def test_the_command_prints_every_job(capsys):
-    assert outlook.main([]) == 0
+    assert command.run(outlook.Table, [], "outlook") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines[1:]] == list(JOBS)
-    assert outlook.main(["--hardware", "h1000"]) == 1
+    assert command.run(outlook.Table, ["--hardware", "h1000"], "outlook") == 1
     assert "did you mean 'h100'" in capsys.readouterr().err

@@ -33,7 +33,7 @@ FLAT = {
         "model roles sampling optim mesh train"
     ),
     "laws": "laws",
-    "host": "machine files terminal yaml_reader",
+    "host": "command machine files terminal yaml_reader",
     "ports": "unit arguments interop coord slopes",
     "cli": "__init__ cli",
 }
@@ -83,6 +83,12 @@ NO_JAX = {
     "plan",
     "plan.plan_cli",
     "lab.jobs",
+    "lab.options",
+    "lab.commands",
+    "run.commands",
+    "data.commands",
+    "book.commands",
+    "command",
     "cli",
 }
 IMPORT_NAMES = {"PIL": "pillow", "yaml": "pyyaml", "orbax": "orbax-checkpoint", "jaxlib": "jax"}

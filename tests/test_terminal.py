@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from umup import cli, terminal
+from umup.lab import commands
 
 RUN = "".join(
     f'{{"event":"step","step":{i},"loss":{9 - i},"eta":0.1,"grad_norm":2.0,"time":2}}\n'
@@ -32,8 +33,8 @@ def command(stdout=subprocess.PIPE, **environment: str) -> subprocess.CompletedP
     for name in ("PYTHONUNBUFFERED", "PYTHONUTF8", "PYTHONIOENCODING"):
         plain.pop(name, None)
     code = (
-        "import sys; from umup import cli\n"
-        "cli.show_studies = lambda: print('η = 1\\n' * 9999)\n"
+        "import sys; from umup import cli; from umup.lab.commands import Studies\n"
+        "Studies.__call__ = lambda self: print('η = 1\\n' * 9999) or 0\n"
         "sys.exit(cli.main(['studies']))"
     )
     return subprocess.run(
@@ -98,10 +99,10 @@ def test_any_size_of_a_terminal(tmp_path, monkeypatch, capsys, columns, lines):
     (KeyboardInterrupt(), 130, ""),
 ])  # fmt: skip
 def test_the_outside_world_is_one_line(monkeypatch, capsys, error, status, said):
-    def fail():
+    def fail(_):
         raise error
 
-    monkeypatch.setattr(cli, "show_studies", fail)
+    monkeypatch.setattr(commands.Studies, "__call__", fail)
     assert cli.main(["studies"]) == status
     out, err = capsys.readouterr()
     assert out == "" and err.startswith(said) and err.count("\n") == bool(said)

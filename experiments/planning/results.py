@@ -45,7 +45,7 @@ CALIBRATED = (32, 256)
 """Widths of the plain steps from which the efficiencies of the ``cpu`` machine were taken."""
 
 
-def case(point: Mapping[str, Any], machine: str) -> plan.Case:
+def case(point: Mapping[str, Any], machine: str) -> formulas.Case:
     """What the formulas ask of a point's configuration on a machine."""
     return plan.case(
         ModelConfig.from_dict(point["model"]), OptimConfig.from_dict(point["optim"]),
@@ -63,7 +63,7 @@ def _bytes(point: Mapping[str, Any]) -> dict[str, float]:
     return out
 
 
-def _predicted(c: plan.Case, memory: formulas.Memory) -> dict[str, float]:
+def _predicted(c: formulas.Case, memory: formulas.Memory) -> dict[str, float]:
     return {
         "parameters": formulas.parameters(c).total,
         "flops": formulas.flops(c).compiled / c.devices,

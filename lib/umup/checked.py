@@ -82,15 +82,15 @@ _hints = functools.cache(functools.partial(typing.get_type_hints, include_extras
 """A class's annotations, evaluated; evaluating their text takes far longer than all checks."""
 
 
-def _without_range(hint: Any) -> Any:
+def without_range(hint: Any) -> Any:
     """The type in an annotation: ``int | None`` of ``Count | None``."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        return _without_range(args[0])
+        return without_range(args[0])
     if origin in (typing.Union, types.UnionType):
-        return functools.reduce(operator.or_, map(_without_range, args))
+        return functools.reduce(operator.or_, map(without_range, args))
     if origin is tuple:
-        return tuple[tuple(map(_without_range, args))]
+        return tuple[tuple(map(without_range, args))]
     return hint
 
 
@@ -125,7 +125,7 @@ def _fields(cls: type[Config]) -> tuple[_Field, ...]:
     """The fields of a class, worked out once: a sweep makes thousands of configurations."""
     hints, ranges = _hints(cls), _ranges(cls)
     names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    return tuple(_Field(n, _without_range(hints[n]), ranges.get(n)) for n in names)
+    return tuple(_Field(n, without_range(hints[n]), ranges.get(n)) for n in names)
 
 
 @functools.cache

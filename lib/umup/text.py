@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterable, Sequence
 
@@ -11,6 +12,12 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def did_you_mean(received: str, options: Iterable[str]) -> str:
+    """The end of an error about a misspelled word, ``; did you mean 'h100'?``, or ""."""
+    close = difflib.get_close_matches(received, list(options), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[object]], right: bool = False) -> str:

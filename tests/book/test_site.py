@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from umup import machine
+from umup import cli, machine
 from umup.book import site
 from umup.errors import BookError, StudyError
 
@@ -174,5 +174,5 @@ def test_build_needs_a_study(tmp_path):
 
 def test_find_root_and_the_command(capsys, tmp_path):
     assert (site.find_root() / "book" / "_config.yml").exists()
-    assert site.main(["check", "--root", str(tmp_path)]) == 1
+    assert cli.main(["book", "check", "--root", str(tmp_path)]) == 1
     assert "make book" in capsys.readouterr().err

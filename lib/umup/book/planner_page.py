@@ -18,8 +18,9 @@ from typing import Any
 from umup import plan
 from umup.config import MeshConfig, ModelConfig, OptimConfig
 from umup.errors import BookError
-from umup.plan import Case, budgets, formulas, hardware, plan_cli
+from umup.plan import budgets, formulas, hardware, plan_cli
 from umup.plan.budgets import Layout
+from umup.plan.formulas import Case
 from umup.plan.hardware import Hardware
 from umup.text import markdown
 

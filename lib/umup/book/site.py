@@ -1,6 +1,6 @@
 """Build and check the book: run every study, render it from its records, make the site.
 
-``python -m umup.book.site build`` does, in order: every notebook live at its smoke profile, unless
+``umup book`` does, in order: every notebook live at its smoke profile, unless
 that has been done with this very code; every notebook again, loading the records of its best
 committed profile; the fragments that `umup.book.pages` makes; jupyter-book with warnings as errors;
 `check`. All of it lands in ``book/_build``: ``src/`` for the curious, ``html/`` for the reader.
@@ -8,7 +8,6 @@ committed profile; the fragments that `umup.book.pages` makes; jupyter-book with
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -30,7 +29,7 @@ from urllib.parse import unquote, urlsplit
 from umup import files, machine
 from umup.book import pages
 from umup.book.shown import best_profile
-from umup.errors import BookError, UmupError
+from umup.errors import BookError
 from umup.lab.notebook import AT_ONCE, execute, finish
 from umup.lab.study import parameters
 
@@ -398,32 +397,3 @@ def picture(root: Path) -> Path:
     target.parent.mkdir(exist_ok=True)
     figures.lr_transfer(runs).savefig(target, dpi=160)
     return target
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m umup.book.site build | check | picture``; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m umup.book.site", description="Build the book.")
-    parser.add_argument("command", choices=("build", "check", "picture"))
-    parser.add_argument("--root", type=Path, help="the checkout (default: found by itself)")
-    parser.add_argument("--no-live", action="store_true", help="skip the live smoke runs")
-    chosen = parser.parse_args(argv)
-    try:
-        root = chosen.root or find_root()
-        if chosen.command == "build":
-            build(root, live=not chosen.no_live, say=lambda line: print(line, flush=True))
-            return 0
-        if chosen.command == "picture":
-            print(picture(root).relative_to(root))
-            return 0
-        problems = check(root / "book" / "_build" / "html")
-        print("\n".join(problems) or "ok")
-        return int(bool(problems))
-    except UmupError as error:
-        received = error.received
-        shown = received if isinstance(received, str) and "\n" in received else repr(received)
-        print(f"{error.field}: received {shown}\nallowed: {error.allowed}", file=sys.stderr)
-        return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,39 +8,30 @@ and never edited; `umup.lab.bench_records` keeps and renders them.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from umup import machine
 from umup.checked import Config, Count, OneOf, Range
+from umup.command import Option
 from umup.config import NUMERICS, HPs, ModelConfig, OptimConfig, RunConfig
 from umup.errors import ConfigError, UmupError
 from umup.lab import bench_torch, timing
 from umup.lab.bench_records import PARTS, RECORDS, SCHEMA, load_records, page, save, table
 from umup.lab.timing import Ours
 
-__all__ = ["Plan", "load_records", "main", "measure", "page", "save", "table"]
+__all__ = ["Bench", "Plan", "load_records", "measure", "page", "save", "table"]
 
 UNROLLS = {"unrolled": 0, "scanned": 1}
 """The two ways to run the layers, by ``ModelConfig.unroll``; by default, see
 ``model.layers_unrolled``, the first on a CPU and the second on an accelerator."""
-
-EPILOG = """examples:
-  umup bench                            all of it; about ten minutes on two cores
-  umup bench --quick                    two widths, few samples; nothing is recorded
-  umup bench --widths 128 256 --parts step
-  umup bench --gpu                      bfloat16, widths 256 to 4096, on an accelerator
-
-Close everything else first: the records say how much of the machine others used meanwhile.
-"""
 
 
 @dataclass(frozen=True)
@@ -69,28 +60,44 @@ class Plan(Config):
 
     def model(
         self, width: int, *, n_layers: int | None = None, unroll: int | None = None
-    ) -> ModelConfig:  # fmt: skip
+    ) -> ModelConfig:
         """The decoder's shape at ``width``: heads of ``d_head``, at least two of them."""
         return ModelConfig(
-            d_model=width, n_layers=n_layers or self.n_layers,
-            d_head=min(self.d_head, width // 2), d_ff=self.ff_ratio * width,
-            vocab_size=self.vocab_size, seq_len=self.seq_len, dtype=self.dtype, unroll=unroll,
-        )  # fmt: skip
+            d_model=width,
+            n_layers=n_layers or self.n_layers,
+            d_head=min(self.d_head, width // 2),
+            d_ff=self.ff_ratio * width,
+            vocab_size=self.vocab_size,
+            seq_len=self.seq_len,
+            dtype=self.dtype,
+            unroll=unroll,
+        )
 
     def run(self, model: ModelConfig, seed: int = 0) -> RunConfig:
         """A u-μP run of that shape; what it trains on is made up and does not matter here."""
         return RunConfig(
-            scheme="umup", model=model, hps=HPs(eta=0.5), seed=seed,
+            scheme="umup",
+            model=model,
+            hps=HPs(eta=0.5),
+            seed=seed,
             optim=OptimConfig(steps=10_000, warmup_steps=100, batch_size=self.batch_size),
-            corpus="synthetic", tokenizer="none", data_digest="none",
-        )  # fmt: skip
+            corpus="synthetic",
+            tokenizer="none",
+            data_digest="none",
+        )
 
 
 QUICK = {"samples": 3, "steps": 2, "lane_steps": 2, "depths": (2, 8), "quick": True}
 GPU = {
-    "profile": "gpu", "widths": (256, 512, 1024, 2048, 4096), "dtype": "bfloat16", "d_head": 128,
-    "steps": 20, "gemm_sizes": (4096, 8192), "lane_steps": 50, "torch": False,
-}  # fmt: skip
+    "profile": "gpu",
+    "widths": (256, 512, 1024, 2048, 4096),
+    "dtype": "bfloat16",
+    "d_head": 128,
+    "steps": 20,
+    "gemm_sizes": (4096, 8192),
+    "lane_steps": 50,
+    "torch": False,
+}
 
 
 def measure(plan: Plan = Plan(), say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
@@ -121,8 +128,13 @@ def measure(plan: Plan = Plan(), say: Callable[[str], None] = lambda line: None)
 
     if plan.profile == "gpu" and jax.default_backend() == "cpu":
         raise ConfigError("--gpu", "cpu", "a machine with an accelerator that this JAX can use")
-    parts = {"step": steps, "lanes": lanes, "compile": compile_times, "memory": memory,
-             "probes": probes}  # fmt: skip
+    parts = {
+        "step": steps,
+        "lanes": lanes,
+        "compile": compile_times,
+        "memory": memory,
+        "probes": probes,
+    }
     found: list[dict[str, Any]] = []
     with timing.uncached():
         for part in sorted(plan.parts, key="memory".__ne__):  # memory while there is most of it
@@ -139,11 +151,14 @@ def measure(plan: Plan = Plan(), say: Callable[[str], None] = lambda line: None)
             others = machine.others_share(before, machine.cpu_seconds())
             found.append({"part": part, "kind": "load", "others": others})
     return {
-        "schema": SCHEMA, "numerics": NUMERICS, "notes": notes,
+        "schema": SCHEMA,
+        "numerics": NUMERICS,
+        "notes": notes,
         "plan": json.loads(json.dumps(plan.to_dict())),  # as it comes back from a file
-        "machine": {"name": machine.name(), "cores": machine.cores()}, "measurements": found,
+        "machine": {"name": machine.name(), "cores": machine.cores()},
+        "measurements": found,
         "provenance": {**provenance(), **(bench_torch.versions() if plan.torch else {})},
-    }  # fmt: skip
+    }
 
 
 def timed_steps(profile: str) -> list[dict[str, Any]]:
@@ -173,16 +188,24 @@ def steps(plan: Plan) -> Iterator[dict[str, Any]]:
         ms = timing.alternate(sides, plan.samples, plan.steps)
         model = plan.model(width)
         yield {
-            "part": "step", "kind": "step", "d_model": width, "n_heads": model.n_heads,
-            "n_params": model.n_params, "tokens": plan.batch_size * plan.seq_len,
-            "flops": model.step_flops(plan.batch_size), "ms": ms,
-        }  # fmt: skip
+            "part": "step",
+            "kind": "step",
+            "d_model": width,
+            "n_heads": model.n_heads,
+            "n_params": model.n_params,
+            "tokens": plan.batch_size * plan.seq_len,
+            "flops": model.step_flops(plan.batch_size),
+            "ms": ms,
+        }
 
 
 def gemm(plan: Plan) -> Iterator[dict[str, Any]]:
     """GFLOP/s of square products in the plan's dtype: best of the samples, by library and size."""
-    libraries = ["jax", *(["numpy"] if plan.profile == "cpu" else []),
-                 *(["torch"] if plan.torch else [])]  # fmt: skip
+    libraries = [
+        "jax",
+        *(["numpy"] if plan.profile == "cpu" else []),
+        *(["torch"] if plan.torch else []),
+    ]
     for found in timing.gemm(libraries, plan.gemm_sizes, plan.dtype):
         yield {"part": "step", "kind": "gemm", **found}
 
@@ -192,8 +215,13 @@ def lanes(plan: Plan) -> Iterator[dict[str, Any]]:
     import jax
 
     run = plan.run(plan.model(min(plan.widths)))
-    shared = {"part": "lanes", "kind": "lanes", "d_model": run.model.d_model,
-              "lanes": plan.lanes, "steps": plan.lane_steps}  # fmt: skip
+    shared = {
+        "part": "lanes",
+        "kind": "lanes",
+        "d_model": run.model.d_model,
+        "lanes": plan.lanes,
+        "steps": plan.lane_steps,
+    }
     compile_s = run_s = 0.0
     for seed in range(plan.lanes):
         one = Ours(dataclasses.replace(run, seed=seed))
@@ -214,8 +242,14 @@ def compile_times(plan: Plan) -> Iterator[dict[str, Any]]:
     for depth in plan.depths:
         run = plan.run(plan.model(width, n_layers=depth, unroll=1))
         trace_s, compile_s = Ours(run).compile(plan.steps)
-        yield {"part": "compile", "kind": "compile", "d_model": width, "n_layers": depth,
-               "trace_s": trace_s, "compile_s": compile_s}  # fmt: skip
+        yield {
+            "part": "compile",
+            "kind": "compile",
+            "d_model": width,
+            "n_layers": depth,
+            "trace_s": trace_s,
+            "compile_s": compile_s,
+        }
 
 
 def probes(plan: Plan) -> Iterator[dict[str, Any]]:
@@ -228,8 +262,13 @@ def probes(plan: Plan) -> Iterator[dict[str, Any]]:
         for _ in range(plan.samples):
             step_ms.append(1e3 * ours.seconds(plan.steps) / plan.steps)
             look_ms.append(1e3 * ours.look())
-        yield {"part": "probes", "kind": "probes", "d_model": width, "step_ms": step_ms,
-               "look_ms": look_ms}  # fmt: skip
+        yield {
+            "part": "probes",
+            "kind": "probes",
+            "d_model": width,
+            "step_ms": step_ms,
+            "look_ms": look_ms,
+        }
 
 
 def memory(plan: Plan) -> Iterator[dict[str, Any]]:
@@ -238,12 +277,17 @@ def memory(plan: Plan) -> Iterator[dict[str, Any]]:
     for side in ("umup", *(["pytorch"] if plan.torch else [])):
         small = dataclasses.replace(plan, widths=(width,), torch=side == "pytorch")
         told = json.dumps(small.to_dict())
-        command = [sys.executable, "-m", "umup.lab.bench", "--memory-of", side, told]
+        command = [sys.executable, "-m", "umup.lab.bench", side, told]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise UmupError("memory", done.stderr.strip()[-500:], "a process that ends well")
-        yield {"part": "memory", "kind": "memory", "side": side, "d_model": width,
-               **json.loads(done.stdout.splitlines()[-1])}  # fmt: skip
+        yield {
+            "part": "memory",
+            "kind": "memory",
+            "side": side,
+            "d_model": width,
+            **json.loads(done.stdout.splitlines()[-1]),
+        }
 
 
 def memory_of(side: str, plan: Plan) -> dict[str, float | None]:
@@ -269,10 +313,14 @@ def memory_of(side: str, plan: Plan) -> dict[str, float | None]:
 
 def _reference(plan: Plan, width: int) -> bench_torch.Step:
     return bench_torch.Step(
-        width=width, layers=plan.n_layers, heads=plan.model(width).n_heads,
-        vocab_size=plan.vocab_size, batch_size=plan.batch_size, seq_len=plan.seq_len,
+        width=width,
+        layers=plan.n_layers,
+        heads=plan.model(width).n_heads,
+        vocab_size=plan.vocab_size,
+        batch_size=plan.batch_size,
+        seq_len=plan.seq_len,
         threads=machine.cores(),
-    )  # fmt: skip
+    )
 
 
 def _short(value: Any) -> str:
@@ -281,56 +329,62 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def parse(argv: Sequence[str]) -> tuple[Plan, Path | None]:
-    """Command line → plan, and the folder to record into (None: nowhere).
+@dataclass(frozen=True)
+class Bench:
+    """Measure step times, lanes, compile time, memory.
 
-    Raises:
-        ConfigError: names the option and what it allows.
+    Five things are measured, each written as a record: a training step,
+    alternating pair by pair with PyTorch's unit_scaling; the machine's own GEMM
+    peak, in the same run; lanes of a sweep against separate runs; compile time
+    against depth; peak memory. One run of the bench is one JSON file.
+
+    examples:
+      umup bench                            all of it; about ten minutes on two cores
+      umup bench --quick                    two widths, few samples; nothing is recorded
+      umup bench --widths 128 256 --parts step
+      umup bench --gpu                      bfloat16, widths 256 to 4096, on an accelerator
+
+    Close everything else first: the records say how much of the machine others used meanwhile.
     """
-    parser = argparse.ArgumentParser(
-        prog="umup bench", description=__doc__, epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("--quick", action="store_true", help="a look: nothing is recorded")
-    parser.add_argument("--gpu", action="store_true", help="bfloat16, wide, on an accelerator")
-    parser.add_argument("--widths", type=int, nargs="+", metavar="D", help="d_model of the steps")
-    parser.add_argument("--parts", nargs="+", metavar="PART", help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--samples", type=int, metavar="N", help="timed samples (default: 7)")
-    parser.add_argument("--skip-torch", action="store_true", help="leave the PyTorch columns out")
-    parser.add_argument(
-        "--records", type=Path, metavar="FOLDER", help=f"where to record (default: {RECORDS})"
+
+    quick: Annotated[bool, Option("two widths, few samples; nothing is recorded")] = False
+    gpu: Annotated[bool, Option("bfloat16, wide, on an accelerator")] = False
+    widths: Annotated[tuple[int, ...] | None, Option("d_model of the steps", "D")] = None
+    parts: Annotated[tuple[str, ...] | None, Option(f"of {', '.join(PARTS)}", "PART")] = None
+    samples: Annotated[
+        int | None, Option(f"timed samples (default: {Plan.samples}; quick: 3)", "N")
+    ] = None
+    skip_torch: Annotated[bool, Option("leave the PyTorch columns out")] = False
+    records: Annotated[Path | None, Option(f"where to record (default: {RECORDS})", "FOLDER")] = (
+        None
     )
-    given = parser.parse_args(argv)
-    changes: dict[str, Any] = dict(GPU) if given.gpu else {}
-    if given.quick:
-        changes |= {**QUICK, "widths": (256, 1024) if given.gpu else (32, 64)}
-    for name in ("widths", "parts"):
-        if getattr(given, name):
-            changes[name] = tuple(getattr(given, name))
-    if given.samples is not None:
-        changes["samples"] = given.samples
-    if given.skip_torch:
-        changes["torch"] = False
-    return Plan(**changes), given.records or (None if given.quick else RECORDS)
 
+    def plan(self) -> Plan:
+        """What these options ask to measure.
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of ``umup bench``: 0 done, 1 bad input or a part that stopped (it says which)."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if argv[:1] == ["--memory-of"]:  # the child process of `memory`
-            print(json.dumps(memory_of(argv[1], Plan.from_dict(json.loads(argv[2])))))
-            return 0
-        plan, folder = parse(argv)
-        run = measure(plan, lambda line: print(line, file=sys.stderr, flush=True))
+        Raises:
+            ConfigError: names the option and what it allows.
+        """
+        changes: dict[str, Any] = dict(GPU) if self.gpu else {}
+        if self.quick:
+            changes |= {**QUICK, "widths": (256, 1024) if self.gpu else (32, 64)}
+        if self.skip_torch:
+            changes["torch"] = False
+        given = {name: getattr(self, name) for name in ("widths", "parts", "samples")}
+        return Plan(**changes | {name: value for name, value in given.items() if value is not None})
+
+    def folder(self) -> Path | None:
+        """Where to record; None is nowhere."""
+        return self.records or (None if self.quick else RECORDS)
+
+    def __call__(self) -> int:
+        """Measure, print the tables and record; 0, or 1 where a part stopped, which it says."""
+        run = measure(self.plan(), lambda line: print(line, file=sys.stderr, flush=True))
         print(table([run]))
-        if folder is not None:
+        if (folder := self.folder()) is not None:
             print(f"Recorded in {save(run, folder)}", file=sys.stderr)
         return int(any(m["kind"] == "failure" for m in run["measurements"]))
-    except UmupError as error:
-        print(f"umup: {error}", file=sys.stderr)
-        return 1
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+if __name__ == "__main__":  # the child process of `memory`
+    print(json.dumps(memory_of(sys.argv[1], Plan.from_dict(json.loads(sys.argv[2])))))

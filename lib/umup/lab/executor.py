@@ -21,84 +21,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from umup.checked import Config, Count, OneOf, Positive
 from umup.errors import ConfigError, RecordError, StudyError
 from umup.lab import jobs, study
 from umup.lab.design import Design
+from umup.lab.options import Options
 from umup.lab.records import Store, current
 from umup.lab.sweep import OutOfTime, groups
 from umup.terminal import Progress
 
 MOST_TASKS = 64
 """Tasks of an array whose number nobody chose."""
-SLURM_MINUTES = 60.0
-"""Time limit of a Slurm task that nobody chose."""
 REQUEUES = 1000
 """Time limits after which submitit gives a task up; work is done before each."""
 POLL_SECONDS = 10.0
 """Between two looks at the queue while following an array."""
-OURS = {
-    "account", "array", "cpus-per-task", "error", "gpus", "gpus-per-node", "gpus-per-task",
-    "job-name", "no-requeue", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output",
-    "partition", "requeue", "signal", "time", "wrap",
-}  # fmt: skip
-"""sbatch options that have a name of their own here, or a value that the tasks rest on."""
-
-
-@dataclass(frozen=True)
-class Options(Config):
-    """How missing work is fanned out: the options of `umup run`."""
-
-    executor: Annotated[str, OneOf("slurm", "local")]
-    """`slurm`, or `local` for processes of this machine."""
-    tasks: Count | None = None
-    """Workers; None is one per group of lanes or point now missing, at most MOST_TASKS."""
-    at_once: Count | None = None
-    """Of these, how many Slurm runs at the same time; None is all."""
-    minutes: Positive | None = None
-    """Time limit of one task; it stops before it and Slurm starts it again. None is SLURM_MINUTES
-    under Slurm and no limit here, where a limit ends the task."""
-    gpus: Annotated[int, OneOf(0, 1)] = 0
-    """GPUs of a task. One process uses one; 0 shows it none."""
-    cpus: Count | None = None
-    """CPU cores of a Slurm task; None is what the site gives."""
-    partition: str | None = None
-    """As sbatch knows it."""
-    account: str | None = None
-    """As sbatch knows it."""
-    slurm: tuple[tuple[str, str], ...] = ()
-    """Further sbatch options, (name, value); the value `true` sets a flag."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("at_once", "cpus", "partition", "account", "slurm"):
-            if self.executor == "local" and (value := getattr(self, name)):
-                raise ConfigError(name, value, "nothing, or --executor slurm")
-        for name, value in self.slurm:
-            if not re.fullmatch(r"[a-z][a-z0-9-]+", name):
-                allowed = "an sbatch option's long name without its dashes, such as qos"
-                raise ConfigError("slurm", name, allowed)
-            if name in OURS:
-                raise ConfigError("slurm", name, "an option that umup run does not set itself")
-            if not value or not value.isprintable():
-                raise ConfigError("slurm", f"{name} {value}", "one line of text, or true")
-
-    @property
-    def limit(self) -> float:
-        """Seconds that a task is given."""
-        if self.minutes is None and self.executor == "local":
-            return math.inf
-        return 60 * (self.minutes or SLURM_MINUTES)
-
-    @property
-    def seconds(self) -> float:
-        """Seconds after which a task stops, its state on disk.
-
-        What is left, a fifth of the limit but at most two minutes, is for the chunk in flight.
-        """
-        return self.limit - min(self.limit / 5, 120)
 
 
 @dataclass(frozen=True)
@@ -189,7 +127,7 @@ def wanted_tasks(design: Design, place: Store) -> int:
 
 def submit(
     name: str | Path, design: Design, place: Store, options: Options
-) -> tuple[jobs.Submission, list[Any]] | None:  # fmt: skip
+) -> tuple[jobs.Submission, list[Any]] | None:
     """Submit tasks that make what the records lack.
 
     Returns:
@@ -261,43 +199,45 @@ def _undo(folder: Path) -> None:
             parent.rmdir()
 
 
-def _to_slurm(
-    task: Task, tasks: int, folder: Path, options: Options, name: str
-) -> list[Any]:  # fmt: skip
+def _to_slurm(task: Task, tasks: int, folder: Path, options: Options, name: str) -> list[Any]:
     submitit = jobs.submitit()
     executor = submitit.SlurmExecutor(folder, max_num_timeout=REQUEUES)
     # Slurm's signal comes after the task's own stop, for a chunk that takes most of the margin.
     executor.update_parameters(
-        job_name=name, time=math.ceil(options.limit / 60), partition=options.partition,
-        account=options.account, array_parallelism=options.at_once or tasks, wckey=None,
+        job_name=name,
+        time=math.ceil(options.limit / 60),
+        partition=options.partition,
+        account=options.account,
+        array_parallelism=options.at_once or tasks,
+        wckey=None,
         signal_delay_s=max(int((options.limit - options.seconds) / 2), 1),
-        gpus_per_node=options.gpus or None, cpus_per_task=options.cpus, stderr_to_stdout=True,
+        gpus_per_node=options.gpus or None,
+        cpus_per_task=options.cpus,
+        stderr_to_stdout=True,
         # Since Slurm 22.05 a step has the CPUs of its job only where it asks for them.
         srun_args=[f"--cpus-per-task={options.cpus}"] if options.cpus else None,
         additional_parameters={"requeue": True}
         | {name: value == "true" or value for name, value in options.slurm},
-    )  # fmt: skip
+    )
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it then raises
             return executor.map_array(task, range(tasks))
-    except (
-        submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError
-    ) as error:  # fmt: skip
+    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
         allowed = "what this cluster takes: --partition, --account, --minutes, --tasks, --slurm"
         raise StudyError("sbatch", jobs.words(str(error)), allowed) from None
 
 
-def _here(
-    task: Task, tasks: int, folder: Path, options: Options, name: str
-) -> list[Any]:  # fmt: skip
+def _here(task: Task, tasks: int, folder: Path, options: Options, name: str) -> list[Any]:
     made = []
     for number in range(tasks):
         executor = jobs.submitit().LocalExecutor(folder)
         gpus = _gpus_here()[number : number + 1] if options.gpus else ()
         executor.update_parameters(  # the task watches its limit; submitit would start it again
-            timeout_min=60 * 24 * 365, stderr_to_stdout=True, gpus_per_node=len(gpus),
+            timeout_min=60 * 24 * 365,
+            stderr_to_stdout=True,
+            gpus_per_node=len(gpus),
             visible_gpus=gpus,
-        )  # fmt: skip
+        )
         made.append(executor.submit(task, number))
     return made
 
@@ -323,9 +263,12 @@ def follow(submission: jobs.Submission, made: list[Any], say: Callable[[str], No
 
 
 def fan_out(
-    name: str | Path, design: Design, place: Store, options: Options, *, wait: bool,
+    name: str | Path,
+    design: Design,
+    place: Store,
+    options: Options,
     say: Callable[[str], None] = print,
-) -> int | None:  # fmt: skip
+) -> int | None:
     """``umup run --executor``: submit, say how to watch and to cancel, and maybe wait.
 
     Returns:
@@ -351,7 +294,7 @@ def fan_out(
     say(f"  watch   umup status {Path(name).name}{f'; squeue --array --jobs {ids}' * cluster}")
     say(f"  logs    {os.path.relpath(submission.folder)}")
     say(f"  cancel  {'scancel' if cluster else 'kill'} {ids}")
-    if not wait:
+    if not options.wait:
         return 0
     try:
         follow(submission, made, say)

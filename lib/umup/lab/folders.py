@@ -15,7 +15,6 @@ Nothing is installed or listed anywhere, so a copied folder runs wherever umup i
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -26,6 +25,7 @@ from types import ModuleType
 
 from umup import files
 from umup.errors import StudyError
+from umup.text import did_you_mean
 
 
 def experiments_folder() -> Path:
@@ -61,9 +61,7 @@ def folder(study: str | Path) -> Path:
 
 def choices(received: object, options: list[str]) -> str:
     """What is allowed, for an error: the options, and the one that is spelled nearly so."""
-    close = difflib.get_close_matches(str(received), options, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"one of {', '.join(options)}{hint}"
+    return f"one of {', '.join(options)}{did_you_mean(str(received), options)}"
 
 
 class Code(ModuleType):

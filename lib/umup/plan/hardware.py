@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Annotated, Any
 
 from umup.checked import Config, Count, Fraction, Range
 from umup.errors import ConfigError
+from umup.text import did_you_mean
 
 # Bounds wide enough for any machine, within which no time or cost is infinite.
 _Rate = Annotated[float, Range(1e-6, 1e9)]
@@ -95,8 +95,7 @@ def get(name: str, extra: Path | str | None = None) -> Hardware:
     """
     known = catalogue(extra)
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(name, known)
         raise ConfigError("hardware", name, f"{', '.join(known)}, or a TOML file's own{hint}")
     if extra is not None and name not in (own := _own(extra)):
         raise ConfigError("hardware", name, f"a machine of {extra}: {', '.join(own) or 'none yet'}")

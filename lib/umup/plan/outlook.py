@@ -8,14 +8,14 @@ it.
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
 
-from umup import plan
+from umup import command, plan
+from umup.command import Option
 from umup.config import HPs, MeshConfig, ModelConfig, OptimConfig, RunConfig
-from umup.errors import UmupError
 from umup.plan import GIB, formulas, hardware
 from umup.plan.hardware import Hardware
 from umup.text import columns
@@ -163,17 +163,21 @@ def table(machine: Hardware, jobs: Mapping[str, Job] = JOBS) -> str:
     return columns(rows)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point: 0 done, 1 bad input."""
-    parser = argparse.ArgumentParser(description="Predicted seconds, MFU and bytes.")
-    parser.add_argument("--hardware", default="h100", help="a machine that umup plan knows")
-    try:
-        print(table(hardware.get(parser.parse_args(argv).hardware)))
-    except UmupError as error:
-        print(f"umup: {error}", file=sys.stderr)
-        return 1
-    return 0
+@dataclass(frozen=True)
+class Table:
+    """Predicted seconds, MFU and bytes."""
+
+    hardware: Annotated[str, Option("a machine that umup plan knows", "NAME")] = "h100"
+
+    def __call__(self) -> int:
+        """Print the table; 0.
+
+        Raises:
+            ConfigError: the machine is unknown.
+        """
+        print(table(hardware.get(self.hardware)))
+        return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(Table, None, "python -m umup.plan.outlook"))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 from umup import plan
+from umup.command import Argument, Option
 from umup.config import MeshConfig
 from umup.errors import PlanError
-from umup.plan import Case, Prediction, formulas, hardware
+from umup.plan import Prediction, formulas, hardware
+from umup.plan.formulas import Case
 from umup.plan.hardware import Hardware
+from umup.run.commands import Fields
 from umup.text import columns
 from umup.yaml_reader import read_overrides
 
@@ -32,68 +35,76 @@ BOUNDS = {
 """What bounds the largest decoder of a budget, in words."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``umup plan``."""
-    parser.add_argument("config", nargs="?", help="a run's file, as for umup train")
-    parser.add_argument(
-        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-        help="override one field, such as model.d_model; the value is read as YAML",
-    )  # fmt: skip
-    parser.add_argument("--hardware", default="h100", metavar="NAME", help="(default: h100)")
-    parser.add_argument("--machines", metavar="FILE", help="TOML file of machines of your own")
-    parser.add_argument(
-        "--devices", type=int, metavar="N", help="choose the layout (default: the file's mesh)"
+@dataclass(frozen=True)
+class Plan:
+    """Say what a run takes: memory, time, cost; what fits; what a budget buys.
+
+    examples:
+      umup plan big.yaml --hardware h100 --devices 64
+      umup plan big.yaml --devices 64 --layouts
+      umup plan --devices 8 --hours 2 --inference-tokens 1e12
+      umup plan big.yaml -p mesh.fsdp 512 --compile
+    """
+
+    config: Annotated[str | None, Argument("a run's file, as for umup train")] = None
+    parameter: Fields = ()
+    hardware: Annotated[str, Option("a machine", "NAME")] = "h100"
+    machines: Annotated[str | None, Option("TOML file of machines of your own", "FILE")] = None
+    devices: Annotated[int | None, Option("choose the layout (default: the file's mesh)", "N")] = (
+        None
     )
-    parser.add_argument("--layouts", action="store_true", help="rank all layouts that fit")
-    parser.add_argument(
-        "--hours", type=float, metavar="H", help="the largest decoder of these proportions"
-    )
-    parser.add_argument(
-        "--tokens-per-parameter", type=float, metavar="R",
-        help=f"with --hours (default: {plan.TOKENS_PER_PARAMETER:g})",
-    )  # fmt: skip
-    parser.add_argument(
-        "--inference-tokens", type=float, metavar="T",
-        help="with --hours: over the model's life (default: 0)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--compile", action="store_true",
-        help="compile the step for as many devices, which need not be there, and compare",
-    )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="numbers instead of text")
+    layouts: Annotated[bool, Option("rank all layouts that fit")] = False
+    hours: Annotated[float | None, Option("the largest decoder of these proportions", "H")] = None
+    tokens_per_parameter: Annotated[
+        float | None, Option(f"with --hours (default: {plan.TOKENS_PER_PARAMETER:g})", "R")
+    ] = None
+    inference_tokens: Annotated[
+        float | None, Option("with --hours: over the model's life (default: 0)", "T")
+    ] = None
+    compile: Annotated[
+        bool,
+        Option("compile the step for as many devices, which need not be there, and compare"),
+    ] = False
+    json: Annotated[bool, Option("numbers instead of text")] = False
+
+    def __call__(self) -> int:
+        """Answer what was asked; 0.
+
+        Raises:
+            PlanError: options that do not go together, or a run that does not fit.
+            ConfigError: the file, a field or the machine.
+        """
+        from umup.run import runfile  # needs JAX, which the other commands' options do not
+
+        overrides = read_overrides(self.parameter)
+        config = runfile.read_config(self.config, overrides)
+        machine = hardware.get(self.hardware, self.machines)
+        if self.devices is not None and self.devices < 1:
+            raise PlanError("--devices", self.devices, "an integer >= 1")
+        _refuse_moot(self, config, overrides)
+        found, text = _answer(self, config, machine)
+        print(json.dumps(found, indent=1) if self.json else text)
+        return 0
 
 
-def run(chosen: argparse.Namespace) -> int:
-    """Answer what was asked; returns the exit status."""
-    from umup.run import runfile  # needs JAX, which the other commands' options do not
-
-    overrides = read_overrides(chosen.parameter)
-    config = runfile.read_config(chosen.config, overrides)
-    machine = hardware.get(chosen.hardware, chosen.machines)
-    if chosen.devices is not None and chosen.devices < 1:
-        raise PlanError("--devices", chosen.devices, "an integer >= 1")
-    _refuse_moot(chosen, config, overrides)
-    if chosen.hours is not None:
-        found, text = _budget(config, machine, chosen)
-    elif chosen.layouts:
-        found, text = _layouts(config, machine, chosen.devices or config.mesh.devices)
-    else:
-        asked, config = config, _laid_out(config, machine, chosen.devices)
-        found, text = _one(config, machine)
-        if config != asked:
-            own = layout(_case(asked, machine))
-            text += f"\nthis is the fastest layout on {chosen.devices} devices; the run's is {own}"
-        if chosen.compile:
-            found, text = _compared(config, machine, found, text)
-        else:
-            plan.check(config.model, config.optim, config.mesh, machine)
-    print(json.dumps(found, indent=1) if chosen.json else text)
-    return 0
+def _answer(asked: Plan, config: TrainConfig, machine: Hardware) -> tuple[Any, str]:
+    """What was asked, as plain data and as text."""
+    if asked.hours is not None:
+        return _budget(config, machine, asked, asked.hours)
+    if asked.layouts:
+        return _layouts(config, machine, asked.devices or config.mesh.devices)
+    given, config = config, _laid_out(config, machine, asked.devices)
+    found, text = _one(config, machine)
+    if config != given:
+        own = layout(_case(given, machine))
+        text += f"\nthis is the fastest layout on {asked.devices} devices; the run's is {own}"
+    if asked.compile:
+        return _compared(config, machine, found, text)
+    plan.check(config.model, config.optim, config.mesh, machine)
+    return found, text
 
 
-def _refuse_moot(
-    chosen: argparse.Namespace, config: TrainConfig, overrides: Mapping[str, Any]
-) -> None:
+def _refuse_moot(chosen: Plan, config: TrainConfig, overrides: Mapping[str, Any]) -> None:
     """Refuse what would do nothing beside the other options.
 
     Raises:
@@ -103,8 +114,11 @@ def _refuse_moot(
         for name in ("tokens_per_parameter", "inference_tokens"):
             if (value := getattr(chosen, name)) is not None:
                 raise PlanError(f"--{name.replace('_', '-')}", value, "a number beside --hours")
-    asked = {"--hours": chosen.hours is not None, "--layouts": chosen.layouts,
-             "--compile": chosen.compile}  # fmt: skip
+    asked = {
+        "--hours": chosen.hours is not None,
+        "--layouts": chosen.layouts,
+        "--compile": chosen.compile,
+    }
     questions = [option for option, given in asked.items() if given]
     if len(questions) > 1:
         raise PlanError(questions[1], f"beside {questions[0]}", "one question at a time")
@@ -227,7 +241,7 @@ def _layouts(config: TrainConfig, machine: Hardware, devices: int) -> tuple[list
 
 
 def _budget(
-    config: TrainConfig, machine: Hardware, chosen: argparse.Namespace
+    config: TrainConfig, machine: Hardware, chosen: Plan, hours: float
 ) -> tuple[dict[str, Any], str]:
     devices = chosen.devices or config.mesh.devices
     ratio = chosen.tokens_per_parameter
@@ -235,7 +249,7 @@ def _budget(
     bought = plan.budget(
         _case(config, machine),
         devices,
-        chosen.hours,
+        hours,
         tokens_per_parameter=ratio,
         inference_tokens=chosen.inference_tokens or 0.0,
     )
@@ -248,7 +262,7 @@ def _budget(
         per_parameter = f"{tokens / parameters:.3g}"
         rows.append((name, count(parameters), count(tokens), per_parameter, f"{loss:.3f}"))
     lines = [
-        f"{chosen.hours:g} hours on {devices} × {machine.name}: {c.n_layers} layers of "
+        f"{hours:g} hours on {devices} × {machine.name}: {c.n_layers} layers of "
         f"d_model {c.d_model}, d_ff {c.d_ff}; {count(bought.tokens)} tokens in "
         f"{steps:,} steps, {layout(c)}",
         f"{each:.3g} tokens per parameter ({ratio:g} asked); {BOUNDS[bought.bound]}",

@@ -1,14 +1,7 @@
-"""``make h100``: work through the queue for so many minutes, then pack what is new.
-
-python -m umup.slices.h100 --minutes 9 --pack OUT     the next jobs of the queue, on this box's GPU
-python -m umup.slices.h100 --list                     every job, what it decides, what is left of it
-python -m umup.slices.h100 --rehearse                 all of it on a CPU, every shape shrunk
-python -m umup.slices.h100 --merge OUT                a pack into the records
-"""
+"""``make h100``: work through the queue for so many minutes, then pack what is new."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import itertools
 import json
@@ -19,13 +12,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from umup import machine, slices
+from umup import command, machine, slices
+from umup.command import Option
 from umup.config import NUMERICS
-from umup.errors import DataError, StudyError, UmupError
+from umup.errors import DataError, StudyError
 from umup.lab import folders
 from umup.lab.records import Store
 from umup.slices import Job, packs
@@ -142,12 +137,15 @@ class Slice:
         device = next((e for e in found if e["event"] == "device"), {})
         jobs = [
             {k: v for k, v in e.items() if k not in hidden} | {"predicted_s": predicted[e["job"]]}
-            for e in found if e["event"] == "end"
-        ]  # fmt: skip
+            for e in found
+            if e["event"] == "end"
+        ]
         return self.log | {
-            "seconds": time.time() - self.began, "rehearsal": self.rehearse, "jobs": jobs,
+            "seconds": time.time() - self.began,
+            "rehearsal": self.rehearse,
+            "jobs": jobs,
             "where": {k: v for k, v in device.items() if k not in hidden},
-        }  # fmt: skip
+        }
 
     def pack(self, keep: Path | None) -> list[Path]:
         """Keep the slice's log with the rows, and pack all that is in the folder."""
@@ -163,8 +161,15 @@ class Slice:
         rows = [("job", "state", "predicted", "took", "why")]
         for job in self.jobs:
             entry = jobs.get(job.name, {"state": "not begun", "seconds": 0.0, "why": ""})
-            rows.append((job.name, entry["state"], f"{job.seconds:.0f} s",
-                         f"{entry['seconds']:.0f} s", entry["why"]))  # fmt: skip
+            rows.append(
+                (
+                    job.name,
+                    entry["state"],
+                    f"{job.seconds:.0f} s",
+                    f"{entry['seconds']:.0f} s",
+                    entry["why"],
+                )
+            )
         return columns(rows)
 
 
@@ -215,54 +220,61 @@ def check_minutes(minutes: float, first: Job) -> None:
         raise StudyError("--minutes", minutes, f"at least {least:.1f}, for the job {first.name}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns 0, or 1 where nothing could be done or written."""
-    parser = argparse.ArgumentParser(
-        prog="python -m umup.slices.h100", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("--minutes", type=float, default=9.0, help="limit, packing included")
-    parser.add_argument("--only", nargs="+", default=[], metavar="JOB")
-    parser.add_argument("--list", action="store_true", help="say what there is to do, do nothing")
-    parser.add_argument("--rehearse", action="store_true", help="on any device, every shape shrunk")
-    parser.add_argument("--pack", type=Path, metavar="DIR", help="default: build/h100/pack")
-    parser.add_argument("--merge", type=Path, metavar="DIR", help="put a pack into the records")
-    given = parser.parse_args(argv)
-    try:
-        return _main(given)
-    except UmupError as error:
-        print(f"umup: {error}", file=sys.stderr)
-        return 1
+@dataclass(frozen=True)
+class H100:
+    """Work through the queue for so many minutes, then pack what is new.
 
+    examples:
+      python -m umup.slices.h100 --minutes 9 --pack OUT   the next jobs, on this box's GPU
+      python -m umup.slices.h100 --list                   every job, and what is left of it
+      python -m umup.slices.h100 --rehearse               all on a CPU, every shape shrunk
+      python -m umup.slices.h100 --merge OUT              a pack into the records
+    """
 
-def _main(given: argparse.Namespace) -> int:
-    if given.merge:
-        print(merged(packs.merge(given.merge, folders.experiments_folder())))
-        return 0
-    path = folders.experiments_folder() / slices.QUEUE
-    jobs = slices.chosen(slices.queue(path), given.only)
-    with tempfile.TemporaryDirectory(prefix="umup-") as temporary:
-        folder = Path(temporary) if given.rehearse else build_folder()
-        if given.list:
-            print(listing(jobs, folder, given.rehearse))
+    minutes: Annotated[float, Option("limit, packing included", "MINUTES")] = 9.0
+    only: Annotated[tuple[str, ...], Option("these jobs of the queue", "JOB")] = ()
+    list: Annotated[bool, Option("say what there is to do, do nothing")] = False
+    rehearse: Annotated[bool, Option("on any device, every shape shrunk")] = False
+    pack: Annotated[
+        Path | None, Option("where packs are written (default: build/h100/pack)", "DIR")
+    ] = None
+    merge: Annotated[Path | None, Option("put a pack into the records", "DIR")] = None
+
+    def __call__(self) -> int:
+        """Do it; 0, or 1 where nothing could be done or written.
+
+        Raises:
+            StudyError: an unknown job, or a limit within which none ends.
+            RecordError: a pack that cannot be read or merged.
+        """
+        if self.merge:
+            print(merged(packs.merge(self.merge, folders.experiments_folder())))
             return 0
-        if not given.rehearse:
-            if not (jobs := lacking(jobs, folder)):
-                print("nothing is missing")
+        path = folders.experiments_folder() / slices.QUEUE
+        jobs = slices.chosen(slices.queue(path), self.only)
+        with tempfile.TemporaryDirectory(prefix="umup-") as temporary:
+            folder = Path(temporary) if self.rehearse else build_folder()
+            if self.list:
+                print(listing(jobs, folder, self.rehearse))
                 return 0
-            check_minutes(given.minutes, jobs[0])
-        else:  # each study's jobs in one process: most of a rehearsal is the start of processes
-            studies = list(dict.fromkeys(job.study for job in jobs))
-            jobs.sort(key=lambda job: studies.index(job.study))
-        work = Slice(jobs, folder, given.minutes, given.rehearse, path)
-        status = work.run(given.pack)
-        print(work.table())
-        for packed in work.pack(given.pack):
-            print(f"packed: {packed} ({packed.stat().st_size / 2**10:,.0f} KiB)")
-        if given.rehearse:  # merging too, and twice
-            for _ in range(2):
-                source, records = given.pack or folder / "pack", folder / "records"
-                print(merged(packs.merge(source, records, rehearsal=True)))
-    return status
+            if not self.rehearse:
+                if not (jobs := lacking(jobs, folder)):
+                    print("nothing is missing")
+                    return 0
+                check_minutes(self.minutes, jobs[0])
+            else:  # each study's jobs in one process: most of a rehearsal is the start of processes
+                studies = list(dict.fromkeys(job.study for job in jobs))
+                jobs.sort(key=lambda job: studies.index(job.study))
+            work = Slice(jobs, folder, self.minutes, self.rehearse, path)
+            status = work.run(self.pack)
+            print(work.table())
+            for packed in work.pack(self.pack):
+                print(f"packed: {packed} ({packed.stat().st_size / 2**10:,.0f} KiB)")
+            if self.rehearse:  # merging too, and twice
+                for _ in range(2):
+                    source, records = self.pack or folder / "pack", folder / "records"
+                    print(merged(packs.merge(source, records, rehearsal=True)))
+        return status
 
 
 def merged(counts: dict[str, int]) -> str:
@@ -271,4 +283,4 @@ def merged(counts: dict[str, int]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(H100, None, "python -m umup.slices.h100"))

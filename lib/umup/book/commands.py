@@ -1,0 +1,78 @@
+"""``umup book`` and ``umup new-study``: their options, and what they do.
+
+What needs more than these is imported when a command is called.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from umup.command import Argument, Option
+from umup.errors import UmupError
+
+
+@dataclass(frozen=True)
+class Book:
+    """Build the book into book/_build/html.
+
+    examples:
+      umup book --no-live
+      umup book check        what is built: is it whole, does it load anything from elsewhere
+      umup book picture      draw the README's picture anew from the records
+    """
+
+    action: Annotated[Literal["build", "check", "picture"], Argument("build, check or picture")] = (
+        "build"
+    )
+    no_live: Annotated[bool, Option("skip the live smoke runs")] = False
+    root: Annotated[Path | None, Option("the checkout (default: found by itself)", "FOLDER")] = None
+
+    def __call__(self) -> int:
+        """Do it; 0, or 1 where the site is not whole or cannot be built, which is told."""
+        from umup.book import site
+
+        try:
+            root = self.root or site.find_root()
+            if self.action == "build":
+                site.build(root, live=not self.no_live, say=lambda line: print(line, flush=True))
+                return 0
+            if self.action == "picture":
+                print(site.picture(root).relative_to(root))
+                return 0
+            problems = site.check(root / "book" / "_build" / "html")
+            print("\n".join(problems) or "ok")
+            return int(bool(problems))
+        except UmupError as error:  # what was received may be a log of many lines
+            received = error.received
+            shown = received if isinstance(received, str) and "\n" in received else repr(received)
+            print(f"{error.field}: received {shown}\nallowed: {error.allowed}", file=sys.stderr)
+            return 1
+
+
+@dataclass(frozen=True)
+class NewStudy:
+    """Make a study of your own that passes all checks, in the folder experiments.
+
+    example:
+      umup new-study batch_size --title 'Does the best learning rate follow the batch?'
+    """
+
+    name: Annotated[str, Argument("a to z, 0 to 9 and _; of its folder")]
+    title: Annotated[
+        str | None, Option("first heading of its page (default: the name in words)")
+    ] = None
+
+    def __call__(self) -> int:
+        """Make it, and say what to do with it; 0.
+
+        Raises:
+            StudyError: the name, or that there is no folder ``experiments``.
+        """
+        from umup.book import new_study
+
+        made = new_study.create(new_study.home(), self.name, self.title)
+        print(new_study.next_steps(self.name, made))
+        return 0
