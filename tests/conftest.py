@@ -28,7 +28,10 @@ DEVICES = int(os.environ.get("UMUP_TEST_DEVICES", "8"))
 IN_HASTE = os.environ.get("UMUP_TEST_IN_HASTE") == "1"
 APART = ("tests/test_optimized.py", "tests/test_smoke.py")
 """Files whose tests share nothing in this process: any worker may have each."""
-LONG = ("tests/test_new_study.py", "tests/test_one_device.py", *APART)
+LONG = (
+    *("tests/test_new_study.py", "tests/test_one_device.py", *APART),
+    *("tests/studies/test_part_done.py", "tests/test_compiler.py", "tests/test_parallel.py"),
+)
 """What workers start with, so that none is left with it at the end."""
 UNCOMPILED = "Failed to materialize symbols"
 """XLA:CPU's error where a program needs a function that it does not have."""
@@ -92,9 +95,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported and collected stays: walking it for garbage is 5 % of the tests' time."""
+    """What is imported and collected is not walked for garbage, and the rest seldom.
+
+    With Python's own thresholds walking took another 5 to 12 % of a file's time.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -7,6 +7,7 @@ begins and ends and nowhere else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,7 +72,8 @@ def check(config: MeshConfig, model: ModelConfig, optim: OptimConfig) -> None:
 
 def _fits(wanted: int, whole: int) -> int:
     """The largest divisor of ``whole`` up to ``wanted``."""
-    return max(n for n in range(1, wanted + 1) if whole % n == 0)
+    low = [n for n in range(1, math.isqrt(whole) + 1) if whole % n == 0]
+    return max(n for n in (*low, *(whole // n for n in low)) if n <= wanted)
 
 
 def spec(*axes: str | None) -> PartitionSpec:
