@@ -62,12 +62,12 @@ assumed_tflops: float = 0.12
 # %% tags=["hide-input", "answer"]
 from IPython.display import Markdown
 
-from umup.lab import claims, figures, report, study
+from umup.lab import claims, report, study
 
+this = study.code("lr_transfer")
 design = study.settings("lr_transfer", globals())
 results = study.run_or_load("lr_transfer", design)
-runs = results.runs
-Markdown(report.answer(runs, design.schemes, design.digits))
+Markdown(this.words.answer(results, design.schemes, design.digits))
 
 # %% [markdown]
 # ## What was run
@@ -78,23 +78,23 @@ Markdown(report.answer(runs, design.schemes, design.digits))
 # pair by pair. At the base width μP *is* SP, draw for draw.
 
 # %% tags=["hide-input"]
-Markdown(report.what_ran(runs))
+Markdown(this.words.what_ran(results))
 
 # %% tags=["remove-cell"]
-for scheme, text in report.drift_texts(runs, design.schemes, design.digits).items():
+for scheme, text in this.words.drift_texts(results, design.schemes, design.digits).items():
     report.glue(f"drift_{scheme}", text)
 
 # %% [markdown]
 # ## The optimum over width
 
 # %% tags=["hide-input", "picture", "claim:mup-wider-is-better", "claim:umup-wider-is-better"] mystnb={"figure": {"name": "fig-lr-transfer", "caption": "Final training loss against learning rate. SP's optimum (stars) moves by {glue:text}`drift_sp` octaves per doubling of width, μP's by {glue:text}`drift_mup`, u-μP's by {glue:text}`drift_umup` (95 % intervals in brackets)."}, "image": {"alt": "Loss against log2 learning rate, one panel a scheme, one line a width"}}
-figures.lr_transfer(runs)
+this.figures.by_lr(results)
 
 # %% tags=["hide-input", "claim:sp-drifts", "claim:mup-transfers", "claim:umup-transfers"] mystnb={"figure": {"name": "fig-drift", "caption": "Fitted optimum against width, relative to the narrowest model, with 95 % intervals. SP leaves the band of half an octave, inside which a sweep in factors of two cannot tell a shift from none."}, "image": {"alt": "Shift of the optimal learning rate against width"}}
-figures.drift(runs)
+this.figures.drift(results)
 
 # %% tags=["hide-input"]
-Markdown(report.optima_table(runs, design.digits))
+Markdown(this.words.optima_table(results, design.digits))
 
 # %% [markdown]
 # ## Whose loss is lower?
@@ -104,16 +104,16 @@ Markdown(report.optima_table(runs, design.digits))
 # first table shows another thing to keep in mind: transfer over width is not transfer over the horizon.
 
 # %% tags=["hide-input", "claim:umup-default-vs-mup", "claim:umup-default-vs-sp", "claim:umup-default-vs-mup-short", "claim:umup-default-vs-sp-short", "claim:umup-default-vs-mup-long", "claim:umup-default-vs-sp-long"] mystnb={"figure": {"name": "fig-default-losses", "caption": "Best loss with all other hyperparameters at their defaults: against width, and against the horizon as the difference from u-μP (above zero, u-μP is better), paired by seed."}, "image": {"alt": "Best loss against width and against horizon"}}
-figures.default_losses(runs)
+this.figures.default_losses(results)
 
 # %% tags=["hide-input"]
-Markdown(report.default_table(runs, design.digits))
+Markdown(this.words.default_table(results, design.digits))
 
 # %% [markdown]
 # On text that no run has seen, at the same learning rates:
 
 # %% tags=["hide-input"]
-Markdown(report.validation_table(runs, design.digits))
+Markdown(this.words.validation_table(results, design.digits))
 
 # %% [markdown]
 # ## Verdicts

@@ -388,12 +388,13 @@ def build(
 
 def picture(root: Path) -> Path:
     """Draw the README's picture anew from the committed records; returns its path."""
-    from umup.lab import figures
-    from umup.lab.records import Store, current
+    from umup.lab.folders import code
+    from umup.lab.records import read_results
+    from umup.lab.study import store
 
     folder = root / "experiments" / "lr_transfer"
-    runs = current(Store(folder / "records" / best_profile(folder)).read())
+    results = read_results(store(folder, best_profile(folder)))
     target = root / "book" / "images" / "lr_transfer.png"
     target.parent.mkdir(exist_ok=True)
-    figures.lr_transfer(runs).savefig(target, dpi=160)
+    code(folder).figures.by_lr(results).savefig(target, dpi=160)
     return target

@@ -5,7 +5,7 @@
     - id: umup-transfers            # unique in the file
       statement: ...                # one sentence a reader can check
       source: arXiv:2407.17465      # who says so
-      quantity: shift               # a name in QUANTITIES
+      quantity: shift               # a name in the QUANTITIES of its results.py
       args: {scheme: umup, factor: 8}
       profiles: {h100: {steps: 8192}}     # optional: args that differ in a profile
       bound: {min: -0.5, max: 0.5}  # either or both
@@ -20,7 +20,6 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ import pandas as pd
 
 from umup import files
 from umup.errors import ClaimError
-from umup.lab import records, schemas, tables
+from umup.lab import records, schemas
 from umup.lab.absent import NotMeasured
 from umup.lab.folders import code
 from umup.lab.records import Results, Store
@@ -37,7 +36,6 @@ from umup.text import decimals, markdown, significant
 from umup.yaml_reader import read_yaml_file
 
 PROFILES = ("h100", "cpu")  # best first; a smoke run proves nothing but that the study runs
-NAMES = tables.NAMES
 NO_RECORDS = "no records"
 STALE = "only stale records, measured with other numerics"
 
@@ -85,114 +83,13 @@ class Verdict:
     profile: str
 
 
-def _horizon(runs: pd.DataFrame, scheme: str, steps: int | None) -> pd.DataFrame:
-    """The runs of a scheme at `steps`, or at the horizon of the most widths, then the longest."""
-    runs = runs[runs["scheme"] == scheme]
-    if runs.empty:
-        raise NotMeasured(f"no current {NAMES.get(scheme, scheme)} runs")
-    if steps is None:
-        steps = tables.main_horizon(runs)
-    at = runs[runs["steps"] == steps]
-    if at.empty:
-        have = ", ".join(map(str, sorted(runs["steps"].unique())))
-        raise NotMeasured(f"{NAMES.get(scheme, scheme)}: no runs of {steps} steps (have {have})")
-    return at
-
-
-def _drift(runs: pd.DataFrame, scheme: str, steps: int | None, factor: float) -> Interval:
-    at = _horizon(runs, scheme, steps)
-    widths = at["d_model"]
-    if widths.max() < factor * widths.min():
-        raise NotMeasured(
-            f"{NAMES.get(scheme, scheme)}: widths span {widths.max() / widths.min():g}×,"
-            f" the claim needs {factor:g}×"
-        )
-    fitted = tables.drift_fits(at)
-    if not fitted:
-        raise NotMeasured(f"{NAMES.get(scheme, scheme)}: fewer than two widths with an optimum")
-    return next(iter(fitted.values()))[0].slope
-
-
-def drift(runs: pd.DataFrame, scheme: str, factor: float = 2, steps: int | None = None) -> Interval:
-    """Octaves by which the optimal η moves per doubling of width, over at least `factor` in it."""
-    return _drift(runs, scheme, steps, factor)
-
-
-def shift(runs: pd.DataFrame, scheme: str, factor: float, steps: int | None = None) -> Interval:
-    """Octaves by which the optimal η moves over a `factor` in width, from the fitted slope."""
-    return _drift(runs, scheme, steps, factor).scaled(math.log2(factor))
-
-
-def default_difference(
-    runs: pd.DataFrame,
-    scheme: str,
-    against: str,
-    steps: int | None = None,
-    d_model: int | None = None,
-    factor: float = 1,
-) -> Interval:
-    """Best-η loss of `scheme` minus that of `against`, HPs at default, nats a token.
-
-    At the largest width both have unless `d_model` is given, when these span at least `factor`;
-    paired by seed. Both sweeps must bracket their optimum, from above by divergence if need be.
-    """
-    ours = _horizon(runs, scheme, steps)
-    theirs = _horizon(runs, against, int(ours["steps"].iloc[0]))
-    both = pd.concat([ours, theirs])
-    table = tables.default_differences(both, scheme)
-    names = f"{NAMES.get(scheme, scheme)} and {NAMES.get(against, against)}"
-    if len(table) and table["d_model"].max() < factor * table["d_model"].min():
-        raise NotMeasured(f"{names}: the claim needs widths that span {factor:g}×")
-    if d_model is not None:
-        table = table[table["d_model"] == d_model]
-    if table.empty:
-        where = f"width {d_model}" if d_model else "a common width"
-        raise NotMeasured(f"{names}: no steady learning rate of both at {where}")
-    row = table.loc[table["d_model"].idxmax()]
-    for (name, _, _), o in tables.fits(both[both["d_model"] == row["d_model"]]).items():
-        if not (math.isfinite(o.x_lo) and math.isfinite(o.x_hi)) and o.edge:
-            raise NotMeasured(f"{NAMES.get(name, name)} at width {row['d_model']}: {o.reason}")
-    return Interval(row["difference"], row["difference_lo"], row["difference_hi"])
-
-
-def wider_minus_narrower(
-    runs: pd.DataFrame, scheme: str, factor: float = 2, steps: int | None = None
-) -> Interval:
-    """Largest rise of the loss from one width to the next, nats a token, paired by seed.
-
-    All widths at the η that is optimal at the smallest. Divergence counts as an infinite rise.
-    """
-    runs = tables.prepare(_horizon(runs, scheme, steps))
-    name = NAMES.get(scheme, scheme)
-    table = tables.transferred(runs, int(runs["d_model"].min()))
-    if table.empty or table["d_model"].max() < factor * table["d_model"].min():
-        raise NotMeasured(f"{name}: the claim needs widths that span {factor:g}×")
-    if table["n_diverged"].any():
-        return Interval(math.inf, math.inf, math.inf)
-    if (gaps := table[table["n"] == 0]).size:
-        widths = ", ".join(map(str, gaps["d_model"]))
-        raise NotMeasured(f"{name}: nothing within ½ octave of the transferred η at width {widths}")
-    losses = [
-        tables.losses_at(runs, scheme, row.d_model, row.steps, row.log2_lr)
-        for row in table.sort_values("d_model").itertuples()
-    ]
-    steps_up = [tables.paired(b, a)[0] for a, b in pairwise(losses)]
-    return Interval(*(max(getattr(s, end) for s in steps_up) for end in ("value", "lo", "hi")))
-
-
-QUANTITIES: dict[str, Callable[..., Interval]] = {
-    f.__name__: f for f in (drift, shift, default_difference, wider_minus_narrower)
-}
-"""Quantities of learning-rate sweeps; a study's module may have more, of its own records."""
-
-
 def quantities(study: str | Path) -> dict[str, Callable[..., Interval]]:
-    """What the claims of a study may name: its own quantities, and those of sweeps.
+    """What the claims of a study may name: the ``QUANTITIES`` of its ``results.py``, by name.
 
-    Its own, of ``results.py``, take ``records.Results``, those of sweeps the prepared runs.
+    Each takes ``records.Results`` first.
     """
     results = code(study).find("results")
-    return QUANTITIES | getattr(results, "QUANTITIES", {})
+    return getattr(results, "QUANTITIES", {})
 
 
 def load(path: str | Path) -> list[Claim]:
@@ -329,16 +226,25 @@ def _verdict(claim: Claim, known: Results | str, study: Path, profile: str) -> V
     """The verdict from current records, or from a sentence that says why there are none."""
     args = {**claim.args, **claim.profiles.get(profile, {})}
     empty = Verdict(
-        claim.id, claim.statement, claim.source, claim.quantity, math.nan, math.nan, math.nan,
-        claim.bound_min, claim.bound_max, claim.unit, "not measured", "", study.name, profile,
-    )  # fmt: skip
+        claim.id,
+        claim.statement,
+        claim.source,
+        claim.quantity,
+        math.nan,
+        math.nan,
+        math.nan,
+        claim.bound_min,
+        claim.bound_max,
+        claim.unit,
+        "not measured",
+        "",
+        study.name,
+        profile,
+    )
     if isinstance(known, str):
         return replace(empty, note=known)
     try:
-        if claim.quantity in QUANTITIES:
-            m = QUANTITIES[claim.quantity](tables.prepare(known.runs), **args)
-        else:
-            m = quantities(study)[claim.quantity](known, **args)
+        m = quantities(study)[claim.quantity](known, **args)
         if math.isnan(m.value):
             raise NotMeasured("the runs that it needs are missing or diverged")
     except NotMeasured as missing:

@@ -43,9 +43,12 @@ def parameters(notebook: Path) -> dict[str, Any]:
 
 
 def execute(
-    notebook: Path, output: Path, given: Mapping[str, Any], cwd: Path,
+    notebook: Path,
+    output: Path,
+    given: Mapping[str, Any],
+    cwd: Path,
     variables: Mapping[str, str] = {},
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Run a notebook with papermill, in this interpreter's own kernel, and return it executed.
 
     Only values that differ from the notebook's own are injected. A kernel that does not start is

@@ -13,8 +13,7 @@ from typing import Any
 import pandas as pd
 
 from umup import rules, text
-from umup.lab import tables
-from umup.lab.absent import NotMeasured, otherwise, required
+from umup.lab.absent import NotMeasured, otherwise
 from umup.laws import Interval
 from umup.slopes import CoordCheck
 from umup.text import decimals
@@ -103,40 +102,13 @@ def glue(name: str, text: str) -> None:
 
     prefix = "application/papermill.record/"
     display(
-        {f"{prefix}text/plain": repr(text)}, raw=True,
+        {f"{prefix}text/plain": repr(text)},
+        raw=True,
         metadata={"scrapbook": {"name": name, "mime_prefix": prefix}},
-    )  # fmt: skip
-
-
-@worded
-def what_ran(runs: pd.DataFrame) -> str:
-    """One sentence: how many runs, of what, on what."""
-    first = required(runs, NO_RUNS).iloc[0]
-    diverged = int((runs["status"] == "diverged").sum())
-    widths = ", ".join(str(w) for w in sorted(runs["d_model"].unique()))
-    steps = ", ".join(str(s) for s in sorted(runs["steps"].unique()))
-    return (
-        f"{len(runs)} runs, {diverged} of them diverged: {first['n_layers']} layers, heads of "
-        f"{first['d_head']}, widths {widths}; {first['batch_size']} sequences of "
-        f"{first['seq_len']} tokens a step, {steps} steps; up to {runs['seed'].nunique()} seeds."
     )
 
 
-def drift_texts(runs: pd.DataFrame, schemes: Sequence[str], digits: int = 2) -> dict[str, str]:
-    """Scheme → ``slope [lo, hi]`` in octaves per doubling of width, at the main horizon.
-
-    A scheme whose optimum was not measured at two widths has the text "not measured".
-    """
-    drifts = tables.drifts(runs)
-    measured = {
-        r["scheme"]: interval(r["slope"], r["slope_lo"], r["slope_hi"], digits)
-        for r in drifts.to_dict("records")
-        if r["steps"] == tables.main_horizon(runs)
-    }
-    return {scheme: measured.get(scheme, ABSENT) for scheme in schemes}
-
-
-def optima_rows(optima: pd.DataFrame, labels: Mapping[str, str], digits: int = 2) -> str:
+def optima_table(optima: pd.DataFrame, labels: Mapping[str, str], digits: int = 2) -> str:
     """Fitted optima as a Markdown table, one row each.
 
     Args:
@@ -160,88 +132,3 @@ def optima_rows(optima: pd.DataFrame, labels: Mapping[str, str], digits: int = 2
         "note": "note",
     }
     return markdown(pd.DataFrame(rows), {**labels, **headings})
-
-
-def optima_table(runs: pd.DataFrame, digits: int = 2) -> str:
-    """Fitted optima: one row a scheme, horizon and width."""
-    labels = {"scheme": "scheme", "steps": "steps", "d_model": "width"}
-    return optima_rows(tables.optima(runs), labels, digits)
-
-
-def default_table(runs: pd.DataFrame, digits: int = 2) -> str:
-    """Best losses with HPs at their defaults: u-μP minus the others, paired by seed."""
-    differences = tables.default_differences(runs)
-    rows = [
-        {
-            "pair": f"u-μP − {TITLES[d['against']]}", "steps": d["steps"], "width": d["d_model"],
-            "difference": interval(
-                d["difference"], d["difference_lo"], d["difference_hi"], loss_digits(digits)
-            ),
-            "n": d["n"],
-        }
-        for d in differences.to_dict("records")
-    ]  # fmt: skip
-    return markdown(
-        pd.DataFrame(rows),
-        {"pair": "pair", "steps": "steps", "width": "width",
-         "difference": "difference, nats [95 %]", "n": "seed pairs"},
-    )  # fmt: skip
-
-
-def validation_table(runs: pd.DataFrame, digits: int = 2) -> str:
-    """Held-out loss at each scheme's best learning rate, in nats a token and bits a byte.
-
-    At the main horizon; the mean over seeds and, in brackets, their range.
-    """
-    rows = []
-    for b in tables.default_losses(runs).to_dict("records"):
-        if b["steps"] != tables.main_horizon(runs):
-            continue
-        at = runs[(runs["lr"] == 2.0 ** b["log2_lr"]) & (runs["status"] == "ok")]
-        for name in tables.GROUP:
-            at = at[at[name] == b[name]]
-        nats, bits = (
-            interval(at[c].mean(), at[c].min(), at[c].max(), loss_digits(digits))
-            for c in ("val_loss", "val_bits_per_byte")
-        )
-        scheme = TITLES[b["scheme"]]
-        rows.append({"scheme": scheme, "width": b["d_model"], "nats": nats, "bits": bits,
-                     "n": len(at)})  # fmt: skip
-    return markdown(
-        pd.DataFrame(rows),
-        {"scheme": "scheme", "width": "width", "nats": "nats a token [range]",
-         "bits": "bits a byte [range]", "n": "seeds"},
-    )  # fmt: skip
-
-
-def answer(runs: pd.DataFrame, schemes: Sequence[str], digits: int = 2) -> str:
-    """The study's answer in one paragraph: how far each optimum moves, and whose loss is lowest."""
-    return f"{_moves(runs, schemes, digits)} {_lowest(runs, digits)}"
-
-
-@otherwise(lambda missing: f"How far the best learning rate moves is {ABSENT}: {missing}.")
-def _moves(runs: pd.DataFrame, schemes: Sequence[str], digits: int) -> str:
-    drifts = tables.drifts(required(runs, NO_RUNS))
-    drifts = drifts[drifts["steps"] == tables.main_horizon(runs)]
-    drifts = required(drifts[drifts["scheme"].isin(list(schemes))], "no optimum at two widths")
-    moves: dict[int, list[str]] = {}
-    for d in sorted(drifts.to_dict("records"), key=lambda d: list(schemes).index(d["scheme"])):
-        shift = interval(d["shift"], d["shift_lo"], d["shift_hi"], digits)
-        parts = moves.setdefault(int(d["d_model_max"] / d["d_model_min"]), [])
-        parts.append(f"{TITLES[d['scheme']]}'s by {shift} octaves")
-    return " ".join(
-        f"Over {span}× in width the best learning rate moves: {', '.join(parts)}."
-        for span, parts in moves.items()
-    )
-
-
-@otherwise(lambda missing: f"The best loss is {ABSENT}: {missing}.")
-def _lowest(runs: pd.DataFrame, digits: int) -> str:
-    best, steps = tables.default_losses(runs), tables.main_horizon(required(runs, NO_RUNS))
-    best = required(best[best["steps"] == steps], "every learning rate has a run that diverged")
-    width = int(best["d_model"].max())
-    losses = ", ".join(
-        f"{TITLES[b['scheme']]} {decimals(b['loss'], loss_digits(digits))}"
-        for b in best[best["d_model"] == width].sort_values("loss").to_dict("records")
-    )
-    return f"Best loss at width {width} after {steps} steps, nats a token: {losses}."

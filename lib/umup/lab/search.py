@@ -78,9 +78,13 @@ def around(center: float, search: LRSearch, below: int = 2, above: int = 3) -> L
     """
     middle = round(center)
     return LRSearch(
-        middle - below, middle + above, search.refine, search.window, search.seeds,
+        middle - below,
+        middle + above,
+        search.refine,
+        search.window,
+        search.seeds,
         search.max_extend,
-    )  # fmt: skip
+    )
 
 
 def means(results: Iterable[Result]) -> dict[float, float]:

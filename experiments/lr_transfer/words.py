@@ -1,0 +1,137 @@
+"""What this study's page says: sentences and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from umup.lab import report, tables
+from umup.lab.absent import otherwise, required
+from umup.lab.records import Results
+from umup.text import decimals
+
+
+@report.worded
+def what_ran(results: Results) -> str:
+    """One sentence: how many runs, of what, on what."""
+    runs = required(results.runs, report.NO_RUNS)
+    first = runs.iloc[0]
+    diverged = int((runs["status"] == "diverged").sum())
+    widths = ", ".join(str(w) for w in sorted(runs["d_model"].unique()))
+    steps = ", ".join(str(s) for s in sorted(runs["steps"].unique()))
+    return (
+        f"{len(runs)} runs, {diverged} of them diverged: {first['n_layers']} layers, heads of "
+        f"{first['d_head']}, widths {widths}; {first['batch_size']} sequences of "
+        f"{first['seq_len']} tokens a step, {steps} steps; up to {runs['seed'].nunique()} seeds."
+    )
+
+
+def drift_texts(results: Results, schemes: Sequence[str], digits: int = 2) -> dict[str, str]:
+    """Scheme → ``slope [lo, hi]`` in octaves per doubling of width, at the main horizon.
+
+    A scheme whose optimum was not measured at two widths has the text "not measured".
+    """
+    drifts = tables.drifts(results.runs)
+    measured = {
+        r["scheme"]: report.interval(r["slope"], r["slope_lo"], r["slope_hi"], digits)
+        for r in drifts.to_dict("records")
+        if r["steps"] == tables.main_horizon(results.runs)
+    }
+    return {scheme: measured.get(scheme, report.ABSENT) for scheme in schemes}
+
+
+def optima_table(results: Results, digits: int = 2) -> str:
+    """Fitted optima: one row per scheme, horizon and width."""
+    labels = {"scheme": "scheme", "steps": "steps", "d_model": "width"}
+    return report.optima_table(tables.optima(results.runs), labels, digits)
+
+
+def default_table(results: Results, digits: int = 2) -> str:
+    """Best losses with HPs at their defaults: u-μP minus the others, paired by seed."""
+    finer = report.loss_digits(digits)
+    differences = tables.default_differences(results.runs)
+    rows = [
+        {
+            "pair": f"u-μP − {report.TITLES[d['against']]}",
+            "steps": d["steps"],
+            "width": d["d_model"],
+            "difference, nats [95 %]": report.interval(
+                d["difference"], d["difference_lo"], d["difference_hi"], finer
+            ),
+            "seed pairs": d["n"],
+        }
+        for d in differences.to_dict("records")
+    ]
+    return _table(rows)
+
+
+def validation_table(results: Results, digits: int = 2) -> str:
+    """Held-out loss at each scheme's best learning rate, in nats per token and bits per byte.
+
+    At the main horizon; the mean over seeds and, in brackets, their range.
+    """
+    runs, finer = results.runs, report.loss_digits(digits)
+    rows = []
+    for b in tables.default_losses(runs).to_dict("records"):
+        if b["steps"] != tables.main_horizon(runs):
+            continue
+        at = runs[(runs["lr"] == 2.0 ** b["log2_lr"]) & (runs["status"] == "ok")]
+        for name in tables.GROUP:
+            at = at[at[name] == b[name]]
+        nats, bits = (
+            report.interval(at[c].mean(), at[c].min(), at[c].max(), finer)
+            for c in ("val_loss", "val_bits_per_byte")
+        )
+        rows.append(
+            {
+                "scheme": report.TITLES[b["scheme"]],
+                "width": b["d_model"],
+                "nats a token [range]": nats,
+                "bits a byte [range]": bits,
+                "seeds": len(at),
+            }
+        )
+    return _table(rows)
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """``report.markdown`` of rows that are named by their headings."""
+    table = pd.DataFrame(rows)
+    return report.markdown(table, {name: name for name in table})
+
+
+def answer(results: Results, schemes: Sequence[str], digits: int = 2) -> str:
+    """The study's answer in one paragraph: how far each optimum moves, and whose loss is lowest."""
+    return f"{_moves(results, schemes, digits)} {_lowest(results, digits)}"
+
+
+@otherwise(lambda missing: f"How far the best learning rate moves is {report.ABSENT}: {missing}.")
+def _moves(results: Results, schemes: Sequence[str], digits: int) -> str:
+    runs = required(results.runs, report.NO_RUNS)
+    drifts = tables.drifts(runs)
+    drifts = drifts[drifts["steps"] == tables.main_horizon(runs)]
+    drifts = required(drifts[drifts["scheme"].isin(list(schemes))], "no optimum at two widths")
+    moves: dict[int, list[str]] = {}
+    for d in sorted(drifts.to_dict("records"), key=lambda d: list(schemes).index(d["scheme"])):
+        shift = report.interval(d["shift"], d["shift_lo"], d["shift_hi"], digits)
+        parts = moves.setdefault(int(d["d_model_max"] / d["d_model_min"]), [])
+        parts.append(f"{report.TITLES[d['scheme']]}'s by {shift} octaves")
+    return " ".join(
+        f"Over {span}× in width the best learning rate moves: {', '.join(parts)}."
+        for span, parts in moves.items()
+    )
+
+
+@otherwise(lambda missing: f"The best loss is {report.ABSENT}: {missing}.")
+def _lowest(results: Results, digits: int) -> str:
+    runs = required(results.runs, report.NO_RUNS)
+    best, steps = tables.default_losses(runs), tables.main_horizon(runs)
+    best = required(best[best["steps"] == steps], "every learning rate has a run that diverged")
+    width = int(best["d_model"].max())
+    losses = ", ".join(
+        f"{report.TITLES[b['scheme']]} {decimals(b['loss'], report.loss_digits(digits))}"
+        for b in best[best["d_model"] == width].sort_values("loss").to_dict("records")
+    )
+    return f"Best loss at width {width} after {steps} steps, nats a token: {losses}."

@@ -1,0 +1,275 @@
+"""The study lr_transfer: its quantities, words and figures on runs whose truth is known."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from synthetic import CENTRES, EMPTY, drawn, make_runs, marks
+from umup.lab import claims, folders, tables
+from umup.lab.absent import NotMeasured
+from umup.lab.records import Results
+
+STUDY = folders.folder("lr_transfer")
+CODE = folders.code(STUDY)
+figures, quantities, words = CODE.figures, CODE.results, CODE.words
+
+DRAW = {
+    "by_lr": figures.by_lr,
+    "drift": figures.drift,
+    "default_losses": figures.default_losses,
+}
+
+
+def of(runs: pd.DataFrame) -> Results:
+    return Results(runs, EMPTY.points)
+
+
+def test_the_claims_of_lr_transfer_on_runs_whose_truth_is_known():
+    runs = make_runs(steps=(2000,))
+    by_id = {v.id: v for v in claims.evaluate(STUDY, runs)}
+    expected = {
+        "sp-drifts": -1.0,
+        "mup-transfers": -0.3,
+        "umup-transfers": 0.15,
+        "umup-default-vs-mup": -0.03,
+        "umup-default-vs-sp": -0.05,
+        # a doubling gains 0.05 nats; the last one, 0.2 to 0.3 octaves off, 0.03 · 0.05 less
+        "mup-wider-is-better": -0.0485,
+        "umup-wider-is-better": -0.0496,
+    }
+    for name, truth in expected.items():
+        v = by_id.pop(name)
+        assert v.verdict == "holds", v
+        assert v.value == pytest.approx(truth, abs=0.01 if v.unit == "nats" else 0.1)
+        assert v.lo <= v.value <= v.hi and (v.study, v.profile) == ("lr_transfer", "cpu")
+    assert {v.verdict for v in by_id.values()} == {"not measured"}
+    assert len(by_id) == 4 and all("500" in v.note or "8000" in v.note for v in by_id.values())
+
+
+def test_the_claims_fail_on_runs_that_contradict_them():
+    swapped = {"sp": "umup", "umup": "sp", "mup": "mup"}
+    runs = make_runs(steps=(500, 2000, 8000))
+    runs["scheme"] = runs["scheme"].map(swapped)
+    verdicts = {v.id: v.verdict for v in claims.evaluate(STUDY, runs, "cpu")}
+    failing = {name for name, verdict in verdicts.items() if verdict == "fails"}
+    ours = {f"umup-default-vs-{o}{h}" for o in ("sp", "mup") for h in ("", "-short", "-long")}
+    assert failing == {"sp-drifts", "umup-transfers", "umup-wider-is-better"} | ours
+
+
+def test_horizon_defaults_to_the_one_with_the_most_widths():
+    runs = make_runs(steps=(500, 2000))
+    kept = runs[(runs.steps == 500) | (runs.d_model < 128)]
+    assert quantities.drift(of(kept), "sp", 8).value == pytest.approx(-1.0, abs=0.05)
+    with pytest.raises(NotMeasured, match="span 2×"):
+        quantities.drift(of(kept), "sp", 8, 2000)
+
+
+def test_an_unfinished_sweep_is_no_best_loss():
+    runs = make_runs(widths=(32, 64))
+    with pytest.raises(NotMeasured, match="span 8×"):
+        quantities.default_difference(of(runs), "umup", "sp", factor=8)
+    begun = runs[(runs.scheme != "umup") | (runs.lr < 2.0**-1.2)]
+    with pytest.raises(NotMeasured, match="u-μP at width 64: lowest at the largest"):
+        quantities.default_difference(of(begun), "umup", "sp")
+    unstable = make_runs(widths=(32,), diverge_above=-0.2)  # SP's best is just below divergence
+    assert math.isfinite(quantities.default_difference(of(unstable), "umup", "sp").lo)
+
+
+def test_divergence_at_the_transferred_rate_fails():
+    runs = make_runs()
+    at = (runs.scheme == "mup") & (runs.d_model == 256) & (abs(np.log2(runs.lr) + 7) < 0.6)
+    runs.loc[at, ["status", "final_loss"]] = ["diverged", np.nan]
+    assert quantities.wider_minus_narrower(of(runs), "mup").lo == math.inf
+
+
+def test_wider_minus_narrower_takes_the_worst_step():
+    runs = make_runs(noise=0)
+    runs.loc[(runs.scheme == "umup") & (runs.d_model == 128), "final_loss"] += 0.2
+    rise = quantities.wider_minus_narrower(of(runs), "umup")
+    # from 64 to 128: -0.05 + 0.2, and 0.03 · (0.1² - 0.05²) for the drifted optimum
+    assert rise.value == pytest.approx(0.15 + 0.03 * 0.0075) and rise.lo == pytest.approx(rise.hi)
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_widths() -> pd.DataFrame:
+    return make_runs(widths=(32, 256))
+
+
+def test_answer_names_shift_and_loss(two_widths):
+    text = words.answer(of(two_widths), ["sp", "mup", "umup"])
+    # Slopes of −1, −0.1 and 0.05 octaves a doubling, over three doublings.
+    said = re.findall(r"(SP|μP|u-μP)'s by (−?[\d.]+) \[", text)
+    shifts = {name: float(x.replace("−", "-")) for name, x in said}
+    assert shifts == pytest.approx({"SP": -3.0, "μP": -0.3, "u-μP": 0.15}, abs=0.1)
+    assert text.startswith("Over 8× in width")
+    # Lowest first: 1.45, 1.48 and 1.50 at width 32, less 0.15 at 256.
+    order = re.findall(r"(?:SP|u-μP|μP) [\d.]+", text.split("nats a token:")[1])
+    assert [o.split()[0] for o in order] == ["u-μP", "μP", "SP"]
+    assert float(order[0].split()[1]) == pytest.approx(1.30, abs=0.01)
+
+
+def test_answer_at_smoke_shows_no_interval(two_widths):
+    assert "[" not in words.answer(of(two_widths), ["sp", "mup"], digits=1)
+
+
+def test_drift_texts_say_what_is_not_measured(two_widths):
+    texts = words.drift_texts(of(two_widths[two_widths["scheme"] != "sp"]), ["sp", "umup"])
+    assert texts["sp"] == "not measured"
+    assert float(texts["umup"].split()[0]) == pytest.approx(0.05, abs=0.03)
+
+
+def test_optima_table_has_a_row_a_width(two_widths):
+    lines = words.optima_table(of(two_widths)).splitlines()
+    assert len(lines) == 2 + 3 * 2
+    first = [cell.strip() for cell in lines[2].strip("|").split("|")]
+    assert first[:3] == ["SP", "2000", "32"]
+    assert float(first[3].split()[0].replace("−", "-")) == pytest.approx(CENTRES["sp"], abs=0.1)
+
+
+def test_default_table_pairs_u_mup_with_the_others(two_widths):
+    lines = words.default_table(of(two_widths)).splitlines()[2:]
+    assert {line.split("|")[1].strip() for line in lines} == {"u-μP − SP", "u-μP − μP"}
+
+
+def test_validation_table_averages_the_seeds_at_the_best_rate(two_widths):
+    # Bits a byte of a byte-level model are nats over ln 2: 1.386 nats are 2 bits.
+    known = two_widths.assign(val_loss=1.386 + two_widths["seed"] * 0.1, val_bits_per_byte=2.0)
+    lines = words.validation_table(of(known)).splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert [c[:2] for c in cells] == [[s, w] for s in ("SP", "μP", "u-μP") for w in ("32", "256")]
+    shown = {tuple(c[2:]) for c in cells}
+    assert shown == {("1.486 [1.386, 1.586]", "2.000 [2.000, 2.000]", "3")}
+
+
+def test_what_ran_counts(two_widths):
+    diverged = two_widths.assign(d_head=16)
+    diverged.loc[diverged.index[:2], "status"] = "diverged"
+    text = words.what_ran(of(diverged))
+    assert (
+        text.startswith(f"{len(two_widths)} runs, 2 of them diverged") and "widths 32, 256" in text
+    )
+
+
+# --- figures --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs() -> pd.DataFrame:
+    arms = make_runs(widths=(64,), steps=(500, 8000))
+    return pd.concat([make_runs(diverge_above=2.1), arms])
+
+
+def pixels(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a collapsed layout or a missing glyph
+        figure.savefig(buffer, format="rgba")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_same_runs_same_pixels_and_no_state_left(name, runs):
+    before = dict(mpl.rcParams)
+    first = pixels(DRAW[name](of(runs)))
+    assert first == pixels(DRAW[name](of(runs.sample(frac=1, random_state=0))))
+    assert dict(mpl.rcParams) == before and plt.get_fignums() == []
+    changed = runs.assign(final_loss=runs.final_loss + 0.1 * (runs.scheme == "umup"))
+    changed["lr"] *= np.where((runs.scheme == "sp") & (runs.d_model == 256), 2, 1)
+    assert first != pixels(DRAW[name](of(changed)))
+
+
+@pytest.mark.parametrize("name", DRAW)
+@pytest.mark.parametrize("kind", ["none", "one run", "one width", "one seed", "all diverged"])
+def test_poor_data_still_draw(name, kind, runs):
+    poor = {
+        "none": runs.iloc[:0],
+        "one run": runs.iloc[[0]],
+        "one width": runs[(runs.d_model == 64) & (runs.steps == 2000)],
+        "one seed": runs[runs.seed == 0],
+        "all diverged": runs.assign(status="diverged", final_loss=np.nan),
+    }[kind]
+    figure = DRAW[name](of(poor))
+    assert pixels(figure)  # without a warning
+    main = poor[poor.steps == (tables.main_horizon(poor) if len(poor) else 0)]
+    losses = tables.loss_by_lr(main)
+    points = {
+        "by_lr": losses[losses.n > 0],
+        "drift": tables.optima(main).dropna(subset=["log2_lr"]),
+        "default_losses": tables.default_losses(main),
+    }
+    if points[name].empty:
+        assert figure.axes[0].texts[0].get_text().startswith("not measured: no ")
+    elif name == "by_lr":
+        shown = [len(points) for ax in figure.axes for points in drawn(ax).values()]
+        assert sum(shown) == len(points[name])
+    else:
+        assert len(marks(figure.axes[0])) == len(points[name])
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_text_is_legible_at_seven_inches(name, runs):
+    figure = DRAW[name](of(runs))
+    pixels(figure)
+    scale = 7 / max(figure.get_size_inches()[0], 7)
+    texts = [t for t in figure.findobj(Text) if t.get_text()]
+    assert texts and min(t.get_fontsize() for t in texts) * scale >= 8.7
+
+
+def test_by_lr_draws_the_losses_the_optima_and_the_divergences(runs):
+    figure = figures.by_lr(of(runs))
+    assert [ax.get_title() for ax in figure.axes] == ["SP", "μP", "u-μP"]
+    optima = tables.optima(runs).set_index(["scheme", "d_model", "steps"])
+    for ax, scheme in zip(figure.axes, ("sp", "mup", "umup"), strict=True):
+        lines = {line.get_label(): line for line in ax.get_lines()}
+        table = tables.loss_by_lr(runs).query("scheme == @scheme and steps == 2000 and n > 0")
+        for width, group in table.groupby("d_model"):
+            shown = lines[str(width)].get_xydata()
+            np.testing.assert_allclose(shown, group[["log2_lr", "mean"]])
+        stars = [c[0].get_xydata()[0] for c in ax.containers]
+        expected = optima.loc[scheme].xs(2000, level="steps")[["log2_lr", "loss"]]
+        np.testing.assert_allclose(stars, expected)
+        crosses = [line for line in ax.get_lines() if line.get_marker() == "x"]
+        top = ax.get_ylim()[1]
+        assert all((line.get_ydata() == top).all() for line in crosses)
+        diverged = tables.loss_by_lr(runs).query("scheme == @scheme and n_diverged > 0").log2_lr
+        assert sorted(x for c in crosses for x in c.get_xdata()) == sorted(diverged)
+        assert len(diverged) == 0 if scheme == "umup" else len(diverged) >= 8
+
+
+def test_default_losses_draw_the_gap_with_its_sign(runs):
+    _, right = figures.default_losses(of(runs)).axes
+    table = tables.default_differences(runs).query("d_model == 64")
+    for container in right.containers:
+        scheme = {"SP − u-μP": "sp", "μP − u-μP": "mup"}[container.get_label()]
+        expected = -table[table.against == scheme]["difference"]
+        np.testing.assert_allclose(container[0].get_ydata(), expected)
+    assert [t.get_text() for t in right.get_xticklabels()] == ["500", "2000", "8000"]
+    assert len(right.containers) == 2
+
+
+def test_drift_is_relative_to_the_smallest_width_and_open_ends_are_arrows(runs):
+    cut = runs[~((runs.scheme == "sp") & (runs.d_model == 256) & (runs.lr < 2.0**-8.9))]
+    (ax,) = figures.drift(of(cut)).axes
+    starts = [c[0].get_ydata()[0] for c in ax.containers]
+    optima = tables.optima(cut).query("steps == 2000")
+    for scheme, group in optima.groupby("scheme"):
+        base = group.sort_values("d_model").log2_lr.iloc[0]
+        for x in group.log2_lr - base:
+            assert min(abs(x - s) for s in starts) < 1e-9, scheme
+    hollow = [c for c in ax.containers if c[0].get_markerfacecolor() == "white"]
+    assert len(hollow) == 1
+    assert "[−∞, " in ax.get_legend().get_texts()[0].get_text()
