@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from umup import rules, text
+from umup import schemes, text
 from umup.lab import tables
 from umup.lab.absent import NotMeasured, otherwise, required
 from umup.laws import Interval
@@ -39,7 +39,7 @@ def several(
     return dict(zip(names, texts, strict=True))
 
 
-TITLES = {name: scheme.title for name, scheme in rules.SCHEMES.items()}
+TITLES = schemes.TITLES
 
 
 def interval(value: float, lo: float, hi: float, digits: int = 2) -> str:
@@ -102,10 +102,8 @@ def glue(name: str, text: str) -> None:
     from IPython.display import display
 
     prefix = "application/papermill.record/"
-    display(
-        {f"{prefix}text/plain": repr(text)}, raw=True,
-        metadata={"scrapbook": {"name": name, "mime_prefix": prefix}},
-    )  # fmt: skip
+    metadata = {"scrapbook": {"name": name, "mime_prefix": prefix}}
+    display({f"{prefix}text/plain": repr(text)}, raw=True, metadata=metadata)
 
 
 @worded
