@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +19,7 @@ from umup import laws
 from umup.config import ModelConfig
 from umup.lab import records
 from umup.lab.absent import NotMeasured, required
-from umup.lab.quantities import Quantities
+from umup.lab.quantities import Quantities, spanning
 from umup.lab.records import Results
 from umup.lab.tables import remembered
 from umup.laws import Drift, Interval, Optimum
@@ -266,10 +266,8 @@ def _name(scheme: str) -> str:
     return TITLES.get(scheme, scheme)
 
 
-def _spans(d_heads: Sequence[float], factor: float, what: str) -> None:
-    if not len(d_heads) or max(d_heads) < factor * min(d_heads):
-        span = f"{max(d_heads) / min(d_heads):g}×" if len(d_heads) else "none"
-        raise NotMeasured(f"{what}: head sizes span {span}, the claim needs {factor:g}×")
+def _spans(d_heads: Iterable[float], factor: float, what: str) -> None:
+    spanning(d_heads, factor, f"{what}: head sizes")
 
 
 def _probed(results: Results, scheme: str) -> pd.DataFrame:

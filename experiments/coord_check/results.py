@@ -9,7 +9,7 @@ import pandas as pd
 
 from umup import rules, slopes
 from umup.lab.absent import NotMeasured
-from umup.lab.quantities import Quantities
+from umup.lab.quantities import Quantities, spanning
 from umup.lab.records import Results
 from umup.lab.tables import remembered
 from umup.laws import Interval
@@ -110,9 +110,7 @@ def slope(
     at = at[at["quantity"].str.removesuffix("_frobenius") == quantity]
     if at.empty:
         raise NotMeasured(f"{name}: no {quantity} of {tensor} after {step} steps at {pace} η")
-    if at["width"].max() < factor * at["width"].min():
-        span = at["width"].max() / at["width"].min()
-        raise NotMeasured(f"{name}: widths span {span:g}×, the claim needs {factor:g}×")
+    spanning(at["width"], factor, f"{name}: widths")
     if not at["value"].map(math.isfinite).all():
         return Interval.exact(math.inf)  # diverged: growth without bound
     return slopes.fit_slope(at["width"], at["value"])

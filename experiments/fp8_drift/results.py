@@ -17,17 +17,16 @@ from umup import fp8
 from umup.config import RECIPES
 from umup.lab import ranges, records
 from umup.lab.absent import NotMeasured, required
-from umup.lab.quantities import Quantities
+from umup.lab.quantities import Quantities, spanning
 from umup.lab.ranges import KINDS, LINEARS, of_linears
 from umup.lab.records import Results
-from umup.lab.tables import differences, remembered
+from umup.lab.tables import NAMES, differences, remembered
 from umup.laws import Interval
 from umup.slopes import fit_slope
 
 quantity = QUANTITIES = Quantities()
 
 SCHEMES = ("mup", "umup")
-NAMES = {"mup": "μP", "umup": "u-μP"}
 SWEPT = {
     "mup": ("eta", "eta_emb", "sigma_init", "alpha_emb", "alpha_attn_softmax", "alpha_output"),
     "umup": (
@@ -155,10 +154,6 @@ def _rank(recipe: str) -> tuple[int, str]:
     return RECIPES.index(recipe.split(",")[0]), recipe
 
 
-def _ends(name: str, i: Interval) -> dict[str, float]:
-    return {name: i.value, f"{name}_lo": i.lo, f"{name}_hi": i.hi}
-
-
 @remembered
 def varied(results: Results) -> pd.DataFrame:
     """The runs in which one thing was varied, and those at the default beside them.
@@ -245,7 +240,7 @@ def slopes(results: Results, recipe: str = "plain") -> pd.DataFrame:
                     "varied": name,
                     "tensor": tensor,
                     "n": len(group),
-                    **_ends("slope", fitted),
+                    **fitted.columns("slope"),
                 }
             )
     return required(pd.DataFrame(rows), "nothing was varied")
@@ -368,8 +363,7 @@ def slope(
         raise NotMeasured(f"{name}: {', '.join(missing)} not varied")
     for one in wanted:
         own = table_of[(table_of["scheme"] == scheme) & (table_of["varied"] == one)]["value"]
-        if own.max() < factor * own.min():
-            raise NotMeasured(f"{name}: {one} varied less than {factor:g}×")
+        spanning(own.dropna(), factor, f"{name}: values of {one}")
     row = table.loc[table["slope"].abs().idxmax()]
     return Interval.of(row, "slope")
 

@@ -11,7 +11,7 @@ import pandas as pd
 from umup import laws
 from umup.lab import tables
 from umup.lab.absent import NotMeasured, required
-from umup.lab.quantities import Quantities
+from umup.lab.quantities import Quantities, spanning
 from umup.lab.records import Results
 from umup.lab.tables import remembered
 from umup.laws import Interval, Optimum
@@ -88,10 +88,7 @@ def optima(table: pd.DataFrame) -> dict[int, Optimum]:
 
 def _spans(table: pd.DataFrame, factor: float, what: str) -> tuple[int, int]:
     """The smallest and the largest width, at least ``factor`` apart."""
-    low, high = int(table["width"].min()), int(table["width"].max())
-    if high < factor * low:
-        raise NotMeasured(f"{what}: widths span {high / low:g}×, the claim needs {factor:g}×")
-    return low, high
+    return spanning(table["width"].astype(int), factor, f"{what}: widths")
 
 
 @quantity

@@ -17,7 +17,7 @@ import pandas as pd
 from umup import laws
 from umup.lab import tables
 from umup.lab.absent import NotMeasured, required
-from umup.lab.quantities import Quantities
+from umup.lab.quantities import Quantities, spanning
 from umup.lab.records import Results, with_spec
 from umup.lab.tables import remembered
 from umup.laws import Drift, Interval, Optimum
@@ -263,12 +263,7 @@ def output_growth(results: Results, arm: str, factor: float = 1) -> Interval:
 
 def _span(results: Results, arm: str, factor: float, seq_len: int | None = None) -> pd.DataFrame:
     table = at_default(walks(results, arm, seq_len))
-    title = ARMS[arm].title
-    depths = table["n_layers"]
-    if depths.max() < factor * depths.min():
-        raise NotMeasured(
-            f"{title}: depths span {depths.max() / depths.min():g}×, the claim needs {factor:g}×"
-        )
+    spanning(table["n_layers"], factor, f"{ARMS[arm].title}: depths")
     return table
 
 
@@ -296,10 +291,7 @@ def realised_over_nominal(
 @quantity
 def depth_shift(results: Results, arm: str, factor: float) -> Interval:
     """Octaves by which the optimal η moves over a ``factor`` in depth, from the fitted slope."""
-    fits = _fits(results, arm)
-    if max(fits) < factor * min(fits):
-        have = f"depths span {max(fits) / min(fits):g}×"
-        raise NotMeasured(f"{ARMS[arm].title}: {have}, the claim needs {factor:g}×")
+    spanning(_fits(results, arm), factor, f"{ARMS[arm].title}: depths")
     return drift(results, arm).slope.scaled(math.log2(factor))
 
 

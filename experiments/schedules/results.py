@@ -17,7 +17,7 @@ import pandas as pd
 from umup import laws
 from umup.lab import records, tables
 from umup.lab.absent import NotMeasured, required
-from umup.lab.quantities import Quantities
+from umup.lab.quantities import Quantities, spanning
 from umup.lab.records import Results
 from umup.lab.tables import remembered
 from umup.laws import Interval, Optimum
@@ -253,8 +253,7 @@ def horizon_slope(
         for n, o in horizon_optima(results, schedule, scheme, share).items()
         if math.isfinite(o.x)
     }
-    if len(found) < 2 or max(found) < factor * min(found):
-        raise NotMeasured(f"{TITLES[schedule]}: the claim needs budgets that span {factor:g}×")
+    spanning(found, factor, f"{TITLES[schedule]}: budgets")
     return laws.drift(found).slope
 
 
@@ -267,8 +266,7 @@ def short_rate_cost(
     The η is the measured one nearest to the shortest budget's optimum.
     """
     table, found = losses(results), horizon_optima(results, schedule, scheme, share)
-    if len(found) < 2 or max(found) < factor * min(found):
-        raise NotMeasured(f"{TITLES[schedule]}: the claim needs budgets that span {factor:g}×")
+    spanning(found, factor, f"{TITLES[schedule]}: budgets")
     long = Line.of(schedule, max(found), scheme, share)
     rows, target = at(table, long), found[min(found)].x
     nearest = min(rows["log2_lr"].unique(), key=lambda x: (abs(x - target), x))
@@ -308,8 +306,7 @@ def ladder_gap(
 ) -> Interval:
     """The largest of ``ladder_gaps``; its ends are the largest of the lower and upper ends."""
     gaps = ladder_gaps(results, against, schedule, scheme, share)
-    if max(gaps) < factor * min(gaps):
-        raise NotMeasured(f"{TITLES[schedule]}: the claim needs budgets that span {factor:g}×")
+    spanning(gaps, factor, f"{TITLES[schedule]}: budgets")
     return Interval(*(max(getattr(g, end) for g in gaps.values()) for end in ("value", "lo", "hi")))
 
 
@@ -324,8 +321,7 @@ def saved(
     """Per cent of the steps that the ladder saves against a run from scratch for each budget."""
     _, rungs = one_rate(losses(results), schedule, scheme, share)
     budgets = sorted(rungs)
-    if budgets[-1] < factor * budgets[0]:
-        raise NotMeasured(f"{TITLES[schedule]}: the claim needs budgets that span {factor:g}×")
+    spanning(budgets, factor, f"{TITLES[schedule]}: budgets")
     plateau = budgets[-1] * (1.0 - share)
     value = 100.0 * (1.0 - (plateau + share * sum(budgets)) / sum(budgets))
     return Interval.exact(value)

@@ -15,13 +15,12 @@ from umup.lab import records
 from umup.lab.absent import NotMeasured, required
 from umup.lab.quantities import Quantities
 from umup.lab.records import Results
-from umup.lab.tables import remembered
+from umup.lab.tables import NAMES, remembered
 from umup.laws import Interval
 
 quantity = QUANTITIES = Quantities()
 
 SCHEMES = ("sp", "mup", "umup")
-NAMES = {"sp": "SP", "mup": "μP", "umup": "u-μP"}
 DEFENCES = {
     "none": "none",
     "z_loss": "z-loss",

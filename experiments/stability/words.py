@@ -25,9 +25,7 @@ WORDS = {
     "gain_{defence}_{scheme}": word(tables.stable_gain),
     "depth_{scheme}": word(tables.stable_gain, defence="depth_init", part="deep"),
     "growth_{scheme}": word(tables.growth, name="logit_max"),  # over four octaves in η
-    "held_umup": word(
-        tables.held_back, scheme="umup", name="out_rms", defence="z_loss", octaves=4
-    ),
+    "held_umup": word(tables.held_back, scheme="umup", name="out_rms", defence="z_loss", octaves=4),
     "norm_ratio": word(tables.norm_ratio, scheme="umup"),
     # nats
     "price_{defence}_{scheme}": word(tables.price, nats),

@@ -16,7 +16,7 @@ from scipy import stats
 
 from umup.lab.absent import NotMeasured, otherwise, required
 from umup.lab.bench_records import ratios
-from umup.lab.quantities import Quantities
+from umup.lab.quantities import Quantities, spanning
 from umup.lab.records import Results
 from umup.lab.tables import remembered
 from umup.lab.timing import CHANGES
@@ -251,9 +251,7 @@ def lanes_gain(
 def compile_growth(results: Results, factor: float) -> Interval:
     """Time to trace and compile at the largest depth over that at the smallest, layers scanned."""
     table = benched(results, "compile_times").sort_values("n_layers")
-    depths = table["n_layers"]
-    if depths.max() < factor * depths.min():
-        raise NotMeasured(f"depths span {depths.max() / depths.min():g}×, needed {factor:g}×")
+    spanning(table["n_layers"], factor, "depths")
     seconds = (table["trace_s"] + table["compile_s"]).tolist()
     return Interval.exact(seconds[-1] / seconds[0])
 

@@ -103,10 +103,10 @@ def trained(runs: pd.DataFrame, kind: str = "runs", shape: str = "") -> str:
 
     ``shape`` is that of the models in words, by default their widths and depths.
     """
-    first = required(runs, report.NO_RUNS).iloc[0]
+    first, seeds = required(runs, report.NO_RUNS).iloc[0], runs["seed"].nunique()
     shape = shape or f"width {listed(runs['d_model'])}, {listed(runs['n_layers'])} layers"
     return (
         f"{len(runs)} {kind}, {int((runs['status'] == 'diverged').sum())} of them diverged: "
         f"{shape}; {first['batch_size']} sequences of {first['seq_len']} tokens per step, "
-        f"{listed(runs['steps'])} steps; up to {runs['seed'].nunique()} seeds."
+        f"{listed(runs['steps'])} steps; up to {seeds} seed{'s' * (seeds > 1)}."
     )
