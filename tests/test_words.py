@@ -12,7 +12,7 @@ from umup.laws import Interval
 
 
 def price(results, scheme, doubled=False):
-    if scheme == "sp":
+    if scheme not in ("mup", "umup"):
         raise NotMeasured("no SP")
     return Interval(0.25, 0.125, 0.5).scaled(2.0 if doubled else 1.0)
 
