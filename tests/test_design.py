@@ -227,12 +227,13 @@ def test_runs_with_the_fields_of_their_specification():
 def test_probes_are_tidy():
     values = [float(i) for i in range(2 * 2 * 7)]
     runs = pd.DataFrame(
-        [{"key": "k", "probe_steps": [0, 5], "probe_tensors": ["a/x", "b/y"],
+        [{"key": "k", "probe_steps": [0, 5], "probe_tensors": ["logits/x", "blocks.3.attn.qkv/y"],
           "probe_values": values}]
     )  # fmt: skip
     found = records.probes(runs)
-    assert found[["step", "tensor"]].values.tolist() == [
-        [0, "a/x"], [0, "b/y"], [5, "a/x"], [5, "b/y"],
-    ]  # fmt: skip
+    outside, inside = ["logits", -1, "logits", "x"], ["blocks.3.attn.qkv", 3, "attn.qkv", "y"]
+    assert found[["step", "place", "layer", "module", "tensor"]].values.tolist() == [
+        [step, *name] for step in (0, 5) for name in (outside, inside)
+    ]
     assert found["rms"].tolist() == [0, 7, 14, 21]
     assert found["e5m2_flushed"].tolist() == [6, 13, 20, 27]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -19,18 +19,33 @@ from umup import laws
 from umup.config import ModelConfig
 from umup.lab import records
 from umup.lab.absent import NotMeasured, required
+from umup.lab.quantities import Quantities, spanning
 from umup.lab.records import Results
 from umup.lab.tables import remembered
 from umup.laws import Drift, Interval, Optimum
 from umup.rules import Parametrization
 
+quantity = QUANTITIES = Quantities()
+
 PER_D, PER_ROOT = "umup", "umup_sqrt_attention"
 TITLES = {
-    PER_D: "u-μP, 1/d", PER_ROOT: "u-μP, 1/√d", "mup": "μP, 1/d", "mup_sqrt_attention": "μP, 1/√d",
-}  # fmt: skip
+    PER_D: "u-μP, 1/d",
+    PER_ROOT: "u-μP, 1/√d",
+    "mup": "μP, 1/d",
+    "mup_sqrt_attention": "μP, 1/√d",
+}
 ALPHA = "hps.alpha_attn_softmax"
 FIT_WINDOW = {"eta": 1.25, "alpha": 2.25}  # octaves; α's basin is flat to either side
 POINT = ["scheme", "d_head", "seed", "step"]
+SCORES = {
+    "logit": ("rms", "qk"),
+    "logit_mean": ("mean", "qk"),
+    "logit_max": ("max", "qk"),
+    "cosine": ("rms", "cosine"),
+    "cosine_mean": ("mean", "cosine"),
+    "entropy": ("mean", "entropy"),
+}
+"""Column → the statistic and the tensor of a block's attention scores that it is."""
 SEEN = ["qk", "logit", "logit_max", "product", "cosine", "cosine_mean", "entropy"]
 
 
@@ -45,20 +60,17 @@ def heads(runs: pd.DataFrame) -> pd.DataFrame:
     probed = runs[(runs["probe_steps"].map(len) > 0) & (runs["status"] == "ok")]
     columns = [*POINT, "layer", *SEEN]
     seen = records.probes(probed)
-    place = seen["tensor"].astype(str).str.extract(r"^blocks\.(\d+)\.attn\.scores/(\w+)$")
-    seen = seen.assign(layer=place[0], what=place[1]).dropna(subset=["layer"])
+    seen = seen[seen["module"] == "attn.scores"]
     if seen.empty:
         return pd.DataFrame(columns=columns)
-    wide = seen.pivot(index=["key", "step", "layer"], columns="what", values=["rms", "mean", "max"])
-    at = {"logit": ("rms", "qk"), "logit_mean": ("mean", "qk"), "logit_max": ("max", "qk"),
-          "cosine": ("rms", "cosine"), "cosine_mean": ("mean", "cosine"),
-          "entropy": ("mean", "entropy")}  # fmt: skip
-    flat = pd.DataFrame({name: wide[source] for name, source in at.items()}).reset_index()
+    wide = seen.pivot(
+        index=["key", "step", "layer"], columns="tensor", values=["rms", "mean", "max"]
+    )
+    flat = pd.DataFrame({name: wide[source] for name, source in SCORES.items()}).reset_index()
     known = probed[["key", "scheme", "d_head", "seed"]].assign(multiplier=_multipliers(probed))
     flat = flat.merge(known, on="key")
     flat["qk"] = flat["logit"] / flat["multiplier"]
     flat["product"] = flat["logit_mean"] / flat["multiplier"] / flat["d_head"]
-    flat["layer"] = flat["layer"].astype(int)
     return flat[columns].sort_values([*POINT, "layer"], ignore_index=True)
 
 
@@ -98,8 +110,16 @@ def exponents(runs: pd.DataFrame, name: str = "qk") -> pd.DataFrame:
         slopes = slopes_by_seed(group, name)
         if len(slopes):
             m = laws.mean_interval(slopes)
-            rows.append({"scheme": scheme, "step": step, "exponent": m.value,
-                         "exponent_lo": m.lo, "exponent_hi": m.hi, "n": len(slopes)})  # fmt: skip
+            rows.append(
+                {
+                    "scheme": scheme,
+                    "step": step,
+                    "exponent": m.value,
+                    "exponent_lo": m.lo,
+                    "exponent_hi": m.hi,
+                    "n": len(slopes),
+                }
+            )
     columns = ["scheme", "step", "exponent", "exponent_lo", "exponent_hi", "n"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -146,10 +166,14 @@ def curve_runs(runs: pd.DataFrame, hp: str, scheme: str) -> pd.DataFrame:
     values = np.log2(runs[x].astype(float))
     if hp == "alpha" and scheme == PER_ROOT:
         values = values - 0.5 * np.log2(runs["d_head"].astype(float))
-    table = pd.DataFrame({
-        "d_head": runs["d_head"], "x": values.round(6), "seed": runs["seed"],
-        "loss": runs["final_loss"].where(runs["status"] == "ok"),
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "d_head": runs["d_head"],
+            "x": values.round(6),
+            "seed": runs["seed"],
+            "loss": runs["final_loss"].where(runs["status"] == "ok"),
+        }
+    )
     searched = table.groupby("d_head")["x"].transform("nunique") > 1
     return table[searched].sort_values(["d_head", "x", "seed"], ignore_index=True)
 
@@ -178,9 +202,12 @@ def optima(runs: pd.DataFrame, hp: str, scheme: str) -> dict[int, Optimum]:
         )
         shift = 0.5 * math.log2(d_head) if scheme != unit else 0.0
         out[int(d_head)] = replace(
-            best, x=best.x - shift, x_lo=best.x_lo - shift, x_hi=best.x_hi - shift,
+            best,
+            x=best.x - shift,
+            x_lo=best.x_lo - shift,
+            x_hi=best.x_hi - shift,
             draws=best.draws - shift,
-        )  # fmt: skip
+        )
     return out
 
 
@@ -200,14 +227,38 @@ def optima_table(runs: pd.DataFrame) -> pd.DataFrame:
     """One row an (hp, scheme, d_head). Columns: hp, scheme, d_head, x, x_lo, x_hi, loss, loss_lo,
     loss_hi, n (runs in the fit), edge, reason."""
     rows = [
-        {"hp": hp, "scheme": scheme, "d_head": d_head, "x": o.x, "x_lo": o.x_lo, "x_hi": o.x_hi,
-         "loss": o.loss, "loss_lo": o.loss_lo, "loss_hi": o.loss_hi, "n": o.n_points,
-         "edge": o.edge, "reason": o.reason.replace("learning rate", "value")}
-        for hp in ("alpha", "eta") for scheme in (PER_D, PER_ROOT)
+        {
+            "hp": hp,
+            "scheme": scheme,
+            "d_head": d_head,
+            "x": o.x,
+            "x_lo": o.x_lo,
+            "x_hi": o.x_hi,
+            "loss": o.loss,
+            "loss_lo": o.loss_lo,
+            "loss_hi": o.loss_hi,
+            "n": o.n_points,
+            "edge": o.edge,
+            "reason": o.reason.replace("learning rate", "value"),
+        }
+        for hp in ("alpha", "eta")
+        for scheme in (PER_D, PER_ROOT)
         for d_head, o in optima(runs, hp, scheme).items()
-    ]  # fmt: skip
-    columns = ["hp", "scheme", "d_head", "x", "x_lo", "x_hi", "loss", "loss_lo", "loss_hi", "n",
-               "edge", "reason"]  # fmt: skip
+    ]
+    columns = [
+        "hp",
+        "scheme",
+        "d_head",
+        "x",
+        "x_lo",
+        "x_hi",
+        "loss",
+        "loss_lo",
+        "loss_hi",
+        "n",
+        "edge",
+        "reason",
+    ]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -215,10 +266,8 @@ def _name(scheme: str) -> str:
     return TITLES.get(scheme, scheme)
 
 
-def _spans(d_heads: Sequence[float], factor: float, what: str) -> None:
-    if not len(d_heads) or max(d_heads) < factor * min(d_heads):
-        span = f"{max(d_heads) / min(d_heads):g}×" if len(d_heads) else "none"
-        raise NotMeasured(f"{what}: head sizes span {span}, the claim needs {factor:g}×")
+def _spans(d_heads: Iterable[float], factor: float, what: str) -> None:
+    spanning(d_heads, factor, f"{what}: head sizes")
 
 
 def _probed(results: Results, scheme: str) -> pd.DataFrame:
@@ -227,6 +276,7 @@ def _probed(results: Results, scheme: str) -> pd.DataFrame:
     return required(table[table["scheme"] == scheme], f"no probed {_name(scheme)} runs")
 
 
+@quantity
 def exponent(
     results: Results, scheme: str, at: str, name: str = "qk", factor: float = 2
 ) -> Interval:
@@ -253,6 +303,7 @@ def layers(results: Results) -> pd.DataFrame:
     return required(results.table("layer"), "no layers at initialization")
 
 
+@quantity
 def layer_exponent(results: Results, correlation: float, pairs: str, factor: float = 2) -> Interval:
     """Exponent of q·k's RMS in d_head in the layer at initialization.
 
@@ -265,6 +316,7 @@ def layer_exponent(results: Results, correlation: float, pairs: str, factor: flo
     return _slope(table, f"{pairs}_rms", "layer")
 
 
+@quantity
 def base_logits(results: Results) -> Interval:
     """log₂ of μP's over SP's RMS logit at the base head size, equal draws."""
     table = layers(results)
@@ -272,9 +324,10 @@ def base_logits(results: Results) -> Interval:
         raise NotMeasured("no layers of SP and μP")
     rms = table.set_index("scheme")["logit_rms"]
     value = math.log2(rms["mup"] / rms["sp"])
-    return Interval(value, value, value)
+    return Interval.exact(value)
 
 
+@quantity
 def final(results: Results, scheme: str, name: str, d_head: int | None = None) -> Interval:
     """A column of ``pooled`` at the end of training, at the largest head size unless told."""
     table = _probed(results, scheme)
@@ -284,6 +337,7 @@ def final(results: Results, scheme: str, name: str, d_head: int | None = None) -
     return laws.mean_interval(table[table["step"] == table["step"].max()][name])
 
 
+@quantity
 def entropy_slope(results: Results, scheme: str, factor: float = 2) -> Interval:
     """Nats of attention entropy per doubling of d_head at the end of training."""
     table = _probed(results, scheme)
@@ -292,12 +346,14 @@ def entropy_slope(results: Results, scheme: str, factor: float = 2) -> Interval:
     return _slope(end.assign(entropy=2.0 ** end["entropy"]), "entropy", _name(scheme))
 
 
+@quantity
 def optimum_shift(results: Results, hp: str, scheme: str, factor: float) -> Interval:
     """Octaves by which the optimal ``eta`` or ``alpha`` moves over a ``factor`` in d_head."""
     _spans(sorted(optima(results.runs, hp, scheme)), factor, f"{_name(scheme)}, {hp}")
     return drift(results.runs, hp, scheme).slope.scaled(math.log2(factor))
 
 
+@quantity
 def extra_shift(results: Results, factor: float) -> Interval:
     """Octaves by which the optimal α moves more under 1/√d than under 1/d, either way.
 
@@ -306,11 +362,14 @@ def extra_shift(results: Results, factor: float) -> Interval:
     """
     s = optimum_shift(results, "alpha", PER_D, factor)
     half = 0.5 * math.log2(factor)
-    more = [abs(x - half) - abs(x) if math.isfinite(x) else -math.copysign(half, x)
-            for x in (s.value, s.hi, s.lo)]  # fmt: skip
+    more = [
+        abs(x - half) - abs(x) if math.isfinite(x) else -math.copysign(half, x)
+        for x in (s.value, s.hi, s.lo)
+    ]
     return Interval(*more)
 
 
+@quantity
 def same_family(results: Results) -> Interval:
     """Largest difference in loss between α = 1 under 1/√d and α = √d under 1/d, equal seeds."""
     runs = results.runs
@@ -324,9 +383,10 @@ def same_family(results: Results) -> Interval:
     if both.empty:
         raise NotMeasured("no run under 1/d whose α is √d_head")
     worst = float((both["loss_x"] - both["loss_y"]).abs().max(skipna=False))
-    return Interval(worst, worst, worst)
+    return Interval.exact(worst)
 
 
+@quantity
 def rule_difference(results: Results, d_head: int | None = None) -> Interval:
     """Loss under 1/d minus that under 1/√d, u-μP's defaults, nats a token, paired by seed.
 
@@ -340,10 +400,3 @@ def rule_difference(results: Results, d_head: int | None = None) -> Interval:
     wide = runs.pivot(index="seed", columns="scheme", values="final_loss")
     pairs = (wide[PER_D] - wide[PER_ROOT]).dropna()
     return laws.mean_interval(pairs)
-
-
-QUANTITIES = {
-    f.__name__: f
-    for f in (exponent, layer_exponent, base_logits, final, entropy_slope, optimum_shift,
-              extra_shift, same_family, rule_difference)
-}  # fmt: skip

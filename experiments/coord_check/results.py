@@ -9,9 +9,12 @@ import pandas as pd
 
 from umup import rules, slopes
 from umup.lab.absent import NotMeasured
+from umup.lab.quantities import Quantities, spanning
 from umup.lab.records import Results
 from umup.lab.tables import remembered
 from umup.laws import Interval
+
+quantity = QUANTITIES = Quantities()
 
 WHAT = "decoder"
 LADDER = ("sp", "ladder_init", "ladder_lr", "ladder_logits", "mup")
@@ -84,14 +87,20 @@ def _pace(eta: pd.Series) -> pd.Series:
     return (eta == eta.max()).map({True: PACES[1], False: PACES[0]})
 
 
+@quantity
 def slope(
-    results: Results, scheme: str, tensor: str, quantity: str, step: int, pace: str = "large",
+    results: Results,
+    scheme: str,
+    tensor: str,
+    quantity: str,
+    step: int,
+    pace: str = "large",
     factor: float = 8,
-) -> Interval:  # fmt: skip
+) -> Interval:
     """Exponent over width of one tensor's quantity, from widths that span at least ``factor``.
 
     ``blocks.-1`` is the last block.
-    """  # fmt: skip
+    """
     name = TITLES.get(scheme, scheme)
     table = measurements(results, (scheme,))
     if table.empty:
@@ -101,18 +110,23 @@ def slope(
     at = at[at["quantity"].str.removesuffix("_frobenius") == quantity]
     if at.empty:
         raise NotMeasured(f"{name}: no {quantity} of {tensor} after {step} steps at {pace} η")
-    if at["width"].max() < factor * at["width"].min():
-        span = at["width"].max() / at["width"].min()
-        raise NotMeasured(f"{name}: widths span {span:g}×, the claim needs {factor:g}×")
+    spanning(at["width"], factor, f"{name}: widths")
     if not at["value"].map(math.isfinite).all():
-        return Interval(math.inf, math.inf, math.inf)  # diverged: growth without bound
+        return Interval.exact(math.inf)  # diverged: growth without bound
     return slopes.fit_slope(at["width"], at["value"])
 
 
+@quantity
 def slope_difference(
-    results: Results, scheme: str, against: str, tensor: str, quantity: str, step: int,
-    pace: str = "large", factor: float = 8,
-) -> Interval:  # fmt: skip
+    results: Results,
+    scheme: str,
+    against: str,
+    tensor: str,
+    quantity: str,
+    step: int,
+    pace: str = "large",
+    factor: float = 8,
+) -> Interval:
     """``slope`` of a scheme minus that of another; the intervals' half-widths add in squares."""
     a, b = (slope(results, s, tensor, quantity, step, pace, factor) for s in (scheme, against))
     half = math.hypot((a.hi - a.lo) / 2, (b.hi - b.lo) / 2)
@@ -129,6 +143,3 @@ def last_block(table: pd.DataFrame) -> str:
 def last_step(table: pd.DataFrame) -> int:
     """The largest number of updates looked at."""
     return int(table["step"].max())
-
-
-QUANTITIES = {"slope": slope, "slope_difference": slope_difference}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from umup import slopes
-from umup.lab import report
+from umup.lab import report, words
 from umup.lab.absent import required
 from umup.lab.records import Results
 from umup.laws import Interval
@@ -31,14 +31,22 @@ def what_ran(results: Results) -> str:
 
 
 def slope_text(
-    table: pd.DataFrame, scheme: str, tensor: str, quantity: str, step: int, digits: int = 2,
+    table: pd.DataFrame,
+    scheme: str,
+    tensor: str,
+    quantity: str,
+    step: int,
+    digits: int = 2,
     pace: str = "large",
-) -> str:  # fmt: skip
+) -> str:
     """One slope of ``fitted`` as ``value [lo, hi]``, or "not measured"."""
     at = table[
-        (table["scheme"] == scheme) & (table["tensor"] == tensor) & (table["pace"] == pace)
-        & (table["quantity"] == quantity) & (table["step"] == step)
-    ]  # fmt: skip
+        (table["scheme"] == scheme)
+        & (table["tensor"] == tensor)
+        & (table["pace"] == pace)
+        & (table["quantity"] == quantity)
+        & (table["step"] == step)
+    ]
     if at.empty:
         return report.ABSENT
     return report.text_of(Interval(*at.iloc[0][["slope", "lo", "hi"]]), digits)
@@ -95,16 +103,12 @@ def broken_table(found: Mapping[str, slopes.CoordCheck], digits: int = 2) -> str
     for scheme, check in found.items():
         weights = [
             f"{f.tensor} {f.quantity} {decimals(f.slope.value, digits)}"
-            for f in check.broken if f.kind == "weight"
-        ]  # fmt: skip
-        rows.append(
-            {"scheme": TITLES[scheme], "n": report.tally(check),
-             "weights": ", ".join(weights) or "none"}
-        )  # fmt: skip
-    return report.markdown(
-        pd.DataFrame(rows),
-        {"scheme": "scheme", "n": "rules broken", "weights": "weights that break one, exponent"},
-    )
+            for f in check.broken
+            if f.kind == "weight"
+        ]
+        row = {"scheme": TITLES[scheme], "rules broken": report.tally(check)}
+        rows.append(row | {"weights that break one, exponent": ", ".join(weights) or "none"})
+    return words.table(rows)
 
 
 def norms_table(found: Mapping[str, slopes.CoordCheck], digits: int = 2) -> str:
@@ -116,5 +120,4 @@ def norms_table(found: Mapping[str, slopes.CoordCheck], digits: int = 2) -> str:
         own = at[at["scheme"] == scheme]
         numbers = [decimals(value, digits) for value in own["slope"]]
         rows.append({"scheme": TITLES[scheme]} | dict(zip(own["tensor"], numbers)))
-    weights = dict.fromkeys(at["tensor"])
-    return report.markdown(pd.DataFrame(rows), {"scheme": "scheme"} | {w: w for w in weights})
+    return words.table(rows)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -17,19 +17,27 @@ from umup import fp8
 from umup.config import RECIPES
 from umup.lab import ranges, records
 from umup.lab.absent import NotMeasured, required
+from umup.lab.quantities import Quantities, spanning
 from umup.lab.ranges import KINDS, LINEARS, of_linears
 from umup.lab.records import Results
-from umup.lab.tables import differences, remembered
+from umup.lab.tables import NAMES, differences, remembered
 from umup.laws import Interval
 from umup.slopes import fit_slope
 
+quantity = QUANTITIES = Quantities()
+
 SCHEMES = ("mup", "umup")
-NAMES = {"mup": "μP", "umup": "u-μP"}
 SWEPT = {
     "mup": ("eta", "eta_emb", "sigma_init", "alpha_emb", "alpha_attn_softmax", "alpha_output"),
-    "umup": ("eta", "alpha_attn_softmax", "alpha_residual", "alpha_residual_attn_ratio",
-             "alpha_ffn_act", "alpha_loss_softmax"),
-}  # fmt: skip
+    "umup": (
+        "eta",
+        "alpha_attn_softmax",
+        "alpha_residual",
+        "alpha_residual_attn_ratio",
+        "alpha_ffn_act",
+        "alpha_loss_softmax",
+    ),
+}
 """Hyperparameters varied, of each scheme (u-μP paper, Table 6)."""
 SHAPE = {"d_model": "width", "n_layers": "depth", "steps": "steps", "batch_size": "batch"}
 FOLLOWED = ("readout weight", "last FFN-down input", "last FFN-down gradient")
@@ -104,13 +112,19 @@ def departures(results: Results, d_model: int | None = None) -> pd.DataFrame:
     for (scheme, place, kind), group in table.groupby(by_tensor):
         mean = group.groupby("step")[["rms", "e4m3", "e4m3_clipped", "e4m3_flushed", "e5m2"]].mean()
         out = mean.index[mean["e4m3"] > LEFT]
-        rows.append({
-            "scheme": scheme, "place": place, "kind": kind,
-            "first": float(out[0]) if len(out) else math.inf,
-            "clipped": mean["e4m3_clipped"].max(), "flushed": mean["e4m3_flushed"].max(),
-            "lost_e5m2": mean["e5m2"].max(),
-            "start": mean["rms"].iloc[0], "end": mean["rms"].iloc[-1],
-        })  # fmt: skip
+        rows.append(
+            {
+                "scheme": scheme,
+                "place": place,
+                "kind": kind,
+                "first": float(out[0]) if len(out) else math.inf,
+                "clipped": mean["e4m3_clipped"].max(),
+                "flushed": mean["e4m3_flushed"].max(),
+                "lost_e5m2": mean["e5m2"].max(),
+                "start": mean["rms"].iloc[0],
+                "end": mean["rms"].iloc[-1],
+            }
+        )
     found = pd.DataFrame(rows)
     lost = found["clipped"] + found["flushed"]
     return found.assign(lost=lost).sort_values(
@@ -140,10 +154,6 @@ def _rank(recipe: str) -> tuple[int, str]:
     return RECIPES.index(recipe.split(",")[0]), recipe
 
 
-def _ends(name: str, i: Interval) -> dict[str, float]:
-    return {name: i.value, f"{name}_lo": i.lo, f"{name}_hi": i.hi}
-
-
 @remembered
 def varied(results: Results) -> pd.DataFrame:
     """The runs in which one thing was varied, and those at the default beside them.
@@ -167,7 +177,7 @@ def settings(results: Results) -> pd.DataFrame:
         NotMeasured: there are no such runs.
     """
     runs = varied(results)
-    seen = of_linears(records.probes(runs)).set_index(["key", "tensor"])["rms"]
+    seen = of_linears(records.probes(runs)).set_index(["key", "place", "kind"])["rms"]
     columns = {f"hps.{hp}": hp for hps in SWEPT.values() for hp in hps} | SHAPE
     rows = []
     for scheme, group in runs.groupby("scheme"):
@@ -176,13 +186,16 @@ def settings(results: Results) -> pd.DataFrame:
         for row in group.to_dict("records"):
             differing = [c for c in columns if row[c] != default[c]]
             last = f"blocks.{row['n_layers'] - 1}.mlp.down"
-            tensors = ("readout/weight", f"{last}/input", f"{last}/output_gradient")
-            rms = [seen.get((row["key"], tensor), math.nan) for tensor in tensors]
+            tensors = (("readout", "weight"), (last, "input"), (last, "output_gradient"))
+            rms = [seen.get((row["key"], *tensor), math.nan) for tensor in tensors]
             labels = {
-                "scheme": scheme, "recipe": row["model.recipe"], "seed": row["seed"],
-                "status": row["status"], "final_loss": row["final_loss"],
+                "scheme": scheme,
+                "recipe": row["model.recipe"],
+                "seed": row["seed"],
+                "status": row["status"],
+                "final_loss": row["final_loss"],
                 **dict(zip(FOLLOWED, rms, strict=True)),
-            }  # fmt: skip
+            }
             if len(differing) > 1:
                 continue
             if differing:
@@ -221,8 +234,15 @@ def slopes(results: Results, recipe: str = "plain") -> pd.DataFrame:
             fitted = fit_slope(group["value"], group[tensor])
             if math.isnan(fitted.value):
                 continue  # of one value alone
-            rows.append({"scheme": scheme, "varied": name, "tensor": tensor, "n": len(group),
-                         **_ends("slope", fitted)})  # fmt: skip
+            rows.append(
+                {
+                    "scheme": scheme,
+                    "varied": name,
+                    "tensor": tensor,
+                    "n": len(group),
+                    **fitted.columns("slope"),
+                }
+            )
     return required(pd.DataFrame(rows), "nothing was varied")
 
 
@@ -236,10 +256,16 @@ def _seen(
     return required(table[table["linear"].isin(linears)], missing)
 
 
+@quantity
 def rms(
-    results: Results, scheme: str, when: str = "start", extreme: str = "furthest",
-    kinds: Sequence[str] = KINDS, linears: Sequence[str] = LINEARS, d_model: int | None = None,
-) -> Interval:  # fmt: skip
+    results: Results,
+    scheme: str,
+    when: str = "start",
+    extreme: str = "furthest",
+    kinds: Sequence[str] = KINDS,
+    linears: Sequence[str] = LINEARS,
+    d_model: int | None = None,
+) -> Interval:
     """log2 of the RMS that is furthest from 1 (or ``largest``, ``smallest``) of some tensors.
 
     ``when`` is ``start`` or ``end`` of training.
@@ -250,6 +276,7 @@ def rms(
     return ranges.extreme(at.assign(log2=np.log2(at["rms"])), "log2", extreme)
 
 
+@quantity
 def margin(
     results: Results, scheme: str, when: str = "end", d_model: int | None = None
 ) -> Interval:
@@ -263,10 +290,16 @@ def margin(
     return ranges.extreme(at.assign(margin=ranges.margin(at["rms"])), "margin", "smallest")
 
 
+@quantity
 def growth(
-    results: Results, scheme: str, kinds: Sequence[str], linears: Sequence[str],
-    extreme: str = "furthest", since: str = "start", d_model: int | None = None,
-) -> Interval:  # fmt: skip
+    results: Results,
+    scheme: str,
+    kinds: Sequence[str],
+    linears: Sequence[str],
+    extreme: str = "furthest",
+    since: str = "start",
+    d_model: int | None = None,
+) -> Interval:
     """log2 of a tensor's RMS at the end over that at the start (or its ``peak``), an extreme."""
     table = _seen(results, scheme, d_model, kinds, linears)
     rows = []
@@ -278,10 +311,15 @@ def growth(
     return ranges.extreme(pd.DataFrame(rows), "log2", extreme)
 
 
+@quantity
 def lost(
-    results: Results, scheme: str, column: str = "seed_recipe",
-    kinds: Sequence[str] = KINDS, linears: Sequence[str] = LINEARS, d_model: int | None = None,
-) -> Interval:  # fmt: skip
+    results: Results,
+    scheme: str,
+    column: str = "seed_recipe",
+    kinds: Sequence[str] = KINDS,
+    linears: Sequence[str] = LINEARS,
+    d_model: int | None = None,
+) -> Interval:
     """Largest share of elements lost, over the tensors and probe steps, %.
 
     ``column``: of ``drift``: e4m3, e4m3_clipped, e4m3_flushed, e5m2, … or seed_recipe.
@@ -290,6 +328,7 @@ def lost(
     return ranges.extreme(table, column, "largest").scaled(100.0)
 
 
+@quantity
 def loss_difference(
     results: Results, scheme: str, recipe: str, against: str = "plain", d_model: int | None = None
 ) -> Interval:
@@ -298,9 +337,10 @@ def loss_difference(
     table = table[(table["scheme"] == scheme) & (table["recipe"] == recipe)]
     required(table, f"{NAMES.get(scheme, scheme)}: no runs under {recipe} and {against}")
     row = table.iloc[0]
-    return Interval(row["difference"], row["difference_lo"], row["difference_hi"])
+    return Interval.of(row, "difference")
 
 
+@quantity
 def slope(
     results: Results, scheme: str, varied: str, tensor: str | None = None, factor: float = 1
 ) -> Interval:
@@ -323,19 +363,20 @@ def slope(
         raise NotMeasured(f"{name}: {', '.join(missing)} not varied")
     for one in wanted:
         own = table_of[(table_of["scheme"] == scheme) & (table_of["varied"] == one)]["value"]
-        if own.max() < factor * own.min():
-            raise NotMeasured(f"{name}: {one} varied less than {factor:g}×")
+        spanning(own.dropna(), factor, f"{name}: values of {one}")
     row = table.loc[table["slope"].abs().idxmax()]
-    return Interval(row["slope"], row["slope_lo"], row["slope_hi"])
+    return Interval.of(row, "slope")
 
 
+@quantity
 def native_share(results: Results) -> Interval:
     """Share of the linears cast to FP8 whose three compiled products all multiply FP8, %."""
     table = _capable(results, "linear")
     share = 100.0 * float(table[table["claims"]]["native"].mean())
-    return Interval(share, share, share)
+    return Interval.exact(share)
 
 
+@quantity
 def gemm_speedup(results: Results, size: int, kind: str = "fp8") -> Interval:
     """Speed of an FP8 product over that in bfloat16; the ends from the slowest and fastest."""
     table = _capable(results, "gemm")
@@ -343,10 +384,14 @@ def gemm_speedup(results: Results, size: int, kind: str = "fp8") -> Interval:
     if not {kind, "bf16"} <= set(table.index):
         raise NotMeasured(f"no products of size {size} as {kind} and bf16")
     fp, bf = table.loc[kind], table.loc["bf16"]
-    return Interval(fp["tflops"] / bf["tflops"], fp["tflops_lo"] / bf["tflops_hi"],
-                    fp["tflops_hi"] / bf["tflops_lo"])  # fmt: skip
+    return Interval(
+        fp["tflops"] / bf["tflops"],
+        fp["tflops_lo"] / bf["tflops_hi"],
+        fp["tflops_hi"] / bf["tflops_lo"],
+    )
 
 
+@quantity
 def step_speedup(results: Results, d_model: int, recipe: str) -> Interval:
     """Step time in bfloat16 over that under ``recipe``; the ends from the slowest and fastest."""
     table = _capable(results, "step")
@@ -355,8 +400,11 @@ def step_speedup(results: Results, d_model: int, recipe: str) -> Interval:
     if not {recipe, "bf16"} <= set(table.index):
         raise NotMeasured(f"no steps of width {d_model} under {recipe} and bf16")
     fp, bf = table.loc[recipe], table.loc["bf16"]
-    return Interval(bf["seconds"] / fp["seconds"], bf["seconds_lo"] / fp["seconds_hi"],
-                    bf["seconds_hi"] / fp["seconds_lo"])  # fmt: skip
+    return Interval(
+        bf["seconds"] / fp["seconds"],
+        bf["seconds_lo"] / fp["seconds_hi"],
+        bf["seconds_hi"] / fp["seconds_lo"],
+    )
 
 
 def _capable(results: Results, what: str) -> pd.DataFrame:
@@ -364,10 +412,3 @@ def _capable(results: Results, what: str) -> pd.DataFrame:
     if not table["capable"].any():
         raise NotMeasured(f"{table['device_kind'].iloc[0]} has no FP8 units")
     return table[table["capable"]]
-
-
-QUANTITIES: dict[str, Callable[..., Interval]] = {
-    f.__name__: f
-    for f in (rms, margin, growth, lost, loss_difference, slope, native_share, gemm_speedup,
-              step_speedup)
-}  # fmt: skip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,9 +11,12 @@ import pandas as pd
 
 from umup.lab import ranges, records, study
 from umup.lab.absent import NotMeasured, required
+from umup.lab.quantities import Quantities
 from umup.lab.records import Results
 from umup.lab.tables import NAMES, differences, remembered
 from umup.laws import Interval
+
+quantity = QUANTITIES = Quantities()
 
 SCHEMES = ("mup", "umup")
 SCALED = "fp8_seed, loss scaled"
@@ -68,6 +70,7 @@ def twins(results: Results) -> pd.DataFrame:
     return required(pd.DataFrame(rows), "no twins are on record")
 
 
+@quantity
 def twin_difference(results: Results, twin: str) -> Interval:
     """Largest relative difference of a twin's losses from the CPU's, parts per million.
 
@@ -82,7 +85,7 @@ def twin_difference(results: Results, twin: str) -> Interval:
     here, there = np.asarray(row["losses"]), np.asarray(row["cpu"])
     gap = 1e6 * float(np.max(np.abs(here - there) / there))
     gap = gap if math.isfinite(gap) else math.inf
-    return Interval(gap, gap, gap)
+    return Interval.exact(gap)
 
 
 @remembered
@@ -124,11 +127,16 @@ def shown(results: Results) -> pd.DataFrame:
         final = float(np.average(losses[late], weights=widths[late]))
         warm = done <= json.loads(run["spec"])["optim"]["warmup_steps"]  # nothing learned yet
         ok = np.isfinite(losses[kept]).all() and (warm or final <= math.log(run["vocab_size"]))
-        rows.append(run | {
-            "done": done, "status": "ok" if ok else "diverged",
-            "final_loss": final if ok else math.nan,
-            "curve_steps": list(steps[kept]), "curve_loss": list(losses[kept]),
-        })  # fmt: skip
+        rows.append(
+            run
+            | {
+                "done": done,
+                "status": "ok" if ok else "diverged",
+                "final_loss": final if ok else math.nan,
+                "curve_steps": list(steps[kept]),
+                "curve_loss": list(losses[kept]),
+            }
+        )
     return _by_arm(pd.DataFrame(rows))
 
 
@@ -181,6 +189,7 @@ def _at(table: pd.DataFrame, scheme: str, d_model: int | None, what: str) -> pd.
     return required(rows[rows["d_model"] == width], f"{NAMES[scheme]}: no {what}{at}")
 
 
+@quantity
 def loss_difference(
     results: Results, scheme: str, arm: str, d_model: int | None = None
 ) -> Interval:
@@ -195,15 +204,11 @@ def difference_of(
     table = loss_differences(runs)
     rows = _at(table[table["arm"] == arm], scheme, d_model, f"runs of {arm} and plain")
     row = rows.iloc[0]
-    return Interval(row["difference"], row["difference_lo"], row["difference_hi"])
+    return Interval.of(row, "difference")
 
 
+@quantity
 def margin(results: Results, scheme: str, d_model: int | None = None) -> Interval:
     """Octaves inside E4M3's normal range of the tensor and probe step that is nearest its ends."""
     table = _at(probed(results), scheme, d_model, "probed plain runs")
     return ranges.extreme(table, "margin", "smallest")
-
-
-QUANTITIES: dict[str, Callable[..., Interval]] = {
-    f.__name__: f for f in (twin_difference, loss_difference, margin)
-}

@@ -14,6 +14,7 @@ from umup.lab.absent import required
 from umup.lab.claims import bound
 from umup.lab.records import Results
 from umup.lab.tables import NAMES
+from umup.lab.words import cell, table
 from umup.text import decimals
 
 from . import results as tables
@@ -70,10 +71,12 @@ def what_ran(results: Results) -> str:
     runs = tables.shown(results)
     first = runs.iloc[0]
     done, seeds = first["done"], runs["seed"].nunique()
-    cut = "" if done == first["steps"] else (
-        f" Time ended at step {done}: what is shown are means over the last tenth of those steps, "
-        "and no claim is judged on them."
-    )  # fmt: skip
+    cut = ""
+    if done != first["steps"]:
+        cut = (
+            f" Time ended at step {done}: what is shown are means over the last tenth of those "
+            "steps, and no claim is judged on them."
+        )
     devices = ", ".join(sorted(runs["device"].astype(str).unique()))
     return (
         f"{len(runs)} runs in {len(runs.groupby(['scheme', 'arm']))} arms, "
@@ -107,19 +110,15 @@ def twins_table(results: Results, digits: int = 2) -> str:
     for row in tables.twins(results).to_dict("records"):
         here, there, on_cpu = row["losses"], row["cpu"], row["platform"] == "cpu"
         beside = "" if on_cpu or there is None else decimals(there[-1], fine)
-        rows.append({
-            "twin": row["twin"], "device": row["device_kind"], "steps": len(here),
-            "first": decimals(here[0], fine), "last": decimals(here[-1], fine),
-            "cpu": beside,
-            "gap": "" if on_cpu else _gap(results, row["twin"]),
-            "bound": decimals(bound("hopper", CLAIMS[row["twin"]]), 0),
-        })  # fmt: skip
-    return report.markdown(
-        pd.DataFrame(rows),
-        {"twin": "twin", "device": "device", "steps": "steps", "first": "first loss, nats",
-         "last": "last loss, nats", "cpu": "the CPU's last loss",
-         "gap": "largest relative difference, ppm", "bound": "bound for a GPU, ppm"},
-    )  # fmt: skip
+        labels = {"twin": row["twin"], "device": row["device_kind"], "steps": len(here)}
+        losses = {"first loss, nats": decimals(here[0], fine)}
+        losses["last loss, nats"] = decimals(here[-1], fine)
+        losses["the CPU's last loss"] = beside
+        gap = "" if on_cpu else _gap(results, row["twin"])
+        gaps = {"largest relative difference, ppm": gap}
+        gaps["bound for a GPU, ppm"] = decimals(bound("hopper", CLAIMS[row["twin"]]), 0)
+        rows.append(labels | losses | gaps)
+    return table(rows)
 
 
 @report.worded
@@ -135,9 +134,13 @@ def peaks_table(results: Results, digits: int = 2) -> str:
     ]
     return report.markdown(
         required(pd.DataFrame(rows), "no speeds are on record"),
-        {"what": "", "speed": "speed (range)", "products": "operands as compiled",
-         "device": "device"},
-    )  # fmt: skip
+        {
+            "what": "",
+            "speed": "speed (range)",
+            "products": "operands as compiled",
+            "device": "device",
+        },
+    )
 
 
 def _speed(row: dict, digits: int) -> dict[str, str]:
@@ -152,24 +155,15 @@ def _speed(row: dict, digits: int) -> dict[str, str]:
 @report.worded
 def losses_table(results: Results, digits: int = 2) -> str:
     """Final loss of each arm, and its difference from the arm that casts nothing."""
-    base, decimals = tables.base(results), report.loss_digits(digits)
+    base, fine = tables.base(results), report.loss_digits(digits)
     rows = []
     for row in tables.loss_differences(tables.shown(results)).to_dict("records"):
         plain = row["arm"] == "plain"
         runs = row["n"] + row["diverged"]
-        gap = report.interval(
-            row["difference"], row["difference_lo"], row["difference_hi"], decimals
-        )
+        gap = cell(row, "difference", fine)
         gap = f"{row['diverged']} of {runs} diverged" if row["diverged"] else gap
-        rows.append({
-            "scheme": NAMES[row["scheme"]], "arm": base if plain else row["arm"],
-            "loss": "" if math.isnan(row["loss"]) else report.interval(
-                row["loss"], row["loss_lo"], row["loss_hi"], decimals
-            ),
-            "gap": "" if plain else gap, "n": row["n"],
-        })  # fmt: skip
-    return report.markdown(
-        pd.DataFrame(rows),
-        {"scheme": "scheme", "arm": "arm", "loss": "loss, nats [95 %]",
-         "gap": f"minus {base}'s [95 %]", "n": "seed pairs"},
-    )  # fmt: skip
+        labels = {"scheme": NAMES[row["scheme"]], "arm": base if plain else row["arm"]}
+        loss = "" if math.isnan(row["loss"]) else cell(row, "loss", fine)
+        numbers = {"loss, nats [95 %]": loss, f"minus {base}'s [95 %]": "" if plain else gap}
+        rows.append(labels | numbers | {"seed pairs": row["n"]})
+    return table(rows)

@@ -11,11 +11,14 @@ import pandas as pd
 
 from umup.lab import claims
 from umup.lab.absent import NotMeasured, required
+from umup.lab.quantities import Quantities
 from umup.lab.records import Results
 from umup.lab.tables import remembered
 from umup.laws import Interval, mean_interval
 
 from . import theory
+
+quantity = QUANTITIES = Quantities()
 
 FIELDS = ("out", "dq", "dk", "dv", "dx", "dgate", "dlogits", "dw")
 
@@ -37,8 +40,11 @@ def cells(results: Results, what: str) -> pd.DataFrame:
         root = np.sqrt(table["d_head"])
         table["logit_variance"] = table["alpha"] ** 2 / table["d_head"]
         derived = map(theory.derived_scale, table["seq_len"], table["logit_variance"])
-        factors = {"dq_beta": ("dq", root), "dk_beta": ("dk", root),
-                   "out_derived": ("out", table["model"] / list(derived))}  # fmt: skip
+        factors = {
+            "dq_beta": ("dq", root),
+            "dk_beta": ("dk", root),
+            "out_derived": ("out", table["model"] / list(derived)),
+        }
         for name, (of, factor) in factors.items():
             table[name] = [list(np.array(v) * f) for v, f in zip(table[of], factor, strict=True)]
     if what == "linear":
@@ -89,10 +95,14 @@ def _stretch(wanted: Any) -> str:
     return f"{lo:g} and more" if hi is None else f"{lo:g} to {hi:g}"
 
 
+@quantity
 def farthest(
-    results: Results, what: str, fields: list[str], target: float = 1.0,
+    results: Results,
+    what: str,
+    fields: list[str],
+    target: float = 1.0,
     within: Mapping[str, Any] | None = None,
-) -> Interval:  # fmt: skip
+) -> Interval:
     """Largest |value − target| over a grid, in per cent of the target's unit.
 
     The ends are the largest of the cells' lower and of their upper bounds, so that one noisy cell
@@ -104,11 +114,17 @@ def farthest(
         if field not in rows:
             raise NotMeasured(f"{what} has no {field}")
         for value, lo, hi in rows[[field, f"{field}_lo", f"{field}_hi"]].to_numpy():
-            found.append((abs(value - target), max(lo - target, target - hi, 0.0),
-                          max(abs(lo - target), abs(hi - target))))  # fmt: skip
+            found.append(
+                (
+                    abs(value - target),
+                    max(lo - target, target - hi, 0.0),
+                    max(abs(lo - target), abs(hi - target)),
+                )
+            )
     return Interval(*(100.0 * max(end) for end in zip(*found, strict=True)))
 
 
+@quantity
 def exponent(
     results: Results, what: str, field: str, over: str, within: Mapping[str, Any] | None = None
 ) -> Interval:
@@ -121,6 +137,7 @@ def exponent(
     return mean_interval(np.polyfit(x, y, 1)[0])
 
 
+@quantity
 def spread(
     results: Results, what: str, field: str, by: str, within: Mapping[str, Any] | None = None
 ) -> Interval:
@@ -135,9 +152,6 @@ def spread(
             gap = mean_interval(100.0 * (a / b - 1.0))
             found.append((abs(gap.value), max(gap.lo, -gap.hi, 0.0), max(-gap.lo, gap.hi)))
     return Interval(*(max(end) for end in zip(*found, strict=True)))
-
-
-QUANTITIES = {f.__name__: f for f in (farthest, exponent, spread)}
 
 
 def bound(claim: str) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from umup.lab import report
+from umup.lab import words
 from umup.lab.absent import NotMeasured, required
 from umup.lab.records import Results
 from umup.lab.report import ABSENT, known, several, worded
@@ -17,10 +17,17 @@ from umup.text import decimals
 from .results import FIELDS, cells
 
 TITLES = {
-    "attention": "attention", "gated_silu": "gated SiLU", "softmax": "softmax",
-    "cross_entropy": "cross-entropy", "readout": "readout", "linear": "linear",
-    "rms_norm": "RMSNorm", "rope": "RoPE", "residual": "residual add", "embedding": "embedding",
-}  # fmt: skip
+    "attention": "attention",
+    "gated_silu": "gated SiLU",
+    "softmax": "softmax",
+    "cross_entropy": "cross-entropy",
+    "readout": "readout",
+    "linear": "linear",
+    "rms_norm": "RMSNorm",
+    "rope": "RoPE",
+    "residual": "residual add",
+    "embedding": "embedding",
+}
 
 
 @worded
@@ -50,12 +57,16 @@ def texts(results: Results, digits: int) -> dict[str, str]:
 
     every, many = (lambda t: t["seeds"] > 0), (lambda t: t["seq_len"] > 1)
     return {
-        "out": span("attention", "out",
-                    lambda t: (t["seq_len"] >= 64) & t["alpha"].between(0.25, 4)),
+        "out": span(
+            "attention", "out", lambda t: (t["seq_len"] >= 64) & t["alpha"].between(0.25, 4)
+        ),
         "out_all": span("attention", "out", many),
         "derived": span("attention", "out_derived", lambda t: t["logit_variance"] <= 0.25),
-        "beta": span("attention", "dq_beta",
-                     lambda t: (t["seq_len"] == t["seq_len"].max()) & (t["alpha"] == 1.0)),
+        "beta": span(
+            "attention",
+            "dq_beta",
+            lambda t: (t["seq_len"] == t["seq_len"].max()) & (t["alpha"] == 1.0),
+        ),
         "dq": span("attention", "dq", many),
         "silu": span("gated_silu", "out", every),
         "silu_gate": span("gated_silu", "dgate", every),
@@ -64,7 +75,7 @@ def texts(results: Results, digits: int) -> dict[str, str]:
         **several(READOUT, _readout, results, digits),
         **several(SHARED, _shared, results, digits),
         **several(ROWS, _rows, results, digits),
-    }  # fmt: skip
+    }
 
 
 READOUT = ("readout_out", "readout_in", "readout_d", "readout_v")
@@ -128,23 +139,27 @@ def worst_table(results: Results, digits: int = 2) -> str:
             table = table[table["seq_len"] > 1]  # a single position has no gradient to q and k
         for field in (f for f in FIELDS if f in table and len(table)):
             ends = [table.loc[table[field].idxmin()], table.loc[table[field].idxmax()]]
-            low, high = (
-                f"{report.interval(e[field], e[f'{field}_lo'], e[f'{field}_hi'], digits)} "
-                f"({_where(e)})"
-                for e in ends
-            )
-            rows.append({"op": title, "tensor": field, "n": len(table), "low": low, "high": high})
-    return report.markdown(
-        pd.DataFrame(rows),
-        {"op": "op", "tensor": "tensor", "n": "cells", "low": "smallest", "high": "largest"},
-    )
+            low, high = (f"{words.cell(end, field, digits)} ({_where(end)})" for end in ends)
+            row = {"op": title, "tensor": field, "cells": len(table)}
+            rows.append(row | {"smallest": low, "largest": high})
+    return words.table(rows)
 
 
 SYMBOLS = {
-    "seq_len": "T", "d_head": "d_head", "alpha": "α", "size": "n", "mult": "α",
-    "vocab_size": "V", "logits_rms": "logits", "backward": "scale", "d_model": "D",
-    "fan_in": "fan_in", "fan_out": "fan_out", "width": "D", "branch": "branch",
-}  # fmt: skip
+    "seq_len": "T",
+    "d_head": "d_head",
+    "alpha": "α",
+    "size": "n",
+    "mult": "α",
+    "vocab_size": "V",
+    "logits_rms": "logits",
+    "backward": "scale",
+    "d_model": "D",
+    "fan_in": "fan_in",
+    "fan_out": "fan_out",
+    "width": "D",
+    "branch": "branch",
+}
 
 
 def _where(row: pd.Series) -> str:

@@ -11,10 +11,13 @@ import pandas as pd
 from umup import laws
 from umup.lab import tables
 from umup.lab.absent import NotMeasured, required
+from umup.lab.quantities import Quantities, spanning
 from umup.lab.records import Results
 from umup.lab.tables import remembered
 from umup.laws import Interval, Optimum
 from umup.slopes import COLUMNS, CoordCheck
+
+quantity = QUANTITIES = Quantities()
 
 NAMES = {"mlp": "MLP", "vit": "ViT"}
 SCHEMES = {"sp": "SP", "mup": "μP"}
@@ -85,12 +88,10 @@ def optima(table: pd.DataFrame) -> dict[int, Optimum]:
 
 def _spans(table: pd.DataFrame, factor: float, what: str) -> tuple[int, int]:
     """The smallest and the largest width, at least ``factor`` apart."""
-    low, high = int(table["width"].min()), int(table["width"].max())
-    if high < factor * low:
-        raise NotMeasured(f"{what}: widths span {high / low:g}×, the claim needs {factor:g}×")
-    return low, high
+    return spanning(table["width"].astype(int), factor, f"{what}: widths")
 
 
+@quantity
 def eta_shift(
     results: Results, model: str, scheme: str, factor: float = 8, wrong: str = ""
 ) -> Interval:
@@ -103,6 +104,7 @@ def eta_shift(
     return laws.drift(found).slope.scaled(math.log2(factor))
 
 
+@quantity
 def shift_difference(results: Results, model: str, factor: float = 8) -> Interval:
     """``eta_shift`` under SP minus that under μP; the intervals' half-widths add in squares."""
     sp, mup = (eta_shift(results, model, scheme, factor) for scheme in ("sp", "mup"))
@@ -117,6 +119,7 @@ def at_base_eta(table: pd.DataFrame, width: int) -> pd.Series:
     return at.set_index("seed")["loss"].fillna(math.inf)
 
 
+@quantity
 def widening(
     results: Results, model: str, scheme: str, factor: float = 8, wrong: str = ""
 ) -> Interval:
@@ -124,11 +127,11 @@ def widening(
     table = arm(results, model, scheme, wrong)
     _spans(table, factor, title(model, scheme, wrong))
     widths = sorted(table["width"].unique())
-    steps = [_difference(at_base_eta(table, b), at_base_eta(table, a))
-             for a, b in pairwise(widths)]  # fmt: skip
+    steps = [_difference(at_base_eta(table, b), at_base_eta(table, a)) for a, b in pairwise(widths)]
     return Interval(*(max(getattr(s, end) for s in steps) for end in ("value", "lo", "hi")))
 
 
+@quantity
 def price(
     results: Results, model: str, scheme: str, factor: float = 8, wrong: str = ""
 ) -> Interval:
@@ -156,10 +159,11 @@ def _best(table: pd.DataFrame, width: int) -> float:
 def _difference(minuend: pd.Series, subtrahend: pd.Series) -> Interval:
     """Paired by seed; where a seed diverged, without bound."""
     if not np.isfinite(minuend).all():
-        return Interval(math.inf, math.inf, math.inf)
+        return Interval.exact(math.inf)
     return tables.paired(minuend, subtrahend)[0]
 
 
+@quantity
 def wrong_role(results: Results, model: str, wrong: str, factor: float = 8) -> Interval:
     """Best loss at the largest width with a wrong role minus that with the right one, nats."""
     losses = []
@@ -193,18 +197,25 @@ def _check(results: Results, model: str, scheme: str, wrong: str, factor: float)
     return found
 
 
+@quantity
 def broken(
     results: Results, model: str, scheme: str, wrong: str = "", factor: float = 8
 ) -> Interval:
     """Rules of width that the coordinate check says are broken, at a tolerance of 0.2."""
     count = float(len(_check(results, model, scheme, wrong, factor).broken))
-    return Interval(count, count, count)
+    return Interval.exact(count)
 
 
+@quantity
 def update_slope(
-    results: Results, model: str, scheme: str, tensor: str, wrong: str = "", step: int = 1,
+    results: Results,
+    model: str,
+    scheme: str,
+    tensor: str,
+    wrong: str = "",
+    step: int = 1,
     factor: float = 8,
-) -> Interval:  # fmt: skip
+) -> Interval:
     """Exponent over width of a parameter's update after ``step`` steps at the large η."""
     slopes = _check(results, model, scheme, wrong, factor).slopes
     at = slopes[(slopes["tensor"] == tensor) & (slopes["quantity"] == "update")]
@@ -213,9 +224,3 @@ def update_slope(
         raise NotMeasured(f"{title(model, scheme, wrong)}: no update of {tensor} at step {step}")
     row = at.iloc[0]
     return Interval(float(row["slope"]), float(row["lo"]), float(row["hi"]))
-
-
-QUANTITIES = {
-    f.__name__: f
-    for f in (eta_shift, shift_difference, widening, price, wrong_role, broken, update_slope)
-}

@@ -4,14 +4,37 @@ from __future__ import annotations
 
 import math
 
-import pandas as pd
-
+from umup.lab import words
 from umup.lab.records import Results
-from umup.lab.report import ABSENT, interval, loss_digits, markdown, said, tally, worded
+from umup.lab.report import ABSENT, loss_digits, tally, worded
+from umup.lab.words import cell, nats, word
+from umup.laws import Interval
 from umup.text import decimals
 
 from . import results as tables
 from .results import NAMES, SCHEMES, title
+
+
+def _broken(results: Results, model: str, scheme: str) -> str:
+    return broken_counts(results).get((model, scheme, ""), ABSENT)
+
+
+def _wrong_update(results: Results, model: str, wrong: str) -> Interval:
+    return tables.update_slope(results, model, "mup", wrong, wrong)
+
+
+READOUT = {"model": "mlp", "wrong": "readout.kernel"}
+WORDS = {
+    "shift_{model}_{scheme}": word(tables.eta_shift),
+    "price_{model}_{scheme}": word(tables.price, nats),
+    "widening_{model}_{scheme}": word(tables.widening, nats),
+    "broken_{model}_{scheme}": word(_broken),
+    "wrong_bias": word(_wrong_update, model="mlp", wrong="hidden.bias"),
+    "wrong_gain": word(_wrong_update, model="vit", wrong="norm.scale"),
+    "wrong_readout": word(_wrong_update, **READOUT),
+    "wrong_shift": word(tables.eta_shift, scheme="mup", **READOUT),
+    "wrong_cost": word(tables.wrong_role, nats, **READOUT),
+}
 
 
 def numbers(results: Results, digits: int = 2) -> dict[str, str]:
@@ -22,27 +45,7 @@ def numbers(results: Results, digits: int = 2) -> dict[str, str]:
     ``wrong_gain`` and ``wrong_readout`` (exponents of width), ``wrong_shift`` (octaves) and
     ``wrong_cost`` (nats) of the readout.
     """
-    nats, out = loss_digits(digits), {}
-    counted = broken_counts(results)
-    for model in NAMES:
-        for scheme in SCHEMES:
-            arm = f"{model}_{scheme}"
-            out[f"shift_{arm}"] = said(digits, tables.eta_shift, results, model, scheme)
-            out[f"price_{arm}"] = said(nats, tables.price, results, model, scheme)
-            out[f"widening_{arm}"] = said(nats, tables.widening, results, model, scheme)
-            out[f"broken_{arm}"] = counted.get((model, scheme, ""), ABSENT)
-    for name, model, wrong in (
-        ("bias", "mlp", "hidden.bias"), ("gain", "vit", "norm.scale"),
-        ("readout", "mlp", "readout.kernel"),
-    ):  # fmt: skip
-        out[f"wrong_{name}"] = said(
-            digits, tables.update_slope, results, model, "mup", wrong, wrong
-        )
-    out["wrong_shift"] = said(
-        digits, tables.eta_shift, results, "mlp", "mup", wrong="readout.kernel"
-    )
-    out["wrong_cost"] = said(nats, tables.wrong_role, results, "mlp", "readout.kernel")
-    return out
+    return words.texts(WORDS, results, digits, model=list(NAMES), scheme=list(SCHEMES))
 
 
 def broken_counts(results: Results) -> dict[tuple[str, str, str], str]:
@@ -82,7 +85,7 @@ def what_ran(results: Results) -> str:
 @worded
 def widths_table(results: Results, digits: int = 2) -> str:
     """One row a model, scheme and width: the optimum, its loss and accuracy, and the base's η."""
-    table, rows, nats = tables.curves(results), [], loss_digits(digits)
+    table, rows, fine = tables.curves(results), [], loss_digits(digits)
     arms = table[["model", "scheme", "wrong"]].drop_duplicates().itertuples(index=False)
     for arm in sorted(arms, key=tables.place):
         own = tables.arm(results, *arm)
@@ -90,18 +93,13 @@ def widths_table(results: Results, digits: int = 2) -> str:
             at = own[own["width"] == width]
             best = at[at["seed"] == 0].nsmallest(1, "loss")["accuracy"].mean()
             there = tables.at_base_eta(own, width).mean()
-            rows.append({
-                "arm": title(*arm), "width": width,
-                "x": ABSENT if fit.edge else interval(fit.x, fit.x_lo, fit.x_hi, digits),
-                "loss": decimals(fit.loss, nats),
-                "accuracy": decimals(best, digits),
-                "base": "diverges" if math.isinf(there) else decimals(there, nats),
-            })  # fmt: skip
-    return markdown(
-        pd.DataFrame(rows),
-        {"arm": "model", "width": "width", "x": "best log₂ η", "loss": "loss there, nats",
-         "accuracy": "accuracy", "base": "loss at the base's η"},
-    )  # fmt: skip
+            row = {"model": title(*arm), "width": width}
+            row["best log₂ η"] = ABSENT if fit.edge else cell(fit, "x", digits)
+            row["loss there, nats"] = decimals(fit.loss, fine)
+            row["accuracy"] = decimals(best, digits)
+            at_base = "diverges" if math.isinf(there) else decimals(there, fine)
+            rows.append(row | {"loss at the base's η": at_base})
+    return words.table(rows)
 
 
 def checks_table(results: Results, digits: int = 2) -> str:
@@ -112,15 +110,11 @@ def checks_table(results: Results, digits: int = 2) -> str:
         check = found[arm]
         updates = [
             f"{f.tensor} {decimals(f.slope.value, digits)}"
-            for f in check.broken if f.kind == "weight" and f.quantity == "update"
-        ]  # fmt: skip
+            for f in check.broken
+            if f.kind == "weight" and f.quantity == "update"
+        ]
         shown = ", ".join(updates[:4]) + f" and {len(updates) - 4} more" * (len(updates) > 4)
-        rows.append({
-            "arm": title(*arm), "n": tally(check),
-            "undecided": str(len(check.undecided)), "updates": shown or "none",
-        })  # fmt: skip
-    return markdown(
-        pd.DataFrame(rows),
-        {"arm": "model", "n": "rules broken", "undecided": "undecided",
-         "updates": "updates that break one, exponent of width"},
-    )  # fmt: skip
+        row = {"model": title(*arm), "rules broken": tally(check)}
+        row["undecided"] = str(len(check.undecided))
+        rows.append(row | {"updates that break one, exponent of width": shown or "none"})
+    return words.table(rows)

@@ -19,12 +19,15 @@ from umup.config import MeshConfig, ModelConfig, OptimConfig
 from umup.lab import bench
 from umup.lab.absent import NotMeasured, required
 from umup.lab.bench import Plan
+from umup.lab.quantities import Quantities
 from umup.lab.records import Results
 from umup.lab.tables import remembered
 from umup.lab.timing import CHANGES, PLAIN
 from umup.laws import LEVEL, Interval
 from umup.mesh import AXES
 from umup.plan import formulas, hardware
+
+quantity = QUANTITIES = Quantities()
 
 GIB = 2**30
 MACHINE = functools.cache(hardware.get)
@@ -37,8 +40,15 @@ CHECKED = ("parameters", "flops", "memory", "temporaries", "state", *AXES)
 """What is predicted and compiled: columns ``X`` and ``X_predicted`` of `table`."""
 
 PREDICTED = (
-    "umup", "blocked", "scanned", "remat_dots", "remat_full", "accumulate", "cudnn", "fp8",
-)  # fmt: skip
+    "umup",
+    "blocked",
+    "scanned",
+    "remat_dots",
+    "remat_full",
+    "accumulate",
+    "cudnn",
+    "fp8",
+)
 """The plain step and the changes to it (`timing.CHANGES`) that the planner knows of."""
 
 CALIBRATED = (32, 256)
@@ -48,9 +58,11 @@ CALIBRATED = (32, 256)
 def case(point: Mapping[str, Any], machine: str) -> formulas.Case:
     """What the formulas ask of a point's configuration on a machine."""
     return plan.case(
-        ModelConfig.from_dict(point["model"]), OptimConfig.from_dict(point["optim"]),
-        MeshConfig.from_dict(point["mesh"]), MACHINE(machine),
-    )  # fmt: skip
+        ModelConfig.from_dict(point["model"]),
+        OptimConfig.from_dict(point["optim"]),
+        MeshConfig.from_dict(point["mesh"]),
+        MACHINE(machine),
+    )
 
 
 def _bytes(point: Mapping[str, Any]) -> dict[str, float]:
@@ -80,21 +92,33 @@ def _row(point: Mapping[str, Any]) -> Mapping[str, Any]:
     held = point["argument_bytes"] + point["output_bytes"] - point["alias_bytes"]
     sent = _bytes(point)
     measured = {
-        "parameters": point["n_params"], "flops": point["flops"],
-        "memory": held + point["temp_bytes"], "temporaries": point["temp_bytes"],
-        "state": point["argument_bytes"], **{axis: sent[axis] for axis in AXES},
-    }  # fmt: skip
+        "parameters": point["n_params"],
+        "flops": point["flops"],
+        "memory": held + point["temp_bytes"],
+        "temporaries": point["temp_bytes"],
+        "state": point["argument_bytes"],
+        **{axis: sent[axis] for axis in AXES},
+    }
     model = ModelConfig.from_dict(point["model"])
     return {
-        "name": point["name"], "dtype": model.dtype, "recipe": model.recipe, "remat": model.remat,
-        "attention": model.attention, "mesh": str(MeshConfig.from_dict(point["mesh"])),
-        "devices": point["devices"], "seconds": point["lower_s"] + point["compile_s"],
-        "rss": point["peak_rss_mib"] * 2**20, "other": sent["other"], **measured,
+        "name": point["name"],
+        "dtype": model.dtype,
+        "recipe": model.recipe,
+        "remat": model.remat,
+        "attention": model.attention,
+        "mesh": str(MeshConfig.from_dict(point["mesh"])),
+        "devices": point["devices"],
+        "seconds": point["lower_s"] + point["compile_s"],
+        "rss": point["peak_rss_mib"] * 2**20,
+        "other": sent["other"],
+        **measured,
         **{f"{name}_predicted": value for name, value in _predicted(c, memory).items()},
-        **{f"{name}_of": getattr(memory, name)
-           for name in ("state", "gradients", "copies", "kept", "workspace")},
+        **{
+            f"{name}_of": getattr(memory, name)
+            for name in ("state", "gradients", "copies", "kept", "workspace")
+        },
         "on_h100": formulas.memory(case(point, "h100")).total,
-    }  # fmt: skip
+    }
 
 
 def table(
@@ -137,13 +161,18 @@ def errors(found: pd.DataFrame, of: str) -> pd.Series:
 
 
 def _exact(value: float) -> Interval:
-    return Interval(*[float(value)] * 3)
+    return Interval.exact(float(value))
 
 
+@quantity
 def worst(
-    results: Results, of: str, least: int = 1, what: str = "compiled", only: Sequence[str] = (),
+    results: Results,
+    of: str,
+    least: int = 1,
+    what: str = "compiled",
+    only: Sequence[str] = (),
     but: Sequence[str] = (),
-) -> Interval:  # fmt: skip
+) -> Interval:
     """The largest error of a prediction over all configurations, without its sign, %.
 
     Args:
@@ -160,6 +189,7 @@ def worst(
     return _exact(found.abs().max())
 
 
+@quantity
 def unforeseen(results: Results, least: int = 1, what: str = "compiled") -> Interval:
     """The largest share of collectives' bytes that lies on no single axis of the mesh, %."""
     found = table(results, what)
@@ -169,11 +199,13 @@ def unforeseen(results: Results, least: int = 1, what: str = "compiled") -> Inte
     return _exact((100 * found["other"] / (found[list(AXES)].sum(axis=1) + found["other"])).max())
 
 
+@quantity
 def compile_minutes(results: Results, name: str, devices: int) -> Interval:
     """The longest time to lower and compile a size for so many devices; one measurement each."""
     return _exact(_largest(results, name, devices, "seconds") / 60)
 
 
+@quantity
 def compile_memory(results: Results, name: str, devices: int) -> Interval:
     """The largest peak memory of the processes that did so, GiB."""
     return _exact(_largest(results, name, devices, "rss") / GIB)
@@ -218,9 +250,13 @@ def _timed(point: Mapping[str, Any], side: str, machine: str) -> Mapping[str, An
     shape = Plan.from_dict({**point["shape"], "torch": False})
     plain = shape.model(point["width"], n_layers=point["n_layers"], unroll=0)
     c = case(
-        {"model": plain.to_dict() | dict(change.model), "mesh": {},
-         "optim": {"batch_size": shape.batch_size} | dict(change.optim)}, machine,
-    )  # fmt: skip
+        {
+            "model": plain.to_dict() | dict(change.model),
+            "mesh": {},
+            "optim": {"batch_size": shape.batch_size} | dict(change.optim),
+        },
+        machine,
+    )
     predicted = formulas.step_time(c).seconds
     seconds = np.asarray(point["ms"][side]) * 1e-3
     resampled = stats.bootstrap(
@@ -228,14 +264,22 @@ def _timed(point: Mapping[str, Any], side: str, machine: str) -> Mapping[str, An
     ).confidence_interval
     middle, low, high = (float(x) for x in (np.median(seconds), *resampled))
     return {
-        "width": point["width"], "side": side, "title": change.title,
+        "width": point["width"],
+        "side": side,
+        "title": change.title,
         "calibrated": side == "umup" and point["width"] in CALIBRATED,
-        "seconds": middle, "seconds_lo": low, "seconds_hi": high, "predicted": predicted,
-        **{name: 100 * (predicted / s - 1)
-           for name, s in (("error", middle), ("error_lo", high), ("error_hi", low))},
-    }  # fmt: skip
+        "seconds": middle,
+        "seconds_lo": low,
+        "seconds_hi": high,
+        "predicted": predicted,
+        **{
+            name: 100 * (predicted / s - 1)
+            for name, s in (("error", middle), ("error_lo", high), ("error_hi", low))
+        },
+    }
 
 
+@quantity
 def step_time(results: Results, width: int, side: str = "umup") -> Interval:
     """The predicted time of a step over the measured one, less 1, %."""
     found = timed(results)
@@ -243,9 +287,4 @@ def step_time(results: Results, width: int, side: str = "umup") -> Interval:
     if at.empty:
         raise NotMeasured(f"no step of {side} at width {width}")
     row = at.iloc[0]
-    return Interval(row["error"], row["error_lo"], row["error_hi"])
-
-
-QUANTITIES = {
-    f.__name__: f for f in (worst, unforeseen, compile_minutes, compile_memory, step_time)
-}
+    return Interval.of(row, "error")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from umup.lab import words
 from umup.lab.absent import NotMeasured, required
 from umup.lab.records import Results
 from umup.lab.report import known, markdown, several, worded
@@ -115,19 +116,26 @@ def memory_table(results: Results, digits: int = 2, kind: str = "") -> str:
     """
     found = tables.table(results, kind or _kind(results))
     columns = {
-        "name": "step", "mesh": "mesh", "recipe": "linears", "remat": "remat", "memory": "GiB",
-        "memory_error": "error, %", "temporaries_error": "of temporaries, %",
-        "flops_error": "of products, %", "seconds": "compiling, s",
-    }  # fmt: skip
+        "name": "step",
+        "mesh": "mesh",
+        "recipe": "linears",
+        "remat": "remat",
+        "memory": "GiB",
+        "memory_error": "error, %",
+        "temporaries_error": "of temporaries, %",
+        "flops_error": "of products, %",
+        "seconds": "compiling, s",
+    }
     wrong = {of: tables.errors(found, of) for of in ("memory", "temporaries", "flops")}
     rows = [
         {
-            **row, "memory": _number(row["memory"] / tables.GIB, digits, 2),
+            **row,
+            "memory": _number(row["memory"] / tables.GIB, digits, 2),
             **{f"{of}_error": _signed(error[i], digits) for of, error in wrong.items()},
             "seconds": _number(row["seconds"], digits, 0),
         }
         for i, row in enumerate(found.to_dict("records"))
-    ]  # fmt: skip
+    ]
     return markdown(pd.DataFrame(rows), columns)
 
 
@@ -162,45 +170,35 @@ def collectives_table(results: Results, digits: int = 2, kind: str = "compiled")
 def large_table(results: Results, digits: int = 2) -> str:
     """7B and 70B: seconds to compile, memory of the compiler, bytes a device, and on an H100."""
     found = tables.table(results, only=LARGE)
-    rows = [
-        {
-            "name": row["name"], "recipe": row["recipe"], "mesh": row["mesh"],
-            "devices": row["devices"], "seconds": _number(row["seconds"], digits, 0),
-            "rss": _number(row["rss"] / tables.GIB, digits, 2),
-            **{part: _number(row[part] / tables.GIB, digits, 2)
-               for part in ("state", "memory", "memory_predicted", "on_h100")},
-        }
+    labels = {"name": "model", "recipe": "linears", "mesh": "mesh", "devices": "devices"}
+    sizes = {
+        "rss": "compiler, GiB",
+        "state": "state, GiB a device",
+        "memory": "all, GiB a device",
+        "memory_predicted": "predicted",
+        "on_h100": "predicted for H100",
+    }
+    return words.table(
+        {heading: row[name] for name, heading in labels.items()}
+        | {"compiling, s": _number(row["seconds"], digits, 0)}
+        | {sizes[name]: _number(row[name] / tables.GIB, digits, 2) for name in sizes}
         for row in found.to_dict("records")
-    ]  # fmt: skip
-    return markdown(
-        pd.DataFrame(rows),
-        {"name": "model", "recipe": "linears", "mesh": "mesh", "devices": "devices",
-         "seconds": "compiling, s", "rss": "compiler, GiB", "state": "state, GiB a device",
-         "memory": "all, GiB a device", "memory_predicted": "predicted",
-         "on_h100": "predicted for H100"},
-    )  # fmt: skip
+    )
 
 
 @worded
 def time_table(results: Results, digits: int = 2) -> str:
     """Measured and predicted times of a step."""
     found = tables.timed(results)
-    rows = [
-        {
-            "width": row["width"], "title": row["title"],
-            "measured": _number(1e3 * row["seconds"], digits),
-            "predicted": _number(1e3 * row["predicted"], digits),
-            "error": f"{_signed(row['error'], digits)} "
-                     f"[{_signed(row['error_lo'], digits)}, {_signed(row['error_hi'], digits)}]",
-            "note": "calibrated there" if row["calibrated"] else "",
-        }
-        for row in found.to_dict("records")
-    ]  # fmt: skip
-    return markdown(
-        pd.DataFrame(rows),
-        {"width": "width", "title": "step", "measured": "measured, ms",
-         "predicted": "predicted, ms", "error": "error, % [95 %]", "note": ""},
-    )  # fmt: skip
+    rows = []
+    for row in found.to_dict("records"):
+        error, lo, hi = (_signed(row[f"error{end}"], digits) for end in ("", "_lo", "_hi"))
+        cells = {"width": row["width"], "step": row["title"]}
+        cells["measured, ms"] = _number(1e3 * row["seconds"], digits)
+        cells["predicted, ms"] = _number(1e3 * row["predicted"], digits)
+        cells["error, % [95 %]"] = f"{error} [{lo}, {hi}]"
+        rows.append(cells | {"": "calibrated there" if row["calibrated"] else ""})
+    return words.table(rows)
 
 
 def texts(results: Results, digits: int = 2) -> dict[str, str]:
@@ -224,9 +222,10 @@ def texts(results: Results, digits: int = 2) -> dict[str, str]:
     out["state"] = _ask(digits, tables.worst, results, "state", only=LARGE)
     out["minutes"] = _ask(digits, tables.compile_minutes, results, LARGE[-1], 512)
     out["rss"] = _ask(digits, tables.compile_memory, results, LARGE[-1], 512)
-    for name, width, side in (("64", 64, "umup"), ("128", 128, "umup"), ("dots", 64, "remat_dots"),
-                              ("full", 64, "remat_full")):  # fmt: skip
-        out[f"time_{name}"] = _ask(digits, tables.step_time, results, width, side)
+    timed = {"64": (64, "umup"), "128": (128, "umup")}
+    timed |= {"dots": (64, "remat_dots"), "full": (64, "remat_full")}
+    for name, step in timed.items():
+        out[f"time_{name}"] = _ask(digits, tables.step_time, results, *step)
     return out
 
 

@@ -17,9 +17,12 @@ import pandas as pd
 from umup import laws
 from umup.lab import tables
 from umup.lab.absent import NotMeasured, required
+from umup.lab.quantities import Quantities, spanning
 from umup.lab.records import Results, with_spec
 from umup.lab.tables import remembered
 from umup.laws import Drift, Interval, Optimum
+
+quantity = QUANTITIES = Quantities()
 
 
 class Arm(NamedTuple):
@@ -208,10 +211,15 @@ def networks(results: Results) -> pd.DataFrame:
     return required(results.table("lemma"), "no random networks for the lemma")
 
 
+@quantity
 def lemma_error(
-    results: Results, convention: str, against: str = "own", extreme: str = "largest",
-    from_depth: int = 1, log10: bool = False,
-) -> Interval:  # fmt: skip
+    results: Results,
+    convention: str,
+    against: str = "own",
+    extreme: str = "largest",
+    from_depth: int = 1,
+    log10: bool = False,
+) -> Interval:
     """Error of Lemma C.1, over all settings and random networks from a depth on.
 
     Args:
@@ -227,9 +235,10 @@ def lemma_error(
     values = np.concatenate([np.asarray(v, float) for v in table[column]])
     value = float(values.max() if extreme == "largest" else values.min())
     value = math.log10(max(value, 1e-17)) if log10 else value
-    return Interval(value, value, value)
+    return Interval.exact(value)
 
 
+@quantity
 def stream(results: Results, arm: str, factor: float = 1, seq_len: int | None = None) -> Interval:
     """The scale on the skip stream that is furthest from 1 (by ratio), over depths and places.
 
@@ -244,6 +253,7 @@ def stream(results: Results, arm: str, factor: float = 1, seq_len: int | None = 
     return _worst(found, lambda v: abs(math.log(v)))
 
 
+@quantity
 def output_growth(results: Results, arm: str, factor: float = 1) -> Interval:
     """σ at the end of the skip stream of the deepest model over that of the shallowest, at init."""
     table = _span(results, arm, factor).sort_values("n_layers")
@@ -253,15 +263,11 @@ def output_growth(results: Results, arm: str, factor: float = 1) -> Interval:
 
 def _span(results: Results, arm: str, factor: float, seq_len: int | None = None) -> pd.DataFrame:
     table = at_default(walks(results, arm, seq_len))
-    title = ARMS[arm].title
-    depths = table["n_layers"]
-    if depths.max() < factor * depths.min():
-        raise NotMeasured(
-            f"{title}: depths span {depths.max() / depths.min():g}×, the claim needs {factor:g}×"
-        )
+    spanning(table["n_layers"], factor, f"{ARMS[arm].title}: depths")
     return table
 
 
+@quantity
 def realised_over_nominal(
     results: Results, arm: str, what: str, seq_len: int | None = None, target: float = 1.0
 ) -> Interval:
@@ -282,12 +288,10 @@ def realised_over_nominal(
     return _worst(found, lambda v: abs(math.log(v / target)))
 
 
+@quantity
 def depth_shift(results: Results, arm: str, factor: float) -> Interval:
     """Octaves by which the optimal η moves over a ``factor`` in depth, from the fitted slope."""
-    fits = _fits(results, arm)
-    if max(fits) < factor * min(fits):
-        have = f"depths span {max(fits) / min(fits):g}×"
-        raise NotMeasured(f"{ARMS[arm].title}: {have}, the claim needs {factor:g}×")
+    spanning(_fits(results, arm), factor, f"{ARMS[arm].title}: depths")
     return drift(results, arm).slope.scaled(math.log2(factor))
 
 
@@ -311,6 +315,7 @@ def differences(results: Results, arm: str, against: str, from_depth: int = 1) -
     }
 
 
+@quantity
 def loss_difference(
     results: Results, arm: str, against: str, from_depth: int = 1, depths: int = 3
 ) -> Interval:
@@ -328,6 +333,7 @@ def loss_difference(
     return laws.mean_interval(list(found.values()))
 
 
+@quantity
 def deeper_gain(results: Results, arm: str, factor: float) -> Interval:
     """Best loss of the deepest model minus that of the shallowest, nats a token."""
     fits = {depth: o for depth, o in _fits(results, arm).items() if not o.edge}
@@ -344,10 +350,3 @@ def deeper_gain(results: Results, arm: str, factor: float) -> Interval:
     )
     value = deep.loss - shallow.loss
     return Interval(value, value - lo, value + hi)
-
-
-QUANTITIES: dict[str, Callable[..., Interval]] = {
-    f.__name__: f
-    for f in (lemma_error, stream, output_growth, realised_over_nominal, depth_shift,
-              loss_difference, deeper_gain)
-}  # fmt: skip

@@ -9,16 +9,43 @@ import math
 
 import pandas as pd
 
-from umup.lab import report
+from umup.lab import report, words
 from umup.lab.absent import otherwise, required
 from umup.lab.records import Results
 from umup.lab.report import ABSENT, known, said, text_of, worded
+from umup.lab.words import cell, word
 from umup.rules import residual_taus
 from umup.text import decimals
 
 from . import results as tables
 from .lemma import CONVENTIONS, shares
 from .results import ARMS
+
+
+def _deepest(results: Results) -> pd.Series:
+    """The walk of the deepest u-μP model with the derived τ."""
+    walks = tables.at_default(tables.walks(results, "derived"))
+    return walks.loc[walks["n_layers"].idxmax()]
+
+
+def _common(results: Results) -> str:
+    shared = [100 * seed[-1] for seed in _deepest(results)["common"]]
+    return decimals(sum(shared) / len(shared), 0)
+
+
+def _embedding(results: Results, convention: str) -> str:
+    taus = residual_taus(int(_deepest(results)["n_layers"]), convention=convention)
+    return decimals(100 * shares([float(t) for t in taus]).embedding, 0)
+
+
+WORDS = {
+    "shift_{arm}": word(lambda results, arm: tables.drift(results, arm).shift),
+    "stream": word(tables.stream, arm="derived"),
+    "stream_control": word(tables.stream, arm="derived", seq_len=1),
+    "depth": word(lambda results: str(_deepest(results)["n_layers"])),
+    "common": word(_common),
+    "emb_{convention}": word(_embedding),
+}
 
 
 def texts(results: Results, digits: int = 2) -> dict[str, str]:
@@ -31,35 +58,8 @@ def texts(results: Results, digits: int = 2) -> dict[str, str]:
     ``printed_distance``: RMS distance of the printed equation's output from the nearest depth-μP
     network's, at that depth.
     """
-    out = {
-        f"shift_{arm}": said(digits, lambda arm=arm: tables.drift(results, arm).shift)
-        for arm in ARMS
-    }
-    for name, seq_len in (("stream", None), ("stream_control", 1)):
-        out[name] = said(digits, tables.stream, results, "derived", seq_len=seq_len)
-    out["depth"] = known(lambda: str(_deepest(results)["n_layers"]))()
-    out["common"] = _common(results)
-    for convention in CONVENTIONS:
-        out[f"emb_{convention}"] = _embedding(results, convention)
+    out = words.texts(WORDS, results, digits, arm=list(ARMS), convention=CONVENTIONS)
     return out | {"printed_distance": _distance(results, digits)}
-
-
-def _deepest(results: Results) -> pd.Series:
-    """The walk of the deepest u-μP model with the derived τ."""
-    walks = tables.at_default(tables.walks(results, "derived"))
-    return walks.loc[walks["n_layers"].idxmax()]
-
-
-@known
-def _common(results: Results) -> str:
-    shared = [100 * seed[-1] for seed in _deepest(results)["common"]]
-    return decimals(sum(shared) / len(shared), 0)
-
-
-@known
-def _embedding(results: Results, convention: str) -> str:
-    taus = residual_taus(int(_deepest(results)["n_layers"]), convention=convention)
-    return decimals(100 * shares([float(t) for t in taus]).embedding, 0)
 
 
 @known
@@ -147,35 +147,32 @@ def realised_table(results: Results, digits: int = 2) -> str:
         cells = {"arm": row["arm"], "depth": depth, "exact": decimals(ratio, digits)}
         for name, table in (("control", row), ("long", same.iloc[0] if len(same) else None)):
             for what in ("residual", "attention"):
-                cells[f"{name}_{what}"] = "" if table is None else _ratio(table, what, digits)
+                cells[f"{name}_{what}"] = "" if table is None else cell(table, what, digits)
         rows.append(cells)
     columns = {
-        "arm": "τ", "depth": "N", "exact": "residual/embedding, exact",
-        "control_residual": "T = 1", "long_residual": "full sequence",
-        "control_attention": "attention/FFN, T = 1", "long_attention": "full sequence",
-    }  # fmt: skip
+        "arm": "τ",
+        "depth": "N",
+        "exact": "residual/embedding, exact",
+        "control_residual": "T = 1",
+        "long_residual": "full sequence",
+        "control_attention": "attention/FFN, T = 1",
+        "long_attention": "full sequence",
+    }
     return report.markdown(pd.DataFrame(rows), columns)
-
-
-def _ratio(row, what: str, digits: int) -> str:
-    return report.interval(row[what], row[f"{what}_lo"], row[f"{what}_hi"], digits)
 
 
 @worded
 def optima_table(results: Results, digits: int = 2) -> str:
     """Fitted optima: one row an arm and depth."""
-    decimals = report.loss_digits(digits)
-    rows = [
+    return words.table(
         {
-            "arm": ARMS[arm].title, "depth": depth,
-            "lr": report.interval(o.x, o.x_lo, o.x_hi, digits),
-            "loss": report.interval(o.loss, o.loss_lo, o.loss_hi, decimals),
-            "runs": o.n_points, "note": o.reason,
+            "scheme": ARMS[arm].title,
+            "N": depth,
+            "log₂ η* [95 %]": cell(optimum, "x", digits),
+            "loss there, nats [95 %]": cell(optimum, "loss", report.loss_digits(digits)),
+            "runs": optimum.n_points,
+            "note": optimum.reason,
         }
-        for arm, fits in tables.optima(results).items() for depth, o in fits.items()
-    ]  # fmt: skip
-    columns = {
-        "arm": "scheme", "depth": "N", "lr": "log₂ η* [95 %]",
-        "loss": "loss there, nats [95 %]", "runs": "runs", "note": "note",
-    }  # fmt: skip
-    return report.markdown(pd.DataFrame(rows), columns)
+        for arm, fits in tables.optima(results).items()
+        for depth, optimum in fits.items()
+    )

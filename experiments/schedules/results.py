@@ -17,16 +17,22 @@ import pandas as pd
 from umup import laws
 from umup.lab import records, tables
 from umup.lab.absent import NotMeasured, required
+from umup.lab.quantities import Quantities, spanning
 from umup.lab.records import Results
 from umup.lab.tables import remembered
 from umup.laws import Interval, Optimum
 
+quantity = QUANTITIES = Quantities()
+
 WSD = ("wsd", "wsd_sqrt")
 SCHEDULES = ("cosine", "linear", "two_step", *WSD)
 TITLES = {
-    "cosine": "cosine", "linear": "linear", "two_step": "two-step", "wsd": "WSD, linear decay",
+    "cosine": "cosine",
+    "linear": "linear",
+    "two_step": "two-step",
+    "wsd": "WSD, linear decay",
     "wsd_sqrt": "WSD, 1 − √x decay",
-}  # fmt: skip
+}
 SHARE = 0.2  # of a WSD run's steps, unless another is named
 COLUMNS = ["scheme", "schedule", "steps", "share", "log2_lr", "seed", "loss"]
 WINDOW = 1.25  # octaves around the best η that the parabola is fitted to, as in ``laws``
@@ -56,21 +62,33 @@ def losses(results: Results) -> pd.DataFrame:
     frames = []
     if len(results.runs):
         runs = records.with_spec(results.runs)
-        frames.append(pd.DataFrame({
-            "scheme": runs["scheme"], "schedule": runs["optim.schedule"], "steps": runs["steps"],
-            "share": 0.0, "log2_lr": np.log2(runs["lr"].astype(float)).round(4),
-            "seed": runs["seed"], "loss": runs["val_loss"].where(runs["status"] == "ok"),
-        }))  # fmt: skip
+        frames.append(
+            pd.DataFrame(
+                {
+                    "scheme": runs["scheme"],
+                    "schedule": runs["optim.schedule"],
+                    "steps": runs["steps"],
+                    "share": 0.0,
+                    "log2_lr": np.log2(runs["lr"].astype(float)).round(4),
+                    "seed": runs["seed"],
+                    "loss": runs["val_loss"].where(runs["status"] == "ok"),
+                }
+            )
+        )
     rows = [
         {
-            "scheme": point["scheme"], "schedule": rung["schedule"], "steps": rung["steps"],
-            "share": round(rung["decay_steps"] / rung["steps"], 4), "log2_lr": point["log2_lr"],
-            "seed": seed, "loss": math.nan if loss is None else loss,
+            "scheme": point["scheme"],
+            "schedule": rung["schedule"],
+            "steps": rung["steps"],
+            "share": round(rung["decay_steps"] / rung["steps"], 4),
+            "log2_lr": point["log2_lr"],
+            "seed": seed,
+            "loss": math.nan if loss is None else loss,
         }
         for point in ladders(results).to_dict("records")
         for rung in point["rungs"]
         for seed, loss in enumerate(rung["loss"])
-    ]  # fmt: skip
+    ]
     frames += [pd.DataFrame(rows, columns=COLUMNS)] if rows or not frames else []
     return required(pd.concat(frames, ignore_index=True), "no runs and no plateaus are on record")
 
@@ -175,10 +193,16 @@ def one_rate(
 # Quantities of claims.
 
 
+@quantity
 def gap(
-    results: Results, schedule: str, against: str, steps: int, scheme: str = "umup",
-    share: float = SHARE, against_share: float = SHARE,
-) -> Interval:  # fmt: skip
+    results: Results,
+    schedule: str,
+    against: str,
+    steps: int,
+    scheme: str = "umup",
+    share: float = SHARE,
+    against_share: float = SHARE,
+) -> Interval:
     """Loss of ``schedule`` minus that of ``against``, each at its own best η, paired by seed."""
     table = losses(results)
     ours = best(table, Line.of(schedule, steps, scheme, share))
@@ -186,10 +210,15 @@ def gap(
     return tables.paired(ours, theirs)[0]
 
 
+@quantity
 def optimum_gap(
-    results: Results, schedule: str, against: str, steps: int, scheme: str = "umup",
+    results: Results,
+    schedule: str,
+    against: str,
+    steps: int,
+    scheme: str = "umup",
     share: float = SHARE,
-) -> Interval:  # fmt: skip
+) -> Interval:
     """Octaves between the best η of two schedules; the errors of the two are independent."""
     table = losses(results)
     a, b = (optimum(table, Line.of(s, steps, scheme, share)) for s in (schedule, against))
@@ -214,17 +243,21 @@ def horizon_optima(
     return {line.steps: optimum(table, line) for line in mine}
 
 
+@quantity
 def horizon_slope(
     results: Results, schedule: str, factor: float, scheme: str = "umup", share: float = SHARE
 ) -> Interval:
     """Octaves by which the best η moves per doubling of the budget, over at least ``factor``."""
-    found = {n: o for n, o in horizon_optima(results, schedule, scheme, share).items()
-             if math.isfinite(o.x)}  # fmt: skip
-    if len(found) < 2 or max(found) < factor * min(found):
-        raise NotMeasured(f"{TITLES[schedule]}: the claim needs budgets that span {factor:g}×")
+    found = {
+        n: o
+        for n, o in horizon_optima(results, schedule, scheme, share).items()
+        if math.isfinite(o.x)
+    }
+    spanning(found, factor, f"{TITLES[schedule]}: budgets")
     return laws.drift(found).slope
 
 
+@quantity
 def short_rate_cost(
     results: Results, schedule: str, factor: float, scheme: str = "umup", share: float = SHARE
 ) -> Interval:
@@ -233,21 +266,23 @@ def short_rate_cost(
     The η is the measured one nearest to the shortest budget's optimum.
     """
     table, found = losses(results), horizon_optima(results, schedule, scheme, share)
-    if len(found) < 2 or max(found) < factor * min(found):
-        raise NotMeasured(f"{TITLES[schedule]}: the claim needs budgets that span {factor:g}×")
+    spanning(found, factor, f"{TITLES[schedule]}: budgets")
     long = Line.of(schedule, max(found), scheme, share)
     rows, target = at(table, long), found[min(found)].x
     nearest = min(rows["log2_lr"].unique(), key=lambda x: (abs(x - target), x))
     there = rows[rows["log2_lr"] == nearest].set_index("seed")["loss"].astype(float)
     if there.isna().any():
-        return Interval(math.inf, math.inf, math.inf)
+        return Interval.exact(math.inf)
     return tables.paired(there, best(table, long))[0]
 
 
 def ladder_gaps(
-    results: Results, against: str, schedule: str = "wsd", scheme: str = "umup",
+    results: Results,
+    against: str,
+    schedule: str = "wsd",
+    scheme: str = "umup",
     share: float = SHARE,
-) -> dict[int, Interval]:  # fmt: skip
+) -> dict[int, Interval]:
     """Budget → loss of the ladder's rung at its one η minus that of runs from scratch.
 
     The runs are of ``against``, each budget at its own best η; pairs share their seed.
@@ -260,41 +295,41 @@ def ladder_gaps(
     }
 
 
+@quantity
 def ladder_gap(
-    results: Results, against: str, schedule: str = "wsd", scheme: str = "umup",
-    share: float = SHARE, factor: float = 1,
-) -> Interval:  # fmt: skip
+    results: Results,
+    against: str,
+    schedule: str = "wsd",
+    scheme: str = "umup",
+    share: float = SHARE,
+    factor: float = 1,
+) -> Interval:
     """The largest of ``ladder_gaps``; its ends are the largest of the lower and upper ends."""
     gaps = ladder_gaps(results, against, schedule, scheme, share)
-    if max(gaps) < factor * min(gaps):
-        raise NotMeasured(f"{TITLES[schedule]}: the claim needs budgets that span {factor:g}×")
+    spanning(gaps, factor, f"{TITLES[schedule]}: budgets")
     return Interval(*(max(getattr(g, end) for g in gaps.values()) for end in ("value", "lo", "hi")))
 
 
+@quantity
 def saved(
-    results: Results, schedule: str = "wsd", scheme: str = "umup", share: float = SHARE,
+    results: Results,
+    schedule: str = "wsd",
+    scheme: str = "umup",
+    share: float = SHARE,
     factor: float = 1,
-) -> Interval:  # fmt: skip
+) -> Interval:
     """Per cent of the steps that the ladder saves against a run from scratch for each budget."""
     _, rungs = one_rate(losses(results), schedule, scheme, share)
     budgets = sorted(rungs)
-    if budgets[-1] < factor * budgets[0]:
-        raise NotMeasured(f"{TITLES[schedule]}: the claim needs budgets that span {factor:g}×")
+    spanning(budgets, factor, f"{TITLES[schedule]}: budgets")
     plateau = budgets[-1] * (1.0 - share)
     value = 100.0 * (1.0 - (plateau + share * sum(budgets)) / sum(budgets))
-    return Interval(value, value, value)
+    return Interval.exact(value)
 
 
+@quantity
 def fork_difference(results: Results) -> Interval:
     """Largest difference of any loss or weight between forked and unforked runs: no interval."""
     checks = required(results.table("fork"), "no fork was compared with its unforked run")
     worst = float(checks[["losses", "weights"]].to_numpy(float).max())
-    return Interval(worst, worst, worst)
-
-
-QUANTITIES = {
-    f.__name__: f
-    for f in (
-        gap, optimum_gap, horizon_slope, short_rate_cost, ladder_gap, saved, fork_difference,
-    )
-}  # fmt: skip
+    return Interval.exact(worst)

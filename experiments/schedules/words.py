@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 
-import pandas as pd
-
-from umup.lab import report
+from umup.lab import report, words
 from umup.lab.absent import NotMeasured
 from umup.lab.records import Results
 from umup.lab.report import ABSENT, known, said, several, text_of
+from umup.lab.words import cell, nats, word
 from umup.text import decimals
 
 from . import results as tables
@@ -31,28 +30,23 @@ def texts(results: Results, main: int, digits: int = 2) -> dict[str, str]:
     cosine; ``short_SCHEDULE``: nats that the shortest budget's η costs at the longest.
     ``budgets``: the shortest and the longest.
     """
-    fine = report.loss_digits(digits)
-    out = {}
-    for kind in ("linear", "two_step", *WSD):
-        for scheme, end in (("umup", ""), ("mup", "_mup")):
-            out[f"gap_{kind}{end}"] = said(fine, tables.gap, results, kind, "cosine", main, scheme)
-    out["root"] = said(fine, tables.gap, results, "wsd_sqrt", "wsd", main)
-    for share in (0.05, 0.1, 0.2):
-        out[f"share_{100 * share:g}"] = said(
-            fine, tables.gap, results, "wsd", "wsd", main, share=share, against_share=0.3
-        )
-    for kind in WSD:
-        out[f"ladder_{kind}"] = said(fine, tables.ladder_gap, results, "cosine", kind)
-    out["ladder_own"] = said(fine, tables.ladder_gap, results, "wsd")
-    out |= several(("one_rate", "budgets", "saved"), _ladder, results)
-    for kind in ("cosine", *WSD):
-        out[f"slope_{kind}"] = said(digits, tables.horizon_slope, results, kind, 2)
-        out[f"short_{kind}"] = said(fine, tables.short_rate_cost, results, kind, 2)
-    for scheme, end in (("umup", ""), ("mup", "_mup")):
-        out[f"eta_gap{end}"] = said(
-            digits, tables.optimum_gap, results, "wsd", "cosine", main, scheme
-        )
-    return out
+    at_main = {"against": "cosine", "steps": main}
+    wsd = {"schedule": "wsd", "against": "wsd", "steps": main}
+    compared, forked = {"schedule": ("linear", "two_step", *WSD)}, {"schedule": WSD}
+    shares = {"share": {"5": 0.05, "10": 0.1, "20": 0.2}}
+    named = {
+        "gap_{schedule}{scheme}": word(tables.gap, nats, compared, **at_main),
+        "root": word(tables.gap, nats, **wsd | {"schedule": "wsd_sqrt"}),
+        "share_{share}": word(tables.gap, nats, shares, against_share=0.3, **wsd),
+        "ladder_{schedule}": word(tables.ladder_gap, nats, forked, against="cosine"),
+        "ladder_own": word(tables.ladder_gap, nats, against="wsd"),
+        "slope_{schedule}": word(tables.horizon_slope, factor=2),
+        "short_{schedule}": word(tables.short_rate_cost, nats, factor=2),
+        "eta_gap{scheme}": word(tables.optimum_gap, schedule="wsd", **at_main),
+    }
+    axes = {"scheme": {"": "umup", "_mup": "mup"}, "schedule": ("cosine", *WSD)}
+    ladder = several(("one_rate", "budgets", "saved"), _ladder, results)
+    return words.texts(named, results, digits, **axes) | ladder
 
 
 def _ladder(results: Results) -> tuple[str, str, str]:
@@ -103,18 +97,14 @@ def schedules_table(results: Results, main: int, digits: int = 2) -> str:
             continue
         o = tables.optimum(table, line)
         gap = said(fine, tables.gap, results, line.schedule, "cosine", main, line.scheme)
-        rows.append({
-            "scheme": report.TITLES[line.scheme], "schedule": TITLES[line.schedule],
-            "lr": report.interval(o.x, o.x_lo, o.x_hi, digits),
-            "loss": report.interval(o.loss, o.loss_lo, o.loss_hi, fine),
-            "gap": "–" if line.schedule == "cosine" else gap, "note": o.reason,
-        })  # fmt: skip
+        row = {"scheme": report.TITLES[line.scheme], "schedule": TITLES[line.schedule]}
+        row["log₂ η* [95 %]"] = cell(o, "x", digits)
+        row["held-out loss, nats [95 %]"] = cell(o, "loss", fine)
+        row["above cosine [95 %]"] = "–" if line.schedule == "cosine" else gap
+        rows.append(row | {"note": o.reason})
     if not rows:
         raise NotMeasured(f"no run of {main} steps is on record")
-    columns = {"scheme": "scheme", "schedule": "schedule", "lr": "log₂ η* [95 %]",
-               "loss": "held-out loss, nats [95 %]", "gap": "above cosine [95 %]",
-               "note": "note"}  # fmt: skip
-    return report.markdown(pd.DataFrame(rows), columns)
+    return words.table(rows)
 
 
 @report.worded
@@ -134,15 +124,12 @@ def ladder_table(results: Results, digits: int = 2) -> str:
     rows = []
     for steps in sorted(rungs):
         w, c = wsd[steps], cosine.get(steps)
-        rows.append({
-            "steps": steps, "wsd_lr": report.interval(w.x, w.x_lo, w.x_hi, digits),
-            "cosine_lr": report.interval(c.x, c.x_lo, c.x_hi, digits) if c else ABSENT,
-            "cosine": report.interval(c.loss, c.loss_lo, c.loss_hi, fine) if c else ABSENT,
-            "own": said(fine, tables.gap, results, "wsd", "cosine", steps),
-            **{kind: above(kind, steps) for kind in WSD},
-        })  # fmt: skip
-    columns = {"steps": "steps", "cosine_lr": "log₂ η*, cosine", "wsd_lr": "log₂ η*, WSD",
-               "cosine": "cosine, nats", "own": "WSD at its own η, above it",
-               "wsd": f"ladder at log₂ η = {decimals(rate, 1)}",
-               "wsd_sqrt": "ladder of 1 − √x"}  # fmt: skip
-    return report.markdown(pd.DataFrame(rows), columns)
+        own = said(fine, tables.gap, results, "wsd", "cosine", steps)
+        row = {"steps": steps, "log₂ η*, cosine": cell(c, "x", digits) if c else ABSENT}
+        row["log₂ η*, WSD"] = cell(w, "x", digits)
+        row["cosine, nats"] = cell(c, "loss", fine) if c else ABSENT
+        row["WSD at its own η, above it"] = own
+        row[f"ladder at log₂ η = {decimals(rate, 1)}"] = above("wsd", steps)
+        row["ladder of 1 − √x"] = above("wsd_sqrt", steps)
+        rows.append(row)
+    return words.table(rows)

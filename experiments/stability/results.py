@@ -13,16 +13,22 @@ import pandas as pd
 from umup import laws
 from umup.lab import records
 from umup.lab.absent import NotMeasured, required
+from umup.lab.quantities import Quantities
 from umup.lab.records import Results
-from umup.lab.tables import remembered
+from umup.lab.tables import NAMES, remembered
 from umup.laws import Interval
 
+quantity = QUANTITIES = Quantities()
+
 SCHEMES = ("sp", "mup", "umup")
-NAMES = {"sp": "SP", "mup": "μP", "umup": "u-μP"}
 DEFENCES = {
-    "none": "none", "z_loss": "z-loss", "qk_norm": "QK-norm", "both": "z-loss and QK-norm",
-    "clip": "clipping", "no_warmup": "no warm-up",
-}  # fmt: skip
+    "none": "none",
+    "z_loss": "z-loss",
+    "qk_norm": "QK-norm",
+    "both": "z-loss and QK-norm",
+    "clip": "clipping",
+    "no_warmup": "no warm-up",
+}
 """The arms at the main shape, in the order in which pages show them."""
 MARGIN = 0.2
 """Nats above a curve's lowest point up to which an η counts as stable."""
@@ -46,15 +52,19 @@ def curves(runs: pd.DataFrame) -> pd.DataFrame:
     table = records.with_spec(required(runs, "no runs are on record"))
     depth = table["n_layers"]
     uniform = np.log(table["vocab_size"].astype(float))
-    out = pd.DataFrame({
-        "key": table["key"], "scheme": table["scheme"],
-        "part": np.where(depth > depth.min(), "deep", "main"),
-        "defence": [defence_of(row) for row in table.to_dict("records")],
-        "cap": [_cap(row) for row in table.to_dict("records")],
-        "x": np.log2(table["lr"].astype(float)).round(6), "seed": table["seed"],
-        "loss": table["final_loss"].where(table["status"] == "ok", uniform),
-        "ok": table["status"] == "ok",
-    })  # fmt: skip
+    out = pd.DataFrame(
+        {
+            "key": table["key"],
+            "scheme": table["scheme"],
+            "part": np.where(depth > depth.min(), "deep", "main"),
+            "defence": [defence_of(row) for row in table.to_dict("records")],
+            "cap": [_cap(row) for row in table.to_dict("records")],
+            "x": np.log2(table["lr"].astype(float)).round(6),
+            "seed": table["seed"],
+            "loss": table["final_loss"].where(table["status"] == "ok", uniform),
+            "ok": table["status"] == "ok",
+        }
+    )
     out = out.merge(_end(runs), on="key", how="left")
     return out[columns].sort_values(_POINT, ignore_index=True)
 
@@ -76,8 +86,10 @@ def _cap(spec: dict) -> float:
     """The multiplier of q·k times d_head: √d in SP, α√d_base in μP, α in u-μP."""
     alpha = spec.get(ALPHA, 1.0)
     factor = {
-        "sp": spec["d_head"] ** 0.5, "mup": spec["model.base_d_head"] ** 0.5, "umup": 1.0,
-    }[spec["scheme"]]  # fmt: skip
+        "sp": spec["d_head"] ** 0.5,
+        "mup": spec["model.base_d_head"] ** 0.5,
+        "umup": 1.0,
+    }[spec["scheme"]]
     return round(alpha * factor, 6)
 
 
@@ -88,13 +100,11 @@ def _end(runs: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(columns=["key", "logit_max", "out_rms"])
     steps = dict(zip(runs["key"], runs["steps"], strict=True))
     seen = seen[seen["step"] == seen["key"].map(steps)]
-    name = seen["tensor"].astype(str)
-    scores = seen[name.str.fullmatch(r"blocks\.\d+\.attn\.scores/qk")]
-    out = seen[name == "logits/value"]
-    return pd.DataFrame({
-        "logit_max": scores.groupby("key")["max"].max(),
-        "out_rms": out.groupby("key")["rms"].first(),
-    }).rename_axis("key").reset_index()  # fmt: skip
+    scores = seen[(seen["module"] == "attn.scores") & (seen["tensor"] == "qk")]
+    out = seen[(seen["module"] == "logits") & (seen["tensor"] == "value")]
+    end = {"logit_max": scores.groupby("key")["max"].max()}
+    end["out_rms"] = out.groupby("key")["rms"].first()
+    return pd.DataFrame(end).rename_axis("key").reset_index()
 
 
 @remembered
@@ -171,6 +181,7 @@ def _paired(results: Results, scheme: str, defence: str, of, part: str, cap: flo
     return laws.mean_interval(np.subtract(with_it, without))
 
 
+@quantity
 def stable_gain(
     results: Results, scheme: str, defence: str, part: str = "main", cap: float | None = None
 ) -> Interval:
@@ -178,14 +189,19 @@ def stable_gain(
     return _paired(results, scheme, defence, stable_lr, part, cap)
 
 
+@quantity
 def sensitivity(
-    results: Results, scheme: str, defence: str = "none", part: str = "main",
+    results: Results,
+    scheme: str,
+    defence: str = "none",
+    part: str = "main",
     cap: float | None = None,
-) -> Interval:  # fmt: skip
+) -> Interval:
     """Mean loss above the lowest over the η from the best up, nats a token."""
     return laws.mean_interval(sensitivities(arm(results, scheme, defence, part, cap)))
 
 
+@quantity
 def sensitivity_gain(
     results: Results, scheme: str, defence: str, part: str = "main", cap: float | None = None
 ) -> Interval:
@@ -193,6 +209,7 @@ def sensitivity_gain(
     return _paired(results, scheme, defence, sensitivities, part, cap)
 
 
+@quantity
 def price(
     results: Results, scheme: str, defence: str, part: str = "main", cap: float | None = None
 ) -> Interval:
@@ -204,10 +221,15 @@ def price(
     return _paired(results, scheme, defence, lowest, part, cap)
 
 
+@quantity
 def at_large_lr(
-    results: Results, scheme: str, defence: str, octaves: int, part: str = "main",
+    results: Results,
+    scheme: str,
+    defence: str,
+    octaves: int,
+    part: str = "main",
     cap: float | None = None,
-) -> Interval:  # fmt: skip
+) -> Interval:
     """Loss with a defence minus loss without, ``octaves`` above the best η without, paired."""
     without = arm(results, scheme, "none", part)
     x = best(without) + octaves
@@ -217,6 +239,7 @@ def at_large_lr(
     return laws.mean_interval((sides[0].loc[x] - sides[1].loc[x]).to_numpy())
 
 
+@quantity
 def growth(
     results: Results, scheme: str, name: str, defence: str = "none", octaves: int = 4
 ) -> Interval:
@@ -231,6 +254,7 @@ def growth(
     return laws.mean_interval(ratio)
 
 
+@quantity
 def held_back(results: Results, scheme: str, name: str, defence: str, octaves: int) -> Interval:
     """log₂ of ``logit_max`` or ``out_rms`` with a defence over that without, at one large η."""
     without = arm(results, scheme, "none")
@@ -244,6 +268,7 @@ def held_back(results: Results, scheme: str, name: str, defence: str, octaves: i
     return laws.mean_interval(ratio)
 
 
+@quantity
 def logit_bound(results: Results) -> Interval:
     """Largest attention logit of all runs with QK-norm, as a share of its bound."""
     table = curves(results.runs)
@@ -252,9 +277,10 @@ def logit_bound(results: Results) -> Interval:
     if not np.isfinite(share).any():
         raise NotMeasured("no probed runs with QK-norm")
     worst = float(share.max())
-    return Interval(worst, worst, worst)
+    return Interval.exact(worst)
 
 
+@quantity
 def compared(results: Results, scheme: str, against: str, defence: str = "none") -> Interval:
     """Sensitivity of one scheme minus that of another, nats a token, paired by seed."""
     mine, other = (sensitivities(arm(results, s, defence)) for s in (scheme, against))
@@ -271,17 +297,20 @@ def _clipped(results: Results, **wanted) -> pd.DataFrame:
     return required(table, f"no clipped runs with {given}").sort_values("seed")
 
 
+@quantity
 def active(results: Results, scheme: str, norm: str, octaves: int = 0) -> Interval:
     """Share of the steps in which the clip is active, by the ``norm`` it looks at."""
     return laws.mean_interval(_clipped(results, scheme=scheme, norm=norm, octaves=octaves)["share"])
 
 
+@quantity
 def norm_ratio(results: Results, scheme: str) -> Interval:
     """log₂ of the median norm of the gradient as held over that of the unscaled gradient."""
     table = _clipped(results, scheme=scheme, norm="unscaled", octaves=0)
     return laws.mean_interval(np.log2(table["held"] / table["unscaled"]))
 
 
+@quantity
 def twins(results: Results, norm: str) -> Interval:
     """log₁₀ of the largest difference in loss between μP and its intermediate form, equal seeds.
 
@@ -295,11 +324,12 @@ def twins(results: Results, norm: str) -> Interval:
     return laws.mean_interval(np.log10(np.abs(a - b).max(axis=1) + 1e-12))
 
 
+@quantity
 def step_time(results: Results, defence: str) -> Interval:
     """Time of a step with a defence over that without, medians of alternating chunks."""
     table = required(results.table("step_time"), "no timed steps")
     row = required(table[table["defence"] == defence], f"no timed steps with {defence}").iloc[0]
-    return Interval(row["ratio"], row["ratio_lo"], row["ratio_hi"])
+    return Interval.of(row, "ratio")
 
 
 def drills(results: Results) -> pd.DataFrame:
@@ -315,10 +345,13 @@ def drills(results: Results) -> pd.DataFrame:
     clean = table[table["kind"] == "clean"].set_index(["scheme", "seed"])["val_loss"]
     at = pd.MultiIndex.from_frame(table[["scheme", "seed"]])
     cost = loss.to_numpy() - clean.reindex(at).to_numpy(float)
-    return required(table[~np.isnan(cost)].assign(cost=cost[~np.isnan(cost)]),
-                    "no drill with a clean run beside it")  # fmt: skip
+    return required(
+        table[~np.isnan(cost)].assign(cost=cost[~np.isnan(cost)]),
+        "no drill with a clean run beside it",
+    )
 
 
+@quantity
 def drilled(results: Results, kind: str, recover: bool, scheme: str | None = None) -> Interval:
     """Mean ``cost`` of drills of a kind, over schemes and seeds, paired; nats a token."""
     table = drills(results)
@@ -328,23 +361,17 @@ def drilled(results: Results, kind: str, recover: bool, scheme: str | None = Non
     return laws.mean_interval(required(table, f"no drills of the kind {kind}")["cost"])
 
 
+@quantity
 def false_alarms(results: Results) -> Interval:
     """Most interventions in any run without a disturbance."""
     table = drills(results)
     table = table[table["kind"] == "clean"]
     worst = float(table["interventions"].max())
-    return Interval(worst, worst, worst)
+    return Interval.exact(worst)
 
 
+@quantity
 def largest(results: Results, scheme: str, defence: str, part: str = "main") -> Interval:
     """log₂ of the largest stable η minus log₂ of the best, octaves: how far it may be overdone."""
     table = arm(results, scheme, defence, part)
     return laws.mean_interval(np.subtract(stable_lr(table), best(table)))
-
-
-QUANTITIES = {
-    f.__name__: f
-    for f in (stable_gain, sensitivity, sensitivity_gain, price, at_large_lr, growth, held_back,
-              logit_bound, compared, active, norm_ratio, twins, step_time, largest, drilled,
-              false_alarms)
-}  # fmt: skip

@@ -16,10 +16,13 @@ from scipy import stats
 
 from umup.lab.absent import NotMeasured, otherwise, required
 from umup.lab.bench_records import ratios
+from umup.lab.quantities import Quantities, spanning
 from umup.lab.records import Results
 from umup.lab.tables import remembered
 from umup.lab.timing import CHANGES
 from umup.laws import LEVEL, Interval
+
+quantity = QUANTITIES = Quantities()
 
 REST = "the rest"
 
@@ -80,14 +83,18 @@ def steps(results: Results, what: str = "step") -> pd.DataFrame:
     for point in _points(results, what).to_dict("records"):
         for side, ms in point["ms"].items():
             seconds = float(np.median(ms)) * 1e-3
-            rows.append({
-                **{n: point[n] for n in ("width", "n_layers", "dtype", "n_params", "others")},
-                "side": side, "ms": ms, "median": 1e3 * seconds,
-                "tokens_per_s": point["tokens"] / seconds,
-                "share": point["flops"] / seconds / (best * 1e9),
-                "mib": point["mib"].get(side, math.nan),
-                "compile_s": point["compile_s"].get(side, math.nan),
-            })  # fmt: skip
+            rows.append(
+                {
+                    **{n: point[n] for n in ("width", "n_layers", "dtype", "n_params", "others")},
+                    "side": side,
+                    "ms": ms,
+                    "median": 1e3 * seconds,
+                    "tokens_per_s": point["tokens"] / seconds,
+                    "share": point["flops"] / seconds / (best * 1e9),
+                    "mib": point["mib"].get(side, math.nan),
+                    "compile_s": point["compile_s"].get(side, math.nan),
+                }
+            )
     order = ["width", "n_layers", "median"]
     return pd.DataFrame(rows).sort_values(order, ignore_index=True)
 
@@ -117,12 +124,20 @@ def tried(results: Results) -> pd.DataFrame:
     for point in _points(results, "tried").to_dict("records"):
         base, change = point["sides"]
         measured = median_interval(ratios(point["ms"][change], point["ms"][base]))
-        rows.append({
-            "change": change, "title": CHANGES[change].title, "width": point["width"],
-            "dtype": point["dtype"], "predicted": CHANGES[change].predicted,
-            "ratio": measured.value, "ratio_lo": measured.lo, "ratio_hi": measured.hi,
-            "mib_ratio": point["mib"][change] / point["mib"][base], "others": point["others"],
-        })  # fmt: skip
+        rows.append(
+            {
+                "change": change,
+                "title": CHANGES[change].title,
+                "width": point["width"],
+                "dtype": point["dtype"],
+                "predicted": CHANGES[change].predicted,
+                "ratio": measured.value,
+                "ratio_lo": measured.lo,
+                "ratio_hi": measured.hi,
+                "mib_ratio": point["mib"][change] / point["mib"][base],
+                "others": point["others"],
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -147,63 +162,75 @@ def parts(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@quantity
 def ratio(
-    results: Results, width: int, side: str = "umup", against: str = "eager",
-    dtype: str = "float32", n_layers: int | None = None,
-) -> Interval:  # fmt: skip
+    results: Results,
+    width: int,
+    side: str = "umup",
+    against: str = "eager",
+    dtype: str = "float32",
+    n_layers: int | None = None,
+) -> Interval:
     """The step's time of ``side`` over that of ``against``, sample by sample."""
     table = steps(results)
     a, b = (_pick(table, width, s, n_layers, dtype) for s in (side, against))
     return median_interval(ratios(a["ms"], b["ms"]))
 
 
+@quantity
 def speedup(results: Results, width: int, side: str, against: str, dtype: str) -> Interval:
     """How many times faster ``side`` is than ``against``: the inverse of `ratio`."""
     return ratio(results, width, against, side, dtype)
 
 
+@quantity
 def mfu(
-    results: Results, width: int, side: str = "umup", dtype: str = "float32",
+    results: Results,
+    width: int,
+    side: str = "umup",
+    dtype: str = "float32",
     n_layers: int | None = None,
-) -> Interval:  # fmt: skip
+) -> Interval:
     """The step's share of the best matrix product's speed, %."""
     row = _pick(steps(results), width, side, n_layers, dtype)
     of_one = row["share"] * row["median"]
     return median_interval([100 * of_one / ms for ms in row["ms"]])
 
 
+@quantity
 def tried_ratio(results: Results, change: str, width: int, dtype: str = "float32") -> Interval:
     """The step's time with a change over that without."""
     table = tried(results)
-    at = table[
-        (table["change"] == change) & (table["width"] == width) & (table["dtype"] == dtype)
-    ]  # fmt: skip
+    at = table[(table["change"] == change) & (table["width"] == width) & (table["dtype"] == dtype)]
     if at.empty:
         raise NotMeasured(f"{change} was not tried at width {width} in {dtype}")
     row = at.iloc[0]
-    return Interval(row["ratio"], row["ratio_lo"], row["ratio_hi"])
+    return Interval.of(row, "ratio")
 
 
+@quantity
 def tried_memory(results: Results, change: str, width: int) -> Interval:
     """The memory of the step's program with a change over that without, as compiled: exact."""
     tried_ratio(results, change, width)
     table = tried(results)
     at = table[(table["change"] == change) & (table["width"] == width)].iloc[0]
-    return Interval(*[float(at["mib_ratio"])] * 3)
+    return Interval.exact(float(at["mib_ratio"]))
 
 
+@quantity
 def pieces_share(results: Results, width: int, pieces: list[str]) -> Interval:
     """Share of the step's time that some pieces take, %, from the medians; one measurement."""
     table = parts(results)
     at = table[(table["width"] == width) & table["piece"].isin(pieces)]
     if len(at) != len(pieces):
         raise NotMeasured(f"pieces {', '.join(pieces)} at width {width}")
-    return Interval(*[100 * float(at["share"].sum())] * 3)
+    return Interval.exact(100 * float(at["share"].sum()))
 
 
+@quantity
 def lanes_gain(
     results: Results, width: int, lanes: int, compiling: bool = True, dtype: str = "float32"
-) -> Interval:  # fmt: skip
+) -> Interval:
     """Runs a minute of a sweep as lanes of one program, over those of as many separate runs.
 
     With ``compiling`` the times to compile count, for a horizon of the steps measured.
@@ -217,32 +244,23 @@ def lanes_gain(
         raise NotMeasured(f"no sweep of {lanes} lanes at width {width}")
     seconds = table["run_s"] + (table["compile_s"] if compiling else 0.0)
     apart = table["at_once"] == 0
-    return Interval(*[float(seconds[apart].iloc[0] / seconds[~apart].min())] * 3)
+    return Interval.exact(float(seconds[apart].iloc[0] / seconds[~apart].min()))
 
 
+@quantity
 def compile_growth(results: Results, factor: float) -> Interval:
     """Time to trace and compile at the largest depth over that at the smallest, layers scanned."""
     table = benched(results, "compile_times").sort_values("n_layers")
-    depths = table["n_layers"]
-    if depths.max() < factor * depths.min():
-        raise NotMeasured(f"depths span {depths.max() / depths.min():g}×, needed {factor:g}×")
+    spanning(table["n_layers"], factor, "depths")
     seconds = (table["trace_s"] + table["compile_s"]).tolist()
-    return Interval(*[seconds[-1] / seconds[0]] * 3)
+    return Interval.exact(seconds[-1] / seconds[0])
 
 
+@quantity
 def memory_ratio(results: Results, width: int) -> Interval:
     """Peak resident memory of a process that trains with ours over that with PyTorch."""
     table = benched(results, "memory")
     at = table[table["d_model"] == width].set_index("side")["peak_mib"]
     if not {"umup", "pytorch"} <= set(at.index):
         raise NotMeasured(f"no memory of both at width {width}")
-    return Interval(*[float(at["umup"] / at["pytorch"])] * 3)
-
-
-QUANTITIES = {
-    f.__name__: f
-    for f in (
-        ratio, speedup, mfu, tried_ratio, tried_memory, pieces_share, lanes_gain, compile_growth,
-        memory_ratio,
-    )
-}  # fmt: skip
+    return Interval.exact(float(at["umup"] / at["pytorch"]))

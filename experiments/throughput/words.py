@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from umup.lab import words
 from umup.lab.absent import required
 from umup.lab.records import Results
-from umup.lab.report import interval, known, markdown, several, worded
+from umup.lab.report import interval, known, several, worded
+from umup.lab.words import word
 from umup.laws import Interval
 from umup.text import decimals
 
@@ -57,8 +59,8 @@ def answer(results: Results, digits: int = 2) -> str:
     best = _fastest(results)
     parts = []
     for row in best.sort_values("width").to_dict("records"):
-        found = tables.ratio(results, row["width"], row["side"], dtype=row["dtype"],
-                             n_layers=row["n_layers"])  # fmt: skip
+        shape = {"dtype": row["dtype"], "n_layers": row["n_layers"]}
+        found = tables.ratio(results, row["width"], row["side"], **shape)
         parts.append(f"{_interval(found, digits)} at width {row['width']}")
     took = (
         f"A training step takes {', '.join(parts)} of the time that `unit_scaling` takes in "
@@ -92,53 +94,50 @@ def step_table(results: Results, digits: int = 2) -> str:
     for row in tables.steps(results).to_dict("records"):
         at = {"dtype": row["dtype"], "n_layers": row["n_layers"]}
         against = (results, row["width"], row["side"])
-        rows.append({
-            "width": row["width"], "layers": row["n_layers"],
-            "side": SIDES.get(row["side"], (row["side"],))[0],
-            "ms": f"{_number(row['median'], digits, 1)} ({_number(min(row['ms']), digits, 1)}–"
-                  f"{_number(max(row['ms']), digits, 1)})",
-            "ratio": "" if row["side"] == "eager" else _ask(digits, tables.ratio, *against, **at),
-            "tokens": f"{row['tokens_per_s']:,.0f}" if digits >= 2 else UNSAID,
-            "share": _number(100 * row["share"], digits, 0),
-            "mib": _number(row["mib"], digits, 0), "compile": _number(row["compile_s"], digits, 1),
-        })  # fmt: skip
-    return markdown(
-        pd.DataFrame(rows),
-        {"width": "width", "layers": "layers", "side": "", "ms": "step, ms (range)",
-         "ratio": "over PyTorch eager [95 %]", "tokens": "tokens/s", "share": "% of GEMM peak",
-         "mib": "program's memory, MiB", "compile": "compiling, s"},
-    )  # fmt: skip
+        ms = [_number(x, digits, 1) for x in (row["median"], min(row["ms"]), max(row["ms"]))]
+        ratio = "" if row["side"] == "eager" else _ask(digits, tables.ratio, *against, **at)
+        cells = {"width": row["width"], "layers": row["n_layers"]}
+        cells[""] = SIDES.get(row["side"], (row["side"],))[0]
+        cells["step, ms (range)"] = f"{ms[0]} ({ms[1]}–{ms[2]})"
+        cells["over PyTorch eager [95 %]"] = ratio
+        cells["tokens/s"] = f"{row['tokens_per_s']:,.0f}" if digits >= 2 else UNSAID
+        cells["% of GEMM peak"] = _number(100 * row["share"], digits, 0)
+        cells["program's memory, MiB"] = _number(row["mib"], digits, 0)
+        cells["compiling, s"] = _number(row["compile_s"], digits, 1)
+        rows.append(cells)
+    return words.table(rows)
 
 
 @worded
 def tried_table(results: Results, digits: int = 2) -> str:
     """What was tried: predicted and measured ratio of time, ratio of memory."""
-    rows = [
+    return words.table(
         {
-            "change": row["title"], "width": row["width"],
+            "change": row["title"],
+            "width": row["width"],
             "predicted": _number(row["predicted"], 2),
-            "ratio": _interval(Interval(row["ratio"], row["ratio_lo"], row["ratio_hi"]), digits),
+            "time [95 %]": _interval(Interval.of(row, "ratio"), digits),
             "memory": _number(row["mib_ratio"], digits),
         }
         for row in tables.tried(results).to_dict("records")
-    ]  # fmt: skip
-    return markdown(
-        pd.DataFrame(rows),
-        {"change": "change", "width": "width", "predicted": "predicted", "ratio": "time [95 %]",
-         "memory": "memory"},
-    )  # fmt: skip
+    )
+
+
+LANES = {"width": 32, "lanes": 8}
+WORDS = {
+    "ratio_{width}": word(tables.ratio, _interval, side="blocked"),
+    "compiled": word(tables.ratio, _interval, width=64, side="blocked", against="compiled"),
+    "lanes": word(tables.lanes_gain, _interval, **LANES),
+    "lanes_running": word(tables.lanes_gain, _interval, compiling=False, **LANES),
+    "growth": word(tables.compile_growth, _interval, factor=16),
+    "memory": word(tables.memory_ratio, _interval, width=256),
+}
 
 
 def texts(results: Results, digits: int = 2) -> dict[str, str]:
     """Name → text, for captions."""
     out = {"peak": known(lambda: _number(tables.peak(results), digits, 0))()}
-    for width in (32, 64, 128, 256):
-        out[f"ratio_{width}"] = _ask(digits, tables.ratio, results, width, "blocked")
-    out["compiled"] = _ask(digits, tables.ratio, results, 64, "blocked", "compiled")
-    out["lanes"] = _ask(digits, tables.lanes_gain, results, 32, 8)
-    out["lanes_running"] = _ask(digits, tables.lanes_gain, results, 32, 8, compiling=False)
-    out["growth"] = _ask(digits, tables.compile_growth, results, 16)
-    out["memory"] = _ask(digits, tables.memory_ratio, results, 256)
+    out |= words.texts(WORDS, results, digits, width=(32, 64, 128, 256))
     out |= several(("pieces_small", "pieces_large"), _largest_pieces, results, digits)
     return out | several(("best", "foreseen"), _best_change, results, digits)
 

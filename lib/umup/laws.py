@@ -14,10 +14,14 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MIN_LRS = 4  # a parabola and one degree of freedom to judge it by
 LEVEL = 0.95
@@ -31,6 +35,20 @@ class Interval:
     value: float
     lo: float
     hi: float
+
+    @classmethod
+    def exact(cls, value: float) -> Interval:
+        """What is known without an error, or measured once."""
+        return cls(float(value), float(value), float(value))
+
+    @classmethod
+    def of(cls, row: Mapping[Any, Any] | pd.Series, name: str) -> Interval:
+        """The columns NAME, NAME_lo and NAME_hi of a row."""
+        return cls(row[name], row[f"{name}_lo"], row[f"{name}_hi"])
+
+    def columns(self, name: str) -> dict[str, float]:
+        """The same, the other way: NAME, NAME_lo and NAME_hi → value, lo and hi."""
+        return {name: self.value, f"{name}_lo": self.lo, f"{name}_hi": self.hi}
 
     def scaled(self, factor: float) -> Interval:
         """The interval of `factor` (above 0) times the quantity."""

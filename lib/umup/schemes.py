@@ -263,6 +263,8 @@ VARIANTS = (
 MAIN = (SP, MUP, UMUP, INTERMEDIATE, COMPLETEP)
 
 SCHEMES: Mapping[str, Scheme] = {s.name: s for s in (*MAIN, *VARIANTS)}
+TITLES: Mapping[str, str] = {name: scheme.title for name, scheme in SCHEMES.items()}
+"""What pages call a scheme."""
 
 
 def get(scheme: str) -> Scheme:

@@ -6,8 +6,8 @@ source ``study.py``, ``claims.yaml``, the parameter files and the records it has
 - ``design.py``: ``DESIGN``, the ``design.Design`` that its parameters make,
 - ``measures.py``: ``MEASURES``, name → function from a point's specification to its plain result,
   if it measures other things than training runs,
-- ``results.py``: tables of the records, and ``QUANTITIES``, name → function from
-  ``records.Results`` to an ``Interval``, which its ``claims.yaml`` may name,
+- ``results.py``: tables of the records, and ``QUANTITIES``, a ``quantities.Quantities`` of what
+  its ``claims.yaml`` may name,
 - ``figures.py`` and ``words.py``: what its page shows and says.
 
 Nothing is installed or listed anywhere, so a copied folder runs wherever umup is installed.

@@ -23,13 +23,9 @@ SMALLEST = {"e4m3": fp8.E4M3.smallest, "e5m2": fp8.E5M2.smallest}
 def of_linears(probes: pd.DataFrame) -> pd.DataFrame:
     """Of ``records.probes`` the tensors that products multiply.
 
-    Further columns: place (``blocks.0.mlp.down``), layer (−1: the readout), linear, kind.
+    The columns module and tensor are called linear and kind.
     """
-    parts = probes["tensor"].str.rsplit("/", n=1)
-    place, kind = parts.str[0], parts.str[1]
-    linear = place.str.replace(r"^blocks\.\d+\.", "", regex=True)
-    layer = place.str.extract(r"^blocks\.(\d+)\.")[0].fillna("-1").astype(int)
-    table = probes.assign(place=place, kind=kind, linear=linear, layer=layer)
+    table = probes.rename(columns={"module": "linear", "tensor": "kind"})
     return table[table["linear"].isin(LINEARS) & table["kind"].isin(KINDS)]
 
 

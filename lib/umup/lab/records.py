@@ -283,10 +283,8 @@ class Results(NamedTuple):
         Fields that a point does not have are NaN; without such points the table is empty.
         """
         rows = self.points[self.points["what"] == what]
-        return pd.DataFrame(
-            [json.loads(spec) | json.loads(result)
-             for spec, result in zip(rows["spec"], rows["result"], strict=True)]
-        )  # fmt: skip
+        both = zip(rows["spec"], rows["result"], strict=True)
+        return pd.DataFrame([json.loads(spec) | json.loads(result) for spec, result in both])
 
 
 def read_results(store: Store) -> Results:
@@ -308,8 +306,10 @@ def with_spec(runs: pd.DataFrame) -> pd.DataFrame:
 def probes(runs: pd.DataFrame) -> pd.DataFrame:
     """What the probes of ``runs`` saw.
 
-    Columns: key, step, tensor, and the statistics of ``config.PROBE_STATS``: RMS, mean, largest
-    magnitude, and the shares of elements that E4M3 and E5M2 would clip or flush to zero.
+    Columns: key, step, place (``blocks.3.attn.qkv``), layer (3; −1 outside the blocks), module
+    (``attn.qkv``: the place in any block), tensor (``input``), and the statistics of
+    ``config.PROBE_STATS``: RMS, mean, largest magnitude, and the shares of elements that E4M3 and
+    E5M2 would clip or flush to zero.
     """
     frames = []
     for row in runs.itertuples():
@@ -317,15 +317,31 @@ def probes(runs: pd.DataFrame) -> pd.DataFrame:
         if not len(steps):
             continue
         values = np.asarray(row.probe_values).reshape(-1, len(PROBE_STATS))
-        labels = {
-            "key": row.key, "step": np.repeat(steps, len(tensors)),
-            "tensor": np.tile(tensors, len(steps)),
-        }  # fmt: skip
-        columns = {name: values[:, i] for i, name in enumerate(PROBE_STATS)}
-        frames.append(pd.DataFrame(labels | columns))
+        named = pd.DataFrame([_Probe.of(name) for name in tensors] * len(steps))
+        named.insert(0, "step", np.repeat(steps, len(tensors)))
+        named.insert(0, "key", row.key)
+        frames.append(named.assign(**dict(zip(PROBE_STATS, values.T, strict=True))))
     if not frames:
-        return pd.DataFrame(columns=["key", "step", "tensor", *PROBE_STATS])
+        return pd.DataFrame(columns=["key", "step", *_Probe._fields, *PROBE_STATS])
     return pd.concat(frames, ignore_index=True)
+
+
+class _Probe(NamedTuple):
+    """What a name of ``model.tensor_names`` says."""
+
+    place: str
+    layer: int
+    module: str
+    tensor: str
+
+    @classmethod
+    def of(cls, name: str) -> _Probe:
+        """``blocks.3.attn.qkv/input``: the tensor ``input`` of module ``attn.qkv`` in layer 3."""
+        place, _, tensor = name.rpartition("/")
+        if not place.startswith("blocks."):
+            return cls(place, -1, place, tensor)
+        _, layer, module = place.split(".", 2)
+        return cls(place, int(layer), module, tensor)
 
 
 UNFINISHED = "unfinished"
@@ -342,13 +358,11 @@ def unfinished(results: Results) -> pd.DataFrame:
     for point in results.points[results.points["what"] == UNFINISHED].to_dict("records"):
         told, result = json.loads(point["spec"]), json.loads(point["result"])
         run = RunConfig.from_dict(json.loads(result["spec"]))
-        rows.append({
-            "key": told["run"], "scheme": run.scheme, "d_model": run.model.d_model,
-            "n_layers": run.model.n_layers, "vocab_size": run.model.vocab_size,
-            "batch_size": run.optim.batch_size, "seq_len": run.model.seq_len,
-            "steps": run.optim.steps, "done": told["steps"], "seed": run.seed,
-            "device": point["device"], **result,
-        })  # fmt: skip
+        labels = {"key": told["run"], "scheme": run.scheme, "seed": run.seed}
+        shape = ("d_model", "n_layers", "vocab_size", "seq_len")
+        labels |= {name: getattr(run.model, name) for name in shape}
+        labels |= {"batch_size": run.optim.batch_size, "steps": run.optim.steps}
+        rows.append(labels | {"done": told["steps"], "device": point["device"]} | result)
     if not rows:
         return pd.DataFrame(columns=["key", "done"])
     table = pd.DataFrame(rows).sort_values("done", kind="stable")

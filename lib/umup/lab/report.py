@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from umup import rules, text
+from umup import schemes, text
 from umup.lab.absent import NotMeasured, otherwise
 from umup.laws import Interval
 from umup.slopes import CoordCheck
@@ -38,7 +38,7 @@ def several(
     return dict(zip(names, texts, strict=True))
 
 
-TITLES = {name: scheme.title for name, scheme in rules.SCHEMES.items()}
+TITLES = schemes.TITLES
 
 
 def interval(value: float, lo: float, hi: float, digits: int = 2) -> str:
@@ -101,11 +101,8 @@ def glue(name: str, text: str) -> None:
     from IPython.display import display
 
     prefix = "application/papermill.record/"
-    display(
-        {f"{prefix}text/plain": repr(text)},
-        raw=True,
-        metadata={"scrapbook": {"name": name, "mime_prefix": prefix}},
-    )
+    metadata = {"scrapbook": {"name": name, "mime_prefix": prefix}}
+    display({f"{prefix}text/plain": repr(text)}, raw=True, metadata=metadata)
 
 
 def optima_table(optima: pd.DataFrame, labels: Mapping[str, str], digits: int = 2) -> str:

@@ -21,11 +21,12 @@ from umup import laws
 from umup.errors import RecordError
 from umup.lab import records
 from umup.laws import Drift, Interval, Optimum
+from umup.schemes import TITLES
 
 GROUP = ["scheme", "d_model", "steps"]
 FIXED = ["study", "profile", "n_layers", "vocab_size", "seq_len", "batch_size", "data_digest"]
 SCHEMES = ("sp", "mup", "umup")  # the order of rows, panels and legends
-NAMES = {"sp": "SP", "mup": "μP", "umup": "u-μP"}
+NAMES = TITLES  # of schemes
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
@@ -96,7 +97,7 @@ def _frame(rows: Sequence[dict[str, Any]], columns: str) -> pd.DataFrame:
 
 
 def _ends(name: str, interval: Interval) -> dict[str, float]:
-    return {name: interval.value, f"{name}_lo": interval.lo, f"{name}_hi": interval.hi}
+    return interval.columns(name)
 
 
 @remembered
@@ -140,10 +141,9 @@ def differences(runs: pd.DataFrame, arm: str, against: str) -> pd.DataFrame:
             if diverged:
                 gap = Interval(math.inf, math.inf, math.inf)
             level = laws.mean_interval(own["final_loss"].dropna())
-            rows.append({
-                "scheme": scheme, "d_model": width, arm: name, "diverged": diverged,
-                "n": len(pairs), **_ends("loss", level), **_ends("difference", gap),
-            })  # fmt: skip
+            labels = {"scheme": scheme, "d_model": width, arm: name}
+            counts = {"diverged": diverged, "n": len(pairs)}
+            rows.append(labels | counts | level.columns("loss") | gap.columns("difference"))
     return pd.DataFrame(rows)
 
 
