@@ -20,7 +20,7 @@ from umup.laws import Interval
 from umup.text import decimals
 
 from . import results as tables
-from .figures import PIECES, SIDES
+from .figures import PIECES, look
 
 UNSAID = "…"
 
@@ -94,7 +94,7 @@ def step_table(results: Results, digits: int = 2) -> str:
         against = (results, row["width"], row["side"])
         rows.append({
             "width": row["width"], "layers": row["n_layers"],
-            "side": SIDES.get(row["side"], (row["side"],))[0],
+            "side": look(row["side"]).title,
             "ms": f"{_number(row['median'], digits, 1)} ({_number(min(row['ms']), digits, 1)}–"
                   f"{_number(max(row['ms']), digits, 1)})",
             "ratio": "" if row["side"] == "eager" else _ask(digits, tables.ratio, *against, **at),
