@@ -70,6 +70,7 @@ NO_JAX = {
     "laws",
     "lab.claims",
     "lab.figures",
+    "lab.plots",
     "run.runlog",
     "run.writers",
     "run.telemetry",

@@ -8,6 +8,7 @@ from synthetic import EMPTY, make_runs
 from umup.lab import words
 from umup.lab.absent import NotMeasured
 from umup.lab.quantities import Quantities, spanning
+from umup.lab.report import text_of
 from umup.laws import Interval
 
 

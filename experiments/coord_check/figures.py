@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from umup.lab import figures
+from umup.lab import figures, plots
 from umup.lab.absent import required
+from umup.lab.plots import Look
 from umup.lab.records import Results
-from umup.text import decimals
 
 from . import results as tables
 
-COLOURS = figures.COLOURS | {"mup_readout_lr": "#56B4E9", "umup_readout_lr": "#E69F00"}
-MARKERS = figures.MARKERS | {"mup_readout_lr": "v", "umup_readout_lr": "^"}
-PACE_COLOURS = {"small": "#56B4E9", "large": "#D55E00"}
+LOOKS = {scheme: plots.scheme(scheme) for scheme in ("sp", "mup", "umup")} | {
+    "mup_readout_lr": Look(plots.SKY, "v"),
+    "umup_readout_lr": Look(plots.ORANGE, "^"),
+}
+PACES = {
+    "small": Look(plots.SKY, "s", "small η"),
+    "large": Look(plots.VERMILION, "o", "large η"),
+}
 
 
 def _named(table: pd.DataFrame) -> dict[str, str]:
@@ -29,11 +35,6 @@ def _named(table: pd.DataFrame) -> dict[str, str]:
         last: "residual stream, end",
         f"{last}.attn.qk": "attention logits",
     }
-
-
-def _band(ax: Axes, tolerance: float) -> None:
-    ax.axhspan(-tolerance, tolerance, color="#999999", alpha=0.2, lw=0)
-    ax.axhline(0, color="#666666", lw=0.8)
 
 
 @figures.drawn
@@ -55,37 +56,26 @@ def ladder(slopes: pd.DataFrame, tolerance: float, step: int) -> Figure:
     with figures.style():
         figure, axes = figures.subplots(7, 3.9, 3, sharey=True)
         for ax, (tensor, title) in zip(axes, names.items()):
-            _band(ax, tolerance)
+            plots.band(ax, -tolerance, tolerance, line=True)
             for pace, aside in (("small", -0.12), ("large", 0.12)):
                 at = table[(table["tensor"] == tensor) & (table["pace"] == pace)]
                 x = np.array([places[s] for s in at["scheme"]]) + aside
                 order = np.argsort(x)
                 x, at = x[order], at.iloc[order]
-                rungs = x < 5
-                colour = PACE_COLOURS[pace]
-                filled = colour if pace == "large" else "white"
-                ax.plot(x[rungs], at["slope"][rungs], "-", color=colour, lw=1.1)
-                ax.errorbar(
-                    x, at["slope"], yerr=_reach(at), fmt="o" if pace == "large" else "s",
-                    color=colour, mfc=filled, ms=5, capsize=2.5, lw=1.2, label=f"{pace} η",
-                )  # fmt: skip
+                rungs, look = x < 5, PACES[pace]
+                ax.plot(x[rungs], at["slope"][rungs], "-", color=look.colour, lw=1.1)
+                ends = at[["slope", "lo", "hi"]].to_numpy().T
+                fill = look.colour if pace == "large" else "white"
+                plots.points(ax, x, ends, look, mfc=fill, ms=5, lw=1.2)
             ax.set_title(title)
-            ax.set_xticks(list(places.values()), labels, rotation=55, ha="right", fontsize=8.5)
+            ax.set_xticks(list(places.values()), labels, rotation=55, ha="right", fontsize=9)
             ax.set_xlim(-0.5, 5.8)
             ax.grid(axis="x", visible=False)
         shown = table["slope"]
         axes[0].set_ylim(shown.min() - 0.35, shown.max() + 0.35)  # wide intervals leave the frame
         axes[0].set_ylabel(f"slope of the change over width\n(step {step})")
-        handles, names_of = axes[0].get_legend_handles_labels()
-        figure.legend(handles, names_of, ncols=2, loc="outside upper center")
+        plots.legend(figure, axes[0])
     return figure
-
-
-def _reach(table: pd.DataFrame) -> np.ndarray:
-    """Error bar lengths; an open end has none."""
-    value = table["slope"].to_numpy()
-    reach = np.abs(table[["lo", "hi"]].to_numpy().T - value)
-    return np.where(np.isfinite(reach), reach, np.nan)
 
 
 def _curve(ax: Axes, at: pd.DataFrame, scheme: str) -> None:
@@ -95,20 +85,15 @@ def _curve(ax: Axes, at: pd.DataFrame, scheme: str) -> None:
         return
     mean = np.exp(np.log(at["value"]).groupby(at["width"]).mean())
     unit = mean.iloc[0]
-    colour = COLOURS.get(scheme, figures.OTHER)
-    ax.plot(mean.index, mean / unit, "-", marker=MARKERS.get(scheme, "P"), ms=5.5, lw=1.4,
-            color=colour, label=tables.TITLES[scheme])  # fmt: skip
-    ax.plot(at["width"], at["value"] / unit, ".", ms=3, color=colour, alpha=0.6)
+    look = LOOKS.get(scheme, Look(plots.TEXT, "P"))
+    style: dict[str, Any] = {"ms": 5.5, "lw": 1.4, "label": tables.TITLES[scheme]}
+    ax.plot(mean.index, mean / unit, f"{look.marker}-", color=look.colour, **style)
+    ax.plot(at["width"], at["value"] / unit, ".", ms=3, color=look.colour, alpha=0.6)
 
 
-def _width_axis(ax: Axes, widths: Sequence[int]) -> None:
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(widths, [str(w) for w in widths])
-    ax.set_yscale("log", base=2)
-    ax.yaxis.set_major_formatter("{x:g}")
-    ax.minorticks_off()
-    ax.set_xlim(widths[0] / 1.25, widths[-1] * 1.25)
-    ax.set_xlabel("width d_model")
+def _width_axes(ax: Axes, widths: Sequence[int]) -> None:
+    plots.log2_axis(ax, widths, "width d_model")
+    plots.log2_axis(ax, axis="y")
 
 
 @figures.drawn
@@ -128,16 +113,15 @@ def growth(results: Results, tensor: str = "logits") -> Figure:
             for scheme in ("sp", "mup", "umup"):
                 at = table[(table["step"] == step) & (table["scheme"] == scheme)]
                 _curve(ax, at, scheme)
-            _width_axis(ax, widths)
+            _width_axes(ax, widths)
             ax.set_title(f"after {step} step{'s' * (step > 1)}")
         limits = axes[0].get_ylim()
         for ax in axes:
-            ax.plot(widths, np.array(widths) / widths[0], ":", color="#777777", lw=1)
-            ax.axhline(1, color="#666666", lw=0.8)
+            ax.plot(widths, np.array(widths) / widths[0], ":", color=plots.GUIDE, lw=1)
+            ax.axhline(1, color=plots.GUIDE, lw=0.8)
         axes[0].set_ylim(limits)
         axes[0].set_ylabel(f"change of the {tensor},\nrelative to width {widths[0]}")
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, ncols=3, loc="outside upper center")
+        plots.legend(figure, axes[0])
     return figure
 
 
@@ -160,23 +144,12 @@ def heat(slopes: pd.DataFrame, tolerance: float, kind: str = "activation") -> Fi
     grid = at.pivot(index="scheme", columns="tensor", values="slope")
     grid = grid.reindex(index=schemes, columns=tensors)
     broken = ((at["lo"] > tolerance) | (at["hi"] < -tolerance)).to_numpy()
-    bold = set(zip(at["scheme"][broken], at["tensor"][broken]))
+    bold = frozenset(zip(at["scheme"][broken], at["tensor"][broken]))
     with figures.style():
         figure, (ax,) = figures.subplots(7, 1.5 + 0.34 * len(schemes))
-        image = ax.imshow(grid, cmap="PuOr_r", vmin=-1.5, vmax=1.5, aspect="auto")
-        for i, scheme in enumerate(schemes):
-            for j, tensor in enumerate(tensors):
-                value = grid.iloc[i, j]
-                ax.text(
-                    j, i, decimals(value, 1),
-                    ha="center", va="center", fontsize=8.5,
-                    color="white" if abs(value) > 1 else "black",
-                    fontweight="bold" if (scheme, tensor) in bold else "normal",
-                )  # fmt: skip
+        image = plots.heat(ax, grid, 1.5, "PuOr_r", bold=bold)
         ax.set_yticks(range(len(schemes)), [tables.TITLES[s] for s in schemes])
         ax.set_xticks(range(len(tensors)), tensors, rotation=55, ha="right")
-        ax.grid(False)
-        ax.tick_params(length=0)
         what = "change" if kind == "activation" else "update's norm"
         figure.colorbar(image, ax=ax, label=f"slope of the {what}", extend="both", shrink=0.9)
         ax.set_title(f"step {step}, large η; bold: beyond ±{tolerance:g}")
@@ -207,11 +180,10 @@ def readout(results: Results) -> Figure:
             at = at[at["step"] == step]
             for scheme in schemes:
                 _curve(ax, at[at["scheme"] == scheme], scheme)
-            ax.plot(widths, widths[0] / np.array(widths), ":", color="#777777", lw=1.2)
-            ax.axhline(1, color="#666666", lw=0.8)
-            _width_axis(ax, widths)
+            ax.plot(widths, widths[0] / np.array(widths), ":", color=plots.GUIDE, lw=1.2)
+            ax.axhline(1, color=plots.GUIDE, lw=0.8)
+            _width_axes(ax, widths)
             ax.set_title(title, fontsize=10)
         axes[0].set_ylabel(f"change of the logits,\nrelative to width {widths[0]}")
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, ncols=4, loc="outside upper center", fontsize=8)
+        plots.legend(figure, axes[0])
     return figure

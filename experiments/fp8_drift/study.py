@@ -133,16 +133,16 @@ Markdown(this.words.losses_table(results, design.digits))
 # One thing is varied at a time. The three tensors are those with the largest RMS at the end in the paper.
 
 # %% tags=["hide-input", "claim:eta-moves-rms"] mystnb={"figure": {"name": "fig-fp8-umup-settings", "caption": "u-μP: final loss and end-of-training RMS against each hyperparameter (the paper's Figure 9). Vertical lines are the default."}, "image": {"alt": "Loss and three RMS values against each hyperparameter of u-μP"}}
-this.figures_settings.settings(results, "umup")
+this.figures.settings(results, "umup")
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-fp8-mup-settings", "caption": "μP: the same against its hyperparameters."}, "image": {"alt": "Loss and three RMS values against each hyperparameter of μP"}}
-this.figures_settings.settings(results, "mup")
+this.figures.settings(results, "mup")
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-fp8-shapes", "caption": "The same against width, depth, steps and batch, both schemes."}, "image": {"alt": "Loss and three RMS values against width, depth, steps and batch size"}}
-this.figures_settings.shapes(results)
+this.figures.shapes(results)
 
 # %% tags=["hide-input", "claim:only-eta-moves-rms", "claim:shape-moves-nothing"] mystnb={"figure": {"name": "fig-fp8-slopes", "caption": "Octaves of end-of-training RMS per octave of what is varied, with 95 % intervals. The band is the claims' bound; outside it, furthest out, lies {glue:text}`umup_steepest` under u-μP."}, "image": {"alt": "Slopes of end-of-training RMS against hyperparameters and shapes"}}
-this.figures_settings.slopes(results)
+this.figures.slopes(results)
 
 # %% [markdown]
 # ## What the compiler makes of it
@@ -155,7 +155,7 @@ this.figures_settings.slopes(results)
 Markdown(this.words.products_table(results))
 
 # %% tags=["hide-input", "claim:fp8-products-are-faster", "claim:fp8-steps-are-faster", "claim:fast-accumulation-is-enough"] mystnb={"figure": {"name": "fig-fp8-speed", "caption": "Speed of single products and of training steps on a device with FP8 units."}, "image": {"alt": "TFLOP per second against size, and step time against width, by recipe"}}
-this.figures_gemm.speed(results)
+this.figures.speed(results)
 
 # %% tags=["hide-input"]
 Markdown(this.words.steps_table(results, design.digits))

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from umup.lab import claims, figures, fp8_figures
+from umup.lab import claims, figures, fp8_figures, plots
+from umup.lab.plots import Look
 from umup.lab.records import Results
 
 from . import results as tables
@@ -16,12 +17,13 @@ from .results import SCALED, SCHEMES
 
 @figures.drawn
 def losses(results: Results) -> Figure:
-    """Training curves of the arms, a panel a scheme, and final losses against the plain arm's."""
+    """Training curves of the arms, a panel per scheme, and final losses against the plain arm's."""
     looks = {
-        "plain": ("#000000", "o", tables.base(results)), "fp8_seed": ("#D55E00", "D", "fp8_seed"),
-        "fp8_e5m2_grad": ("#CC79A7", "^", "fp8_e5m2_grad"),
-        SCALED: ("#0072B2", "v", "fp8_seed, scaled"),
-    }  # fmt: skip
+        "plain": Look(plots.BLACK, "o", tables.base(results)),
+        "fp8_seed": Look(plots.VERMILION, "D", "fp8_seed"),
+        "fp8_e5m2_grad": Look(plots.PURPLE, "^", "fp8_e5m2_grad"),
+        SCALED: Look(plots.BLUE, "v", "fp8_seed, scaled"),
+    }
     bound = claims.bound("hopper", "umup-cast-at-4096")
     runs = tables.shown(results)
     differences = tables.loss_differences(runs)

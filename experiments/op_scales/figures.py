@@ -12,57 +12,35 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from umup.lab import figures
+from umup.lab import figures, plots
 from umup.lab.absent import required
 from umup.lab.records import Results
 from umup.rules import gated_silu_std, lerp_log
-from umup.text import decimals
 
 from . import theory
 from .results import bound, cells
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 MEASURED = "RMS (measured / model)"
-
-
-def _number(value: float) -> str:
-    """A grid value: ¼ for 0.25, whole numbers without a point."""
-    exact = {0.0625: "1/16", 0.125: "⅛", 0.25: "¼", 0.5: "½"}
-    return exact.get(value, f"{value:g}")
+EXACT: dict[str, Any] = {"color": "black", "ls": "--", "lw": 1.2}
 
 
 def _log_axis(ax: Axes, values: Iterable[float], label: str, most: int = 7) -> None:
-    """A log₂ axis with ticks at the values of the grid, thinned to ``most``."""
-    values = sorted(set(values))
-    ax.set_xscale("log", base=2)
-    step = math.ceil(len(values) / most)
-    shown = values[::-1][::step][::-1]
-    ax.set_xticks(shown, [_number(v) for v in shown])
-    ax.minorticks_off()
-    ax.set_xlabel(label)
+    """Ticks at the values of the grid, thinned to ``most``."""
+    plots.log2_axis(ax, values, label, room=0, most=most)
 
 
 def _band(ax: Axes, half: float, text: bool = True, centre: float = 1.0) -> None:
     """The bound of a claim as a grey band."""
-    ax.axhspan(centre - half, centre + half, color="#999999", alpha=0.18, lw=0)
-    ax.axhline(centre, color="#777777", lw=0.8)
-    if text:
-        ax.annotate(f"±{100 * half:g} %", (0.99, centre + half), fontsize=8.5,
-                    xycoords=("axes fraction", "data"), ha="right", va="bottom",
-                    color=figures.OTHER)  # fmt: skip
+    name = f"±{100 * half:g} %" if text else ""
+    plots.band(ax, centre - half, centre + half, name, line=True)
 
 
 def _line(
     ax: Axes, x: Any, rows: pd.DataFrame, field: str, i: int, label: str, join: str = "-"
 ) -> None:
     """Measured values with 95 % intervals, in the i-th colour and marker."""
-    value = rows[field].to_numpy()
-    error = np.abs(rows[[f"{field}_lo", f"{field}_hi"]].to_numpy().T - value)
-    ax.errorbar(
-        x, value, yerr=error, fmt=f"{MARKERS[i % 7]}{join}", color=COLOURS[i % 7], ms=4.5, lw=1.3,
-        capsize=2.5, label=label,
-    )  # fmt: skip
+    options: dict[str, Any] = {"ls": join or "none", "ms": 4.5, "lw": 1.3}
+    plots.points(ax, x, plots.ends(rows, field), plots.numbered(i, label), **options)
 
 
 def _plain(results: Results) -> pd.DataFrame:
@@ -80,7 +58,7 @@ def _some(values: Iterable[float], wanted: Sequence[float]) -> list[float]:
 
 @figures.drawn
 def attention_output(results: Results) -> Figure:
-    """Attention's output over the model, against T: a panel an α, a line a head size.
+    """Attention's output over the model, against T: one panel per α, one line per head size.
 
     Dashed: ``op_scales_theory.derived_scale`` over the model at the largest head size.
     """
@@ -97,19 +75,18 @@ def attention_output(results: Results) -> Figure:
                 _line(ax, rows["seq_len"], rows, "out", i, str(d_head))
             last = at[at["d_head"] == heads[-1]].sort_values("seq_len")
             derived = last["out"] / last["out_derived"]
-            ax.plot(last["seq_len"], derived, "k_--", ms=9, lw=1.2, zorder=4,
-                    label=f"derived, {heads[-1]}")  # fmt: skip
+            name = f"derived, {heads[-1]}"
+            ax.plot(last["seq_len"], derived, marker="_", ms=9, zorder=4, label=name, **EXACT)
             _log_axis(ax, at["seq_len"], "positions T", 6)
-            ax.set_title(f"α = {_number(alpha)}", fontweight="bold")
+            ax.set_title(f"α = {plots.plain(alpha)}", fontweight="bold")
         axes[0].set_ylabel(MEASURED)
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, title="d_head", ncols=6, loc="outside upper center")
+        plots.legend(figure, axes[0], "d_head", 6)
     return figure
 
 
 @figures.drawn
 def attention_error(results: Results) -> Figure:
-    """Heat maps of the model's error in per cent over head size and α, a panel a T."""
+    """Heat maps of the model's error in per cent over head size and α, one panel per T."""
     table = _plain(results)
     lengths = sorted(table["seq_len"].unique())
     shown = lengths if len(lengths) < 4 else [lengths[len(lengths) // 2], lengths[-1]]
@@ -119,14 +96,8 @@ def attention_error(results: Results) -> Figure:
         for ax, seq_len in zip(axes, shown, strict=True):
             at = table[table["seq_len"] == seq_len]
             error = 100.0 * (at.pivot(index="d_head", columns="alpha", values="out") - 1.0)
-            ax.grid(False)
-            drawn = ax.imshow(error, cmap=sns.color_palette("vlag", as_cmap=True), vmin=-30,
-                              vmax=30, aspect="auto")  # fmt: skip
-            for (i, j), value in np.ndenumerate(error.to_numpy()):
-                dark = abs(value) > 22
-                ax.text(j, i, decimals(value, 0), ha="center", va="center", fontsize=9,
-                        color="white" if dark else "black")  # fmt: skip
-            ax.set_xticks(range(error.shape[1]), [_number(a) for a in error.columns])
+            drawn = plots.heat(ax, error, 30, sns.color_palette("vlag", as_cmap=True), 0)
+            ax.set_xticks(range(error.shape[1]), [plots.plain(a) for a in error.columns])
             ax.set_yticks(range(error.shape[0]), [str(d) for d in error.index])
             ax.set_title(f"T = {seq_len}", fontweight="bold")
             ax.set_xlabel("α")
@@ -137,7 +108,7 @@ def attention_error(results: Results) -> Figure:
 
 @figures.drawn
 def attention_rows(results: Results) -> Figure:
-    """RMS of the output by position, at α = 1: a line a T, dashed the 1/√t of flat weights."""
+    """RMS of the output by position, at α = 1: one line per T, dashed the 1/√t of flat weights."""
     table = _plain(results)
     table = table[table["alpha"] == _some(table["alpha"], (1.0,))[-1]]
     heads = sorted(table["d_head"].unique())
@@ -146,18 +117,18 @@ def attention_rows(results: Results) -> Figure:
     lengths = _some(table["seq_len"], (16, 64, 256, 1024))
     with figures.style():
         figure, (ax,) = figures.subplots(7, 3.6)
-        ax.axhline(1.0, color="#777777", lw=0.8)
+        ax.axhline(1.0, color=plots.GUIDE, lw=0.8)
         for i, seq_len in enumerate(lengths):
             row = table[table["seq_len"] == seq_len].iloc[0]
-            ax.plot(row["positions"], row["by_position"], MARKERS[i], color=COLOURS[i], ms=5,
-                    label=f"T = {seq_len}")  # fmt: skip
+            look = plots.numbered(i, f"T = {seq_len}")
+            style: dict[str, Any] = {"color": look.colour, "ms": 5, "label": look.title}
+            ax.plot(row["positions"], row["by_position"], look.marker, **style)
             t = np.array([1, seq_len])
-            ax.plot(t, 1.0 / (np.sqrt(t) * row["model"]), "--", color=COLOURS[i], lw=1)
-        ax.set_yscale("log", base=2)
-        ax.yaxis.set_major_formatter(lambda y, _: _number(y))
+            ax.plot(t, 1.0 / (np.sqrt(t) * row["model"]), "--", color=look.colour, lw=1)
+        plots.log2_axis(ax, axis="y")
         _log_axis(ax, [*table["seq_len"], 1], "position t")
         ax.set_ylabel(MEASURED)
-        ax.set_title(f"α = {_number(row['alpha'])}, d_head = {head}")
+        ax.set_title(f"α = {plots.plain(row['alpha'])}, d_head = {head}")
         ax.legend(loc="best")
     return figure
 
@@ -165,7 +136,7 @@ def attention_rows(results: Results) -> Figure:
 @figures.drawn
 def attention_gradients(results: Results) -> Figure:
     """Left: RMS of dq times √d_head/α against T, with the band of 0.9 ± 0.1 and flat weights'
-    value dashed. Right: RMS of dq at the longest T against d_head, a line an α."""
+    value dashed. Right: RMS of dq at the longest T against d_head, one line per α."""
     table = _plain(results)
     heads = sorted(table["d_head"].unique())
     one = table[table["alpha"] == _some(table["alpha"], (1.0,))[-1]]
@@ -173,28 +144,27 @@ def attention_gradients(results: Results) -> Figure:
         figure, (left, right) = figures.subplots(7.2, 3.7, 2)
         half = bound("attention-dq-law")
         _band(left, half, False, 0.9)
-        left.annotate("0.9 ± 0.1", (0.99, 0.9 + half), xycoords=("axes fraction", "data"),
-                      ha="right", va="bottom", fontsize=8.5, color=figures.OTHER)  # fmt: skip
+        plots.label(left, 0.9 + half, "0.9 ± 0.1")
         for i, d_head in enumerate(heads):
             rows = one[one["d_head"] == d_head].sort_values("seq_len")
             _line(left, rows["seq_len"], rows, "dq_beta", i, f"d_head {d_head}")
         lengths = sorted(one["seq_len"].unique())
         flat = [theory.qk_gradient(t) for t in lengths]
-        left.plot(lengths, flat, "k--", lw=1.2, label="flat weights")
+        left.plot(lengths, flat, label="flat weights", **EXACT)
         _log_axis(left, lengths, "positions T", 6)
         left.set_ylabel("RMS of dq · √d_head")
         left.set_title("α = 1")
         left.legend(loc="lower right")
         longest = table[table["seq_len"] == table["seq_len"].max()]
-        right.axhline(1.0, color="#777777", lw=0.8)
+        right.axhline(1.0, color=plots.GUIDE, lw=0.8)
         for i, alpha in enumerate(_some(longest["alpha"], (0.25, 1.0, 4.0))):
             rows = longest[longest["alpha"] == alpha].sort_values("d_head")
             _line(right, rows["d_head"], rows, "dq", i, "_")
-            right.annotate(f"α = {_number(alpha)}", (heads[-1], rows["dq"].iloc[-1]), (0, 7),
-                           textcoords="offset points", ha="right", color=COLOURS[i],
-                           fontsize=9)  # fmt: skip
-            right.plot(rows["d_head"], 0.9 * alpha / np.sqrt(rows["d_head"]), ":",
-                       color=COLOURS[i], lw=1.2)  # fmt: skip
+            colour, end = plots.PALETTE[i], (heads[-1], rows["dq"].iloc[-1])
+            style: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "fontsize": 9}
+            right.annotate(f"α = {plots.plain(alpha)}", end, (0, 7), color=colour, **style)
+            law = 0.9 * alpha / np.sqrt(rows["d_head"])
+            right.plot(rows["d_head"], law, ":", color=colour, lw=1.2)
         right.set_yscale("log", base=2)
         right.yaxis.set_major_formatter(lambda y, _: f"$2^{{{math.log2(y):.0f}}}$")
         _log_axis(right, heads, "d_head")
@@ -215,8 +185,8 @@ def attention_correlated(results: Results) -> Figure:
         figure, (ax,) = figures.subplots(7, 3.3)
         _band(ax, bound("attention-correlated"), False)
         rho = np.linspace(0.0, table["correlation"].max(), 200)
-        ax.plot(rho, theory.correlated(rho, first["out"], first["model"]), "k--", lw=1.2,
-                label="√(ρ/σ² + (1−ρ)·RMS₀²)")  # fmt: skip
+        derived = theory.correlated(rho, first["out"], first["model"])
+        ax.plot(rho, derived, label="√(ρ/σ² + (1−ρ)·RMS₀²)", **EXACT)
         _line(ax, table["correlation"], table, "out", 0, "measured", join="")
         ax.set_ylim(bottom=0)
         ax.set_xlabel("correlation ρ of the values of two positions")
@@ -237,9 +207,8 @@ def gated_silu(results: Results) -> Figure:
         grid = np.geomspace(table["alpha"].min(), table["alpha"].max(), 60)
         exact = [theory.gated_silu_scales(a) for a in grid]
         model = np.array([gated_silu_std(a) for a in grid])
-        for ax, fields, claim in (
-            (axes[0], ("out", "dx"), "gated-silu-output"), (axes[1], ("dgate",), "gated-silu-gate")
-        ):  # fmt: skip
+        panels = ((("out", "dx"), "gated-silu-output"), (("dgate",), "gated-silu-gate"))
+        for ax, (fields, claim) in zip(axes, panels, strict=True):
             _band(ax, bound(claim))
             for field in fields:
                 i = list(names).index(field)
@@ -254,7 +223,7 @@ def gated_silu(results: Results) -> Figure:
 
 @figures.drawn
 def softmax(results: Results) -> Figure:
-    """Softmax's output and gradient over the library's model, against n: a line a multiplier.
+    """Softmax's output and gradient over the library's model, against n: one line per multiplier.
 
     Dashed: ``op_scales_theory.derived_softmax`` over the model, for α ≤ 1.
     """
@@ -266,7 +235,7 @@ def softmax(results: Results) -> Figure:
             _band(ax, bound("softmax-output"), field == "out")
             for i, mult in enumerate(sorted(table["mult"].unique())):
                 rows = table[table["mult"] == mult].sort_values("size")
-                _line(ax, rows["size"], rows, field, i, _number(mult))
+                _line(ax, rows["size"], rows, field, i, plots.plain(mult))
                 if field == "out" and mult <= 1:
                     # the library's model times n, by which the measured values are divided
                     weight = 1.0 / (1.0 + 4.0 / mult**2)
@@ -275,11 +244,9 @@ def softmax(results: Results) -> Figure:
                     ax.plot(rows["size"], np.divide(derived, scale), "k--", lw=1, zorder=4)
             _log_axis(ax, table["size"], "classes n")
             ax.set_title(title)
-        axes[1].set_yscale("log", base=2)
-        axes[1].yaxis.set_major_formatter(lambda y, _: _number(y))
+        plots.log2_axis(axes[1], axis="y")
         axes[0].set_ylabel(MEASURED)
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, title="α", ncols=len(labels), loc="outside upper center")
+        plots.legend(figure, axes[0], "α")
     return figure
 
 
@@ -299,17 +266,16 @@ def loss_gradient(results: Results) -> Figure:
             at = table[table["logits_rms"] == rms]
             for i, alpha in enumerate(sorted(at["alpha"].unique())):
                 rows = at[at["alpha"] == alpha].sort_values("vocab_size")
-                _line(ax, rows["vocab_size"], rows, "dlogits", i, _number(alpha))
+                _line(ax, rows["vocab_size"], rows, "dlogits", i, plots.plain(alpha))
             _log_axis(ax, at["vocab_size"], "vocabulary V", 4)
-            ax.set_title(f"logits of RMS {_number(rms)}")
+            ax.set_title(f"logits of RMS {plots.plain(rms)}")
         last = axes[-1]
         _band(last, bound("loss-gradient-tokens"))
         _line(last, tokens["tokens"], tokens, "dlogits", 6, "_")
         _log_axis(last, tokens["tokens"], "tokens", 4)
         last.set_title(f"V = {tokens['vocab_size'].iloc[0]}, α = 1")
         axes[0].set_ylabel(MEASURED)
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, title="α", ncols=len(labels), loc="outside upper center")
+        plots.legend(figure, axes[0], "α")
     return figure
 
 
@@ -323,24 +289,20 @@ def readout(results: Results) -> Figure:
         figure, (ax,) = figures.subplots(7, 3.6)
         _band(ax, bound("readout-fan-in"))
         x = np.array([ratio.min(), ratio.max()])
-        ax.plot(x, np.sqrt(x), "k--", lw=1.2, label="√(V/d_model)")
+        ax.plot(x, np.sqrt(x), label="√(V/d_model)", **EXACT)
         names = {"fan_out": "1/√fan_out (ours)", "fan_in": "1/√fan_in (as printed)"}
         widths = sorted(table["d_model"].unique())
         for i, (backward, name) in enumerate(names.items()):
-            ax.plot([], [], "-", lw=5, color=COLOURS[i], label=name)
+            ax.plot([], [], "-", lw=5, color=plots.PALETTE[i], label=name)
             for j, width in enumerate(widths):
                 rows = table[(table["backward"] == backward) & (table["d_model"] == width)]
-                error = np.abs(rows[["dx_lo", "dx_hi"]].to_numpy().T - rows["dx"].to_numpy())
-                ax.errorbar(rows["vocab_size"] / width, rows["dx"], yerr=error, fmt=MARKERS[j],
-                            capsize=2.5, color=COLOURS[i], ms=5.5)  # fmt: skip
+                look = plots.Look(plots.PALETTE[i], plots.MARKERS[j], "_")
+                place = rows["vocab_size"] / width
+                plots.points(ax, place, plots.ends(rows, "dx"), look, lw=1.5)
         for j, width in enumerate(widths):
-            ax.plot([], [], MARKERS[j], color=figures.OTHER, label=f"d_model {width}")
-        ax.set_yscale("log", base=2)
-        ax.yaxis.set_major_formatter(lambda y, _: _number(y))
-        ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_formatter(lambda v, _: _number(v))
-        ax.minorticks_off()
-        ax.set_xlabel("V / d_model")
+            ax.plot([], [], plots.MARKERS[j], color=plots.TEXT, label=f"d_model {width}")
+        plots.log2_axis(ax, axis="y")
+        plots.log2_axis(ax, title="V / d_model")
         ax.set_ylabel("RMS of the gradient into the trunk")
         ax.legend(loc="upper left", ncols=2)
     return figure

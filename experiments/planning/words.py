@@ -50,7 +50,7 @@ def answer(results: Results, digits: int = 2) -> str:
         f"Of {len(found)} training steps, compiled but never run, the planner foretells the number "
         f"of parameters {'exactly' if not counted else f'to {_number(counted, digits)} %'}, the "
         f"matrix products to {_number(tables.errors(found, 'flops').abs().max(), digits)} %, the "
-        f"memory of {inside if digits >= 2 else UNSAID} within {BOUNDS['memory']} % (worst: "
+        f"memory of {inside if digits >= 2 else UNSAID} within {BOUNDS['memory']:g} % (worst: "
         f"{_number(wrong.max(), digits)} %)"
     ]
     axes = [axis for axis in AXES if (found[axis] > 0).any()]
@@ -63,7 +63,7 @@ def answer(results: Results, digits: int = 2) -> str:
         near = int((fresh <= BOUNDS["time"]).sum())
         said.append(
             f"and, of {len(fresh)} measured step times that its constants were not taken from, "
-            f"{near} within {BOUNDS['time']} %"
+            f"{near} within {BOUNDS['time']:g} %"
         )
     except NotMeasured:
         pass
@@ -83,7 +83,7 @@ def hopper_answer(results: Results, digits: int = 2) -> str:
         beyond = f"; beyond, in some layout: {'; '.join(outside)}"
     said = (
         f"Compiled for GPUs that were not there, {inside} of {len(found)} memories lie within "
-        f"{BOUNDS['memory']} % (worst: {_number(wrong.max(), digits)} %{beyond}), and none is "
+        f"{BOUNDS['memory']:g} % (worst: {_number(wrong.max(), digits)} %{beyond}), and none is "
         f"foretold more than {_number(under, digits)} % too small."
     )
     axes = [axis for axis in AXES if (found[axis] > 0).any()]

@@ -14,43 +14,27 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from umup.lab import claims, figures
+from umup.lab import claims, figures, plots
 from umup.lab.absent import NotMeasured, otherwise
+from umup.lab.plots import Look
 from umup.lab.records import Results, with_spec
 from umup.lab.tables import NAMES
-from umup.laws import Interval
+from umup.laws import Interval, Optimum
 from umup.text import decimals
 
 from . import results as tables
 from .results import SHARE, TITLES, WSD
 
-COLOURS = {
-    "cosine": "#0072B2", "linear": "#56B4E9", "two_step": "#CC79A7", "wsd": "#009E73",
-    "wsd_sqrt": "#D55E00",
-}  # fmt: skip
-MARKERS = {"cosine": "o", "linear": "^", "two_step": "v", "wsd": "D", "wsd_sqrt": "s"}
-HELD_OUT = "held-out loss (nats/token)"
-
-
-def _steps_axis(ax: Axes, steps: Sequence[int]) -> None:
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(list(steps), [str(s) for s in steps])
-    ax.minorticks_off()
-    ax.set_xlim(min(steps) / 1.25, max(steps) * 1.25)
-    ax.set_xlabel("budget (steps)")
-
-
-def _error(interval: Interval) -> list[list[float]]:
-    ends = (interval.value - interval.lo, interval.hi - interval.value)
-    return [[max(end, 0.0) if math.isfinite(end) else math.nan] for end in ends]
-
-
-def _bound(ax: Axes, value: float, text: str) -> None:
-    ax.axhline(value, ls=":", color="#777777", lw=1.5)
-    ax.annotate(text, (0.99, value), xycoords=("axes fraction", "data"), ha="right", va="bottom",
-                fontsize=9, color=figures.OTHER)  # fmt: skip
+LOOKS = {
+    "cosine": Look(plots.BLUE, "o", TITLES["cosine"]),
+    "linear": Look(plots.SKY, "^", TITLES["linear"]),
+    "two_step": Look(plots.PURPLE, "v", TITLES["two_step"]),
+    "wsd": Look(plots.GREEN, "D", TITLES["wsd"]),
+    "wsd_sqrt": Look(plots.VERMILION, "s", TITLES["wsd_sqrt"]),
+}
+PLATEAU = "#333333"
+BUDGET = "budget (steps)"
 
 
 @figures.drawn
@@ -66,24 +50,24 @@ def ladder(results: Results) -> Figure:
     with figures.style():
         figure, (left, right) = figures.subplots(7.6, 3.9, 2)
         _curves(left, results, one, budgets)
-        right.axhline(0, color=COLOURS["cosine"], lw=1.5)
+        right.axhline(0, color=LOOKS["cosine"].colour, lw=1.5)
         for i, (kind, own) in enumerate((("wsd", True), ("wsd", False), ("wsd_sqrt", False))):
-            for steps, interval in _gaps(results, kind, own).items():
-                first = steps == budgets[0]
-                label = f"{TITLES[kind].removeprefix('WSD, ')}, {'own η' if own else 'one η'}"
-                right.errorbar(
-                    steps * 2 ** (0.12 * (i - 1)), interval.value, yerr=_error(interval),
-                    fmt=MARKERS[kind], color=COLOURS[kind], mfc="white" if own else COLOURS[kind],
-                    ms=6, capsize=3, lw=1.3, label=label if first else "_",
-                )  # fmt: skip
-        _bound(right, claims.bound("schedules", "ladder-close-to-cosine"), "claimed at most")
-        _steps_axis(right, budgets)
+            title = f"{TITLES[kind].removeprefix('WSD, ')}, {'own η' if own else 'one η'}"
+            look = LOOKS[kind]._replace(title=title)
+            fill = "white" if own else look.colour
+            for steps, gap in _gaps(results, kind, own).items():
+                place, ends = steps * plots.aside(i, 3, 0.12), (gap.value, gap.lo, gap.hi)
+                plots.points(right, place, ends, look, mfc=fill)
+                look = look._replace(title="_")
+        claimed = claims.bound("schedules", "ladder-close-to-cosine")
+        plots.guide(right, claimed, "claimed at most")
+        plots.log2_axis(right, budgets, BUDGET)
         right.set_ylabel("loss above cosine (nats/token)")
         right.set_title("held out, against cosine")
         if right.get_legend_handles_labels()[1]:
             low, high = right.get_ylim()
             right.set_ylim(low, high + 0.5 * (high - low))  # room for the legend
-            right.legend(loc="upper left", fontsize=8)
+            right.legend(loc="upper left")
     return figure
 
 
@@ -103,93 +87,87 @@ def _curves(ax: Axes, results: Results, log2_lr: float, budgets: Sequence[int]) 
     optima = tables.horizon_optima(results, "cosine")
     late: list[float] = []
     for steps in [n for n in budgets if n in optima]:
-        runs = with_spec(results.runs[results.runs["steps"] == steps])
-        at = runs[(runs["scheme"] == "umup") & (runs["optim.schedule"] == "cosine")]
-        near = min(at["lr"].unique(), key=lambda lr: abs(math.log2(lr) - optima[steps].x))
-        at = at[(at["lr"] == near) & (at["status"] == "ok")]
-        if at.empty:
+        found = _near(results, steps, optima[steps])
+        if found is None:
             continue
-        curve = np.mean(np.array(at["curve_loss"].tolist(), float), axis=0)
-        x, y = _smooth(np.asarray(at["curve_steps"].iloc[0], float), curve, 24)
-        ax.plot(x, y, "-", color=COLOURS["cosine"], lw=1.0, alpha=0.8,
-                label="cosine" if steps == budgets[0] else "_")  # fmt: skip
+        x, y = _smooth(*found, 24)
+        label = "cosine" if steps == budgets[0] else "_"
+        ax.plot(x, y, "-", color=LOOKS["cosine"].colour, lw=1.0, alpha=0.8, label=label)
         late.append(float(y[-1]))
-    x, y = _smooth(
-        np.asarray(mine["curve_steps"], float), np.asarray(mine["curve_loss"], float), 30
-    )
-    ax.plot(x, y, "-", color="#333333", lw=1.6, label="plateau")
+    x, y = _smooth(mine["curve_steps"], mine["curve_loss"], 30)
+    ax.plot(x, y, "-", color=PLATEAU, lw=1.6, label="plateau")
     for rung in mine["rungs"]:
         share = rung["decay_steps"] / rung["steps"]
         if rung["schedule"] != "wsd" or not math.isclose(round(share, 4), SHARE):
             continue
-        x, y = _smooth(
-            np.asarray(rung["curve_steps"], float), np.asarray(rung["curve_loss"], float), 5
-        )
-        ax.plot(x, y, "-", color=COLOURS["wsd"], lw=1.8,
-                label="its decays" if rung["steps"] == budgets[0] else "_")  # fmt: skip
-        late.append(float(y[-1]))
+        decay, loss = _smooth(rung["curve_steps"], rung["curve_loss"], 5)
+        label = "its decays" if rung["steps"] == budgets[0] else "_"
+        ax.plot(decay, loss, "-", color=LOOKS["wsd"].colour, lw=1.8, label=label)
+        late.append(float(loss[-1]))
     late = late or [float(y[-1])]  # no decay of the plateau yet
     low, high = min(late), max(late)
     ax.set_ylim(low - 0.1 * (high - low + 0.1), high + 0.5 * (high - low + 0.1))
-    _steps_axis(ax, budgets)
+    plots.log2_axis(ax, budgets, "step")
     ax.set_xlim(budgets[0] / 2.5, budgets[-1] * 1.2)
-    ax.set_xlabel("step")
-    ax.set_ylabel("training loss (nats/token)")
+    ax.set_ylabel(figures.LOSS)
     ax.set_title(f"one plateau, log₂ η = {decimals(log2_lr, 1)}")
-    ax.legend(loc="best", fontsize=8)
+    ax.legend(loc="best")
 
 
-def _smooth(x: np.ndarray, y: np.ndarray, parts: int) -> tuple[np.ndarray, np.ndarray]:
+def _near(results: Results, steps: int, optimum: Optimum) -> tuple[np.ndarray, np.ndarray] | None:
+    """Steps and mean training loss of cosine at the measured η next to its optimum."""
+    runs = with_spec(results.runs[results.runs["steps"] == steps])
+    at = runs[(runs["scheme"] == "umup") & (runs["optim.schedule"] == "cosine")]
+    near = min(at["lr"].unique(), key=lambda lr: abs(math.log2(lr) - optimum.x))
+    at = at[(at["lr"] == near) & (at["status"] == "ok")]
+    if at.empty:
+        return None
+    return at["curve_steps"].iloc[0], np.mean(np.array(at["curve_loss"].tolist(), float), axis=0)
+
+
+def _smooth(
+    steps: Sequence[float] | np.ndarray, losses: Sequence[float] | np.ndarray, parts: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Means over stretches that are even in log x: noise of single batches hides the schedule."""
+    x, y = np.asarray(steps, float), np.asarray(losses, float)
     edges = np.geomspace(max(x[0], 1.0), x[-1] * (1 + 1e-9), parts + 1)
     inside = [(x >= a) & (x <= b) for a, b in pairwise(edges)]
-    kept = [mask for mask in inside if mask.any()]
-    return (np.array([x[mask].mean() for mask in kept]),
-            np.array([y[mask].mean() for mask in kept]))  # fmt: skip
+    means = [(x[mask].mean(), y[mask].mean()) for mask in inside if mask.any()]
+    return np.array([m[0] for m in means]), np.array([m[1] for m in means])
 
 
 @figures.drawn
 def by_lr(results: Results, steps: int) -> Figure:
-    """Held-out loss against η at a budget, a panel a scheme and a line a schedule.
+    """Held-out loss against η at a budget, one panel per scheme and one line per schedule.
 
     Stars are fitted optima with the interval of log₂ η*; losses far above the optima are cut off.
     """
     table = tables.losses(results)
-    lines = [
-        line for line in tables.lines(table)
-        if line.steps == steps and (line.share == 0 or math.isclose(line.share, SHARE))
-    ]  # fmt: skip
+    at_budget = [line for line in tables.lines(table) if line.steps == steps]
+    lines = [x for x in at_budget if x.share == 0 or math.isclose(x.share, SHARE)]
     if not lines:
         raise NotMeasured(f"no runs of {steps} steps are on record")
     schemes = list(dict.fromkeys(line.scheme for line in lines))
     with figures.style():
         figure, axes = figures.subplots(3.8 * max(len(schemes), 1.4), 4.0, len(schemes))
         for ax, scheme in zip(axes, schemes, strict=True):
-            optima = []
+            found = []
             for line in [line for line in lines if line.scheme == scheme]:
                 rows = tables.by_lr(tables.at(table, line))
-                colour, marker = COLOURS[line.schedule], MARKERS[line.schedule]
-                ax.plot(rows["log2_lr"], rows["mean"], f"{marker}-", color=colour, ms=4, lw=1.3,
-                        label=TITLES[line.schedule])  # fmt: skip
-                o = tables.optimum(table, line)
-                optima.append(o.loss)
-                if not o.edge:
-                    error = _error(Interval(o.x, o.x_lo, o.x_hi))
-                    ax.errorbar(o.x, o.loss, xerr=error, fmt="*", color=colour, mec="black",
-                                mew=0.6, ms=11, ecolor=colour, elinewidth=1.2, capsize=2.5,
-                                zorder=5)  # fmt: skip
-            if not np.isfinite(optima).any():
+                colour, marker, title = LOOKS[line.schedule]
+                style = {"color": colour, "ms": 4, "lw": 1.3, "label": title}
+                ax.plot(rows["log2_lr"], rows["mean"], f"{marker}-", **style)
+                found.append(tables.optimum(table, line))
+                plots.star(ax, found[-1], colour)
+            best = [o.loss for o in found if math.isfinite(o.loss)]
+            if not best:
                 figures.note(ax, f"every run of {NAMES[scheme]} diverged")
                 continue
-            low, reach = np.nanmin(optima), max(np.nanmax(optima) - np.nanmin(optima), 0.03)
-            ax.set_ylim(low - 0.25 * reach, low + 5 * reach)
+            ax.set_ylim(*plots.window(min(best), best, 5, least=0.03))
             ax.set_title(NAMES[scheme], fontweight="bold")
-            ax.set_xlabel("log₂ η")
-            ax.xaxis.set_major_locator(MaxNLocator(6))
-        axes[0].set_ylabel(HELD_OUT)
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, ncols=3, loc="outside upper center",
-                      title=f"{steps} steps")  # fmt: skip
+            plots.octaves(ax)
+        axes[0].set_ylabel("held-out loss (nats/token)")
+        plots.legend(figure, axes[0], f"{steps} steps", 3)
     return figure
 
 
@@ -205,33 +183,32 @@ def shares(results: Results) -> Figure:
     budgets = sorted(int(n) for n, count in counts.items() if count > 1)
     if not budgets:
         raise NotMeasured("no second decay share is on record")
-    looks = dict(zip(budgets, (("#009E73", "D"), ("#0072B2", "o"), ("#D55E00", "s")), strict=False))
+    looks = dict(zip(budgets, (LOOKS["wsd"], LOOKS["cosine"], LOOKS["wsd_sqrt"]), strict=False))
     found = sorted({line.share for line in lines if line.steps in looks})
+    last = found[-1]
     with figures.style():
         figure, (ax,) = figures.subplots(7, 3.6)
-        ax.axhline(0, color="#333333", lw=1)
-        for i, (steps, (colour, marker)) in enumerate(looks.items()):
+        ax.axhline(0, color=PLATEAU, lw=1)
+        for i, (steps, look) in enumerate(looks.items()):
             mine = sorted(line.share for line in lines if line.steps == steps)
             gaps = [
-                tables.gap(results, "wsd", "wsd", steps, share=s, against_share=found[-1])
-                for s in mine
+                tables.gap(results, "wsd", "wsd", steps, share=s, against_share=last) for s in mine
             ]
             place = [100 * s + 0.35 * (i - (len(looks) - 1) / 2) for s in mine]
-            errors = np.array([_error(g) for g in gaps])[..., 0].T
-            ax.errorbar(place, [g.value for g in gaps], yerr=errors, fmt=f"{marker}-",
-                        color=colour, ms=6, lw=1.4, capsize=3, label=f"{steps} steps")  # fmt: skip
-        bound = claims.bound("schedules", "decay-of-10-is-enough")
-        _bound(ax, bound, "claimed at most, 10 and 20 %")
+            look = look._replace(title=f"{steps} steps")
+            plots.points(ax, place, plots.intervals(gaps), look, ls="-")
+        claimed = claims.bound("schedules", "decay-of-10-is-enough")
+        plots.guide(ax, claimed, "claimed at most, 10 and 20 %")
         ax.set_xticks([100 * s for s in found], [f"{100 * s:g} %" for s in found])
         ax.set_xlabel("share of the steps that decays")
-        ax.set_ylabel(f"loss above {100 * found[-1]:g} % (nats/token)")
+        ax.set_ylabel(f"loss above {100 * last:g} % (nats/token)")
         ax.legend(loc="best")
     return figure
 
 
 @figures.drawn
 def horizons(results: Results) -> Figure:
-    """Best η against the budget, a marker a schedule, with the fitted slopes.
+    """Best η against the budget, one marker per schedule, with the fitted slopes.
 
     The band is what the claims allow: ⅛ octave per doubling about the middle budget.
     """
@@ -246,30 +223,29 @@ def horizons(results: Results) -> Figure:
         figure, (ax,) = figures.subplots(7, 4.0)
         u = np.log2(np.array(budgets) / np.median(budgets))
         middle = first[sorted(first)[len(first) // 2]].x
-        ax.fill_between(budgets, middle - limit * u, middle + limit * u, color="#999999",
-                        alpha=0.2, lw=0, label="claimed: ±⅛ octave per doubling")  # fmt: skip
+        ends, shade = (middle - limit * u, middle + limit * u), {"color": plots.SHADE, "lw": 0}
+        claimed = f"claimed: ±{plots.plain(limit)} octave per doubling"
+        ax.fill_between(budgets, *ends, alpha=0.2, label=claimed, **shade)
         for i, (kind, found) in enumerate(optima.items()):
-            label = TITLES[kind]
-            try:
-                slope = tables.horizon_slope(results, kind, factor=2)
-            except NotMeasured:
-                slope = None
-            if slope is not None and all(map(math.isfinite, (slope.lo, slope.hi))):
-                number = decimals
-                label += f": {number(slope.value)} [{number(slope.lo)}, {number(slope.hi)}]"
+            look, slope = LOOKS[kind], _slope(results, kind)
+            if slope is not None:
+                value, lo, hi = map(decimals, (slope.value, slope.lo, slope.hi))
+                look = look._replace(title=f"{look.title}: {value} [{lo}, {hi}]")
                 x = np.log2(sorted(found))
                 y = np.array([found[n].x for n in sorted(found)])
-                ax.plot(sorted(found), y.mean() + slope.value * (x - x.mean()), "--",
-                        color=COLOURS[kind], lw=1.2)  # fmt: skip
-            for steps, o in sorted(found.items()):
-                ax.errorbar(
-                    steps * 2 ** (0.07 * (i - 1)), o.x, yerr=_error(Interval(o.x, o.x_lo, o.x_hi)),
-                    fmt=MARKERS[kind], color=COLOURS[kind], ms=6, capsize=3, lw=1.3,
-                    mfc="white" if o.edge else COLOURS[kind],
-                    label=label if steps == min(found) else "_",
-                )  # fmt: skip
-        _steps_axis(ax, budgets)
+                line = y.mean() + slope.value * (x - x.mean())
+                ax.plot(sorted(found), line, "--", color=look.colour, lw=1.2)
+            aside = plots.aside(i, 3, 0.07)
+            plots.optima(ax, found, look, aside=aside, open_end=0.5)
+        plots.log2_axis(ax, budgets, BUDGET)
         ax.set_ylabel("log₂ η*")
         ax.set_title("best η of u-μP (octaves per doubling of the budget)")
         ax.legend(loc="best")
     return figure
+
+
+@otherwise(lambda missing: None)
+def _slope(results: Results, kind: str) -> Interval | None:
+    """Octaves per doubling of the budget; None where the interval is open."""
+    slope = tables.horizon_slope(results, kind, factor=2)
+    return slope if math.isfinite(slope.lo) and math.isfinite(slope.hi) else None

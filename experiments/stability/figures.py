@@ -6,8 +6,7 @@ theirs of ``figures``. Bars are 95 % intervals over seeds unless a docstring say
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,49 +15,49 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from umup import laws
+from umup.lab import claims, plots
 from umup.lab.absent import NotMeasured, otherwise, required
-from umup.lab.figures import COLOURS, LOSS, MARKERS, OTHER, drawn, style, subplots
+from umup.lab.figures import LOSS, drawn, style, subplots
+from umup.lab.plots import Look
 from umup.lab.records import Results
+from umup.laws import Interval, mean_interval
 
 from . import results as tables
 from .results import DEFENCES, NAMES, SCHEMES
 
-LOOKS: dict[str, tuple[str, str]] = {
-    "none": ("#000000", "o"), "z_loss": ("#E69F00", "s"), "qk_norm": ("#0072B2", "D"),
-    "both": ("#009E73", "^"), "clip": ("#CC79A7", "v"), "no_warmup": ("#D55E00", "X"),
-    "depth_init": ("#56B4E9", "P"),
-}  # fmt: skip
+LOOKS = {
+    "none": Look(plots.BLACK, "o", DEFENCES["none"]),
+    "z_loss": Look(plots.ORANGE, "s", DEFENCES["z_loss"]),
+    "qk_norm": Look(plots.BLUE, "D", DEFENCES["qk_norm"]),
+    "both": Look(plots.GREEN, "^", DEFENCES["both"]),
+    "clip": Look(plots.PURPLE, "v", DEFENCES["clip"]),
+    "no_warmup": Look(plots.VERMILION, "X", DEFENCES["no_warmup"]),
+}
 ROOM = 1.4  # nats above the lowest point that a panel shows
 DRILLS = {"poison": "poisoned batches", "jump": "η jump", "nan": "update not a number"}
-OUTCOMES = {"clean": ("clean", OTHER, ":"), "alone": ("left alone", "#D55E00", "-"),
-            "healed": ("healed", "#0072B2", "-")}  # fmt: skip
+OUTCOMES = {
+    "clean": ("clean", plots.TEXT, ":"),
+    "alone": ("left alone", plots.VERMILION, "-"),
+    "healed": ("healed", plots.BLUE, "-"),
+}
 
 
 _arm = otherwise(lambda missing: None)(tables.arm)
 """An arm, or None where it is not measured."""
 
 
-def _line(ax: Axes, table: pd.DataFrame, name: str, label: str, look: tuple, **more: Any) -> None:
+def _line(ax: Axes, table: pd.DataFrame, name: str, look: Look, **options: Any) -> None:
     """Means over seeds with their intervals against log₂ η; geometric unless of losses."""
-    forth, back = (float, float) if name == "loss" else (math.log2, lambda y: 2.0**y)
     groups = table.dropna(subset=[name]).groupby("x")[name]
-    bars = {x: laws.mean_interval([forth(y) for y in group]) for x, group in groups}
-    lo, hi = (
-        np.array(
-            [back(getattr(b, end)) if math.isfinite(b.hi) else math.nan for b in bars.values()]
+    if name == "loss":
+        ends = plots.intervals(mean_interval(group) for _, group in groups)
+    else:
+        ends = 2.0 ** plots.intervals(
+            mean_interval(np.log2(group.astype(float))) for _, group in groups
         )
-        for end in ("lo", "hi")
-    )
-    options = {"ms": 4.5, "lw": 1.5, "elinewidth": 0.8, "capsize": 2, "ls": "-"} | more
-    value = np.array([back(b.value) for b in bars.values()])
-    ax.errorbar(list(bars), value, yerr=[value - lo, hi - value], color=look[0],
-                marker=look[1], label=label, **options)  # fmt: skip
-
-
-def _eta_axis(ax: Axes) -> None:
-    ax.set_xlabel("log₂ η")
-    ax.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+    ends[1:, ~np.isfinite(ends[2])] = np.nan  # one seed alone
+    options = {"ms": 4.5, "lw": 1.5, "elinewidth": 0.8, "capsize": 2, "ls": "-"} | options
+    plots.points(ax, list(groups.groups), ends, look, **options)
 
 
 def _window(axes: Sequence[Axes], shown: Sequence[pd.DataFrame]) -> None:
@@ -71,9 +70,10 @@ def _window(axes: Sequence[Axes], shown: Sequence[pd.DataFrame]) -> None:
 
 @drawn
 def curves(results: Results) -> Figure:
-    """Loss against η, a panel a scheme and a line a defence; what lies far above is cut off.
+    """Loss against η, one panel per scheme and one line per defence.
 
-    A run that diverged counts as a uniform guess. QK-norm at its default bound, √d.
+    What lies far above the lowest point is cut off. A run that diverged counts as a uniform guess.
+    QK-norm at its default bound, √d.
     """
     schemes = [s for s in SCHEMES if _arm(results, s, "none") is not None]
     if not schemes:
@@ -82,16 +82,16 @@ def curves(results: Results) -> Figure:
     with style():
         figure, axes = subplots(max(2.4 * len(schemes), 4), 4.0, len(schemes), sharey=True)
         for ax, scheme in zip(axes, schemes, strict=True):
-            for defence, title in DEFENCES.items():
+            for defence, look in LOOKS.items():
                 table = _arm(results, scheme, defence)
                 if table is not None:
-                    _line(ax, table, "loss", title, LOOKS[defence])
+                    _line(ax, table, "loss", look)
                     shown.append(table)
             ax.set_title(NAMES[scheme], fontweight="bold")
-            _eta_axis(ax)
+            plots.octaves(ax, most=7)
         _window(axes, shown)
         axes[0].set_ylabel(LOSS)
-        figure.legend(*axes[-1].get_legend_handles_labels(), ncols=3, loc="outside upper center")
+        plots.legend(figure, axes[-1], columns=3)
     return figure
 
 
@@ -106,32 +106,18 @@ def logits(results: Results) -> Figure:
     required(table[table["logit_max"].notna()], "no probed runs")
     with style():
         figure, (left, right) = subplots(7, 4.0, 2)
-        for scheme in SCHEMES:
-            look = (COLOURS[scheme], MARKERS[scheme])
-            for ax, name, defence in (
-                (left, "logit_max", "qk_norm"), (right, "out_rms", "z_loss"),
-            ):  # fmt: skip
-                for with_it, more in (("none", {}), (defence, {"ls": "--", "mfc": "white"})):
-                    arm = _arm(results, scheme, with_it)
-                    if arm is not None:
-                        start = _arm(results, scheme, "none")
-                        start = arm if start is None else start
-                        shifted = arm.assign(x=arm["x"] - tables.best(start))
-                        label = NAMES[scheme] if with_it == "none" else "_"
-                        _line(ax, shifted, name, label, look, **more)
+        _against_best(left, results, "logit_max", "qk_norm")
+        _against_best(right, results, "out_rms", "z_loss")
         left.set_yscale("log", base=2)
         caps = table[table["defence"] == "qk_norm"]["cap"]
         if len(caps):
-            left.axhline(caps.median(), color=OTHER, ls=":", lw=1.3)
-            left.annotate("bound with QK-norm, √d", (0.98, 0.7 * caps.median()), ha="right",
-                          va="top", xycoords=("axes fraction", "data"), fontsize=9,
-                          color=OTHER)  # fmt: skip
-            left.set_ylim(bottom=caps.median() / 3)
+            bound = caps.median()
+            left.axhline(bound, color=plots.TEXT, ls=":", lw=1.3)
+            plots.label(left, 0.7 * bound, "bound with QK-norm, √d", 0.98, "top")
+            left.set_ylim(bottom=bound / 3)
         for ax, text in ((left, "largest attention logit"), (right, "RMS of the output logits")):
-            ax.set_yscale("log", base=2)
-            ax.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
-            ax.set_xlabel("octaves above the best η")
-            ax.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+            plots.log2_axis(ax, axis="y")
+            plots.octaves(ax, "octaves above the best η", 7)
             ax.set_ylabel(text)
         left.set_title("dashed: QK-norm")
         right.set_title("dashed: z-loss")
@@ -139,49 +125,64 @@ def logits(results: Results) -> Figure:
     return figure
 
 
+def _against_best(ax: Axes, results: Results, name: str, defence: str) -> None:
+    """A probe of each scheme against η over the best η without defence; dashed with it."""
+    for scheme in SCHEMES:
+        look = plots.scheme(scheme)
+        for with_it, options in (("none", {}), (defence, {"ls": "--", "mfc": "white"})):
+            arm = _arm(results, scheme, with_it)
+            if arm is None:
+                continue
+            start = _arm(results, scheme, "none")
+            shifted = arm.assign(x=arm["x"] - tables.best(arm if start is None else start))
+            title = look.title if with_it == "none" else "_"
+            _line(ax, shifted, name, look._replace(title=title), **options)
+
+
 @drawn
 def gains(results: Results) -> Figure:
-    """What defences give and cost, a row a defence and a marker a scheme.
+    """What defences give and cost, one row per defence and one marker per scheme.
 
     Left, octaves by which the largest stable η rises; right, the loss at the best η minus that
-    without. Pale bands: half an octave, 0.01 nats.
+    without. Pale bands are the claims' bounds: half an octave, 0.01 nats.
     """
-    rows = [d for d in DEFENCES if d != "none"]
-    panels = ((tables.stable_gain, 0.5, "largest stable η (octaves)"),
-              (tables.price, 0.01, "loss at the best η (nats/token)"))  # fmt: skip
+    names = {d: name.replace(" and ", "\nand ") for d, name in DEFENCES.items() if d != "none"}
+    gain = -claims.bound("stability", "no-warmup-umup")
+    price = claims.bound("stability", "z-price-umup")
+    panels = (
+        (tables.stable_gain, gain, "largest stable η (octaves)"),
+        (tables.price, price, "loss at the best η (nats/token)"),
+    )
     any_measured = False
     with style():
         figure, axes = subplots(7, 3.9, 2, sharey=True)
-        for ax, (quantity, band, text) in zip(axes, panels, strict=True):
-            ax.axvspan(-band, band, color="#999999", alpha=0.2, lw=0)
-            ax.axvline(0, color=OTHER, lw=1)
-            values = []
-            for i, scheme in enumerate(SCHEMES):
-                label = NAMES[scheme]
-                for row, defence in enumerate(rows):
-                    try:
-                        got = quantity(results, scheme, defence)
-                    except NotMeasured:
-                        continue
-                    any_measured = True
-                    reach = [[got.value - got.lo], [got.hi - got.value]]
-                    error = reach if np.isfinite(reach).all() else None
-                    ax.errorbar(got.value, row + 0.22 * (i - 1), xerr=error, fmt=MARKERS[scheme],
-                                color=COLOURS[scheme], ms=5.5, capsize=2.5, lw=1.4,
-                                label=label)  # fmt: skip
-                    values.append(got.value)
-                    label = "_"
+        for ax, (quantity, bound, text) in zip(axes, panels, strict=True):
+            plots.band(ax, -bound, bound, along="x")
+            ax.axvline(0, color=plots.TEXT, lw=1)
+            found = [(plots.scheme(s), dict(_measured(results, quantity, s))) for s in SCHEMES]
+            plots.forest(ax, names, found)
+            values = [i.value for _, row in found for i in row.values()]
             if values:
-                reach = 1.6 * max(map(abs, values)) + band
+                any_measured = True
+                reach = 1.6 * max(map(abs, values)) + bound
                 ax.set_xlim(max(-reach, min(values) - 0.5 * reach), reach)
             ax.set_xlabel(text)
-        axes[0].set_yticks(range(len(rows)), [DEFENCES[d].replace(" and ", "\nand ") for d in rows])
-        axes[0].set_ylim(len(rows) - 0.5, -0.5)
-        handles = axes[0].get_legend_handles_labels()
-        figure.legend(*handles, ncols=3, loc="outside upper center")
+            ax.xaxis.set_major_locator(MaxNLocator(5))
+        plots.legend(figure, axes[0])
     if not any_measured:
         raise NotMeasured("no finished sweeps over η")
     return figure
+
+
+def _measured(
+    results: Results, quantity: Callable[..., Interval], scheme: str
+) -> Iterator[tuple[str, Interval]]:
+    """Defence and quantity, of those that are measured."""
+    for defence in [d for d in DEFENCES if d != "none"]:
+        try:
+            yield defence, quantity(results, scheme, defence)
+        except NotMeasured:
+            continue
 
 
 @drawn
@@ -190,24 +191,23 @@ def caps(results: Results) -> Figure:
     table = tables.curves(results.runs)
     table = table[(table["scheme"] == "umup") & (table["part"] == "main")]
     values = sorted(table["cap"].unique())
-    palette = dict(zip(values, ["#56B4E9", "#0072B2", "#D55E00", "#009E73"] * 3, strict=False))
+    colours = (plots.SKY, plots.BLUE, plots.VERMILION, plots.GREEN)
     shown = []
     with style():
         figure, axes = subplots(7, 3.9, 2, sharey=True)
         for ax, defence in zip(axes, ("none", "qk_norm"), strict=True):
-            for cap, marker in zip(values, "osD^" * 3, strict=False):
+            for i, cap in enumerate(values):
                 at = _arm(results, "umup", defence, cap=cap)
                 if at is not None:
-                    _line(ax, at, "loss", f"{cap:g}", (palette[cap], marker))
+                    _line(ax, at, "loss", Look(colours[i % 4], plots.MARKERS[i % 4], f"{cap:g}"))
                     shown.append(at)
             ax.set_title({"none": "without QK-norm", "qk_norm": "with QK-norm"}[defence])
-            _eta_axis(ax)
+            plots.octaves(ax, most=7)
         if not shown:
             raise NotMeasured("no finished sweeps of u-μP")
         _window(axes, shown)
         axes[0].set_ylabel(LOSS)
-        handles = axes[1].get_legend_handles_labels()
-        figure.legend(*handles, title="α_attn", ncols=4, loc="outside upper center")
+        plots.legend(figure, axes[1], "α_attn")
     return figure
 
 
@@ -218,15 +218,15 @@ def deep(results: Results) -> Figure:
     with style():
         figure, (ax,) = subplots(7, 3.8)
         for scheme in SCHEMES:
-            look = (COLOURS[scheme], MARKERS[scheme])
+            look = plots.scheme(scheme)
             plain = _arm(results, scheme, "none", "deep")
             for defence, more in (("none", {}), ("depth_init", {"ls": "--", "mfc": "white"})):
                 arm = _arm(results, scheme, defence, "deep")
                 if arm is None or plain is None:
                     continue
                 shifted = arm.assign(x=arm["x"] - tables.best(plain))
-                text = NAMES[scheme] + (", depth-scaled init" if more else "")
-                _line(ax, shifted, "loss", text, look, **more)
+                title = look.title + (", depth-scaled init" if more else "")
+                _line(ax, shifted, "loss", look._replace(title=title), **more)
                 shown.append(shifted)
         if not shown:
             raise NotMeasured("no finished sweeps of the deeper model")
@@ -242,32 +242,28 @@ def clips(results: Results) -> Figure:
     """Clipping by the unscaled norm and by the norm of the gradients as held.
 
     Left, how far μP and its intermediate form, one function, part under either: largest over
-    seeds, step by step. Right, the share of the steps in which a clip is active, at the best η
-    (filled) and far above it (open); bars are the range of the seeds.
+    seeds, step by step; dotted, the claims' bound. Right, the share of the steps in which a clip is
+    active, at the best η (filled) and far above it (open); bars are the range of the seeds.
     """
     table = required(results.table("clipped"), "no clipped runs")
-    looks = {"unscaled": ("#0072B2", "D"), "held": ("#D55E00", "X")}
+    looks = {
+        "unscaled": Look(plots.BLUE, "D", "unscaled norm"),
+        "held": Look(plots.VERMILION, "X", "held norm"),
+    }
     schemes = [s for s in SCHEMES if s in set(table["scheme"])]
     with style():
         figure, (left, right) = subplots(7, 3.9, 2)
-        for norm, (colour, marker) in looks.items():
-            at = table[(table["norm"] == norm) & (table["octaves"] == 0)].sort_values("seed")
-            sides = [at[at["scheme"] == s]["losses"].tolist() for s in ("mup", "mup_intermediate")]
-            if sides[0] and len(sides[0]) == len(sides[1]):
-                gap = np.abs(np.subtract(*sides)).max(axis=0) + 1e-9
-                left.plot(np.arange(len(gap)), gap, color=colour, lw=1.2, label=f"{norm} norm")
-            for i, scheme in enumerate(schemes):
-                for octaves, group in table[
-                    (table["norm"] == norm) & (table["scheme"] == scheme)
-                ].groupby("octaves"):
-                    share = group["share"]
-                    reach = [[share.mean() - share.min()], [share.max() - share.mean()]]
-                    right.errorbar(
-                        i + (0.1 if norm == "held" else -0.1), share.mean(), marker=marker,
-                        yerr=np.maximum(reach, 0), color=colour, capsize=2.5, ms=6.5, ls="none",
-                        mfc=colour if octaves == 0 else "white",
-                    )  # fmt: skip
-        left.axhline(0.01, color=OTHER, ls=":", lw=1.3)
+        for norm, look in looks.items():
+            own = table[table["norm"] == norm]
+            _parting(left, own, look)
+            aside = 0.1 if norm == "held" else -0.1
+            for (scheme, octaves), group in own.groupby(["scheme", "octaves"]):
+                if scheme not in schemes:  # μP's intermediate form
+                    continue
+                share, fill = group["share"], look.colour if octaves == 0 else "white"
+                ends = (share.mean(), share.min(), share.max())
+                plots.points(right, schemes.index(scheme) + aside, ends, look, ms=6.5, mfc=fill)
+        plots.guide(left, 10 ** claims.bound("stability", "clip-twins-unscaled"), lw=1.3)
         left.set_yscale("log")
         left.set_xlabel("training step")
         left.set_ylabel("difference in loss (nats/token)")
@@ -282,9 +278,18 @@ def clips(results: Results) -> Figure:
     return figure
 
 
+def _parting(ax: Axes, table: pd.DataFrame, look: Look) -> None:
+    """Largest difference over seeds between μP's two forms, step by step, at the best η."""
+    at = table[table["octaves"] == 0].sort_values("seed")
+    sides = [at[at["scheme"] == s]["losses"].tolist() for s in ("mup", "mup_intermediate")]
+    if sides[0] and len(sides[0]) == len(sides[1]):
+        gap = np.abs(np.subtract(*sides)).max(axis=0) + 1e-9
+        ax.plot(np.arange(len(gap)), gap, color=look.colour, lw=1.2, label=look.title)
+
+
 @drawn
 def drills(results: Results, scheme: str = "umup") -> Figure:
-    """Loss along a run with a planted spike, a panel a kind, one seed; those of all in the table.
+    """Loss along a run with a planted spike, one panel per kind, of one seed.
 
     The vertical line is where the spike is planted; losses far above the first are cut off.
     """
@@ -313,12 +318,11 @@ def drills(results: Results, scheme: str = "umup") -> Figure:
                 if not np.isfinite(curve[-1]):
                     bad = int(np.isfinite(curve).argmin())
                     ax.plot(bad, curve[bad - 1], "x", color=colour, ms=9, mew=2, zorder=6)
-            ax.axvline(rows["clean"]["at"].iloc[0], color=OTHER, lw=0.9, alpha=0.5, zorder=1)
+            ax.axvline(rows["clean"]["at"].iloc[0], color=plots.TEXT, lw=0.9, alpha=0.5, zorder=1)
             ax.set_title(DRILLS[kind])
             ax.set_xlabel("training step")
             ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes[0].set_ylim(1.0, top)
         axes[0].set_ylabel(LOSS)
-        handles = axes[0].get_legend_handles_labels()
-        figure.legend(*handles, ncols=3, loc="outside upper center")
+        plots.legend(figure, axes[0])
     return figure

@@ -2,51 +2,53 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
 
+from umup.lab import claims, plots
 from umup.lab.absent import NotMeasured
-from umup.lab.figures import OTHER, drawn, panel, style, subplots
+from umup.lab.figures import drawn, panel, style, subplots
+from umup.lab.plots import Look
 from umup.lab.records import Results
 
 from . import results as tables
 
 SIDES = {
-    "umup": ("umup", "#009E73", "D"), "blocked": ("umup, attention in blocks", "#0072B2", "o"),
-    "cudnn": ("umup, cuDNN attention", "#0072B2", "o"), "fp8": ("umup, FP8", "#CC79A7", "P"),
-    "eager": ("PyTorch", "#D55E00", "s"), "compiled": ("PyTorch, torch.compile", "#E69F00", "^"),
-}  # fmt: skip
+    "umup": Look(plots.GREEN, "D", "umup"),
+    "blocked": Look(plots.BLUE, "o", "umup, attention in blocks"),
+    "cudnn": Look(plots.BLUE, "o", "umup, cuDNN attention"),
+    "fp8": Look(plots.PURPLE, "P", "umup, FP8"),
+    "eager": Look(plots.VERMILION, "s", "PyTorch"),
+    "compiled": Look(plots.ORANGE, "^", "PyTorch, torch.compile"),
+}
 PIECES = {
-    "products": ("products of the blocks", "#0072B2"), "readout": ("readout", "#56B4E9"),
-    "attention": ("attention", "#009E73"), "rope": ("rotary embedding, heads", "#7FD6BC"),
-    "activation": ("gated SiLU", "#E69F00"), "norms": ("norms", "#F0E442"),
-    "residual": ("residual adds", "#C9B8A0"), "loss": ("loss", "#D55E00"),
-    "embedding": ("embedding", "#CC79A7"), "optimizer": ("optimizer", "#8B5A8C"),
-    "data": ("data", "#444444"), tables.REST: ("the rest", "#DDDDDD"),
-}  # fmt: skip
-BOUNDS = {32: 0.5, 64: 0.5, 128: 0.75, 256: 0.75}
+    "products": ("products of the blocks", plots.BLUE),
+    "readout": ("readout", plots.SKY),
+    "attention": ("attention", plots.GREEN),
+    "rope": ("rotary embedding, heads", "#7FD6BC"),
+    "activation": ("gated SiLU", plots.ORANGE),
+    "norms": ("norms", plots.YELLOW),
+    "residual": ("residual adds", "#C9B8A0"),
+    "loss": ("loss", plots.VERMILION),
+    "embedding": ("embedding", plots.PURPLE),
+    "optimizer": ("optimizer", "#8B5A8C"),
+    "data": ("data", "#444444"),
+    tables.REST: ("the rest", "#DDDDDD"),
+}
+CLAIMED = (32, 64, 128, 256)
+"""Widths at which a claim bounds the ratio to PyTorch's time."""
 
 
-def _look(side: str) -> tuple[str, str, str]:
-    return SIDES.get(side, (side, OTHER, "v"))
-
-
-def _width_axis(ax: Axes, widths: list[int]) -> None:
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(widths, [str(w) for w in widths])
-    ax.minorticks_off()
-    ax.set_xlim(min(widths) / 1.4, max(widths) * 1.4)
-    ax.set_xlabel("width")
+def look(side: str) -> Look:
+    """How a side is drawn, and its name on the page."""
+    return SIDES.get(side, Look(plots.TEXT, "v", side))
 
 
 @drawn
 def beside(results: Results) -> Figure:
-    """Milliseconds a step against width, and the ratio to PyTorch's, by side.
+    """Milliseconds per step against width, and the ratio to PyTorch's, by side.
 
     Markers are medians, bars the range of the samples left and 95 % intervals right, where black
     bars are the bounds of the claims. Only the depth that most widths share is drawn.
@@ -57,41 +59,36 @@ def beside(results: Results) -> Figure:
     with style():
         figure, (left, right) = subplots(7, 3.9, 2)
         for side, line in table.groupby("side", sort=False):
-            title, colour, marker = _look(str(side))
             ms = [np.asarray(v, float) for v in line["ms"]]
-            reach = [[np.median(v) - v.min() for v in ms], [v.max() - np.median(v) for v in ms]]
-            left.errorbar(line["width"], line["median"], yerr=reach, color=colour, marker=marker,
-                          ms=5, lw=1.5, capsize=2, label=title)  # fmt: skip
+            ends = np.array([(np.median(v), v.min(), v.max()) for v in ms]).T
+            options = {"ls": "-", "ms": 5, "lw": 1.5, "capsize": 2}
+            plots.points(left, line["width"], ends, look(str(side)), **options)
             if side != "eager":
                 _ratios(right, results, str(side), line)
         left.set_yscale("log")
-        left.yaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
-        left.yaxis.set_major_formatter("{x:g}")
-        left.yaxis.set_minor_locator(NullLocator())
+        plots.decades(left.yaxis, (1, 2, 5))
         left.set_ylabel("time of a step (ms)")
-        right.axhline(1.0, color=OTHER, ls=":", lw=1.2)
+        right.axhline(1.0, color=plots.TEXT, ls=":", lw=1.2)
         if set(table["dtype"]) == {"float32"} and "eager" in set(table["side"]):
-            for width in [w for w in widths if w in BOUNDS]:
-                right.plot([width / 1.2, width * 1.2], [BOUNDS[width]] * 2, color="black", lw=2)
+            for width in [w for w in widths if w in CLAIMED]:
+                bound = claims.bound("throughput", f"cpu-{width}")
+                right.plot([width / 1.2, width * 1.2], [bound] * 2, color="black", lw=2)
         right.set_ylim(0, max(1.1, right.get_ylim()[1]))
         right.set_ylabel("time over PyTorch's, eager")
         for ax in (left, right):
-            _width_axis(ax, widths)
-        figure.legend(*left.get_legend_handles_labels(), ncols=2, loc="outside upper center")
+            plots.log2_axis(ax, widths, "width", room=1.4)
+        plots.legend(figure, left, columns=2)
     return figure
 
 
 def _ratios(ax: Axes, results: Results, side: str, line: pd.DataFrame) -> None:
-    _, colour, marker = _look(side)
     for at in line.to_dict("records"):
         try:
             r = tables.ratio(results, at["width"], side, dtype=at["dtype"], n_layers=at["n_layers"])
         except NotMeasured:
             continue
-        reach = [[max(r.value - r.lo, 0.0)], [max(r.hi - r.value, 0.0)]]
-        finite = math.isfinite(r.lo) and math.isfinite(r.hi)
-        ax.errorbar(at["width"], r.value, yerr=reach if finite else None, color=colour,
-                    marker=marker, ms=5, capsize=2)  # fmt: skip
+        ends = (r.value, r.lo, r.hi)
+        plots.points(ax, at["width"], ends, look(side), label="_", ms=5, lw=1.5, capsize=2)
 
 
 @drawn
@@ -101,14 +98,14 @@ def changes(results: Results) -> Figure:
     width = int(table["width"].iloc[0])
     table = table[table["width"] == width].sort_values("ratio", ascending=False)
     rows = np.arange(len(table))
-    bounds = table[["ratio_lo", "ratio_hi"]].to_numpy(float).T
-    reach = np.abs(bounds - table["ratio"].to_numpy(float))
+    measured = Look(plots.BLUE, "o", "measured")
     with style():
         figure, (ax,) = subplots(7, 1.4 + 0.3 * len(table))
-        ax.axvline(1.0, color=OTHER, ls=":", lw=1.2)
-        ax.errorbar(table["ratio"], rows, xerr=np.where(np.isfinite(reach), reach, np.nan),
-                    fmt="o", color="#0072B2", ms=6, capsize=2.5, label="measured")  # fmt: skip
-        ax.plot(table["predicted"], rows, "D", mfc="white", mec="#D55E00", ms=6, label="predicted")
+        ax.axvline(1.0, color=plots.TEXT, ls=":", lw=1.2)
+        ends = plots.ends(table, "ratio")
+        plots.points(ax, rows, ends, measured, along="x", ms=6, lw=1.5)
+        options = {"mfc": "white", "mec": plots.VERMILION, "ms": 6, "label": "predicted"}
+        ax.plot(table["predicted"], rows, "D", **options)
         ax.set_yticks(rows, table["title"])
         ax.set_ylim(-0.6, len(table) - 0.4)
         ax.set_xscale("log", base=2)
@@ -117,28 +114,26 @@ def changes(results: Results) -> Figure:
         ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
         ax.minorticks_off()
         ax.set_xlabel(f"time of a step over that without, width {width}")
-        figure.legend(*ax.get_legend_handles_labels(), ncols=2, loc="outside upper center")
+        plots.legend(figure, ax)
     return figure
 
 
 @drawn
 def where(results: Results) -> Figure:
-    """Shares of a step's time by piece, one bar a width; pieces that exceed it reach beyond 100."""
+    """Shares of a step's time by piece, a bar per width; pieces that exceed it reach beyond 100."""
     table = tables.parts(results)
     widths = sorted(table["width"].unique())
     with style():
         figure, (ax,) = subplots(7, 2.9 + 0.5 * len(widths))
-        start = np.zeros(len(widths))
-        for piece, (title, colour) in PIECES.items():
-            shares = table[table["piece"] == piece].set_index("width")["share"]
-            long = 100 * np.maximum([float(shares.get(w, 0.0)) for w in widths], 0.0)
-            ax.barh(range(len(widths)), long, left=start, color=colour, ec="white", label=title)
-            start += long
+        shares = table.pivot(index="width", columns="piece", values="share")
+        shares = 100 * shares.reindex(columns=list(PIECES)).fillna(0.0).clip(lower=0.0)
+        pieces = [(shares[piece], colour, title) for piece, (title, colour) in PIECES.items()]
+        plots.stacked(ax.barh, np.arange(len(widths)), pieces)
         ax.axvline(100, color="black", lw=1.2)
         ax.set_yticks(range(len(widths)), [f"width {w}" for w in widths])
         ax.set_xlabel("share of a step's time (%)")
         ax.grid(visible=False, axis="y")
-        figure.legend(*ax.get_legend_handles_labels(), ncols=3, loc="outside upper center")
+        plots.legend(figure, ax, columns=3)
     return figure
 
 
@@ -156,14 +151,11 @@ def beyond(results: Results) -> Figure:
 
 def _compiling(ax: Axes, results: Results) -> None:
     table = tables.benched(results, "compile_times").sort_values("n_layers")
-    ax.plot(table["n_layers"], table["trace_s"] + table["compile_s"], "o-", color="#0072B2",
-            label="tracing and compiling")  # fmt: skip
-    ax.plot(table["n_layers"], table["trace_s"], "s--", color="#E69F00", label="tracing")
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(table["n_layers"], [str(n) for n in table["n_layers"]])
-    ax.minorticks_off()
+    layers, both = table["n_layers"], table["trace_s"] + table["compile_s"]
+    ax.plot(layers, both, "o-", color=plots.BLUE, label="tracing and compiling")
+    ax.plot(layers, table["trace_s"], "s--", color=plots.ORANGE, label="tracing")
+    plots.log2_axis(ax, layers, "layers, scanned", room=0)
     ax.set_ylim(0, None)
-    ax.set_xlabel("layers, scanned")
     ax.set_ylabel("seconds")
     ax.legend(loc="lower right")
 
@@ -171,8 +163,8 @@ def _compiling(ax: Axes, results: Results) -> None:
 def _sweep(ax: Axes, results: Results) -> None:
     table = tables.benched(results, "lanes")
     names = ["separate" if n == 0 else f"lanes,\n{n} at once" for n in table["at_once"]]
-    ax.bar(names, table["compile_s"], color="#E69F00", label="compiling")
-    ax.bar(names, table["run_s"], bottom=table["compile_s"], color="#0072B2", label="running")
+    ax.bar(names, table["compile_s"], color=plots.ORANGE, label="compiling")
+    ax.bar(names, table["run_s"], bottom=table["compile_s"], color=plots.BLUE, label="running")
     ax.set_xlabel(f"{table['lanes'].iloc[0]} runs of {table['steps'].iloc[0]} steps")
     ax.set_ylabel("seconds")
     ax.grid(visible=False, axis="x")

@@ -22,7 +22,7 @@ from umup.laws import Interval
 from umup.text import decimals
 
 from . import results as tables
-from .figures import PIECES, SIDES
+from .figures import PIECES, look
 
 UNSAID = "…"
 
@@ -97,7 +97,7 @@ def step_table(results: Results, digits: int = 2) -> str:
         ms = [_number(x, digits, 1) for x in (row["median"], min(row["ms"]), max(row["ms"]))]
         ratio = "" if row["side"] == "eager" else _ask(digits, tables.ratio, *against, **at)
         cells = {"width": row["width"], "layers": row["n_layers"]}
-        cells[""] = SIDES.get(row["side"], (row["side"],))[0]
+        cells[""] = look(row["side"]).title
         cells["step, ms (range)"] = f"{ms[0]} ({ms[1]}–{ms[2]})"
         cells["over PyTorch eager [95 %]"] = ratio
         cells["tokens/s"] = f"{row['tokens_per_s']:,.0f}" if digits >= 2 else UNSAID

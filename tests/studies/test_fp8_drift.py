@@ -35,12 +35,10 @@ from umup.plan.hlo import Program
 
 fp8_drift = code("fp8_drift").design
 fp8_drift_figures = code("fp8_drift").figures
-fp8_drift_gemm_figures = code("fp8_drift").figures_gemm
 gemm = code("fp8_drift").measures
 proof = code("fp8_drift").proof
 quantities = code("fp8_drift").results
 report = code("fp8_drift").words
-effects = code("fp8_drift").figures_settings
 tables = code("fp8_drift").results
 Fp8Drift = code("fp8_drift").design.Fp8Drift
 
@@ -475,12 +473,16 @@ def test_every_claim_is_judged_and_shown_once(results: Results) -> None:
 
 
 DRAWN = {
+    "umup": lambda r: fp8_drift_figures.settings(r, "umup"),
+    "mup": lambda r: fp8_drift_figures.settings(r, "mup"),
     "distribution": fp8_drift_figures.distribution,
     "over_training": fp8_drift_figures.over_training,
-    "lost": fp8_drift_figures.lost, "losses": fp8_drift_figures.losses,
-    "umup": lambda r: effects.settings(r, "umup"), "mup": lambda r: effects.settings(r, "mup"),
-    "shapes": effects.shapes, "slopes": effects.slopes, "speed": fp8_drift_gemm_figures.speed,
-}  # fmt: skip
+    "lost": fp8_drift_figures.lost,
+    "losses": fp8_drift_figures.losses,
+    "shapes": fp8_drift_figures.shapes,
+    "slopes": fp8_drift_figures.slopes,
+    "speed": fp8_drift_figures.speed,
+}
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -606,7 +608,7 @@ def test_differences_from_float32_are_drawn(results: Results) -> None:
 
 def test_settings_and_slopes_are_drawn_as_tabled(results: Results) -> None:
     settings, slopes = tables.settings(results), tables.slopes(results)
-    figure = effects.settings(results, "umup")
+    figure = fp8_drift_figures.settings(results, "umup")
     own = settings[(settings["scheme"] == "umup") & (settings["varied"] == "eta")]
     own = own[own["recipe"] == "plain"]
     columns = len(figure.axes) // 4
@@ -614,16 +616,18 @@ def test_settings_and_slopes_are_drawn_as_tabled(results: Results) -> None:
         mean = (own[name] if name == "final_loss" else np.log2(own[name])).groupby(own["value"])
         np.testing.assert_allclose(ax.lines[0].get_ydata(), mean.mean())
         np.testing.assert_allclose(ax.lines[0].get_xdata(), np.log2(list(mean.groups)))
-    for ax, scheme in zip(effects.slopes(results).axes, ("mup", "umup"), strict=True):
-        np.testing.assert_allclose(marks(ax)[:, 0], slopes[slopes["scheme"] == scheme]["slope"])
+    for ax, scheme in zip(fp8_drift_figures.slopes(results).axes, ("mup", "umup"), strict=True):
+        own = slopes[slopes["scheme"] == scheme]
+        wanted = pd.concat([own[own["tensor"] == t]["slope"] for t in tables.FOLLOWED])
+        np.testing.assert_allclose(marks(ax)[:, 0], wanted)
     width = settings[(settings["varied"] == "width") & (settings["scheme"] == "umup")]
     mean = width.groupby("value")["final_loss"].mean()
-    shown = [line.get_ydata().tolist() for line in effects.shapes(results).axes[0].lines]
+    shown = [line.get_ydata().tolist() for line in fp8_drift_figures.shapes(results).axes[0].lines]
     assert pytest.approx(mean.tolist()) in shown
 
 
 def test_speeds_are_drawn_in_teraflops_and_relative_to_bf16(results: Results) -> None:
-    left, right = fp8_drift_gemm_figures.speed(results).axes
-    fp8 = drawn(left)[fp8_drift_gemm_figures.KINDS["fp8"][2]]
+    left, right = fp8_drift_figures.speed(results).axes
+    fp8 = drawn(left)[fp8_drift_figures.PRODUCTS["fp8"][2]]
     assert fp8.tolist() == [[1024, 1000], [8192, 1000]]
     assert drawn(right)["fp8_seed"].tolist() == [[4096, pytest.approx(1.5)]]

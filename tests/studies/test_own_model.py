@@ -488,6 +488,13 @@ def test_losses_over_learning_rates_are_drawn_by_width(results: Results) -> None
                 np.testing.assert_allclose(drawn(ax)[str(width)], mean)
 
 
+def test_the_tolerance_is_that_of_the_claims() -> None:
+    """A role marked wrongly is to show an exponent of −1, give or take the check's tolerance."""
+    for name in ("bias", "gain", "readout"):
+        bound = claims.bound("own_model", f"{name}-as-hidden-caught")
+        assert bound == pytest.approx(-1 + tables.TOLERANCE)
+
+
 def test_drifts_and_updates_are_those_of_the_tables(results: Results) -> None:
     for ax, model in zip(figures.drift(results).axes, ("mlp", "vit"), strict=True):
         for scheme, label in tables.SCHEMES.items():

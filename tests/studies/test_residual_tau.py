@@ -436,7 +436,7 @@ def test_contributions_are_markers_on_the_exact_lines(results):
     table = tables.contributions(results)
     for ax, convention in zip(figures.contributions(results).axes, lemma.CONVENTIONS, strict=True):
         mine = table[table["arm"] == convention].sort_values("n_layers")
-        for part, name in figures.PART_NAMES.items():
+        for part, (_, _, name) in figures.PARTS.items():
             np.testing.assert_allclose(drawn(ax)[name], mine[["n_layers", part]])
     both = tables.contributions(results, "trained")
     first, *_ = figures.trained(results).axes

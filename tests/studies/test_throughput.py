@@ -284,10 +284,14 @@ def test_figures_draw_with_labels_and_say_when_there_is_nothing(
     assert not getattr(figures, name)(EMPTY).axes[0].get_xlabel()
 
 
-def test_bounds_are_those_of_the_claims() -> None:
+def test_every_claim_on_a_ratio_at_a_width_is_drawn(results: Results) -> None:
     listed = yaml.safe_load((HERE / "claims.yaml").read_text(encoding="utf-8"))
     found = {c["args"]["width"]: c["bound"]["max"] for c in listed[:4]}
-    assert found == figures.BOUNDS
+    assert tuple(found) == figures.CLAIMED
+    _, right = figures.beside(results).axes
+    black = [line for line in right.lines if line.get_color() == "black"]
+    heights = [float(np.asarray(line.get_ydata())[0]) for line in black]
+    assert heights == [found[w] for w in sorted(set(tables.steps(results)["width"]) & set(found))]
 
 
 def test_steps_and_their_ratios_are_drawn(results: Results) -> None:
@@ -296,7 +300,7 @@ def test_steps_and_their_ratios_are_drawn(results: Results) -> None:
     table = table[table["n_layers"] == table["n_layers"].mode().iloc[0]]
     for side, group in table.groupby("side"):
         at = group.sort_values("width")[["width", "median"]]
-        np.testing.assert_allclose(drawn(left)[figures.SIDES[side][0]], at)
+        np.testing.assert_allclose(drawn(left)[figures.SIDES[side].title], at)
     ratios = {
         (row.width, tables.ratio(results, row.width, row.side, n_layers=row.n_layers).value)
         for row in table.itertuples() if row.side != "eager"

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from umup.lab import figures
+from umup.lab import figures, plots
 from umup.lab.absent import required
+from umup.lab.plots import Look
 from umup.lab.ranges import KINDS, LARGEST, LINEARS, MIN_NORMAL, SMALLEST
 from umup.lab.tables import NAMES
+from umup.laws import Interval
 
-Look = tuple[str, str, str]
-"""Colour, marker and name of a line."""
-COLOURS = {
-    "attn.qkv": "#56B4E9", "attn.out": "#0072B2", "mlp.gate_up": "#E69F00", "mlp.down": "#D55E00",
-    "readout": "#CC79A7",
-}  # fmt: skip
-MARKERS = {"attn.qkv": "v", "attn.out": "^", "mlp.gate_up": "s", "mlp.down": "D", "readout": "*"}
-LINEAR_NAMES = {
-    "attn.qkv": "q|k|v", "attn.out": "attention-out", "mlp.gate_up": "gate|up",
-    "mlp.down": "FFN-down", "readout": "readout",
-}  # fmt: skip
+LOOKS = {
+    "attn.qkv": Look(plots.SKY, "v", "q|k|v"),
+    "attn.out": Look(plots.BLUE, "^", "attention-out"),
+    "mlp.gate_up": Look(plots.ORANGE, "s", "gate|up"),
+    "mlp.down": Look(plots.VERMILION, "D", "FFN-down"),
+    "readout": Look(plots.PURPLE, "*", "readout"),
+}
+"""Of the linears."""
 KIND_NAMES = {"input": "input", "weight": "weight", "output_gradient": "output-gradient"}
 FORMATS = {"e4m3": ("E4M3", "#B58900"), "e5m2": ("E5M2", "#777777")}
 
@@ -40,24 +39,13 @@ def grid(
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def log2_axis(ax: Axes, axis: str = "y") -> None:
-    """Ticks such as 2⁻⁶ on an axis that holds log2 values."""
-    chosen = ax.yaxis if axis == "y" else ax.xaxis
-    chosen.set_major_formatter(lambda v, _: f"$2^{{{v:g}}}$")
-
-
 def linear_legend(figure: Figure) -> None:
     """A legend of the linears' colours and marks, above the panels."""
-    handles = [
-        Line2D([], [], ls="-", color=COLOURS[name], marker=MARKERS[name], ms=6, lw=1.4,
-               label=LINEAR_NAMES[name])
-        for name in LINEARS
-    ]  # fmt: skip
-    figure.legend(handles=handles, ncols=len(LINEARS), loc="outside upper center")
+    plots.legend(figure, [plots.key(LOOKS[name], ls="-", ms=6, lw=1.4) for name in LINEARS])
 
 
 def over_training(table: pd.DataFrame, order: Sequence[str]) -> Figure:
-    """RMS over training, a row a scheme and a column a kind of tensor; deeper layers are darker.
+    """RMS over training, one row per scheme and one column per kind of tensor; deeper is darker.
 
     Bands: E4M3's normal range, subnormals paler; dotted lines the ends of E5M2's normal range. The
     step axis is linear up to the second probe and logarithmic from there.
@@ -68,28 +56,28 @@ def over_training(table: pd.DataFrame, order: Sequence[str]) -> Figure:
     """
     schemes = [s for s in order if (table["scheme"] == s).any()]
     steps = np.sort(table["step"].unique())
-    means = table.groupby(["scheme", "kind", "linear", "layer", "step"], as_index=False)[
-        "rms"
-    ].mean()
+    tensor = ["scheme", "kind", "linear", "layer", "step"]
+    means = table.groupby(tensor, as_index=False)["rms"].mean()
     means = means.assign(log2=np.log2(means["rms"]))
     depth = int(means["layer"].max()) + 1
     bottom, top = min(means["log2"].min(), -14.0) - 1, 10.0
     with figures.style():
-        figure, axes = grid(
-            7.8, 1.0 + 2.6 * len(schemes), len(schemes), 3, sharex=True, sharey=True
-        )
+        height, shared = 1.0 + 2.6 * len(schemes), {"sharex": True, "sharey": True}
+        figure, axes = grid(7.8, height, len(schemes), 3, **shared)
         for i, scheme in enumerate(schemes):
             for ax, kind in zip(axes[i], KINDS, strict=True):
                 _ranges(ax, named=kind == "weight")
                 own = means[(means["scheme"] == scheme) & (means["kind"] == kind)]
                 for (linear, layer), line in own.groupby(["linear", "layer"]):
+                    look = LOOKS[linear]
+                    style: dict[str, Any] = {"color": look.colour, "lw": 1.5, "ms": 4.5}
                     strength = 1.0 if layer < 0 else 0.4 + 0.6 * (layer + 1) / depth
-                    ax.plot(line["step"], line["log2"], f"{MARKERS[linear]}-", lw=1.5, ms=4.5,
-                            color=COLOURS[linear], alpha=strength)  # fmt: skip
+                    line_style = f"{look.marker}-"
+                    ax.plot(line["step"], line["log2"], line_style, alpha=strength, **style)
                 ax.set_xscale("symlog", linthresh=max(float(steps[1]), 1.0))
                 ax.set_xlim(0, steps[-1] * 1.15)
                 ax.set_ylim(bottom, top)
-                log2_axis(ax)
+                plots.powers(ax)
                 if i == 0:
                     ax.set_title(KIND_NAMES[kind], fontweight="bold")
             axes[i][0].set_ylabel(f"{NAMES[scheme]}: RMS")
@@ -110,21 +98,38 @@ def _ranges(ax: Axes, named: bool) -> None:
     ax.axhspan(small, normal, color=colour, alpha=0.06, lw=0)
     other, grey = FORMATS["e5m2"]
     ax.axhline(np.log2(MIN_NORMAL["e5m2"]), color=grey, ls=":", lw=1.3)
+    below = np.log2(MIN_NORMAL["e5m2"])
     texts = (
-        (large, "top", f"{name}, largest", colour), (normal, "bottom", "min normal", colour),
+        (large, "top", f"{name}, largest", colour),
+        (normal, "bottom", "min normal", colour),
         (small, "bottom", "min subnormal", colour),
-        (np.log2(MIN_NORMAL["e5m2"]), "bottom", f"{other}, min normal", grey),
-    )  # fmt: skip
+        (below, "bottom", f"{other}, min normal", grey),
+    )
+    across = ax.get_yaxis_transform()
     for y, side, text, shade in texts if named else ():
-        ax.text(0.97, y + (-0.2 if side == "top" else 0.2), text, ha="right", va=side, fontsize=8,
-                color=shade, transform=ax.get_yaxis_transform())  # fmt: skip
+        style: dict[str, Any] = {"ha": "right", "va": side, "fontsize": 9, "color": shade}
+        ax.text(0.97, y + (-0.2 if side == "top" else 0.2), text, transform=across, **style)
+
+
+def ranges_along_x(ax: Axes, rows: Sequence[float]) -> None:
+    """The formats' ranges as bars in two rows, subnormals paler; dashed, where E4M3's ends."""
+    for y, (fmt, (_, colour)) in zip(rows, FORMATS.items(), strict=True):
+        small, normal, large = (np.log2(d[fmt]) for d in (SMALLEST, MIN_NORMAL, LARGEST))
+        ax.barh(y, large - normal, 0.5, normal, color=colour, alpha=0.8)
+        ax.barh(y, normal - small, 0.5, small, color=colour, alpha=0.35)
+    for value in (MIN_NORMAL["e4m3"], LARGEST["e4m3"]):
+        ax.axvline(np.log2(value), color=FORMATS["e4m3"][1], lw=1, ls="--")
 
 
 def losses(
-    runs: pd.DataFrame, differences: pd.DataFrame, arm: str, looks: Mapping[str, Look],
-    bound: float, order: Sequence[str],
-) -> Figure:  # fmt: skip
-    """Training curves of the arms, a panel a scheme, and final losses against the first look's.
+    runs: pd.DataFrame,
+    differences: pd.DataFrame,
+    arm: str,
+    looks: Mapping[str, Look],
+    bound: float,
+    order: Sequence[str],
+) -> Figure:
+    """Training curves of the arms, one panel per scheme, and final losses against the first look's.
 
     Args:
         runs: of one width, with a column ``arm``, which names the arm of each.
@@ -146,30 +151,32 @@ def losses(
         for ax, scheme in zip(axes[0], schemes, strict=False):
             for name in arms:
                 own = runs[(runs["scheme"] == scheme) & (runs[arm] == name)]
-                own = own[own["curve_steps"].map(len) > 0]
-                if own.empty:
-                    continue
-                shortest = min(map(len, own["curve_loss"]))
-                curve = np.mean([c[:shortest] for c in own["curve_loss"]], axis=0)
-                colour, _, label = looks[name]
-                curve = _smooth(curve)
-                if math.isfinite(curve[-1]):  # an arm that learns nothing shows as well
-                    top = max(top, curve[-1] + 0.2)
-                ax.plot(own["curve_steps"].iloc[0][:shortest], curve, "-", color=colour,
-                        lw=2.2 if name == base else 1.2, label=label)  # fmt: skip
+                last = _mean_curve(ax, own, looks[name], 2.2 if name == base else 1.2)
+                if math.isfinite(last):  # an arm that learns nothing shows as well
+                    top = max(top, last + 0.2)
             ax.set_title(NAMES[scheme], fontweight="bold")
             ax.set_xlabel("step")
         for ax in axes[0][: len(schemes)]:
             ax.set_ylim(best - 0.1, top)
         axes[0][0].set_ylabel(figures.LOSS)
-        shown = {name: looks[name][2] for name in arms if name != base}
+        shown = {name: looks[name].title for name in arms if name != base}
         rows = differences.rename(columns={arm: "arm"})
         _differences(axes[0][-1], rows, schemes, shown, bound)
-        axes[0][-1].set_xlabel(f"loss − {looks[base][2]}'s (nats/token)")
-        found = [ax.get_legend_handles_labels() for ax in (axes[0][0], axes[0][-1])]
-        handles, labels = (a + b for a, b in zip(*found, strict=True))
-        figure.legend(handles, labels, ncols=4, loc="outside upper center")
+        axes[0][-1].set_xlabel(f"loss − {looks[base].title}'s (nats/token)")
+        plots.legend(figure, (axes[0][0], axes[0][-1]), columns=4)
     return figure
+
+
+def _mean_curve(ax: Axes, runs: pd.DataFrame, look: Look, width: float) -> float:
+    """Draw the mean curve of some runs, as far as all of them got; returns its last loss."""
+    runs = runs[runs["curve_steps"].map(len) > 0]
+    if runs.empty:
+        return math.nan
+    shortest = min(map(len, runs["curve_loss"]))
+    curve = _smooth(np.mean([c[:shortest] for c in runs["curve_loss"]], axis=0))
+    style: dict[str, Any] = {"color": look.colour, "lw": width, "label": look.title}
+    ax.plot(runs["curve_steps"].iloc[0][:shortest], curve, "-", **style)
+    return float(curve[-1])
 
 
 def _smooth(curve: np.ndarray, window: int = 5) -> np.ndarray:
@@ -181,25 +188,13 @@ def _smooth(curve: np.ndarray, window: int = 5) -> np.ndarray:
 def _differences(
     ax: Axes, table: pd.DataFrame, schemes: list[str], shown: Mapping[str, str], bound: float
 ) -> None:
-    arms = list(shown)
-    ax.axvspan(-bound, bound, color="#999999", alpha=0.25, lw=0)
-    for i, scheme in enumerate(schemes):
-        for row in table[table["scheme"] == scheme].to_dict("records"):
-            if row["arm"] not in shown:
-                continue
-            y = arms.index(row["arm"]) + 0.3 * (i - (len(schemes) - 1) / 2)
-            value = row["difference"]
-            look = {"color": figures.COLOURS[scheme], "ms": 6}
-            if not math.isfinite(value):
-                ax.plot(0.98, y, ">", transform=ax.get_yaxis_transform(), **look)
-                continue
-            error = [[value - row["difference_lo"]], [row["difference_hi"] - value]]
-            error = np.where(np.isfinite(error), error, 0.0)
-            ax.errorbar(value, y, xerr=error, fmt=figures.MARKERS[scheme], capsize=3, **look)
+    plots.band(ax, -bound, bound, along="x")
+    series = []
+    for scheme in schemes:
+        own = table[(table["scheme"] == scheme) & table["arm"].isin(list(shown))]
+        found = zip(own["arm"], *plots.ends(own, "difference"), strict=True)
+        series.append((plots.scheme(scheme), {arm: Interval(*ends) for arm, *ends in found}))
+    plots.forest(ax, shown, series, apart=0.3, ms=6, lw=1.5, capsize=3)
     ax.set_xscale("symlog", linthresh=0.02)
     ax.set_xticks([-0.1, 0, 0.1, 1], ["−0.1", "0", "0.1", "1"])
     ax.minorticks_off()
-    ax.set_yticks(range(len(shown)), list(shown.values()))
-    ax.set_ylim(len(shown) - 0.5, -0.5)
-    for scheme in schemes:
-        ax.plot([], [], figures.MARKERS[scheme], color=figures.COLOURS[scheme], label=NAMES[scheme])
