@@ -85,8 +85,8 @@ def exponents(results: Results) -> Figure:
         for scheme in [s for s in TITLES if s in set(table["scheme"])]:
             line = table[table["scheme"] == scheme].sort_values("step")
             look, options = _look(scheme)
-            ends, options = plots.ends(line, "exponent"), options | {"capsize": 2}
-            plots.points(left, line["step"], ends, look, elinewidth=0.8, **options)
+            bars: dict[str, Any] = options | {"capsize": 2, "elinewidth": 0.8}
+            plots.points(left, line["step"], plots.ends(line, "exponent"), look, **bars)
         _step_axis(left, sorted(table["step"]))
         low, high = table["exponent"].min(), table["exponent"].max()
         left.set_ylim(min(0.4, low - 0.1), max(1.1, high + 0.1))

@@ -265,7 +265,7 @@ def slopes(results: Results) -> Figure:
             plots.band(ax, -steep, steep, along="x")
             own = table[table["scheme"] == scheme]
             series = [(TENSORS[t], _slopes_of(own, t)) for t in FOLLOWED]
-            names = {v: HP_NAMES.get(v, v) for v in rows[scheme]}
+            names = {v: HP_NAMES.get(v) or v for v in rows[scheme]}
             plots.forest(ax, names, series, ms=5, capsize=2, elinewidth=1)
             ax.set_xlim(-reach, reach)
             ax.set_title(NAMES[scheme], fontweight="bold")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -74,7 +76,7 @@ def memory(results: Results, what: str = "compiled") -> Figure:
         _square(left, sizes.to_numpy().min(), sizes.to_numpy().max(), BOUNDS["memory"])
         for row in found.to_dict("records"):
             look = _group(row["devices"])._replace(marker=REMAT[row["remat"]])
-            mark = {"marker": look.marker, "color": look.colour, "ls": ""}
+            mark: dict[str, Any] = {"marker": look.marker, "color": look.colour, "ls": ""}
             mark |= {"ms": 6, "mec": "white", "mew": 0.5}
             size = row["memory"] / tables.GIB
             left.plot(size, row["memory_predicted"] / tables.GIB, **mark)
