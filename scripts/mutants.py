@@ -16,28 +16,55 @@ RENDERING = {"table", "variants_table", "_lines", "_cell", "_check_style", "rend
 """Functions of `rules` and `powers` that print: no numbers of the parametrization."""
 
 SYMBOLS = {
-    "fan_in", "fan_out", "base_fan_in", "base_fan_out", "depth", "base_depth", "d_head",
-    "base_d_head", "tokens", "sigma_init", "alpha_emb", "alpha_output", "alpha_attn_softmax",
+    "fan_in",
+    "fan_out",
+    "base_fan_in",
+    "base_fan_out",
+    "depth",
+    "base_depth",
+    "d_head",
+    "base_d_head",
+    "tokens",
+    "sigma_init",
+    "alpha_emb",
+    "alpha_output",
+    "alpha_attn_softmax",
     "eta_emb",
-}  # fmt: skip
+}
 OTHER_FAN = {
-    "fan_in": "fan_out", "fan_out": "fan_in",
-    "base_fan_in": "base_fan_out", "base_fan_out": "base_fan_in",
-}  # fmt: skip
+    "fan_in": "fan_out",
+    "fan_out": "fan_in",
+    "base_fan_in": "base_fan_out",
+    "base_fan_out": "base_fan_in",
+}
 # Scales of the two directions, or of one op: swapped for the first that the function has too.
 SWAPS = {
-    "forward": ("backward", "weight_grad"), "backward": ("forward", "weight_grad"),
-    "weight_grad": ("backward", "forward"), "logit": ("out",), "out": ("logit", "alpha"),
-    "alpha": ("out", "grad_scale"), "grad_scale": ("alpha",), "add": ("keep", "skip", "add_grad"),
-    "keep": ("add", "add_grad"), "add_grad": ("add", "keep"),
-    "scale_fwd": ("scale_bwd",), "scale_bwd": ("scale_fwd",),
-    "fan_in": ("fan_out",), "fan_out": ("fan_in",), "cos": ("sin",), "sin": ("cos",),
-    "E4M3": ("E5M2",), "E5M2": ("E4M3",),
-}  # fmt: skip
+    "forward": ("backward", "weight_grad"),
+    "backward": ("forward", "weight_grad"),
+    "weight_grad": ("backward", "forward"),
+    "logit": ("out",),
+    "out": ("logit", "alpha"),
+    "alpha": ("out", "grad_scale"),
+    "grad_scale": ("alpha",),
+    "add": ("keep", "skip", "add_grad"),
+    "keep": ("add", "add_grad"),
+    "add_grad": ("add", "keep"),
+    "scale_fwd": ("scale_bwd",),
+    "scale_bwd": ("scale_fwd",),
+    "fan_in": ("fan_out",),
+    "fan_out": ("fan_in",),
+    "cos": ("sin",),
+    "sin": ("cos",),
+    "E4M3": ("E5M2",),
+    "E5M2": ("E4M3",),
+}
 OPERANDS = {"x": "w", "w": "g", "g": "x"}  # of a linear: `casts.x` becomes `casts.w`
 OPERATORS: dict[type, type] = {
-    ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Add: ast.Sub, ast.Sub: ast.Add
-}  # fmt: skip
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+}
 
 
 @dataclass(frozen=True)
@@ -245,9 +272,10 @@ def mutations(source: str, module: str) -> list[Mutation]:
     }
     scope |= SWAPS.keys() & {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
     tables = {
-        ast.unparse(n.targets[0]) for n in tree.body
+        ast.unparse(n.targets[0])
+        for n in tree.body
         if isinstance(n, ast.Assign) and _is_power(n.value)
-    }  # fmt: skip
+    }
     found: dict[str, Mutation] = {}
     # Of a mutated module only one statement is another, and only that one is written anew.
     statements = [ast.unparse(statement) for statement in tree.body]

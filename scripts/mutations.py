@@ -60,27 +60,49 @@ RENDERED = ("tables_in_three_styles", "table_of_variants", "table_says", "test_r
 _FORWARD_ONLY = "the value alone is kept, the backward scale is not read"
 _OF_LINEAR = "_linear_fwd(x, w, forward, backward, weight_grad, history, casts, fused)"
 EQUIVALENT = {
-    ("powers.py", "evaluate", "1.0 → 2.0 in numerator = denominator = 1.0"):
-        "both begin alike, and only their ratio is used",
-    ("schemes.py", "_rung", "scale.weights[role].forward → scale.weights[role].backward"):
-        "SP and μP have true gradients: their scales of the two directions are one",
+    (
+        "powers.py",
+        "evaluate",
+        "1.0 → 2.0 in numerator = denominator = 1.0",
+    ): "both begin alike, and only their ratio is used",
+    (
+        "schemes.py",
+        "_rung",
+        "scale.weights[role].forward → scale.weights[role].backward",
+    ): "SP and μP have true gradients: their scales of the two directions are one",
     ("ops.py", "_linear", f"backward → forward in {_OF_LINEAR}"): _FORWARD_ONLY,
     ("ops.py", "_linear", f"weight_grad → backward in {_OF_LINEAR}"): _FORWARD_ONLY,
-    ("ops.py", "_linear_bwd", "casts.x → casts.w"):
-        "every recipe casts inputs and weights both, or neither",
-    ("ops.py", "attention", "2 → 4 in 4 if q.shape[-2] >= 256 else 2"):
-        "how many blocks is speed: their numbers are equal",
-    ("ops.py", "_residual_add_fwd",
-     "add_grad → add in residual_add(branch, skip, add, keep, add_grad)"): _FORWARD_ONLY,
-    ("ops.py", "_cross_entropy",
-     "grad_scale → alpha in _cross_entropy_fwd(logits, targets, alpha, grad_scale, z_loss)"):
-        _FORWARD_ONLY,
-    ("ops.py", "_norm2",
-     "jnp.sum(jnp.square(x.astype(jnp… + 1e-30 → jnp.sum(jnp.square(x.astype(jnp… + 2e-30"):
-        "any number far below a square keeps a zero vector from 0/0",
-    ("fp8.py", "cast", "1.0 → 2.0 in jnp.where(usable, largest, 1.0)"):
-        "guards a division whose result is not used",
-}  # fmt: skip
+    (
+        "ops.py",
+        "_linear_bwd",
+        "casts.x → casts.w",
+    ): "every recipe casts inputs and weights both, or neither",
+    (
+        "ops.py",
+        "attention",
+        "2 → 4 in 4 if q.shape[-2] >= 256 else 2",
+    ): "how many blocks is speed: their numbers are equal",
+    (
+        "ops.py",
+        "_residual_add_fwd",
+        "add_grad → add in residual_add(branch, skip, add, keep, add_grad)",
+    ): _FORWARD_ONLY,
+    (
+        "ops.py",
+        "_cross_entropy",
+        "grad_scale → alpha in _cross_entropy_fwd(logits, targets, alpha, grad_scale, z_loss)",
+    ): _FORWARD_ONLY,
+    (
+        "ops.py",
+        "_norm2",
+        "jnp.sum(jnp.square(x.astype(jnp… + 1e-30 → jnp.sum(jnp.square(x.astype(jnp… + 2e-30",
+    ): "any number far below a square keeps a zero vector from 0/0",
+    (
+        "fp8.py",
+        "cast",
+        "1.0 → 2.0 in jnp.where(usable, largest, 1.0)",
+    ): "guards a division whose result is not used",
+}
 """(module, function, mutation) → why no test can see it."""
 
 
@@ -163,8 +185,9 @@ def _package(folder: Path, snapshot: Path, module: str, source: str) -> Path:
 def _snapshot(folder: Path) -> None:
     """Package and tests as they are now, so that edits of the checkout do not disturb the run."""
     ignore = shutil.ignore_patterns("__pycache__", "studies", "book")
-    shutil.copytree(ROOT / "lib" / "umup", folder / "umup",
-                    ignore=shutil.ignore_patterns("__pycache__"))  # fmt: skip
+    shutil.copytree(
+        ROOT / "lib" / "umup", folder / "umup", ignore=shutil.ignore_patterns("__pycache__")
+    )
     shutil.copytree(ROOT / "tests", folder / "tests", ignore=ignore)
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, folder / name)

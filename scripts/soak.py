@@ -27,14 +27,32 @@ from typing import Any
 
 CONFIG: dict[str, Any] = {
     "name": "soak",
-    "model": {"d_model": 16, "n_layers": 2, "d_head": 8, "d_ff": 32, "vocab_size": 16,
-              "seq_len": 16, "base_width": 16, "base_depth": 2, "base_d_head": 8},
-    "optim": {"steps": 400, "batch_size": 4, "warmup_steps": 20, "schedule": "wsd",
-              "decay_steps": 80},
-    "chunk_steps": 7, "checkpoint_every": 10, "keep": 4, "eval_every": 90, "eval_batches": 2,
+    "model": {
+        "d_model": 16,
+        "n_layers": 2,
+        "d_head": 8,
+        "d_ff": 32,
+        "vocab_size": 16,
+        "seq_len": 16,
+        "base_width": 16,
+        "base_depth": 2,
+        "base_d_head": 8,
+    },
+    "optim": {
+        "steps": 400,
+        "batch_size": 4,
+        "warmup_steps": 20,
+        "schedule": "wsd",
+        "decay_steps": 80,
+    },
+    "chunk_steps": 7,
+    "checkpoint_every": 10,
+    "keep": 4,
+    "eval_every": 90,
+    "eval_batches": 2,
     "peak_tflops": 1.0,
     "recovery": {"window": 32, "warmup": 40, "margin": 8, "eta_factor": 0.8},
-}  # fmt: skip
+}
 DRILL = (200, 211, 64.0)
 """First and last batch, and the factor on η."""
 
@@ -98,8 +116,12 @@ def phase(folder: Path) -> str:
     if not names:
         return "starting"
     last = names[-1]
-    return {"start": "compiling", "resume": "compiling", "spike": "inside a roll back",
-            "rewind": "inside a roll back"}.get(last, "between steps")  # fmt: skip
+    return {
+        "start": "compiling",
+        "resume": "compiling",
+        "spike": "inside a roll back",
+        "rewind": "inside a roll back",
+    }.get(last, "between steps")
 
 
 def story(folder: Path) -> dict[str, Any]:
@@ -123,15 +145,23 @@ def story(folder: Path) -> dict[str, Any]:
     last = max(int(p.name) for p in (folder / "checkpoints").glob("[0-9]*"))
     meta = json.loads((folder / f"checkpoints/{last}/meta/metadata").read_text(encoding="utf-8"))
     return {
-        "steps": dict(steps), "final": sorted(final.items()), "spikes": spikes, "evals": evals,
-        "step": last, "leaves": meta["leaves"], "host": meta["host"],
-    }  # fmt: skip
+        "steps": dict(steps),
+        "final": sorted(final.items()),
+        "spikes": spikes,
+        "evals": evals,
+        "step": last,
+        "leaves": meta["leaves"],
+        "host": meta["host"],
+    }
 
 
 def differences(reference: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """What of another story differs from the reference's."""
-    found = [name for name in ("final", "spikes", "evals", "step", "leaves", "host")
-             if reference[name] != other[name]]  # fmt: skip
+    found = [
+        name
+        for name in ("final", "spikes", "evals", "step", "leaves", "host")
+        if reference[name] != other[name]
+    ]
     for step, values in other["steps"].items():
         if more := values - reference["steps"].get(step, set()):
             found.append(f"step {step} was also {sorted(more)}")
@@ -173,10 +203,14 @@ def soak(kills: int, seed: int, folder: Path, *, warm: bool = False) -> dict[str
             wrong += [f"{run.name}: {text}" for text in differences(reference, story(run))]
             shutil.rmtree(run)
     return {
-        "kills": dict(phases), "runs": runs, "starts": starts, "cpu_seconds_a_run": round(whole, 1),
-        "steps": len(reference["final"]), "interventions": len(reference["spikes"]),
+        "kills": dict(phases),
+        "runs": runs,
+        "starts": starts,
+        "cpu_seconds_a_run": round(whole, 1),
+        "steps": len(reference["final"]),
+        "interventions": len(reference["spikes"]),
         "differences": wrong,
-    }  # fmt: skip
+    }
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,15 +18,35 @@ from umup.run.runfile import TrainConfig
 from umup.sampling import permute_on_host
 
 SEQ_LEN, BATCH, STEPS = 16, 8, 80
-SHAPE = {"d_model": 16, "n_layers": 2, "d_head": 8, "d_ff": 32, "vocab_size": 16,
-         "seq_len": SEQ_LEN, "base_width": 16, "base_depth": 2, "base_d_head": 8}  # fmt: skip
-OPTIM = {"steps": STEPS, "batch_size": BATCH, "warmup_steps": 5, "schedule": "wsd",
-         "decay_steps": 20}  # fmt: skip
+SHAPE = {
+    "d_model": 16,
+    "n_layers": 2,
+    "d_head": 8,
+    "d_ff": 32,
+    "vocab_size": 16,
+    "seq_len": SEQ_LEN,
+    "base_width": 16,
+    "base_depth": 2,
+    "base_d_head": 8,
+}
+OPTIM = {
+    "steps": STEPS,
+    "batch_size": BATCH,
+    "warmup_steps": 5,
+    "schedule": "wsd",
+    "decay_steps": 20,
+}
 RECOVERY = {"window": 16, "warmup": 24, "margin": 6}
 PLAIN: dict[str, Any] = {
-    "name": "r", "model": SHAPE, "optim": OPTIM, "recovery": RECOVERY, "chunk_steps": 8,
-    "checkpoint_every": 16, "eval_batches": 2, "peak_tflops": 1.0,
-}  # fmt: skip
+    "name": "r",
+    "model": SHAPE,
+    "optim": OPTIM,
+    "recovery": RECOVERY,
+    "chunk_steps": 8,
+    "checkpoint_every": 16,
+    "eval_batches": 2,
+    "peak_tflops": 1.0,
+}
 
 
 def config_of(**changes: Any) -> TrainConfig:

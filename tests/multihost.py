@@ -27,16 +27,29 @@ BATCH, SEQ_LEN, VOCAB = 16, 8, 24
 
 def make_run(scheme: str = "umup", *, seed: int = 0, optim=None, hps=None, **model) -> RunConfig:
     shape = {
-        "d_model": 16, "n_layers": 2, "d_head": 4, "d_ff": 40, "vocab_size": VOCAB,
-        "seq_len": SEQ_LEN, "base_width": 8, "base_depth": 1, "base_d_head": 4,
-    }  # fmt: skip
+        "d_model": 16,
+        "n_layers": 2,
+        "d_head": 4,
+        "d_ff": 40,
+        "vocab_size": VOCAB,
+        "seq_len": SEQ_LEN,
+        "base_width": 8,
+        "base_depth": 1,
+        "base_d_head": 4,
+    }
     eta = 0.5 if SCHEMES[scheme].unit_scaled else 0.02
     fixed = {"steps": STEPS, "batch_size": BATCH, "warmup_steps": 3}
     return RunConfig(
-        scheme=scheme, model=ModelConfig(**(shape | model)),
-        optim=OptimConfig(**(fixed | (optim or {}))), hps=HPs(**({"eta": eta} | (hps or {}))),
-        seed=seed, corpus="c", tokenizer="t", data_digest="d", eval_batches=2,
-    )  # fmt: skip
+        scheme=scheme,
+        model=ModelConfig(**(shape | model)),
+        optim=OptimConfig(**(fixed | (optim or {}))),
+        hps=HPs(**({"eta": eta} | (hps or {}))),
+        seed=seed,
+        corpus="c",
+        tokenizer="t",
+        data_digest="d",
+        eval_batches=2,
+    )
 
 
 def stream() -> np.ndarray:
@@ -48,9 +61,12 @@ def stream() -> np.ndarray:
 def host_windows(run: RunConfig, devices: jax.sharding.Mesh) -> HostWindows:
     """The run's batches as the host reads them."""
     return HostWindows(
-        stream(), run.seed, batch_size=BATCH, seq_len=SEQ_LEN,
+        stream(),
+        run.seed,
+        batch_size=BATCH,
+        seq_len=SEQ_LEN,
         sharding=parallel.windows_sharding(devices),
-    )  # fmt: skip
+    )
 
 
 def main(coordinator: str, processes: int, process: int, out: Path) -> None:

@@ -89,25 +89,42 @@ def rows_of(runs: Iterable[RunConfig], result: Callable[[RunConfig], dict]) -> p
     none = {"probe_steps": [], "probe_tensors": [], "probe_values": []}
     rows = [
         {
-            "key": run.key(), "study": "s", "profile": "cpu", "scheme": run.scheme,
-            "d_model": run.model.d_model, "n_layers": run.model.n_layers,
-            "d_head": run.model.d_head, "vocab_size": run.model.vocab_size,
-            "seq_len": run.model.seq_len, "batch_size": run.optim.batch_size,
-            "steps": run.optim.steps, "lr": run.hps.eta, "seed": run.seed, "status": "ok",
-            "data_digest": run.data_digest, "numerics": NUMERICS,
-            "spec": json.dumps(run.to_dict()), **none, **result(run),
+            "key": run.key(),
+            "study": "s",
+            "profile": "cpu",
+            "scheme": run.scheme,
+            "d_model": run.model.d_model,
+            "n_layers": run.model.n_layers,
+            "d_head": run.model.d_head,
+            "vocab_size": run.model.vocab_size,
+            "seq_len": run.model.seq_len,
+            "batch_size": run.optim.batch_size,
+            "steps": run.optim.steps,
+            "lr": run.hps.eta,
+            "seed": run.seed,
+            "status": "ok",
+            "data_digest": run.data_digest,
+            "numerics": NUMERICS,
+            "spec": json.dumps(run.to_dict()),
+            **none,
+            **result(run),
         }
         for run in runs
-    ]  # fmt: skip
+    ]
     return pd.DataFrame(rows, columns=EMPTY.runs.columns)
 
 
 def point_row(what: str, spec: Mapping, result: Mapping, **more) -> dict:
     """The row that a point of a specification leaves with a result."""
     return {
-        "what": what, "spec": json.dumps(dict(spec)), "result": json.dumps(result), "study": "s",
-        "profile": "cpu", "numerics": NUMERICS, **more,
-    }  # fmt: skip
+        "what": what,
+        "spec": json.dumps(dict(spec)),
+        "result": json.dumps(result),
+        "study": "s",
+        "profile": "cpu",
+        "numerics": NUMERICS,
+        **more,
+    }
 
 
 def points_of(points: Iterable[Point], result: Callable[[Point], Mapping]) -> pd.DataFrame:

@@ -26,8 +26,10 @@ def test_only_what_is_not_measured_is_answered_otherwise():
         return "told"
 
     assert (tell(), tell(NotMeasured("no runs")), tell.__doc__) == (
-        "told", "instead: no runs", "Tell.",
-    )  # fmt: skip
+        "told",
+        "instead: no runs",
+        "Tell.",
+    )
     with pytest.raises(KeyError):  # a defect is no gap in the records
         tell(KeyError("x"))
 

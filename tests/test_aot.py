@@ -24,9 +24,15 @@ from umup.run.parallel import Control
 
 D, D_FF, LAYERS, V, T, B = 64, 128, 3, 64, 32, 16
 MODEL = ModelConfig(
-    d_model=D, d_ff=D_FF, n_layers=LAYERS, d_head=16, vocab_size=V, seq_len=T, dtype="bfloat16",
+    d_model=D,
+    d_ff=D_FF,
+    n_layers=LAYERS,
+    d_head=16,
+    vocab_size=V,
+    seq_len=T,
+    dtype="bfloat16",
     recipe="fp8_seed",
-)  # fmt: skip
+)
 JOB = Job("umup", MODEL, OptimConfig(batch_size=B), MeshConfig(2, 2, 2))
 BLOCK = 4 * D * D + 3 * D * D_FF
 

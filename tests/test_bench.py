@@ -21,32 +21,63 @@ def plan_of(**changes) -> dict:
 def a_run(created: str = "2026-01-02T03:04:05+00:00", **changes) -> dict:
     """A bench run with round numbers: 1 TFLOP/s of peak, ours at half of PyTorch's time."""
     step = {
-        "part": "step", "kind": "step", "d_model": 64, "n_heads": 2, "n_params": 1000,
-        "tokens": 2048, "flops": 5_000_000_000,
+        "part": "step",
+        "kind": "step",
+        "d_model": 64,
+        "n_heads": 2,
+        "n_params": 1000,
+        "tokens": 2048,
+        "flops": 5_000_000_000,
         "ms": {"unrolled": [10.0, 11.0, 9.0], "scanned": [20.0] * 3, "pytorch": [20.0, 20.0, 30.0]},
-    }  # fmt: skip
+    }
     gemms = [
-        {"part": "step", "kind": "gemm", "library": library, "dtype": "float32", "size": size,
-         "gflops": gflops}
+        {
+            "part": "step",
+            "kind": "gemm",
+            "library": library,
+            "dtype": "float32",
+            "size": size,
+            "gflops": gflops,
+        }
         for library, size, gflops in (
-            ("jax", 512, 800.0), ("numpy", 512, 1000.0), ("jax", 1024, 700.0),
+            ("jax", 512, 800.0),
+            ("numpy", 512, 1000.0),
+            ("jax", 1024, 700.0),
         )
-    ]  # fmt: skip
+    ]
     lanes = [
-        {"part": "lanes", "kind": "lanes", "d_model": 32, "lanes": 8, "steps": 10,
-         "at_once": at_once, "compile_s": compile_s, "run_s": 4.0}
+        {
+            "part": "lanes",
+            "kind": "lanes",
+            "d_model": 32,
+            "lanes": 8,
+            "steps": 10,
+            "at_once": at_once,
+            "compile_s": compile_s,
+            "run_s": 4.0,
+        }
         for at_once, compile_s in ((0, 12.0), (2, 0.0))
-    ]  # fmt: skip
+    ]
     run = {
-        "schema": bench_records.SCHEMA, "numerics": 1, "plan": plan_of(), "notes": [],
+        "schema": bench_records.SCHEMA,
+        "numerics": 1,
+        "plan": plan_of(),
+        "notes": [],
         "machine": {"name": "Abacus", "cores": 2},
         "measurements": [*gemms, step, {"part": "step", "kind": "load", "others": 0.25}, *lanes],
         "provenance": {
-            "device": "cpu", "device_count": 1, "jax": "0.10.2", "jaxlib": "0.10.2",
-            "flax": "0.12.8", "python": "3.11.0", "torch": "2.13.0", "git_commit": "0123456789ab",
-            "git_dirty": True, "created": created,
+            "device": "cpu",
+            "device_count": 1,
+            "jax": "0.10.2",
+            "jaxlib": "0.10.2",
+            "flax": "0.12.8",
+            "python": "3.11.0",
+            "torch": "2.13.0",
+            "git_commit": "0123456789ab",
+            "git_dirty": True,
+            "created": created,
         },
-    }  # fmt: skip
+    }
     return {**run, **changes}
 
 
@@ -245,8 +276,14 @@ def test_others_share_by_hand() -> None:
 
 def test_a_part_that_stops_keeps_what_was_measured(monkeypatch, capsys, tmp_path) -> None:
     def stops(plan):
-        yield {"part": "compile", "kind": "compile", "d_model": 8, "n_layers": 2,
-               "trace_s": 0.25, "compile_s": 1.5}  # fmt: skip
+        yield {
+            "part": "compile",
+            "kind": "compile",
+            "d_model": 8,
+            "n_layers": 2,
+            "trace_s": 0.25,
+            "compile_s": 1.5,
+        }
         raise MemoryError("device is full\nand more")
 
     monkeypatch.setattr(bench, "compile_times", stops)
@@ -263,10 +300,21 @@ def test_a_part_that_stops_keeps_what_was_measured(monkeypatch, capsys, tmp_path
 def test_every_part_runs_and_renders(tmp_path: Path) -> None:
     """Tiny shapes, no PyTorch: what is measured has its record, and its place in the table."""
     plan = bench.Plan(
-        widths=(8,), n_layers=1, d_head=4, vocab_size=16, seq_len=4, batch_size=2, samples=2,
-        steps=1, gemm_sizes=(8,), lanes=1, lanes_at_once=(1,), lane_steps=1, depths=(1,),
+        widths=(8,),
+        n_layers=1,
+        d_head=4,
+        vocab_size=16,
+        seq_len=4,
+        batch_size=2,
+        samples=2,
+        steps=1,
+        gemm_sizes=(8,),
+        lanes=1,
+        lanes_at_once=(1,),
+        lane_steps=1,
+        depths=(1,),
         torch=False,
-    )  # fmt: skip
+    )
     run = bench.measure(plan)
     assert bench.load_records(bench.save(run, tmp_path).parent) == [run]
     kinds = [m["kind"] for m in run["measurements"] if m["kind"] != "load"]

@@ -31,8 +31,15 @@ from umup.run.checkpoint import Checkpoints, checksum
 
 KEY = "0123456789abcdef"
 DTYPES = (
-    "float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2", "int32", "uint8", "bool",
-)  # fmt: skip
+    "float32",
+    "bfloat16",
+    "float16",
+    "float8_e4m3fn",
+    "float8_e5m2",
+    "int32",
+    "uint8",
+    "bool",
+)
 
 
 class State(NamedTuple):
@@ -186,8 +193,9 @@ def test_checksum_is_free_of_the_sharding() -> None:
 
 def test_checksum_sees_every_bit_and_every_place() -> None:
     zeros = np.zeros(64, np.uint32)
-    flipped = [zeros ^ (np.arange(64) == i) * np.uint32(1 << bit)
-               for i in range(64) for bit in range(32)]  # fmt: skip
+    flipped = [
+        zeros ^ (np.arange(64) == i) * np.uint32(1 << bit) for i in range(64) for bit in range(32)
+    ]
     sums = {tuple(row) for row in np.asarray(jax.vmap(checksum)(jnp.asarray(flipped))).tolist()}
     assert len(sums) == 64 * 32 and tuple(checksum(zeros).tolist()) not in sums
     assert checksum(jnp.array([1.0, 2.0])).tolist() != checksum(jnp.array([2.0, 1.0])).tolist()
@@ -279,9 +287,13 @@ def test_arrays_of_another_model_are_named(saved: Path) -> None:
 
 @pytest.mark.parametrize(
     ("host", "field"),
-    [({"a": [1, (2,)]}, "host.a.1"), ({"a": {3: 4}}, "a key of host.a"),
-     ({"x": np.float64(1)}, "host.x"), ({"x": jnp.zeros(())}, "host.x")],
-)  # fmt: skip
+    [
+        ({"a": [1, (2,)]}, "host.a.1"),
+        ({"a": {3: 4}}, "a key of host.a"),
+        ({"x": np.float64(1)}, "host.x"),
+        ({"x": jnp.zeros(())}, "host.x"),
+    ],
+)
 def test_host_data_that_would_come_back_changed(saved: Path, host: dict, field: str) -> None:
     with Checkpoints(saved, KEY) as checkpoints:
         with pytest.raises(CheckpointError, match="plain JSON") as error:
@@ -331,8 +343,12 @@ def child(code: str, *args: object, **options) -> subprocess.Popen:
     environment = os.environ | {"JAX_PLATFORMS": "cpu"} | options.pop("env", {})
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", head + code, *map(str, args)],
-        env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
-    )  # fmt: skip
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
 
 
 def test_killed_while_writing(tmp_path: Path) -> None:
@@ -341,8 +357,9 @@ def test_killed_while_writing(tmp_path: Path) -> None:
         "x = jax.random.normal(jax.random.key(0), (1000, 4000))\n"
         "c.save(1, {'x': x}, {}); c.save(2, {'x': x + 1}, {})\n"
         "print(float(x[0, 0]), flush=True); os.kill(os.getpid(), signal.SIGKILL)",
-        tmp_path, KEY,
-    )  # fmt: skip
+        tmp_path,
+        KEY,
+    )
     out, err = killed.communicate(timeout=60)
     assert killed.returncode == -signal.SIGKILL and err == ""
     (tmp_path / "7.orbax-checkpoint-tmp").mkdir()  # and one killed surely before its end

@@ -70,8 +70,17 @@ def test_dry_run_says_how_long_and_trains_nothing(capsys, monkeypatch):
 
 
 def test_status_formats_hours_minutes_and_guesses():
-    state = {"study": "s", "profile": "p", "done": 1, "running": 0, "missing": 2, "diverged": 0,
-             "stale": 0, "seconds_left": 7200.0, "assumed": True}  # fmt: skip
+    state = {
+        "study": "s",
+        "profile": "p",
+        "done": 1,
+        "running": 0,
+        "missing": 2,
+        "diverged": 0,
+        "stale": 0,
+        "seconds_left": 7200.0,
+        "assumed": True,
+    }
     assert commands.format_status([state]).splitlines()[1].endswith("~2.0 h")
     measured = state | {"assumed": False, "seconds_left": 90.0}
     assert commands.format_status([measured]).splitlines()[1].endswith("2 min")

@@ -21,25 +21,62 @@ from umup.errors import ConfigError, UmupError
 DEFAULTS = {
     "scheme": "umup",
     "model": {
-        "d_model": 256, "n_layers": 4, "d_head": 64, "d_ff": 1024, "vocab_size": 256,
-        "seq_len": 256, "base_width": 256, "base_depth": 4, "base_d_head": 64,
-        "depth_convention": "branches", "tau_convention": "derived", "rope": True,
-        "rope_theta": 10_000.0, "dtype": "float32", "unroll": 1,
+        "d_model": 256,
+        "n_layers": 4,
+        "d_head": 64,
+        "d_ff": 1024,
+        "vocab_size": 256,
+        "seq_len": 256,
+        "base_width": 256,
+        "base_depth": 4,
+        "base_d_head": 64,
+        "depth_convention": "branches",
+        "tau_convention": "derived",
+        "rope": True,
+        "rope_theta": 10_000.0,
+        "dtype": "float32",
+        "unroll": 1,
     },
     "optim": {
-        "steps": 8192, "batch_size": 64, "warmup_steps": 2000, "final_lr_ratio": 0.1,
-        "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "decay": "independent",
+        "steps": 8192,
+        "batch_size": 64,
+        "warmup_steps": 2000,
+        "final_lr_ratio": 0.1,
+        "beta1": 0.9,
+        "beta2": 0.999,
+        "eps": 1e-8,
+        "decay": "independent",
     },
     "hps": {
-        "eta": 1.0, "eta_emb": 1.0, "sigma_init": 1.0, "alpha_emb": 1.0, "alpha_output": 1.0,
-        "alpha_attn_softmax": 1.0, "alpha_residual": 1.0, "alpha_residual_attn_ratio": 1.0,
-        "alpha_ffn_act": 1.0, "alpha_loss_softmax": 1.0, "weight_decay": 2.0**-13,
+        "eta": 1.0,
+        "eta_emb": 1.0,
+        "sigma_init": 1.0,
+        "alpha_emb": 1.0,
+        "alpha_output": 1.0,
+        "alpha_attn_softmax": 1.0,
+        "alpha_residual": 1.0,
+        "alpha_residual_attn_ratio": 1.0,
+        "alpha_ffn_act": 1.0,
+        "alpha_loss_softmax": 1.0,
+        "weight_decay": 2.0**-13,
     },
-    "seed": 0, "corpus": "sotu", "tokenizer": "bytes", "data_digest": "d", "eval_batches": 16,
-}  # fmt: skip
+    "seed": 0,
+    "corpus": "sotu",
+    "tokenizer": "bytes",
+    "data_digest": "d",
+    "eval_batches": 16,
+}
 PINNED_NUMERICS, PINNED_KEY = 1, "040d38e88082a92c"
-SHORT = {"scheme": "umup", "model": {}, "optim": {}, "hps": {}, "seed": 0, "corpus": "sotu",
-         "tokenizer": "bytes", "data_digest": "d"}  # fmt: skip
+SHORT = {
+    "scheme": "umup",
+    "model": {},
+    "optim": {},
+    "hps": {},
+    "seed": 0,
+    "corpus": "sotu",
+    "tokenizer": "bytes",
+    "data_digest": "d",
+}
 
 
 def test_no_default_changes_without_new_numerics():
@@ -69,20 +106,39 @@ def changed(**changes):
 def test_whatever_differs_has_another_key():
     base = changed()
     others = [
-        changed(scheme="mup"), changed(seed=1), changed(corpus="x"), changed(tokenizer="bpe512"),
-        changed(data_digest="e"), changed(eval_batches=8), changed(probe_steps=(0, 5)),
-    ]  # fmt: skip
+        changed(scheme="mup"),
+        changed(seed=1),
+        changed(corpus="x"),
+        changed(tokenizer="bpe512"),
+        changed(data_digest="e"),
+        changed(eval_batches=8),
+        changed(probe_steps=(0, 5)),
+    ]
     for part, value in (("model", base.model), ("optim", base.optim), ("hps", base.hps)):
         for field in dataclasses.fields(value):
             old = getattr(value, field.name)
             special = {
-                "decay": "coupled", "dtype": "bfloat16", "depth_convention": "layers",
-                "tau_convention": "library", "d_head": 32, "d_model": 512, "rope": False,
-                "recipe": "fp8_seed", "keep_bf16": ("readout",), "accumulation": "precise",
-                "params_dtype": "bfloat16", "remat": "full", "attention": "blocked",
-                "qk_norm": True, "depth_scaled_init": True, "z_loss": 1e-4, "schedule": "linear",
-                "clip": 1.0, "accumulate": 2, "unroll": 0,
-            }  # fmt: skip
+                "decay": "coupled",
+                "dtype": "bfloat16",
+                "depth_convention": "layers",
+                "tau_convention": "library",
+                "d_head": 32,
+                "d_model": 512,
+                "rope": False,
+                "recipe": "fp8_seed",
+                "keep_bf16": ("readout",),
+                "accumulation": "precise",
+                "params_dtype": "bfloat16",
+                "remat": "full",
+                "attention": "blocked",
+                "qk_norm": True,
+                "depth_scaled_init": True,
+                "z_loss": 1e-4,
+                "schedule": "linear",
+                "clip": 1.0,
+                "accumulate": 2,
+                "unroll": 0,
+            }
             if field.name == "decay_steps":  # a decay's length needs its schedule
                 lengths = ({"schedule": "wsd", "decay_steps": n} for n in (1, 2))
                 others += [changed(optim=dataclasses.replace(base.optim, **n)) for n in lengths]
@@ -165,37 +221,69 @@ def test_zero(name):
             HPs(**{name: 0.0})
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"d_model": 100, "d_head": 64}, "d_head: received 64; allowed: a divisor of d_model = 100"),
-    ({"d_model": 9, "d_head": 3}, "d_head: received 3; allowed: an even number when rope is on"),
-    ({"d_head": 0}, "d_head: received 0; allowed: a finite number >= 1"),
-    ({"n_layers": 0}, "n_layers"), ({"d_ff": -1}, "d_ff"), ({"seq_len": 0}, "seq_len"),
-    ({"vocab_size": 1}, "vocab_size: received 1"), ({"base_width": 0}, "base_width"),
-    ({"d_model": 64.0}, "d_model: received 64.0; allowed: a value of type int"),
-    ({"rope": 1}, "rope: received 1; allowed: a value of type bool"),
-    ({"rope_theta": 0.0}, "rope_theta"), ({"dtype": "fp8"}, r"dtype.*float32 \| bfloat16"),
-    ({"tau_convention": "seed"}, r"derived \| library \| printed"),
-    ({"depth_convention": "N"}, r"branches \| layers"), ({"unroll": -1}, "unroll"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"d_model": 100, "d_head": 64},
+            "d_head: received 64; allowed: a divisor of d_model = 100",
+        ),
+        (
+            {"d_model": 9, "d_head": 3},
+            "d_head: received 3; allowed: an even number when rope is on",
+        ),
+        ({"d_head": 0}, "d_head: received 0; allowed: a finite number >= 1"),
+        ({"n_layers": 0}, "n_layers"),
+        ({"d_ff": -1}, "d_ff"),
+        ({"seq_len": 0}, "seq_len"),
+        ({"vocab_size": 1}, "vocab_size: received 1"),
+        ({"base_width": 0}, "base_width"),
+        ({"d_model": 64.0}, "d_model: received 64.0; allowed: a value of type int"),
+        ({"rope": 1}, "rope: received 1; allowed: a value of type bool"),
+        ({"rope_theta": 0.0}, "rope_theta"),
+        ({"dtype": "fp8"}, r"dtype.*float32 \| bfloat16"),
+        ({"tau_convention": "seed"}, r"derived \| library \| printed"),
+        ({"depth_convention": "N"}, r"branches \| layers"),
+        ({"unroll": -1}, "unroll"),
+    ],
+)
 def test_bad_models(changes, message):
     with pytest.raises(ConfigError, match=message):
         ModelConfig(**changes)
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"schedule": "wds"}, r"schedule: received 'wds'; allowed: cosine \| linear \| wsd \| wsd_sq"),
-    ({"decay_steps": 5}, r"decay_steps: received 5; allowed: 0, or schedule wsd \| wsd_sqrt"),
-    ({"schedule": "two_step", "decay_steps": 5}, "decay_steps: received 5; allowed: 0, or sched"),
-    ({"schedule": "wsd"}, "decay_steps: received 0; allowed: 1 to 80, what 100 steps leave after"),
-    ({"schedule": "wsd_sqrt", "decay_steps": 81}, "decay_steps: received 81; allowed: 1 to 80"),
-    ({"schedule": "wsd", "decay_steps": -1}, "decay_steps: received -1; allowed: a finite number"),
-    ({"schedule": "wsd", "decay_steps": 0.2}, "decay_steps: received 0.2; allowed: .* type int"),
-    ({"warmup_steps": 101}, "warmup_steps: received 101; allowed: at most steps = 100"),
-    ({"clip": -1.0}, "clip: received -1.0; allowed: a finite number >= 0"),
-    ({"loss_scale": 0.0}, "loss_scale: received 0.0; allowed: a finite number > 0"),
-    ({"accumulate": 0}, "accumulate: received 0; allowed: a finite number >= 1"),
-    ({"accumulate": 3}, "accumulate: received 3; allowed: a divisor of batch_size = 8"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"schedule": "wds"},
+            r"schedule: received 'wds'; allowed: cosine \| linear \| wsd \| wsd_sq",
+        ),
+        ({"decay_steps": 5}, r"decay_steps: received 5; allowed: 0, or schedule wsd \| wsd_sqrt"),
+        (
+            {"schedule": "two_step", "decay_steps": 5},
+            "decay_steps: received 5; allowed: 0, or sched",
+        ),
+        (
+            {"schedule": "wsd"},
+            "decay_steps: received 0; allowed: 1 to 80, what 100 steps leave after",
+        ),
+        ({"schedule": "wsd_sqrt", "decay_steps": 81}, "decay_steps: received 81; allowed: 1 to 80"),
+        (
+            {"schedule": "wsd", "decay_steps": -1},
+            "decay_steps: received -1; allowed: a finite number",
+        ),
+        (
+            {"schedule": "wsd", "decay_steps": 0.2},
+            "decay_steps: received 0.2; allowed: .* type int",
+        ),
+        ({"warmup_steps": 101}, "warmup_steps: received 101; allowed: at most steps = 100"),
+        ({"clip": -1.0}, "clip: received -1.0; allowed: a finite number >= 0"),
+        ({"loss_scale": 0.0}, "loss_scale: received 0.0; allowed: a finite number > 0"),
+        ({"accumulate": 0}, "accumulate: received 0; allowed: a finite number >= 1"),
+        ({"accumulate": 3}, "accumulate: received 3; allowed: a divisor of batch_size = 8"),
+    ],
+)
 def test_bad_schedules_and_steps(changes, message):
     with pytest.raises(ConfigError, match=message):
         OptimConfig(**({"steps": 100, "warmup_steps": 20, "batch_size": 8} | changes))
@@ -303,13 +391,16 @@ def test_a_letter_that_looks_like_another_is_shown():
         HPs.from_dict({cyrillic: 1.0})
 
 
-@pytest.mark.parametrize(("make", "field"), [
-    (lambda: OptimConfig(steps=2**63), "steps"),
-    (lambda: OptimConfig(steps=10**400), "steps"),
-    (lambda: HPs(eta=10**400), "eta"),
-    (lambda: changed(seed=-(2**63) - 1), "seed"),
-    (lambda: changed(probe_steps=(10**30,)), "probe_steps"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: OptimConfig(steps=2**63), "steps"),
+        (lambda: OptimConfig(steps=10**400), "steps"),
+        (lambda: HPs(eta=10**400), "eta"),
+        (lambda: changed(seed=-(2**63) - 1), "seed"),
+        (lambda: changed(probe_steps=(10**30,)), "probe_steps"),
+    ],
+)
 def test_integers_beyond_64_bits_are_refused(make, field):
     with pytest.raises(ConfigError, match=f"^{field}: received"):
         make()

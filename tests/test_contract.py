@@ -53,9 +53,16 @@ def rms(x):
 
 TOKENS, D_IN, D_OUT, VOCAB, D_HEAD, SEQ = 512, 64, 128, 256, 16, 128
 SHAPE = ModelConfig(
-    d_model=D_IN, n_layers=3, d_head=D_HEAD, d_ff=D_OUT, vocab_size=VOCAB, seq_len=SEQ,
-    base_width=16, base_depth=2, base_d_head=4,
-)  # fmt: skip
+    d_model=D_IN,
+    n_layers=3,
+    d_head=D_HEAD,
+    d_ff=D_OUT,
+    vocab_size=VOCAB,
+    seq_len=SEQ,
+    base_width=16,
+    base_depth=2,
+    base_d_head=4,
+)
 IDS = np.random.default_rng(3).integers(VOCAB, size=8 * VOCAB)
 TARGETS = np.arange(TOKENS) % VOCAB
 MASK = np.tril(np.ones((SEQ, SEQ), bool))
@@ -199,7 +206,7 @@ OPS = {
         constants=lambda alpha, grad: (grad * TOKENS / alpha,),
         unit=((math.log(VOCAB), 1e-3), (1, 0.01)),
     ),
-}  # fmt: skip
+}
 
 
 def _with_tokens(p, tokens):
@@ -249,9 +256,19 @@ def evaluated(name, which, scales, dtype):
     return primals, value, out, gradients
 
 
-HP_SETS = ({}, {"alpha_attn_softmax": 4.0, "alpha_ffn_act": 0.125, "alpha_loss_softmax": 8.0,
-                "alpha_output": 0.125, "alpha_emb": 8.0, "sigma_init": 0.25,
-                "alpha_residual": 0.25, "alpha_residual_attn_ratio": 4.0})  # fmt: skip
+HP_SETS = (
+    {},
+    {
+        "alpha_attn_softmax": 4.0,
+        "alpha_ffn_act": 0.125,
+        "alpha_loss_softmax": 8.0,
+        "alpha_output": 0.125,
+        "alpha_emb": 8.0,
+        "sigma_init": 0.25,
+        "alpha_residual": 0.25,
+        "alpha_residual_attn_ratio": 4.0,
+    },
+)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -426,18 +443,30 @@ def test_rope_of_any_shape_keeps_norms_both_ways(shape, seed):
 # --- the whole model ------------------------------------------------------------------------------
 
 BASE = {
-    "d_model": 16, "n_layers": 2, "d_head": 8, "d_ff": 24, "vocab_size": 13, "seq_len": 6,
-    "base_width": 8, "base_depth": 1, "base_d_head": 4,
-}  # fmt: skip
+    "d_model": 16,
+    "n_layers": 2,
+    "d_head": 8,
+    "d_ff": 24,
+    "vocab_size": 13,
+    "seq_len": 6,
+    "base_width": 8,
+    "base_depth": 1,
+    "base_d_head": 4,
+}
 BATCH = 3
 
 
 def make_run(scheme, hps=None, **model):
     return RunConfig(
-        scheme=scheme, model=ModelConfig(**(BASE | model)), hps=HPs(**(hps or {})), seed=0,
+        scheme=scheme,
+        model=ModelConfig(**(BASE | model)),
+        hps=HPs(**(hps or {})),
+        seed=0,
         optim=OptimConfig(steps=4, batch_size=BATCH, warmup_steps=1),
-        corpus="c", tokenizer="t", data_digest="d",
-    )  # fmt: skip
+        corpus="c",
+        tokenizer="t",
+        data_digest="d",
+    )
 
 
 def state_of(run):
@@ -448,9 +477,7 @@ def state_of(run):
 
 
 def batch_of(model):
-    tokens = np.random.default_rng(4).integers(
-        model.vocab_size, size=(BATCH, model.seq_len + 1)
-    )  # fmt: skip
+    tokens = np.random.default_rng(4).integers(model.vocab_size, size=(BATCH, model.seq_len + 1))
     return jnp.asarray(tokens[:, :-1]), jnp.asarray(tokens[:, 1:])
 
 
@@ -477,9 +504,11 @@ def plain_model(config, params, numbers, ids):
     blocks = params["blocks"]
     for i in range(config.n_layers):
         w = {
-            "qkv": blocks["attn"]["qkv"]["w"][i], "out": blocks["attn"]["out"]["w"][i],
-            "gate_up": blocks["mlp"]["gate_up"]["w"][i], "down": blocks["mlp"]["down"]["w"][i],
-        }  # fmt: skip
+            "qkv": blocks["attn"]["qkv"]["w"][i],
+            "out": blocks["attn"]["out"]["w"][i],
+            "gate_up": blocks["mlp"]["gate_up"]["w"][i],
+            "down": blocks["mlp"]["down"]["w"][i],
+        }
         w = {name: matrix.reshape(len(matrix), -1) for name, matrix in w.items()}  # parts abreast
 
         def linear(name, x, w=w):
@@ -502,10 +531,13 @@ def shapes_of(config):
     """(role, fan_in, fan_out) by weight."""
     d, d_ff, vocab = config.d_model, config.d_ff, config.vocab_size
     return {
-        "embed": ("input", vocab, d), "qkv": ("hidden", d, 3 * d), "out": ("hidden", d, d),
-        "gate_up": ("hidden", d, 2 * d_ff), "down": ("hidden", d_ff, d),
+        "embed": ("input", vocab, d),
+        "qkv": ("hidden", d, 3 * d),
+        "out": ("hidden", d, d),
+        "gate_up": ("hidden", d, 2 * d_ff),
+        "down": ("hidden", d_ff, d),
         "readout": ("output", d, vocab),
-    }  # fmt: skip
+    }
 
 
 def numbers_and_constants(p):
@@ -520,9 +552,14 @@ def numbers_and_constants(p):
     logit, attn_out = p.attention(config.d_head, config.seq_len)
     alpha_gate, gate_out = p.gated_silu()
     values = {name: n.forward for name, n in w.items()} | {
-        "logit": logit, "attn_out": attn_out, "alpha_gate": alpha_gate, "gate_out": gate_out,
-        "add": [b.add for b in branches], "skip": [b.skip for b in branches], "alpha": alpha,
-    }  # fmt: skip
+        "logit": logit,
+        "attn_out": attn_out,
+        "alpha_gate": alpha_gate,
+        "gate_out": gate_out,
+        "add": [b.add for b in branches],
+        "skip": [b.skip for b in branches],
+        "alpha": alpha,
+    }
     top = grad * p.tokens / alpha
     trunk = top * w["readout"].backward / w["readout"].forward
     constants = {
@@ -553,9 +590,7 @@ def gradients_of(config):
         picked = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)
         return -jnp.mean(picked)
 
-    return (
-        jax.jit(ours), jax.jit(jax.value_and_grad(ours)), jax.jit(jax.value_and_grad(plain))
-    )  # fmt: skip
+    return (jax.jit(ours), jax.jit(jax.value_and_grad(ours)), jax.jit(jax.value_and_grad(plain)))
 
 
 MODEL_FIELDS = tuple(ModelConfig().to_dict())
@@ -576,9 +611,11 @@ def check_model(run, tolerance=1e-5, primal=False):
         name = next(p.key for p in reversed(path) if getattr(p, "key", "w") in constants)
         layers = len(constants[name])
         for g, t, constant in zip(
-            np.reshape(gradient, (layers, -1)), np.reshape(true[path], (layers, -1)),
-            constants[name], strict=True,
-        ):  # fmt: skip
+            np.reshape(gradient, (layers, -1)),
+            np.reshape(true[path], (layers, -1)),
+            constants[name],
+            strict=True,
+        ):
             found = np.dot(g, t) / np.dot(t, t)
             assert found == pytest.approx(float(constant), rel=20 * tolerance), (name, "constant")
             np.testing.assert_allclose(
@@ -590,9 +627,14 @@ def check_model(run, tolerance=1e-5, primal=False):
 HPS_OF = {
     "sp": {"sigma_init": 2.0},
     "mup": {"alpha_emb": 2.0, "alpha_output": 0.5, "alpha_attn_softmax": 2.0, "sigma_init": 0.5},
-    "umup": {"alpha_residual": 0.5, "alpha_residual_attn_ratio": 2.0, "alpha_ffn_act": 2.0,
-             "alpha_attn_softmax": 0.5, "alpha_loss_softmax": 2.0},
-}  # fmt: skip
+    "umup": {
+        "alpha_residual": 0.5,
+        "alpha_residual_attn_ratio": 2.0,
+        "alpha_ffn_act": 2.0,
+        "alpha_attn_softmax": 0.5,
+        "alpha_loss_softmax": 2.0,
+    },
+}
 
 
 def hps_of(scheme):
@@ -618,28 +660,41 @@ def test_one_compiled_model_serves_every_scheme_and_setting():
     assert (ours._cache_size(), gradients._cache_size()) == (1, 1)
 
 
-@pytest.mark.parametrize("shape", [
-    {"seq_len": 1, "n_layers": 1, "vocab_size": 2},
-    {"seq_len": 7, "d_head": 16, "n_layers": 1, "tau_convention": "library"},  # one head, odd T
-    {"d_head": 1, "rope": False, "d_ff": 1, "vocab_size": 2, "tau_convention": "printed"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"seq_len": 1, "n_layers": 1, "vocab_size": 2},
+        {"seq_len": 7, "d_head": 16, "n_layers": 1, "tau_convention": "library"},  # one head, odd T
+        {"d_head": 1, "rope": False, "d_ff": 1, "vocab_size": 2, "tau_convention": "printed"},
+    ],
+)
 def test_edge_shapes(shape):
     for scheme in ("mup", "umup"):
         check_model(make_run(scheme, hps_of(scheme), **shape), tolerance=5e-5)
 
 
-@given(hps=st.fixed_dictionaries({
-    name: st.floats(-3, 3).map(lambda x: 2.0**x)
-    for name in get("umup").hps if name not in ("weight_decay", "eta")
-}))  # fmt: skip
+@given(
+    hps=st.fixed_dictionaries(
+        {
+            name: st.floats(-3, 3).map(lambda x: 2.0**x)
+            for name in get("umup").hps
+            if name not in ("weight_decay", "eta")
+        }
+    )
+)
 def test_the_cut_edge_rule_holds_at_any_setting_of_umup(hps):
     check_model(make_run("umup", hps), tolerance=1e-4)
 
 
-@given(hps=st.fixed_dictionaries({
-    name: st.floats(-3, 3).map(lambda x: 2.0**x)
-    for name in get("mup").hps if name not in ("weight_decay", "eta")
-}))  # fmt: skip
+@given(
+    hps=st.fixed_dictionaries(
+        {
+            name: st.floats(-3, 3).map(lambda x: 2.0**x)
+            for name in get("mup").hps
+            if name not in ("weight_decay", "eta")
+        }
+    )
+)
 def test_the_cut_edge_rule_holds_at_any_setting_of_mup(hps):
     check_model(make_run("mup", hps), tolerance=1e-4)
 
@@ -733,7 +788,7 @@ def test_residual_hps_mean_what_they_say(n_layers, alpha, ratio):
     model = ModelConfig(n_layers=n_layers)
     branches = numbers(
         "umup", model, alpha_residual=alpha, alpha_residual_attn_ratio=ratio
-    ).residual()  # fmt: skip
+    ).residual()
     parts = np.array([1.0, 0.0, 0.0])  # variances of embedding, attention, FFN at the output
     for i, b in enumerate(branches):
         assert b.add**2 + b.skip**2 == pytest.approx(1.0, rel=1e-12)
@@ -754,12 +809,26 @@ def test_residual_hps_mean_what_they_say(n_layers, alpha, ratio):
 )
 def test_mup_is_sp_at_any_base_shape(heads, d_head, n_layers, d_ff, vocab):
     model = ModelConfig(
-        d_model=heads * d_head, n_layers=n_layers, d_head=d_head, d_ff=d_ff, vocab_size=vocab + 1,
-        base_width=heads * d_head, base_depth=n_layers, base_d_head=d_head, rope=False,
-    )  # fmt: skip
+        d_model=heads * d_head,
+        n_layers=n_layers,
+        d_head=d_head,
+        d_ff=d_ff,
+        vocab_size=vocab + 1,
+        base_width=heads * d_head,
+        base_depth=n_layers,
+        base_d_head=d_head,
+        rope=False,
+    )
     plain = numbers("sp", model)
-    others = ("mup", "completep", "mup_sqrt_attention", "mup_readout_lr",
-              "ladder_init", "ladder_lr", "ladder_logits")  # fmt: skip
+    others = (
+        "mup",
+        "completep",
+        "mup_sqrt_attention",
+        "mup_readout_lr",
+        "ladder_init",
+        "ladder_lr",
+        "ladder_logits",
+    )
     for scheme in others:
         p = numbers(scheme, model)
         for shape in shapes_of(model).values():

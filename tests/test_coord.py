@@ -70,17 +70,23 @@ def test_roles_are_read_from_shapes() -> None:
     keys = {("weight", name, "norm", 0): 0.0 for name in ("hidden", "input", "output")}
     keys |= {("activation", name, "size", 0): 0.0 for name in ("stream", "logits")}
     assert slopes.roles(table(keys)) == {
-        ("weight", "hidden"): "hidden", ("weight", "input"): "input",
-        ("weight", "output"): "output", ("activation", "stream"): "hidden",
+        ("weight", "hidden"): "hidden",
+        ("weight", "input"): "input",
+        ("weight", "output"): "output",
+        ("activation", "stream"): "hidden",
         ("activation", "logits"): "fixed",
-    }  # fmt: skip
+    }
 
 
 def test_weights_with_a_fixed_side_are_judged_by_their_frobenius_norm() -> None:
-    given = table({
-        ("weight", "input", "norm", 0): 0.9, ("weight", "input", "norm_frobenius", 0): 0.0,
-        ("weight", "hidden", "norm", 0): 0.0, ("weight", "hidden", "norm_frobenius", 0): 0.5,
-    })  # fmt: skip
+    given = table(
+        {
+            ("weight", "input", "norm", 0): 0.9,
+            ("weight", "input", "norm_frobenius", 0): 0.0,
+            ("weight", "hidden", "norm", 0): 0.0,
+            ("weight", "hidden", "norm_frobenius", 0): 0.5,
+        }
+    )
     found = slopes.fit(given)
     assert list(found["tensor"]) == ["input", "hidden"]
     assert list(found["quantity"]) == ["norm", "norm"]

@@ -188,9 +188,16 @@ def test_a_key_is_of_what_is_measured():
 def test_points_are_checked(tmp_path):
     place = Store(tmp_path).points
     row = {
-        "key": "k", "study": "s", "profile": "p", "what": "w", "spec": "{}", "result": "[1]",
-        "numerics": 1, "wall_s": 1.0, **records.provenance(),
-    }  # fmt: skip
+        "key": "k",
+        "study": "s",
+        "profile": "p",
+        "what": "w",
+        "spec": "{}",
+        "result": "[1]",
+        "numerics": 1,
+        "wall_s": 1.0,
+        **records.provenance(),
+    }
     with pytest.raises(RecordError, match=r"result: received '\[1\]'.*JSON object"):
         place.append([row])
     with pytest.raises(RecordError, match=r"spec: received '\{'.*JSON"):
@@ -227,9 +234,15 @@ def test_runs_with_the_fields_of_their_specification():
 def test_probes_are_tidy():
     values = [float(i) for i in range(2 * 2 * 7)]
     runs = pd.DataFrame(
-        [{"key": "k", "probe_steps": [0, 5], "probe_tensors": ["logits/x", "blocks.3.attn.qkv/y"],
-          "probe_values": values}]
-    )  # fmt: skip
+        [
+            {
+                "key": "k",
+                "probe_steps": [0, 5],
+                "probe_tensors": ["logits/x", "blocks.3.attn.qkv/y"],
+                "probe_values": values,
+            }
+        ]
+    )
     found = records.probes(runs)
     outside, inside = ["logits", -1, "logits", "x"], ["blocks.3.attn.qkv", 3, "attn.qkv", "y"]
     assert found[["step", "place", "layer", "module", "tensor"]].values.tolist() == [

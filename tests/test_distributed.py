@@ -20,13 +20,16 @@ from umup.errors import TrainError
 from umup.run import distributed, runlog
 
 
-@pytest.mark.parametrize(("given", "said"), [
-    (("host:1", 0, -1), "coordinator: received .*HOST:PORT with --processes and --process"),
-    (("", 2, 0), "coordinator: received .*HOST:PORT with --processes and --process"),
-    (("", 0, 1), "coordinator: received .*HOST:PORT with --processes and --process"),
-    (("host:1", 2, 2), "process: received 2; allowed: 0 to 1"),
-    (("host:1", 2, -1), "process: received -1; allowed: 0 to 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("host:1", 0, -1), "coordinator: received .*HOST:PORT with --processes and --process"),
+        (("", 2, 0), "coordinator: received .*HOST:PORT with --processes and --process"),
+        (("", 0, 1), "coordinator: received .*HOST:PORT with --processes and --process"),
+        (("host:1", 2, 2), "process: received 2; allowed: 0 to 1"),
+        (("host:1", 2, -1), "process: received -1; allowed: 0 to 1"),
+    ],
+)
 def test_arguments_that_do_not_fit(monkeypatch, given, said):
     monkeypatch.setattr("jax.distributed.initialize", lambda *_: pytest.fail("started"))
     with pytest.raises(TrainError, match=said):
@@ -47,18 +50,37 @@ def test_a_launcher_says_all_that_is_needed(monkeypatch, name):
     assert calls == [(), ("host:1", 2, 1)]
 
 
-@pytest.mark.parametrize(("environment", "said"), [
-    ({"SLURM_NTASKS": "4"}, "SLURM_NTASKS: received '4'; allowed: 1, or `srun umup train"),
-    ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "7"},
-     "srun umup train"),  # a batch script's own process
-    ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NODELIST": "a",
-      "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "7"},
-     "srun umup train"),  # the shell of an allocation
-    ({"SLURM_NTASKS": "4(x2)"}, r"SLURM_NTASKS: received '4\(x2\)'; allowed: .* as srun sets it"),
-    ({"SLURM_NTASKS": "-2"}, "SLURM_NTASKS: received '-2'"),
-    ({"SLURM_NTASKS": "²"}, "SLURM_NTASKS: received '²'"),
-    ({"OMPI_COMM_WORLD_SIZE": "two"}, "OMPI_COMM_WORLD_SIZE: received 'two'; .* as mpirun sets"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"SLURM_NTASKS": "4"}, "SLURM_NTASKS: received '4'; allowed: 1, or `srun umup train"),
+        (
+            {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "7"},
+            "srun umup train",
+        ),  # a batch script's own process
+        (
+            {
+                "SLURM_NTASKS": "4",
+                "SLURM_STEP_NUM_TASKS": "1",
+                "SLURM_STEP_NODELIST": "a",
+                "SLURM_PROCID": "0",
+                "SLURM_LOCALID": "0",
+                "SLURM_JOB_ID": "7",
+            },
+            "srun umup train",
+        ),  # the shell of an allocation
+        (
+            {"SLURM_NTASKS": "4(x2)"},
+            r"SLURM_NTASKS: received '4\(x2\)'; allowed: .* as srun sets it",
+        ),
+        ({"SLURM_NTASKS": "-2"}, "SLURM_NTASKS: received '-2'"),
+        ({"SLURM_NTASKS": "²"}, "SLURM_NTASKS: received '²'"),
+        (
+            {"OMPI_COMM_WORLD_SIZE": "two"},
+            "OMPI_COMM_WORLD_SIZE: received 'two'; .* as mpirun sets",
+        ),
+    ],
+)
 def test_tasks_that_nothing_has_started(monkeypatch, environment, said):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -123,11 +145,14 @@ class Pair:
         env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
         self.both = [
             subprocess.Popen(
-                [sys.executable, "-c", COMMANDS, address, str(i), json.dumps(commands)], env=env,
-                text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                [sys.executable, "-c", COMMANDS, address, str(i), json.dumps(commands)],
+                env=env,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
             )
             for i in range(2)
-        ]  # fmt: skip
+        ]
 
     def end(self) -> tuple[list[int], list[list[int]], list[list[str]]]:
         """Of both: the exit status, that of each command, and what each command said."""

@@ -11,11 +11,14 @@ from flax import nnx
 from umup import draws
 
 
-@pytest.mark.parametrize(("key", "counter", "words"), [
-    ((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
-    ((0xFFFFFFFF,) * 2, (0xFFFFFFFF,) * 2, (0x1CB996FC, 0xBB002BE7)),
-    ((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3), (0xC4923A9C, 0x483DF7A0)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "counter", "words"),
+    [
+        ((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
+        ((0xFFFFFFFF,) * 2, (0xFFFFFFFF,) * 2, (0x1CB996FC, 0xBB002BE7)),
+        ((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3), (0xC4923A9C, 0x483DF7A0)),
+    ],
+)
 def test_the_known_answers_of_random123(key, counter, words):
     as_words = [tuple(np.asarray([w], np.uint32) for w in pair) for pair in (key, counter)]
     assert tuple(int(w[0]) for w in draws.threefry(*as_words)) == words

@@ -17,10 +17,16 @@ from umup.errors import OutOfMemoryError, UmupError, memory_for
 XLA = "RESOURCE_EXHAUSTED: Out of memory allocating 68719476736 bytes.\nBacktrace: …"
 
 
-@pytest.mark.parametrize("error", [
-    jax.errors.JaxRuntimeError(XLA), MemoryError(), MemoryError("std::bad_alloc"),
-    RuntimeError("std::bad_alloc"), OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "error",
+    [
+        jax.errors.JaxRuntimeError(XLA),
+        MemoryError(),
+        MemoryError("std::bad_alloc"),
+        RuntimeError("std::bad_alloc"),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+    ],
+)
 def test_every_sign_of_it_is_known(error):
     with pytest.raises(OutOfMemoryError) as caught, memory_for("lanes", 4, "fewer lanes"):
         raise error
@@ -29,10 +35,15 @@ def test_every_sign_of_it_is_known(error):
     assert "Backtrace" not in text and caught.value.__cause__ is error
 
 
-@pytest.mark.parametrize("error", [
-    RuntimeError("INTERNAL: no kernel"), OSError(errno.ENOSPC, "full"), UmupError("a", 1, "b"),
-    KeyError("memory"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("INTERNAL: no kernel"),
+        OSError(errno.ENOSPC, "full"),
+        UmupError("a", 1, "b"),
+        KeyError("memory"),
+    ],
+)
 def test_other_errors_pass(error):
     with pytest.raises(type(error)) as caught, memory_for("lanes", 4, "fewer lanes"):
         raise error

@@ -128,17 +128,21 @@ def test_recipes():
         "plain": {"mlp.down": Casts(), "readout": Casts()},
         "bf16": {"mlp.down": Casts(BF16, BF16, BF16), "readout": Casts(BF16, BF16, BF16)},
         "fp8_seed": {
-            "attn.qkv": Casts(E4M3, E4M3, E4M3), "attn.out": Casts(E5M2, E4M3, E4M3),
-            "mlp.gate_up": Casts(E4M3, E4M3, E4M3), "mlp.down": Casts(E5M2, E4M3, E4M3),
+            "attn.qkv": Casts(E4M3, E4M3, E4M3),
+            "attn.out": Casts(E5M2, E4M3, E4M3),
+            "mlp.gate_up": Casts(E4M3, E4M3, E4M3),
+            "mlp.down": Casts(E5M2, E4M3, E4M3),
             "readout": Casts(E4M3, E4M3, E4M3),
         },
         "fp8_e5m2_grad": {
-            "attn.qkv": Casts(E4M3, E4M3, E5M2), "attn.out": Casts(BF16, BF16, BF16),
-            "mlp.down": Casts(BF16, BF16, BF16), "readout": Casts(E4M3, E4M3, E5M2),
+            "attn.qkv": Casts(E4M3, E4M3, E5M2),
+            "attn.out": Casts(BF16, BF16, BF16),
+            "mlp.down": Casts(BF16, BF16, BF16),
+            "readout": Casts(E4M3, E4M3, E5M2),
         },
         "fp8_current": {"mlp.down": Casts(E4M3, E4M3, E5M2, "current")},
         "fp8_delayed": {"attn.out": Casts(E4M3, E4M3, E5M2, "delayed")},
-    }  # fmt: skip
+    }
     assert set(table) == set(RECIPES)
     for recipe, linears in table.items():
         for linear, want in linears.items():
@@ -276,13 +280,28 @@ def test_native_fp8_begins_with_compute_capability_8_9(monkeypatch, platform, ca
 
 
 def make_run(scheme="umup", steps=6, eta=0.5, **model):
-    shape = {"d_model": 16, "n_layers": 3, "d_head": 8, "d_ff": 48, "vocab_size": 16, "seq_len": 8,
-             "base_width": 16, "base_depth": 3, "base_d_head": 8, "unroll": 1}  # fmt: skip
+    shape = {
+        "d_model": 16,
+        "n_layers": 3,
+        "d_head": 8,
+        "d_ff": 48,
+        "vocab_size": 16,
+        "seq_len": 8,
+        "base_width": 16,
+        "base_depth": 3,
+        "base_d_head": 8,
+        "unroll": 1,
+    }
     return RunConfig(
-        scheme=scheme, model=ModelConfig(**(shape | model)),
-        optim=OptimConfig(steps=steps, batch_size=4, warmup_steps=2), hps=HPs(eta=eta), seed=1,
-        corpus="c", tokenizer="t", data_digest="d",
-    )  # fmt: skip
+        scheme=scheme,
+        model=ModelConfig(**(shape | model)),
+        optim=OptimConfig(steps=steps, batch_size=4, warmup_steps=2),
+        hps=HPs(eta=eta),
+        seed=1,
+        corpus="c",
+        tokenizer="t",
+        data_digest="d",
+    )
 
 
 TOKENS = (np.arange(4000) ** 2 % 13).astype(np.uint16)

@@ -242,7 +242,7 @@ def test_every_kind_has_its_bytes() -> None:
 def step_products(unroll: int) -> float:
     model = ModelConfig(
         d_model=32, n_layers=2, d_head=16, d_ff=64, vocab_size=48, seq_len=16, unroll=unroll
-    )  # fmt: skip
+    )
     run = RunConfig("umup", model, OptimConfig(batch_size=4), HPs(), 0, "none", "none", "none")
     lowered = parallel.lower(run, mesh.make(MeshConfig(), jax.devices()[:1]))
     options: dict[str, str | bool] = {"xla_llvm_disable_expensive_passes": True}

@@ -154,31 +154,46 @@ def without(name):
 UP = "layers.1.mlp.linear_1.weight"
 
 
-@pytest.mark.parametrize(("field", "weights"), [
-    (UP, without(UP)),
-    ("embedding.weight", without("embedding.weight")),
-    ("embedding.weight", {}),
-    ("layers.1.mlp.linear_1.bias", WEIGHTS | {"layers.1.mlp.linear_1.bias": np.ones(32)}),
-    ("layers.3.mhsa.linear_qkv.weight", WEIGHTS | {
-        "layers.4.mlp.linear_1.weight": WEIGHTS[UP]}),
-    ("head.weight", WEIGHTS | {"head.weight": WEIGHTS["projection.weight"]}),
-    (UP, WEIGHTS | {UP: WEIGHTS[UP].T}),
-    (UP, WEIGHTS | {UP: WEIGHTS[UP].ravel()}),
-    (UP, WEIGHTS | {UP: WEIGHTS[UP].astype(int)}),
-    ("layers.0.mhsa.linear_qkv.weight", WEIGHTS | {
-        "layers.0.mhsa.linear_qkv.weight": np.ones((16, 8))}),
-    ("projection.weight", WEIGHTS | {"projection.weight": np.ones((13, 8))}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("field", "weights"),
+    [
+        (UP, without(UP)),
+        ("embedding.weight", without("embedding.weight")),
+        ("embedding.weight", {}),
+        ("layers.1.mlp.linear_1.bias", WEIGHTS | {"layers.1.mlp.linear_1.bias": np.ones(32)}),
+        (
+            "layers.3.mhsa.linear_qkv.weight",
+            WEIGHTS | {"layers.4.mlp.linear_1.weight": WEIGHTS[UP]},
+        ),
+        ("head.weight", WEIGHTS | {"head.weight": WEIGHTS["projection.weight"]}),
+        (UP, WEIGHTS | {UP: WEIGHTS[UP].T}),
+        (UP, WEIGHTS | {UP: WEIGHTS[UP].ravel()}),
+        (UP, WEIGHTS | {UP: WEIGHTS[UP].astype(int)}),
+        (
+            "layers.0.mhsa.linear_qkv.weight",
+            WEIGHTS | {"layers.0.mhsa.linear_qkv.weight": np.ones((16, 8))},
+        ),
+        ("projection.weight", WEIGHTS | {"projection.weight": np.ones((13, 8))}),
+    ],
+)
 def test_bad_weights_are_named(field, weights):
     with pytest.raises(ConfigError) as caught:
         interop.from_unit_scaling(weights, n_heads=2)
     assert caught.value.field == field
 
 
-@pytest.mark.parametrize(("field", "value"), [
-    ("n_heads", 3), ("n_heads", 0), ("n_heads", 2.0), ("n_heads", True), ("residual_mult", 0.0),
-    ("residual_attn_ratio", -1.0), ("residual_mult", float("nan")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n_heads", 3),
+        ("n_heads", 0),
+        ("n_heads", 2.0),
+        ("n_heads", True),
+        ("residual_mult", 0.0),
+        ("residual_attn_ratio", -1.0),
+        ("residual_mult", float("nan")),
+    ],
+)
 def test_bad_numbers_are_named(field, value):
     with pytest.raises(ConfigError) as caught:
         interop.from_unit_scaling(WEIGHTS, **({"n_heads": 2} | {field: value}))
@@ -187,8 +202,11 @@ def test_bad_numbers_are_named(field, value):
 
 def test_ids_of_a_wrong_shape_and_a_foreign_tree_are_named():
     model = build()
-    for bad in (lambda: model(IDS[0]), lambda: interop.loss(model, IDS[:, :1]),
-                lambda: model(IDS[:0])):  # fmt: skip
+    for bad in (
+        lambda: model(IDS[0]),
+        lambda: interop.loss(model, IDS[:, :1]),
+        lambda: model(IDS[:0]),
+    ):
         with pytest.raises(ConfigError, match="ids"):
             bad()
     with pytest.raises(ConfigError, match=r"blocks\.attn\.qkv\.w"):

@@ -178,10 +178,11 @@ def test_drift_interval_covers_the_truth():
         fits = {
             2**w: fit_optimum(
                 *sweep(GRID, 3, 0.1 * w - 0.5, spread=0.004, noise=0.003, rng=rng),
-                n_boot=200, rng_seed=7,
+                n_boot=200,
+                rng_seed=7,
             )
             for w in (4, 5, 6)
-        }  # fmt: skip
+        }
         slope = drift(fits, rng_seed=i).slope
         covered += slope.lo <= 0.1 <= slope.hi
     assert 0.90 <= covered / n <= 0.995

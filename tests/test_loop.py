@@ -303,16 +303,20 @@ def test_a_roll_back_may_be_killed(healed, tmp_path, monkeypatch, moment):
         if moment == "drop":
             drop = loop.Checkpoints.drop_after
             patch.setattr(
-                loop.Checkpoints, "drop_after",
+                loop.Checkpoints,
+                "drop_after",
                 lambda self, step: (drop(self, step), step == 32 and die()),
-            )  # fmt: skip
+            )
         elif moment == "spike":
             event = loop.Telemetry.event
             patch.setattr(
-                loop.Telemetry, "event",
-                lambda self, name, step, **f: (event(self, name, step, **f),
-                                               name == "spike" and die()),
-            )  # fmt: skip
+                loop.Telemetry,
+                "event",
+                lambda self, name, step, **f: (
+                    event(self, name, step, **f),
+                    name == "spike" and die(),
+                ),
+            )
         elif moment == "rewind":
             patch.setattr(loop.Telemetry, "rewind", lambda self, step: die())
         else:

@@ -25,21 +25,26 @@ def test_one_core_of_several():
     code = f"from umup import machine as m\nm.bind({core})\nm.bind(9999)  # no such core\n"
     done = subprocess.run(
         [sys.executable, "-c", f"{code}print(m.cores(), m.core_numbers())"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.split(maxsplit=1) == ["1", f"[{core}]\n"]
 
 
-@pytest.mark.parametrize(("flags", "processor", "jaxlib", "off"), [
-    ("", "flags : avx2 f16c", "0.10.2", True),
-    (" --xla_cpu_max_isa=AVX2", "flags : avx2 f16c", "0.10.2", True),
-    (" --xla_cpu_max_isa=AVX512", "flags : avx2 f16c", "0.10.2", True),
-    (" --xla_cpu_max_isa=SSE4_2", "flags : avx2 f16c", "0.10.2", False),
-    (" --xla_cpu_max_isa=AVX", "flags : avx2 f16c", "0.10.2", False),
-    ("", "flags : sse4_2", "0.10.2", False),
-    ("", "Features : fphp", "0.10.2", True),
-    ("", "flags : avx2 f16c", "0.12.0", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "processor", "jaxlib", "off"),
+    [
+        ("", "flags : avx2 f16c", "0.10.2", True),
+        (" --xla_cpu_max_isa=AVX2", "flags : avx2 f16c", "0.10.2", True),
+        (" --xla_cpu_max_isa=AVX512", "flags : avx2 f16c", "0.10.2", True),
+        (" --xla_cpu_max_isa=SSE4_2", "flags : avx2 f16c", "0.10.2", False),
+        (" --xla_cpu_max_isa=AVX", "flags : avx2 f16c", "0.10.2", False),
+        ("", "flags : sse4_2", "0.10.2", False),
+        ("", "Features : fphp", "0.10.2", True),
+        ("", "flags : avx2 f16c", "0.12.0", False),
+    ],
+)
 def test_haste_leaves_out_no_emitter_that_fp8_needs(monkeypatch, flags, processor, jaxlib, off):
     monkeypatch.setenv("XLA_FLAGS", flags)
     monkeypatch.setattr(machine, "_lines", lambda path: ["processor : 0", processor])

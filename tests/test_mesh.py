@@ -14,9 +14,7 @@ from umup import mesh
 from umup.config import MeshConfig, ModelConfig, OptimConfig
 from umup.errors import ConfigError
 
-MODEL = ModelConfig(
-    d_model=48, d_head=8, d_ff=96, vocab_size=60, n_layers=1, seq_len=8
-)  # 6 heads  # fmt: skip
+MODEL = ModelConfig(d_model=48, d_head=8, d_ff=96, vocab_size=60, n_layers=1, seq_len=8)  # 6 heads
 OPTIM = OptimConfig(steps=10, warmup_steps=1, batch_size=24)
 
 
@@ -71,9 +69,12 @@ def test_variables_are_split_by_their_axes_and_the_rest_is_everywhere():
         for name, leaf in found.items()
     }
     assert specs == {
-        "weight": P("tensor", "fsdp"), "stacked": P(None, "fsdp", "tensor"),
-        "factor": P(), "scale": P(None), "step": P(),
-    }  # fmt: skip
+        "weight": P("tensor", "fsdp"),
+        "stacked": P(None, "fsdp", "tensor"),
+        "factor": P(),
+        "scale": P(None),
+        "step": P(),
+    }
     assert found["weight"].get_metadata()["axes"] == ("vocab", "embed")
 
 
@@ -130,10 +131,15 @@ def test_each_accumulated_part_must_divide():
     mesh.check(MeshConfig(6, 1, 1), MODEL, optim)
     refuses(
         lambda: mesh.check(MeshConfig(8, 1, 1), MODEL, optim),
-        "mesh.data", "8", "batch_size / accumulate = 6", "such as 6",
-    )  # fmt: skip
+        "mesh.data",
+        "8",
+        "batch_size / accumulate = 6",
+        "such as 6",
+    )
     mesh.check(MeshConfig(8, 1, 1), MODEL, OPTIM)  # whole it would
     refuses(
         lambda: OptimConfig(steps=10, warmup_steps=1, batch_size=24, accumulate=5),
-        "accumulate", "5", "a divisor of batch_size = 24",
-    )  # fmt: skip
+        "accumulate",
+        "5",
+        "a divisor of batch_size = 24",
+    )

@@ -31,18 +31,29 @@ ARRAYS = np.load(HERE / "golden.npz")
 # --- small runs -----------------------------------------------------------------------------------
 
 MODEL = {
-    "d_model": 32, "n_layers": 2, "d_head": 16, "d_ff": 48, "vocab_size": 23, "seq_len": 16,
-    "base_width": 32, "base_depth": 2, "base_d_head": 16,
-}  # fmt: skip
+    "d_model": 32,
+    "n_layers": 2,
+    "d_head": 16,
+    "d_ff": 48,
+    "vocab_size": 23,
+    "seq_len": 16,
+    "base_width": 32,
+    "base_depth": 2,
+    "base_d_head": 16,
+}
 
 
 def make_run(scheme, *, steps=24, eps=1e-8, seed=0, hps=None, **model):
     return RunConfig(
-        scheme=scheme, model=ModelConfig(**(MODEL | model)),
+        scheme=scheme,
+        model=ModelConfig(**(MODEL | model)),
         optim=OptimConfig(steps=steps, batch_size=4, warmup_steps=steps // 4, eps=eps),
-        hps=HPs(**({"eta": 2.0**-7} | (hps or {}))), seed=seed,
-        corpus="c", tokenizer="t", data_digest="d",
-    )  # fmt: skip
+        hps=HPs(**({"eta": 2.0**-7} | (hps or {}))),
+        seed=seed,
+        corpus="c",
+        tokenizer="t",
+        data_digest="d",
+    )
 
 
 def stream(vocab=23, length=4001):
@@ -81,11 +92,25 @@ def params_of(run):
 
 
 def reference_model(hps=None, **changes):
-    config = ModelConfig(**(
-        {"d_model": 64, "n_layers": 2, "d_head": 16, "d_ff": 256, "vocab_size": 96, "seq_len": 32,
-         "base_width": 64, "base_depth": 2, "base_d_head": 16, "rope": False,
-         "tau_convention": "library", "depth_convention": "layers"} | changes
-    ))  # fmt: skip
+    config = ModelConfig(
+        **(
+            {
+                "d_model": 64,
+                "n_layers": 2,
+                "d_head": 16,
+                "d_ff": 256,
+                "vocab_size": 96,
+                "seq_len": 32,
+                "base_width": 64,
+                "base_depth": 2,
+                "base_d_head": 16,
+                "rope": False,
+                "tau_convention": "library",
+                "depth_convention": "layers",
+            }
+            | changes
+        )
+    )
     numbers = Parametrization("umup", config, HPs(**(hps or {})).to_dict(), 4 * 32)
     model = Decoder(config, numbers, rngs=nnx.Rngs(params=0))
     high, low = ARRAYS["decoder_main/weights"]
@@ -114,9 +139,12 @@ def by_reference_name(params):
         gate, up = mlp["gate_up"]["w"][i].swapaxes(0, 1)
         qkv = attn["qkv"]["w"][i]
         mine = {
-            "mhsa.linear_qkv": qkv.reshape(len(qkv), -1), "mhsa.linear_o": attn["out"]["w"][i],
-            "mlp.linear_1": up, "mlp.linear_gate": gate, "mlp.linear_2": mlp["down"]["w"][i],
-        }  # fmt: skip
+            "mhsa.linear_qkv": qkv.reshape(len(qkv), -1),
+            "mhsa.linear_o": attn["out"]["w"][i],
+            "mlp.linear_1": up,
+            "mlp.linear_gate": gate,
+            "mlp.linear_2": mlp["down"]["w"][i],
+        }
         out |= {f"layers.{i}.{name}.weight": w.T for name, w in mine.items()}
     return {name: np.asarray(w) for name, w in out.items()}
 
@@ -143,9 +171,11 @@ def next_token_loss(graph):
         model = nnx.merge(graph, params, scales)
         logits = model(ids)
         mean = ops.cross_entropy(
-            logits[:, :-1].reshape(-1, 96), ids[:, 1:].reshape(-1),
-            model.loss_alpha[...], model.loss_grad[...],
-        )  # fmt: skip
+            logits[:, :-1].reshape(-1, 96),
+            ids[:, 1:].reshape(-1),
+            model.loss_alpha[...],
+            model.loss_grad[...],
+        )
         return mean, logits
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
@@ -182,9 +212,11 @@ def test_decoder_matches_the_reference():
 def test_residual_hps_match_the_reference(case):
     golden = GOLDEN["decoder_losses"][case]
     found = reference_loss(
-        {"alpha_residual": golden["residual_mult"],
-         "alpha_residual_attn_ratio": golden["residual_attn_ratio"]}
-    )  # fmt: skip
+        {
+            "alpha_residual": golden["residual_mult"],
+            "alpha_residual_attn_ratio": golden["residual_attn_ratio"],
+        }
+    )
     assert found == pytest.approx(golden["loss"], abs=1e-4)
 
 
@@ -236,13 +268,16 @@ def test_mup_is_sp_at_the_base_bit_for_bit():
     np.testing.assert_array_equal(sp, mup)
 
 
-@pytest.mark.parametrize(("changes", "moves"), [
-    ({"base_width": 16}, {"init", "scales", "factors"}),
-    ({"base_depth": 1}, {"scales", "factors"}),
-    ({"base_d_head": 8}, {"scales"}),
-    ({"d_model": 48, "d_ff": 72}, {"init", "scales", "factors"}),
-    ({}, set()),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "moves"),
+    [
+        ({"base_width": 16}, {"init", "scales", "factors"}),
+        ({"base_depth": 1}, {"scales", "factors"}),
+        ({"base_d_head": 8}, {"scales"}),
+        ({"d_model": 48, "d_ff": 72}, {"init", "scales", "factors"}),
+        ({}, set()),
+    ],
+)
 def test_mup_is_not_sp_elsewhere(changes, moves):
     sp, mup = (
         train.init(run, lane_of(run)) for run in (make_run(s, **changes) for s in ("sp", "mup"))
@@ -269,8 +304,14 @@ def test_mup_trains_unlike_sp_away_from_the_base():
 
 def test_abc_symmetry_holds_for_a_whole_trajectory():
     """A→Aθ, √B→√B/θ, C→C/θ trains alike under Adam with ε → 0."""
-    hps = {"eta": 2.0**-6, "eta_emb": 4.0, "sigma_init": 0.5, "alpha_emb": 3.0,
-           "alpha_output": 2.0, "weight_decay": 2.0**-8}  # fmt: skip
+    hps = {
+        "eta": 2.0**-6,
+        "eta_emb": 4.0,
+        "sigma_init": 0.5,
+        "alpha_emb": 3.0,
+        "alpha_output": 2.0,
+        "weight_decay": 2.0**-8,
+    }
     shape = {"base_width": 8, "base_depth": 1, "base_d_head": 8}
     one, twin = (
         losses(make_run(s, steps=60, eps=1e-30, hps=hps, **shape))
@@ -351,9 +392,13 @@ def test_initial_standard_deviations(scheme):
     found = {name: float(w.std()) for name, w in params_of(run).items()}
     unit = get(scheme).unit_scaled or scheme == "mup_intermediate"
     want = {
-        "embed": 1.0, "qkv": 32**-0.5, "['out']": 32**-0.5, "gate_up": 32**-0.5,
-        "down": 48**-0.5, "readout": (32 if scheme == "sp" else 8) ** -0.5,
-    }  # fmt: skip
+        "embed": 1.0,
+        "qkv": 32**-0.5,
+        "['out']": 32**-0.5,
+        "gate_up": 32**-0.5,
+        "down": 48**-0.5,
+        "readout": (32 if scheme == "sp" else 8) ** -0.5,
+    }
     for part, std in want.items():
         (name,) = [n for n in found if part in n]
         assert found[name] == pytest.approx(1.0 if unit else std, rel=0.08), name
@@ -392,9 +437,14 @@ def test_scan_equals_unrolled():
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)  # Adam's moments
 
 
-@pytest.mark.parametrize("shape", [
-    {}, {"n_layers": 1, "vocab_size": 2}, {"n_layers": 3, "d_ff": 7, "d_model": 48},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {},
+        {"n_layers": 1, "vocab_size": 2},
+        {"n_layers": 3, "d_ff": 7, "d_model": 48},
+    ],
+)
 def test_n_params_is_the_number_of_parameters(shape):
     run = make_run("umup", **shape)
     _, params, _ = split(nnx.eval_shape(lambda: model_of(run)))
@@ -406,10 +456,15 @@ def test_n_params_by_hand():
     assert make_run("sp").model.n_params == 18_880
 
 
-@pytest.mark.parametrize("shape", [
-    {"seq_len": 1, "vocab_size": 2}, {"seq_len": 5, "d_head": 32, "n_layers": 1},
-    {"d_ff": 1, "d_head": 2}, {"d_head": 1, "rope": False},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"seq_len": 1, "vocab_size": 2},
+        {"seq_len": 5, "d_head": 32, "n_layers": 1},
+        {"d_ff": 1, "d_head": 2},
+        {"d_head": 1, "rope": False},
+    ],
+)
 def test_edge_shapes_train(shape):
     for scheme, away_from_uniform in (("mup", 2.0), ("umup", 0.6)):
         run = make_run(scheme, steps=3, **shape)

@@ -97,8 +97,11 @@ def test_a_change_is_noticed_and_a_harmless_one_survives(scripts):
         "print([o.killer for o in mutations.run(both, jobs=1)])\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=SCRIPTS.parent, capture_output=True, text=True,
+        [sys.executable, "-c", code],
+        cwd=SCRIPTS.parent,
+        capture_output=True,
+        text=True,
         env={"PYTHONPATH": str(SCRIPTS), "PATH": "/usr/bin:/bin"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert "'tests/test_config.py::" in done.stdout and done.stdout.rstrip().endswith(", '']")

@@ -28,8 +28,18 @@ def test_a_changed_row_fails_the_comparison_and_none_passes(tmp_path: Path) -> N
         shard.unlink()
     Store(folder).append(rows.to_dict("records"))
 
-    command = [sys.executable, "-m", "pytest", "-q", "--nbval", "--nbval-current-env",
-               "-p", "no:cacheprovider", "same", "changed"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--nbval",
+        "--nbval-current-env",
+        "-p",
+        "no:cacheprovider",
+        "same",
+        "changed",
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "lib")}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]

@@ -45,9 +45,11 @@ _hidden = math.pi
 steps = 1_000
 """
     assert notebook.parameters(saved(tmp_path, first=source)) == {
-        "profile": "cpu", "weight": 2.0**-13, "steps": 1000,
+        "profile": "cpu",
+        "weight": 2.0**-13,
+        "steps": 1000,
         "rows": [{"name": "a = b", "optim": {"batch_size": 4}}],
-    }  # fmt: skip
+    }
     assert notebook.parameters(saved(tmp_path, tagged=False)) == {}
 
 
@@ -192,8 +194,10 @@ def test_strip_hides_injected_parameters_and_drops_run_metadata():
 
 def test_pictures_get_a_palette_and_stay_what_they_are():
     rows = np.linspace(0, 255, 300, dtype=np.uint8)
-    pixels = np.stack([np.tile(rows, (200, 1)), np.full((200, 300), 90, np.uint8),
-                       np.tile(rows[::-1], (200, 1))], axis=-1)  # fmt: skip
+    pixels = np.stack(
+        [np.tile(rows, (200, 1)), np.full((200, 300), 90, np.uint8), np.tile(rows[::-1], (200, 1))],
+        axis=-1,
+    )
     pixels[50:60] = (255, 255, 255)
     pixels[55] = (200, 0, 0)  # a line of one pixel
     png = io.BytesIO()

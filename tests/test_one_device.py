@@ -25,9 +25,13 @@ def test_marked_tests_pass_on_one_device() -> None:
     marked.remove(Path(__file__))
     command = [sys.executable, "-m", "pytest", "-q", "-m", "one_device", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*command, "-n0", *map(str, marked)], cwd=TESTS.parent, timeout=LIMIT, capture_output=True,
-        text=True, env=os.environ | {"UMUP_TEST_DEVICES": "1", "UMUP_TEST_IN_HASTE": "0"},
-    )  # fmt: skip
+        [*command, "-n0", *map(str, marked)],
+        cwd=TESTS.parent,
+        timeout=LIMIT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"UMUP_TEST_DEVICES": "1", "UMUP_TEST_IN_HASTE": "0"},
+    )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert re.search(r"\d+ passed", done.stdout)
     assert "skipped" not in done.stdout

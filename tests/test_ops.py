@@ -35,9 +35,16 @@ def golden(case, *names):
 
 def numbers(scheme="umup", *, tokens=1, d_head=16, seq_len=32, **hps):
     model = ModelConfig(
-        d_model=2 * d_head, n_layers=1, d_head=d_head, d_ff=8, seq_len=seq_len, base_depth=1,
-        base_width=2 * d_head, base_d_head=d_head, rope=False,
-    )  # fmt: skip
+        d_model=2 * d_head,
+        n_layers=1,
+        d_head=d_head,
+        d_ff=8,
+        seq_len=seq_len,
+        base_depth=1,
+        base_width=2 * d_head,
+        base_d_head=d_head,
+        rope=False,
+    )
     return Parametrization(scheme, model, HPs(**hps).to_dict(), tokens)
 
 
@@ -82,8 +89,11 @@ def test_linear_is_the_references():
     n = numbers(tokens=15).weight("hidden", 24, 96)
     check(
         lambda x, w: ops.linear(x, w, n.forward, n.backward, n.weight_grad),
-        (flat(x), w.T), flat(g), flat(out), (flat(d_x), d_w.T),
-    )  # fmt: skip
+        (flat(x), w.T),
+        flat(g),
+        flat(out),
+        (flat(d_x), d_w.T),
+    )
 
 
 @pytest.mark.optimized
@@ -93,8 +103,11 @@ def test_readout_is_the_references():
     n = numbers(tokens=15).weight("output", 24, 96)
     check(
         lambda x, w: ops.linear(x, w, n.forward, n.backward, n.weight_grad),
-        (flat(x), w.T), flat(g), flat(out), (flat(d_x), d_w.T),
-    )  # fmt: skip
+        (flat(x), w.T),
+        flat(g),
+        flat(out),
+        (flat(d_x), d_w.T),
+    )
 
 
 @pytest.mark.optimized
@@ -103,8 +116,11 @@ def test_embedding_is_the_references():
     n = numbers(tokens=32).weight("input", 40, 16)
     check(
         lambda w: ops.embed(ids.reshape(-1), w, n.forward, n.weight_grad),
-        (w,), flat(g), flat(out), (d_w,),
-    )  # fmt: skip
+        (w,),
+        flat(g),
+        flat(out),
+        (d_w,),
+    )
 
 
 @pytest.mark.optimized
@@ -139,8 +155,11 @@ def test_cross_entropy_is_the_references(alpha):
     scales = numbers(alpha_loss_softmax=float(alpha), tokens=24).loss(50)
     check(
         lambda z: ops.cross_entropy(z, targets.astype(jnp.int32), *scales),
-        (logits,), jnp.float32(1.0), out, (d_logits,),
-    )  # fmt: skip
+        (logits,),
+        jnp.float32(1.0),
+        out,
+        (d_logits,),
+    )
 
 
 @pytest.mark.optimized
@@ -181,8 +200,10 @@ def test_attention_has_true_gradients(heads, t, d, out):
     logit = 1 / math.sqrt(d)
     check_against(
         lambda q, k, v: out * plain_attention(q, k, v, logit),
-        lambda q, k, v: ops.attention(q, k, v, logit, out), (q, k, v), g,
-    )  # fmt: skip
+        lambda q, k, v: ops.attention(q, k, v, logit, out),
+        (q, k, v),
+        g,
+    )
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.3, 4.0])
@@ -190,8 +211,10 @@ def test_gated_silu_has_true_gradients(alpha):
     x, gate, g = (normal(i, 11, 5) * 3 for i in range(3))
     check_against(
         lambda x, t: 1.7 * x * t / (1 + jnp.exp(-alpha * t)),
-        lambda x, t: ops.gated_silu(x, t, alpha, 1.7), (x, gate), g,
-    )  # fmt: skip
+        lambda x, t: ops.gated_silu(x, t, alpha, 1.7),
+        (x, gate),
+        g,
+    )
 
 
 @pytest.mark.parametrize("vocab", [2, 3, 17])
@@ -212,9 +235,7 @@ def test_cross_entropy_has_true_gradients(vocab, alpha):
 def test_cross_entropy_of_huge_logits_is_finite():
     z = jnp.array([[1e4, -1e4], [0.0, 1e4]])
     targets = np.array([0, 0])
-    loss, (grad,) = pulled(
-        lambda z: ops.cross_entropy(z, targets, 1.0, 0.5), (z,), np.float32(1)
-    )  # fmt: skip
+    loss, (grad,) = pulled(lambda z: ops.cross_entropy(z, targets, 1.0, 0.5), (z,), np.float32(1))
     assert float(loss) == pytest.approx(5e3)
     np.testing.assert_allclose(grad, [[0, 0], [-0.5, 0.5]])
 
@@ -294,9 +315,10 @@ def test_bfloat16_activations_keep_their_type_and_weights_theirs():
     def types():
         out, pull = jax.vjp(lambda x, w: ops.linear(x, w, 0.5, 0.5, 0.5), x, w)
         others = (
-            ops.attention(q, q, q, 1.0, 1.0), ops.rms_norm(jnp.asarray(x)),
+            ops.attention(q, q, q, 1.0, 1.0),
+            ops.rms_norm(jnp.asarray(x)),
             ops.cross_entropy(jnp.asarray(x), jnp.zeros(4, int), 1.0, 1.0),
-        )  # fmt: skip
+        )
         return out, *pull(out), *others
 
     low, high = jnp.bfloat16, jnp.float32
@@ -356,7 +378,7 @@ def test_attention_of_huge_logits_is_finite():
     v = jnp.array([[[1.0], [5.0]]])
     out, gradients = pulled(
         lambda q, k, v: ops.attention(q, k, v, 1.0, 1.0), (q, k, v), np.ones((1, 2, 1), np.float32)
-    )  # fmt: skip
+    )
     np.testing.assert_allclose(np.asarray(out)[0, :, 0], [1.0, 1.0], rtol=1e-6)
     assert all(np.isfinite(g).all() for g in gradients)
 

@@ -68,10 +68,13 @@ def test_warm_up_then_linear():
     assert found == pytest.approx([0.5, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2])
 
 
-@pytest.mark.parametrize(("kind", "decay"), [
-    ("wsd", [0.8, 0.6, 0.4, 0.2]),  # 0.2 + 0.8·(1 − x) at x = ¼, ½, ¾, 1
-    ("wsd_sqrt", [0.6, 1.0 - 0.8 * math.sqrt(0.5), 1.0 - 0.8 * math.sqrt(0.75), 0.2]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "decay"),
+    [
+        ("wsd", [0.8, 0.6, 0.4, 0.2]),  # 0.2 + 0.8·(1 − x) at x = ¼, ½, ¾, 1
+        ("wsd_sqrt", [0.6, 1.0 - 0.8 * math.sqrt(0.5), 1.0 - 0.8 * math.sqrt(0.75), 0.2]),
+    ],
+)
 def test_warm_up_stable_decay(kind, decay):
     config = {"schedule": kind, "warmup_steps": 2, "decay_steps": 4, "final_lr_ratio": 0.2}
     assert factors(steps=9, **config) == pytest.approx([0.5, 1.0, 1.0, 1.0, 1.0, *decay])
@@ -118,9 +121,16 @@ def trained(run, tokens, parts):
 @pytest.mark.parametrize("kind", ["wsd", "wsd_sqrt"])
 def test_a_forked_decay_is_the_unforked_run_bit_for_bit(kind):
     model = ModelConfig(
-        d_model=16, n_layers=2, d_head=8, d_ff=32, vocab_size=32, seq_len=16, base_width=8,
-        base_depth=2, base_d_head=8,
-    )  # fmt: skip
+        d_model=16,
+        n_layers=2,
+        d_head=8,
+        d_ff=32,
+        vocab_size=32,
+        seq_len=16,
+        base_width=8,
+        base_depth=2,
+        base_d_head=8,
+    )
     whole = OptimConfig(steps=12, batch_size=4, warmup_steps=3, schedule=kind, decay_steps=6)
     longer = dataclasses.replace(whole, steps=40, decay_steps=20)
     run = RunConfig("umup", model, whole, HPs(), seed=1, corpus="x", tokenizer="x", data_digest="x")
@@ -187,9 +197,7 @@ def test_sgd_by_hand(decay, momentum):
     rng = np.random.default_rng(1)
     w = {"a": rng.normal(size=(3, 2)), "b": rng.normal(size=4)}
     scale = {"a": 0.25, "b": 3.0}
-    optimizer = optim.sgd(
-        config, scale, {"eta": 0.05, "weight_decay": 0.02}, momentum=momentum
-    )  # fmt: skip
+    optimizer = optim.sgd(config, scale, {"eta": 0.05, "weight_decay": 0.02}, momentum=momentum)
     ours = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), w)
     state, m = optimizer.init(ours), {k: np.zeros_like(x) for k, x in w.items()}
     for t in range(8):
@@ -261,9 +269,11 @@ def test_flax_optimizer_makes_adams_first_step_times_each_factor(name, jit):
     bias = 0.0 if name == "by label" else 0.125
     assert moved == {
         "first": {"kernel": pytest.approx(0.125, rel=1e-3), "bias": pytest.approx(bias, rel=1e-3)},
-        "second": {"kernel": pytest.approx(0.125 / 4, rel=1e-3),
-                   "bias": pytest.approx(bias, rel=1e-3)},
-    }  # fmt: skip
+        "second": {
+            "kernel": pytest.approx(0.125 / 4, rel=1e-3),
+            "bias": pytest.approx(bias, rel=1e-3),
+        },
+    }
 
 
 def test_a_mask_and_a_part_of_the_weights_leave_the_rest_as_it_is():
@@ -358,9 +368,11 @@ def test_bad_momentum(momentum):
 # --- factors from the rules -----------------------------------------------------------------------
 
 NUMBERS = Parametrization(
-    "mup", ModelConfig(d_model=128, d_head=16, base_width=32, n_layers=8, base_depth=2),
-    HPs().to_dict(), tokens=64,
-)  # fmt: skip
+    "mup",
+    ModelConfig(d_model=128, d_head=16, base_width=32, n_layers=8, base_depth=2),
+    HPs().to_dict(),
+    tokens=64,
+)
 
 
 def test_factors_follow_the_optimizer():
@@ -385,12 +397,15 @@ def test_factors_follow_the_optimizer():
 META = {"role": "hidden", "fan_in": 4, "fan_out": 4, "residual": False}
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"role": None}, "gain: received 'a parameter without a role'; allowed: input"),
-    ({"role": "norm"}, r"gain's role: received 'norm'; allowed: input \| hidden \| output"),
-    ({"fan_out": None}, "gain: received 'a parameter without fan_out'"),
-    ({"residual": None}, "gain: received 'a parameter without residual'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"role": None}, "gain: received 'a parameter without a role'; allowed: input"),
+        ({"role": "norm"}, r"gain's role: received 'norm'; allowed: input \| hidden \| output"),
+        ({"fan_out": None}, "gain: received 'a parameter without fan_out'"),
+        ({"residual": None}, "gain: received 'a parameter without residual'"),
+    ],
+)
 def test_a_parameter_that_no_rule_covers_is_an_error(changes, message):
     meta = {k: v for k, v in (META | changes).items() if v is not None}
     params = nnx.State({"norm": {"gain": nnx.Param(jnp.ones(4), **meta)}})
@@ -414,17 +429,20 @@ def test_independent_decay_is_free_of_eta_and_factor():
         assert float(updates["w"][0]) == pytest.approx(-0.25)
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"warmup_steps": 11}, "warmup_steps: received 11; allowed: at most steps = 10"),
-    ({"beta1": 1.0}, r"beta1: received 1.0; allowed: a number in \[0, 1\)"),
-    ({"beta2": 1.0}, "beta2"),
-    ({"beta2": -0.1}, "beta2"),
-    ({"eps": 0.0}, "eps: received 0.0; allowed: a finite number > 0"),
-    ({"final_lr_ratio": 1.1}, "final_lr_ratio"),
-    ({"decay": "l2"}, r"decay: received 'l2'; allowed: independent \| coupled"),
-    ({"steps": 0, "warmup_steps": 0}, "steps: received 0"),
-    ({"batch_size": 2.0}, "batch_size: received 2.0; allowed: a value of type int"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"warmup_steps": 11}, "warmup_steps: received 11; allowed: at most steps = 10"),
+        ({"beta1": 1.0}, r"beta1: received 1.0; allowed: a number in \[0, 1\)"),
+        ({"beta2": 1.0}, "beta2"),
+        ({"beta2": -0.1}, "beta2"),
+        ({"eps": 0.0}, "eps: received 0.0; allowed: a finite number > 0"),
+        ({"final_lr_ratio": 1.1}, "final_lr_ratio"),
+        ({"decay": "l2"}, r"decay: received 'l2'; allowed: independent \| coupled"),
+        ({"steps": 0, "warmup_steps": 0}, "steps: received 0"),
+        ({"batch_size": 2.0}, "batch_size: received 2.0; allowed: a value of type int"),
+    ],
+)
 def test_bad_optimizer_settings(changes, message):
     with pytest.raises(ConfigError, match=message):
         OptimConfig(**({"steps": 10, "warmup_steps": 0} | changes))

@@ -40,9 +40,13 @@ def _start(pattern: str) -> subprocess.Popen[str]:
     marked = [path for path in others if "mark.optimized" in path.read_text(encoding="utf-8")]
     command = [sys.executable, "-m", "pytest", "-q", "-m", MARKED, "-p", "no:cacheprovider"]
     return subprocess.Popen(
-        [*command, "-n0", *map(str, marked)], cwd=TESTS.parent, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, env=os.environ | {"UMUP_TEST_IN_HASTE": "0"},
-    )  # fmt: skip
+        [*command, "-n0", *map(str, marked)],
+        cwd=TESTS.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"UMUP_TEST_IN_HASTE": "0"},
+    )
 
 
 def test_no_mark_is_missed() -> None:

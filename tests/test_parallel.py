@@ -419,9 +419,11 @@ def test_the_fused_kernel_is_called_as_its_layout_asks(monkeypatch):
 
     found, want = both("cudnn"), both("xla")
     assert seen == {
-        "scale": 1.0, "is_causal": True, "implementation": "cudnn",
+        "scale": 1.0,
+        "is_causal": True,
+        "implementation": "cudnn",
         "shape": (batch, length, heads, d_head),
-    }  # fmt: skip
+    }
     for one, other in zip(found, want, strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
 
@@ -473,10 +475,13 @@ def test_two_processes_train_as_one(tmp_path):
     started = [
         subprocess.Popen(
             [sys.executable, script, coordinator, "2", str(i), tmp_path / f"{i}.npz"],
-            env=os.environ | flags, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=os.environ | flags,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for i in range(2)
-    ]  # fmt: skip
+    ]
     try:
         said = [process.communicate(timeout=120)[0] for process in started]
     finally:

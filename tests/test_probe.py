@@ -21,13 +21,29 @@ TOKENS = (np.arange(4000) ** 2 % 13).astype(np.uint16)
 
 
 def make_run(scheme="umup", *, seed=1, eta=0.5, steps=6, probe_steps=(), **model):
-    shape = {"d_model": 16, "n_layers": 3, "d_head": 8, "d_ff": 48, "vocab_size": 16, "seq_len": 8,
-             "base_width": 16, "base_depth": 3, "base_d_head": 8, "unroll": 1}  # fmt: skip
+    shape = {
+        "d_model": 16,
+        "n_layers": 3,
+        "d_head": 8,
+        "d_ff": 48,
+        "vocab_size": 16,
+        "seq_len": 8,
+        "base_width": 16,
+        "base_depth": 3,
+        "base_d_head": 8,
+        "unroll": 1,
+    }
     return RunConfig(
-        scheme=scheme, model=ModelConfig(**(shape | model)),
-        optim=OptimConfig(steps=steps, batch_size=4, warmup_steps=2), hps=HPs(eta=eta), seed=seed,
-        corpus="c", tokenizer="t", data_digest="squares", probe_steps=probe_steps,
-    )  # fmt: skip
+        scheme=scheme,
+        model=ModelConfig(**(shape | model)),
+        optim=OptimConfig(steps=steps, batch_size=4, warmup_steps=2),
+        hps=HPs(eta=eta),
+        seed=seed,
+        corpus="c",
+        tokenizer="t",
+        data_digest="squares",
+        probe_steps=probe_steps,
+    )
 
 
 def lane_of(lanes, i=0):
@@ -97,9 +113,15 @@ def test_a_tensor_with_an_infinite_derivative_spoils_no_gradient():
 def test_a_model_names_what_it_reports():
     names = train.observed(make_run())
     assert len(names) == len(set(names)) == 3 * (4 * 3 + 4 + 2 * 2) + 3 + 2 + 2
-    for name in ("blocks.2.attn.qkv/output_gradient", "blocks.0.mlp.down/input", "readout/weight",
-                 "blocks.1.attn.scores/entropy", "blocks.2.mlp_branch/value", "embed/gradient",
-                 "logits/value"):  # fmt: skip
+    for name in (
+        "blocks.2.attn.qkv/output_gradient",
+        "blocks.0.mlp.down/input",
+        "readout/weight",
+        "blocks.1.attn.scores/entropy",
+        "blocks.2.mlp_branch/value",
+        "embed/gradient",
+        "logits/value",
+    ):
         assert name in names
 
 
@@ -110,8 +132,9 @@ def test_reports_are_of_the_right_tensors(recipe, dtype):
     lanes, states = start([run])
     (found,) = reported(run, lanes, states)
     blocks = states.params["blocks"]
-    down, qkv = (np.asarray(w[...])[0] for w in (blocks["mlp"]["down"]["w"],
-                                                 blocks["attn"]["qkv"]["w"]))  # fmt: skip
+    down, qkv = (
+        np.asarray(w[...])[0] for w in (blocks["mlp"]["down"]["w"], blocks["attn"]["qkv"]["w"])
+    )
     for layer in range(3):
         for name, w in (("mlp.down", down), ("attn.qkv", qkv)):
             want = np.asarray(statistics(w[layer]))
@@ -157,9 +180,15 @@ def test_looking_changes_no_number(tmp_path):
     from umup.lab.sweep import Settings, run_group
 
     dataset = Dataset(
-        corpus="c", tokenizer="t", vocab_size=16, train=TOKENS, val=TOKENS, bytes_per_token=1.0,
-        digest="squares", tokenizer_digest="t",
-    )  # fmt: skip
+        corpus="c",
+        tokenizer="t",
+        vocab_size=16,
+        train=TOKENS,
+        val=TOKENS,
+        bytes_per_token=1.0,
+        digest="squares",
+        tokenizer_digest="t",
+    )
     steps, by_twos = (0, 1, 4, 6), Settings(chunk_steps=2)
     plain, probed = (
         run_group([run], dataset, tmp_path, study="s", profile="p", settings=by_twos)[0]

@@ -248,9 +248,11 @@ def test_importing_needs_no_jax() -> None:
         "        sys.exit(f'umup.{name} imports {sorted(found)}')\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, *sorted(NO_JAX)], capture_output=True, text=True,
+        [sys.executable, "-c", code, *sorted(NO_JAX)],
+        capture_output=True,
+        text=True,
         env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -235,8 +235,10 @@ def test_a_damaged_list_is_refused():
 
 @given(
     st.lists(st.tuples(st.integers(0, 120), st.integers(0, 12)), max_size=8),
-    st.integers(1, 6), st.integers(0, 9), st.integers(6, 40),
-)  # fmt: skip
+    st.integers(1, 6),
+    st.integers(0, 9),
+    st.integers(6, 40),
+)
 @settings(max_examples=150, deadline=None)
 def test_no_batch_that_was_left_out_comes_back(spikes, lead: int, trail: int, margin: int):
     config = RecoveryConfig(lead=lead, trail=trail, margin=margin, eta_factor=0.5)

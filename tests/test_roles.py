@@ -140,8 +140,11 @@ def test_what_has_no_declared_shape_or_no_rule_is_refused() -> None:
     grouped = nnx.Conv(8, 8, (3,), feature_group_count=2, rngs=nnx.Rngs(0))
     lora = nnx.LoRALinear(8, 8, lora_rank=2, rngs=nnx.Rngs(0))
     for module, name in (
-        (dense, "kernel"), (swapped, "kernel"), (grouped, "kernel"), (lora, "lora.lora_a")
-    ):  # fmt: skip
+        (dense, "kernel"),
+        (swapped, "kernel"),
+        (grouped, "kernel"),
+        (lora, "lora.lora_a"),
+    ):
         with pytest.raises(ConfigError) as error:
             mark(module, "hidden")
         assert error.value.field == name
@@ -190,8 +193,11 @@ def test_gains_and_biases_are_no_embedding_and_the_last_bias_does_not_widen() ->
         def __init__(self, rngs: nnx.Rngs):
             self.embed = nnx.Embed(10, 8, rngs=rngs)
             self.hidden, self.readout = nnx.Linear(8, 8, rngs=rngs), nnx.Linear(8, 3, rngs=rngs)
-            for part, role in ((self.embed, "input"), (self.hidden, "hidden"),
-                               (self.readout, "output")):  # fmt: skip
+            for part, role in (
+                (self.embed, "input"),
+                (self.hidden, "hidden"),
+                (self.readout, "output"),
+            ):
                 mark(part, role)
 
     params = nnx.state(Model(nnx.Rngs(0)), nnx.Param)

@@ -21,9 +21,16 @@ GOLDEN = json.loads((Path(__file__).parent / "golden/golden.json").read_text())
 
 # d_model is 4 times the base, N twice the base, d_head 4 times the base; d_ff = 3·d_model.
 MODEL = ModelConfig(
-    d_model=256, n_layers=8, d_head=64, d_ff=768, vocab_size=512, seq_len=128,
-    base_width=64, base_depth=4, base_d_head=16,
-)  # fmt: skip
+    d_model=256,
+    n_layers=8,
+    d_head=64,
+    d_ff=768,
+    vocab_size=512,
+    seq_len=128,
+    base_width=64,
+    base_depth=4,
+    base_d_head=16,
+)
 TOKENS = 4096
 
 
@@ -138,12 +145,21 @@ def test_backward_scales_of_umup():
 
 @pytest.mark.parametrize(
     ("scheme", "multiplier", "alpha"),
-    [("sp", 1 / 8, 1.0), ("mup", 2 * 4 / 64, 2.0), ("umup", 2 / 64, 2.0),
-     ("mup_intermediate", 2 * 4 / 64, 2.0), ("completep", 2 * 4 / 64, 2.0),
-     ("mup_sqrt_attention", 2 / 8, 2.0), ("umup_sqrt_attention", 2 / 8, 2.0),
-     ("mup_readout_lr", 2 * 4 / 64, 2.0), ("umup_readout_lr", 2 / 64, 2.0),
-     ("ladder_init", 1 / 8, 1.0), ("ladder_lr", 1 / 8, 1.0), ("ladder_logits", 1 / 8, 1.0)],
-)  # fmt: skip
+    [
+        ("sp", 1 / 8, 1.0),
+        ("mup", 2 * 4 / 64, 2.0),
+        ("umup", 2 / 64, 2.0),
+        ("mup_intermediate", 2 * 4 / 64, 2.0),
+        ("completep", 2 * 4 / 64, 2.0),
+        ("mup_sqrt_attention", 2 / 8, 2.0),
+        ("umup_sqrt_attention", 2 / 8, 2.0),
+        ("mup_readout_lr", 2 * 4 / 64, 2.0),
+        ("umup_readout_lr", 2 / 64, 2.0),
+        ("ladder_init", 1 / 8, 1.0),
+        ("ladder_lr", 1 / 8, 1.0),
+        ("ladder_logits", 1 / 8, 1.0),
+    ],
+)
 def test_attention_logits(scheme, multiplier, alpha):
     found, _ = numbers(scheme, alpha_attn_softmax=alpha).attention(64, 128)
     assert found == pytest.approx(multiplier)  # 1/√d, α√d_base/d, α/d
@@ -201,9 +217,14 @@ def test_sgd_factors_of_umup_are_the_reference_packages():
     """unit_scaling.optim.lr_scale_func_sgd(None) on its TransformerDecoder (hidden 64, d_ff 256,
     vocabulary 96, 2 layers), tensor by tensor."""
     model = ModelConfig(
-        d_model=64, n_layers=2, d_head=16, d_ff=256, vocab_size=96, seq_len=32,
+        d_model=64,
+        n_layers=2,
+        d_head=16,
+        d_ff=256,
+        vocab_size=96,
+        seq_len=32,
         depth_convention="layers",
-    )  # fmt: skip
+    )
     p = numbers("umup", model)
     found = {
         "embedding": p.weight("input", 96, 64),
@@ -214,9 +235,13 @@ def test_sgd_factors_of_umup_are_the_reference_packages():
         "projection": p.weight("output", 64, 96),
     }
     want = {
-        "embedding": 0.125, "linear_qkv": 0.08838834764831845, "linear_o": 0.08838834764831845,
-        "linear_1": 0.08838834764831845, "linear_2": 0.04419417382415922, "projection": 1.0,
-    }  # fmt: skip
+        "embedding": 0.125,
+        "linear_qkv": 0.08838834764831845,
+        "linear_o": 0.08838834764831845,
+        "linear_1": 0.08838834764831845,
+        "linear_2": 0.04419417382415922,
+        "projection": 1.0,
+    }
     for name, n in found.items():
         assert n.sgd_lr == pytest.approx(want[name], rel=1e-12), name
         assert n.adam_lr == pytest.approx(want[name], rel=1e-12), name
@@ -264,8 +289,10 @@ def test_depth_counts_branches_or_layers():
         )
         assert vars(one) == pytest.approx(vars(other), rel=1e-12)
     assert {s for s in SCHEMES if get(s).counts_depth} == {
-        "umup", "umup_sqrt_attention", "umup_readout_lr"
-    }  # fmt: skip
+        "umup",
+        "umup_sqrt_attention",
+        "umup_readout_lr",
+    }
 
 
 def test_base_fan_in_may_be_given():
@@ -430,11 +457,25 @@ def test_tables_in_three_styles():
     text = rules.table("mup").splitlines()
     assert text[0].split() == ["input", "hidden", "output", "residual", "branch"]
     adam = next(line for line in text if line.startswith("Adam"))
-    assert adam.split() == ["Adam", "LR", "factor", "η̂_emb", "base-fan-in/fan-in", "1",
-                            "√base-depth/√depth"]  # fmt: skip
+    assert adam.split() == [
+        "Adam",
+        "LR",
+        "factor",
+        "η̂_emb",
+        "base-fan-in/fan-in",
+        "1",
+        "√base-depth/√depth",
+    ]
     sgd = next(line for line in text if line.startswith("SGD"))
-    assert sgd.split() == ["SGD", "LR", "factor", "η̂_emb·fan-out/base-fan-out", "1",
-                           "fan-in/base-fan-in", "1"]  # fmt: skip
+    assert sgd.split() == [
+        "SGD",
+        "LR",
+        "factor",
+        "η̂_emb·fan-out/base-fan-out",
+        "1",
+        "fan-in/base-fan-in",
+        "1",
+    ]
     markdown = rules.table("umup", "markdown").splitlines()
     assert all(line.count("|") == 6 for line in markdown)
     assert markdown[1] == "| --- | --- | --- | --- | --- |"
@@ -462,8 +503,13 @@ def test_the_table_of_variants():
     cells = [[c.strip() for c in line if c.strip()] for line in lines]
     assert cells[0] == ["variant", "from", "number", "there", "here"]
     assert ["umup_readout_lr", "umup", "output Adam LR", "1", "1/fan-in"] in cells
-    assert ["umup_sqrt_attention", "umup", "attention logits", "α_attn/d_head",
-            "α_attn/√d_head"] in cells  # fmt: skip
+    assert [
+        "umup_sqrt_attention",
+        "umup",
+        "attention logits",
+        "α_attn/d_head",
+        "α_attn/√d_head",
+    ] in cells
     assert {c[0] for c in cells if len(c) == 5} - {"variant"} == {
         s.name for s in SCHEMES.values() if s.parent
     }

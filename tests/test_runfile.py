@@ -80,41 +80,72 @@ def test_a_file_is_all_there_is_to_a_run(tmp_path):
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-@pytest.mark.parametrize(("text", "said"), [
-    ("optim: {step: 3}", "step: received 3; allowed: one of the fields of OptimConfig: steps, "),
-    ("chunks: 3", "chunks: received 3; allowed: one of the fields of TrainConfig: name, scheme, "),
-    ("loader: cloud", "loader: received 'cloud'; allowed: device | host"),
-    ("chunk_steps: 0", "chunk_steps: received 0; allowed: a number in [1, 100000]"),
-    ("optim: {steps: 9, warmup_steps: 10}", "warmup_steps: received 10; allowed: at most steps"),
-    ("optim: {schedule: wsd, steps: 9, warmup_steps: 2, decay_steps: 8}",
-     "decay_steps: received 8; allowed: 1 to 7, what 9 steps leave"),
-    ("optim: {batch_size: 8, accumulate: 3}", "accumulate: received 3; allowed: a divisor of bat"),
-    ("recovery: {patience: 99}", "patience: received 99; allowed: at most half the window"),
-    ("seed: 1\noptim:\n  steps: 5\n  warmup_steps: 1:30",
-     "r.yaml, line 4: optim.warmup_steps: received '1:30'; allowed: a value of type int"),
-    ("seed: 1\noptim:\n  steps: 5", "r.yaml, line 2: optim.warmup_steps: received 2000; allowed"),
-    ("optim: {steps: 5, warmup_steps: 1}\noptim: {clip: 1}", "r.yaml, line 2: received 'optim'; "),
-    ("optim: {steps: 0100}", "optim.steps: received '0100'; allowed: a value of type int"),
-    ("optim: {steps: 60.0}", "optim.steps: received 60.0; allowed: a value of type int"),
-    ("optim: {steps: [60]}", "optim.steps: received (60,); allowed: a value of type int"),
-    ("optim: {steps: 1e999}", "r.yaml, line 1: received '1e999'; allowed: a number that float64"),
-    ("model: {rope: 'true'}", "model.rope: received 'true'; allowed: a value of type bool"),
-    ("recovery: {on: off}", "r.yaml, line 1: received 'off'; allowed: true or false"),
-    ("hps: {Eta: 1}", "r.yaml, line 1: hps.Eta: received 1; allowed: one of the fields of HPs"),
-    ("hps: {eta: .nan}", "hps.eta: received nan; allowed: a finite number > 0"),
-    ("seed: 1" + "0" * 99, "allowed: an integer that 64 bits can hold"),
-    ("seed: 2147483648", "r.yaml, line 1: seed: received 2147483648; allowed: a number in [0"),
-    ("optim:", "r.yaml, line 1: optim: received None; allowed: a value of type OptimConfig"),
-    ("name: a/b", "r.yaml, line 1: name: received 'a/b'; allowed: a name that a folder can have"),
-    ("name: ''", "name: received ''; allowed: a name that a folder can have"),
-    ("chunk_steps: 100001", "chunk_steps: received 100001; allowed: a number in [1, 100000]"),
-    ("wandb: false", "wandb: received False; allowed: a value of type str | None"),
-    ("[]", "received 'list'; allowed: a mapping"),
-    ("0", "received 'int'; allowed: a mapping"),
-    ("- 1", "received 'list'; allowed: a mapping"),
-    ("a: [", "allowed: a readable YAML file"),
-    ("\xff", "allowed: a readable YAML file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "optim: {step: 3}",
+            "step: received 3; allowed: one of the fields of OptimConfig: steps, ",
+        ),
+        (
+            "chunks: 3",
+            "chunks: received 3; allowed: one of the fields of TrainConfig: name, scheme, ",
+        ),
+        ("loader: cloud", "loader: received 'cloud'; allowed: device | host"),
+        ("chunk_steps: 0", "chunk_steps: received 0; allowed: a number in [1, 100000]"),
+        (
+            "optim: {steps: 9, warmup_steps: 10}",
+            "warmup_steps: received 10; allowed: at most steps",
+        ),
+        (
+            "optim: {schedule: wsd, steps: 9, warmup_steps: 2, decay_steps: 8}",
+            "decay_steps: received 8; allowed: 1 to 7, what 9 steps leave",
+        ),
+        (
+            "optim: {batch_size: 8, accumulate: 3}",
+            "accumulate: received 3; allowed: a divisor of bat",
+        ),
+        ("recovery: {patience: 99}", "patience: received 99; allowed: at most half the window"),
+        (
+            "seed: 1\noptim:\n  steps: 5\n  warmup_steps: 1:30",
+            "r.yaml, line 4: optim.warmup_steps: received '1:30'; allowed: a value of type int",
+        ),
+        (
+            "seed: 1\noptim:\n  steps: 5",
+            "r.yaml, line 2: optim.warmup_steps: received 2000; allowed",
+        ),
+        (
+            "optim: {steps: 5, warmup_steps: 1}\noptim: {clip: 1}",
+            "r.yaml, line 2: received 'optim'; ",
+        ),
+        ("optim: {steps: 0100}", "optim.steps: received '0100'; allowed: a value of type int"),
+        ("optim: {steps: 60.0}", "optim.steps: received 60.0; allowed: a value of type int"),
+        ("optim: {steps: [60]}", "optim.steps: received (60,); allowed: a value of type int"),
+        (
+            "optim: {steps: 1e999}",
+            "r.yaml, line 1: received '1e999'; allowed: a number that float64",
+        ),
+        ("model: {rope: 'true'}", "model.rope: received 'true'; allowed: a value of type bool"),
+        ("recovery: {on: off}", "r.yaml, line 1: received 'off'; allowed: true or false"),
+        ("hps: {Eta: 1}", "r.yaml, line 1: hps.Eta: received 1; allowed: one of the fields of HPs"),
+        ("hps: {eta: .nan}", "hps.eta: received nan; allowed: a finite number > 0"),
+        ("seed: 1" + "0" * 99, "allowed: an integer that 64 bits can hold"),
+        ("seed: 2147483648", "r.yaml, line 1: seed: received 2147483648; allowed: a number in [0"),
+        ("optim:", "r.yaml, line 1: optim: received None; allowed: a value of type OptimConfig"),
+        (
+            "name: a/b",
+            "r.yaml, line 1: name: received 'a/b'; allowed: a name that a folder can have",
+        ),
+        ("name: ''", "name: received ''; allowed: a name that a folder can have"),
+        ("chunk_steps: 100001", "chunk_steps: received 100001; allowed: a number in [1, 100000]"),
+        ("wandb: false", "wandb: received False; allowed: a value of type str | None"),
+        ("[]", "received 'list'; allowed: a mapping"),
+        ("0", "received 'int'; allowed: a mapping"),
+        ("- 1", "received 'list'; allowed: a mapping"),
+        ("a: [", "allowed: a readable YAML file"),
+        ("\xff", "allowed: a readable YAML file"),
+    ],
+)
 def test_a_file_that_will_not_do(tmp_path, capsys, text, said):
     path = tmp_path / "r.yaml"
     path.write_bytes(text.encode("latin-1"))
@@ -149,27 +180,47 @@ def test_what_is_written_is_what_is_read(tmp_path):
 # --- before any compute ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("fields", "said"), [
-    (("mesh.fsdp", 3), "mesh.data × mesh.fsdp: received 3; allowed: a divisor of batch_size = 8, "
-                       "such as 2"),
-    (("mesh.data", 16), "mesh.data: received 16; allowed: a divisor of batch_size = 8"),
-    (("mesh.data", 8, "optim.accumulate", 2), "a divisor of batch_size / accumulate = 4"),
-    (("mesh.tensor", 3), "mesh.tensor: received 3; allowed: a divisor of n_heads = 2, such as 2"),
-    (("mesh.fsdp", 8, "model.d_model", 20, "model.d_head", 10),
-     "mesh.fsdp: received 8; allowed: a divisor of d_model = 20, such as 5"),
-    (("mesh.tensor", 2, "model.d_ff", 33), "a divisor of d_ff = 33, such as 1"),
-    (("mesh.tensor", 2, "model.vocab_size", 257), "a divisor of vocab_size = 257, such as 1"),
-    (("mesh.data", 8, "mesh.tensor", 2), "mesh: received '8×1×2'; allowed: axes whose product "
-                                         "is 8, the number of devices, such as 8×1×1"),
-    (("model.vocab_size", 255), "model.vocab_size: received 255; allowed: at least 256, the "
-                                "vocabulary of bytes"),
-    (("hps.alpha_emb", 2.0), "alpha_emb: received 2.0; allowed: "),
-    (("corpus", "file:nowhere"), "nowhere"),
-    (("model.seq_len", 10**6), "seq_len: received 1000000; allowed: at most"),
-    (("optim.steps", 2**29 + 1), "optim.steps: received 536870913; allowed: at most 536,870,912"),
-    (("model.attention", "cudnn", "model.dtype", "bfloat16"),
-     "model.attention: received 'cudnn'; allowed: xla | blocked on cpu"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            ("mesh.fsdp", 3),
+            "mesh.data × mesh.fsdp: received 3; allowed: a divisor of batch_size = 8, such as 2",
+        ),
+        (("mesh.data", 16), "mesh.data: received 16; allowed: a divisor of batch_size = 8"),
+        (("mesh.data", 8, "optim.accumulate", 2), "a divisor of batch_size / accumulate = 4"),
+        (
+            ("mesh.tensor", 3),
+            "mesh.tensor: received 3; allowed: a divisor of n_heads = 2, such as 2",
+        ),
+        (
+            ("mesh.fsdp", 8, "model.d_model", 20, "model.d_head", 10),
+            "mesh.fsdp: received 8; allowed: a divisor of d_model = 20, such as 5",
+        ),
+        (("mesh.tensor", 2, "model.d_ff", 33), "a divisor of d_ff = 33, such as 1"),
+        (("mesh.tensor", 2, "model.vocab_size", 257), "a divisor of vocab_size = 257, such as 1"),
+        (
+            ("mesh.data", 8, "mesh.tensor", 2),
+            "mesh: received '8×1×2'; allowed: axes whose product "
+            "is 8, the number of devices, such as 8×1×1",
+        ),
+        (
+            ("model.vocab_size", 255),
+            "model.vocab_size: received 255; allowed: at least 256, the vocabulary of bytes",
+        ),
+        (("hps.alpha_emb", 2.0), "alpha_emb: received 2.0; allowed: "),
+        (("corpus", "file:nowhere"), "nowhere"),
+        (("model.seq_len", 10**6), "seq_len: received 1000000; allowed: at most"),
+        (
+            ("optim.steps", 2**29 + 1),
+            "optim.steps: received 536870913; allowed: at most 536,870,912",
+        ),
+        (
+            ("model.attention", "cudnn", "model.dtype", "bfloat16"),
+            "model.attention: received 'cudnn'; allowed: xla | blocked on cpu",
+        ),
+    ],
+)
 def test_what_cannot_be_trained(place, capsys, monkeypatch, fields, said):
     monkeypatch.setattr(loop, "train_run", lambda *_, **__: pytest.fail("training started"))
     assert said in refused(capsys, place.train("--check", *small(*fields)))
@@ -306,8 +357,15 @@ def test_a_folder_is_held_by_one(tmp_path):
 @pytest.mark.usefixtures("alike")
 def test_a_run_of_its_own_process(place, capsys):
     """Refuses a second at its folder, ends with 75 on SIGTERM, and is gone on with."""
-    argv = [sys.executable, "-m", "umup.cli", "train", str(place.file),
-            "--run", str(place.root / "own")]  # fmt: skip
+    argv = [
+        sys.executable,
+        "-m",
+        "umup.cli",
+        "train",
+        str(place.file),
+        "--run",
+        str(place.root / "own"),
+    ]
     env = os.environ | {"JAX_PLATFORMS": "cpu", "UMUP_CACHE": str(place.root / "cache")}
     process = subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, text=True)
     try:
@@ -389,18 +447,34 @@ def test_a_fork_is_the_run_that_was_never_forked(place):
     same(trajectory(place.root / "r-48+12-48+8"), trajectory(place.root / "r-48+8"))
 
 
-@pytest.mark.parametrize(("argv", "said"), [
-    (("--fork", "64", "--decay", "8"), "received 64; allowed: a step of the plateau, 5 to 60"),
-    (("--fork", "4", "--decay", "8"), "received 4; allowed: a step of the plateau, 5 to 60"),
-    (("--fork", "40", "--decay", "8"), "fork: received 40; allowed: a checkpoint of r on its "
-                                       "plateau: 16, 32, 48"),
-    (("--fork", "48", "--decay", "0"), "decay_steps: received 0; allowed: 1 to 43"),
-    (("--fork", "48", "--decay", "-3"), "decay_steps: received -3; allowed: a finite number >= 0"),
-    (("--fork", "48"), "--fork: received 48; allowed: a step, together with --decay STEPS"),
-    (("--decay", "8"), "--fork: received None; allowed: a step, together with --decay STEPS"),
-    (("--fork", "48", "--decay", "8", *small("optim.schedule", "cosine", "optim.decay_steps", 0)),
-     "fork: received 'schedule cosine'; allowed: a run with optim.schedule wsd or wsd_sqrt"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("--fork", "64", "--decay", "8"), "received 64; allowed: a step of the plateau, 5 to 60"),
+        (("--fork", "4", "--decay", "8"), "received 4; allowed: a step of the plateau, 5 to 60"),
+        (
+            ("--fork", "40", "--decay", "8"),
+            "fork: received 40; allowed: a checkpoint of r on its plateau: 16, 32, 48",
+        ),
+        (("--fork", "48", "--decay", "0"), "decay_steps: received 0; allowed: 1 to 43"),
+        (
+            ("--fork", "48", "--decay", "-3"),
+            "decay_steps: received -3; allowed: a finite number >= 0",
+        ),
+        (("--fork", "48"), "--fork: received 48; allowed: a step, together with --decay STEPS"),
+        (("--decay", "8"), "--fork: received None; allowed: a step, together with --decay STEPS"),
+        (
+            (
+                "--fork",
+                "48",
+                "--decay",
+                "8",
+                *small("optim.schedule", "cosine", "optim.decay_steps", 0),
+            ),
+            "fork: received 'schedule cosine'; allowed: a run with optim.schedule wsd or wsd_sqrt",
+        ),
+    ],
+)
 def test_forks_that_cannot_be(place, capsys, argv, said):
     assert said in refused(capsys, place.train(*argv))
 
@@ -411,7 +485,10 @@ def test_a_fork_keeps_all_but_its_length(tmp_path):
     forked, origin = fork(config, tmp_path / "r", 32, 10, dataset)
     assert (forked.optim.steps, forked.optim.decay_steps, forked.name) == (42, 10, "r-32+10")
     assert (forked.hps, forked.recovery, forked.model) == (
-        config.hps, config.recovery, config.model)  # fmt: skip
+        config.hps,
+        config.recovery,
+        config.model,
+    )
     assert (origin.step, origin.key) == (32, config.key(dataset))
     assert (origin.folder, origin.into) == (tmp_path / "r", tmp_path / "r-32+10")
     with pytest.raises(ConfigError, match="decay_steps"):

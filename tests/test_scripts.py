@@ -230,8 +230,11 @@ def test_a_box_with_another_python_is_set_up_from_a_wheelhouse_made_here(tmp_pat
     def run(*command: str | Path | None, **environment: str) -> str:
         done = subprocess.run(
             [*(["unshare", "-rn"] if unshared else []), *map(str, command)],
-            cwd=copy, env=dead | environment, capture_output=True, text=True,
-        )  # fmt: skip
+            cwd=copy,
+            env=dead | environment,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -240,8 +243,10 @@ def test_a_box_with_another_python_is_set_up_from_a_wheelhouse_made_here(tmp_pat
     shutil.rmtree(cut_off)  # the box has nothing but the wheelhouse
     told = run(
         *("make", "setup", "OFFLINE=1", f"PYTHON={matrix.interpreter(other)}"),
-        PIP_NO_INDEX="", PIP_FIND_LINKS="", PYTHONPATH="",
-    )  # fmt: skip
+        PIP_NO_INDEX="",
+        PIP_FIND_LINKS="",
+        PYTHONPATH="",
+    )
     assert "umup and 3 packages" in told
     code = "import sys, umup; print('%d.%d' % sys.version_info[:2])"
     assert run(".venv-offline/bin/python", "-c", code, PYTHONPATH="").strip() == other
@@ -276,13 +281,18 @@ def test_a_setting_adds_to_the_flags_that_are_there() -> None:
     assert setting.name == "python3.12-avx2-4-haswell"
     given = setting.environment({"XLA_FLAGS": "--xla_a=1", "OMP_NUM_THREADS": "7", "HOME": "h"})
     assert given == {
-        "XLA_FLAGS": "--xla_a=1 --xla_cpu_max_isa=AVX2", "OMP_NUM_THREADS": "4", "NPROC": "4",
-        "OPENBLAS_CORETYPE": "Haswell", "HOME": "h",
-    }  # fmt: skip
+        "XLA_FLAGS": "--xla_a=1 --xla_cpu_max_isa=AVX2",
+        "OMP_NUM_THREADS": "4",
+        "NPROC": "4",
+        "OPENBLAS_CORETYPE": "Haswell",
+        "HOME": "h",
+    }
     plain = script("matrix").Setting("3.12", "native", 1, None)
     assert plain.environment({"OPENBLAS_CORETYPE": "Zen"}) == {
-        "XLA_FLAGS": "", "OMP_NUM_THREADS": "1", "NPROC": "1",
-    }  # fmt: skip
+        "XLA_FLAGS": "",
+        "OMP_NUM_THREADS": "1",
+        "NPROC": "1",
+    }
 
 
 MAKE = """\
@@ -393,8 +403,10 @@ def test_the_soak_sees_one_wrong_bit(tmp_path) -> None:
         (folder / "checkpoints/1/meta").mkdir(parents=True)
         meta = {"leaves": {"w": total}, "host": {"step": 1}}
         (folder / "checkpoints/1/meta/metadata").write_text(json.dumps(meta))
-        rows = [{"event": "step", "step": 0, "loss": x, "grad_norm": 1.0, "eta": 1.0, "ok": True}
-                for x in (superseded, loss)]  # fmt: skip
+        rows = [
+            {"event": "step", "step": 0, "loss": x, "grad_norm": 1.0, "eta": 1.0, "ok": True}
+            for x in (superseded, loss)
+        ]
         (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "{")
         return soak.story(folder)
 

@@ -168,13 +168,21 @@ def test_around_and_predicted_optimum():
 
 
 def dataset(digest="d0"):
-    return Dataset("sotu", "bytes", 256, np.zeros(9, np.uint16), np.zeros(9, np.uint16), 1.0,
-                   digest, "t0")  # fmt: skip
+    return Dataset(
+        "sotu", "bytes", 256, np.zeros(9, np.uint16), np.zeros(9, np.uint16), 1.0, digest, "t0"
+    )
 
 
 def sweep(**changes):
-    base = {"schemes": ("sp", "umup"), "widths": (32, 64, 128), "full_grid_width": 64,
-            "steps": 100, "lr_sp": (-8.0, -4.0), "lr_umup": (-2.0, 2.0), "seeds": 2}  # fmt: skip
+    base = {
+        "schemes": ("sp", "umup"),
+        "widths": (32, 64, 128),
+        "full_grid_width": 64,
+        "steps": 100,
+        "lr_sp": (-8.0, -4.0),
+        "lr_umup": (-2.0, 2.0),
+        "seeds": 2,
+    }
     return LRSweep(**(base | changes))
 
 
@@ -205,9 +213,15 @@ def test_arms_take_the_main_horizon_first_then_the_cheap():
         widths=(64, 32), short_steps=50, short_widths=(64,), long_steps=900, long_widths=(32,)
     )
     assert plan.arms() == [
-        Arm("sp", 32, 100), Arm("umup", 32, 100), Arm("sp", 64, 100), Arm("umup", 64, 100),
-        Arm("sp", 64, 50), Arm("umup", 64, 50), Arm("sp", 32, 900), Arm("umup", 32, 900),
-    ]  # fmt: skip
+        Arm("sp", 32, 100),
+        Arm("umup", 32, 100),
+        Arm("sp", 64, 100),
+        Arm("umup", 64, 100),
+        Arm("sp", 64, 50),
+        Arm("umup", 64, 50),
+        Arm("sp", 32, 900),
+        Arm("umup", 32, 900),
+    ]
     assert len(sweep(widths=(32, 32)).arms()) == 2
 
 
@@ -230,9 +244,13 @@ def test_a_whole_sweep_follows_the_drift():
         if arm not in best or drifting(run) < drifting(best[arm]):
             best[arm] = run
     assert {arm: math.log2(run.hps.eta) for arm, run in best.items()} == {
-        ("sp", 32): -6, ("sp", 64): -7, ("sp", 128): -8,
-        ("umup", 32): 0, ("umup", 64): 0, ("umup", 128): 0,
-    }  # fmt: skip
+        ("sp", 32): -6,
+        ("sp", 64): -7,
+        ("sp", 128): -8,
+        ("umup", 32): 0,
+        ("umup", 64): 0,
+        ("umup", 128): 0,
+    }
     # Extrapolated from −6 and −7: a short grid around −8, not the full one.
     wide = {math.log2(r.hps.eta) for r in runs if (r.scheme, r.model.d_model) == ("sp", 128)}
     assert wide == {-10, -9, -8.5, -8, -7.5, -7, -6, -5}
@@ -262,16 +280,31 @@ def test_records_of_other_data_or_settings_do_not_count():
 
 
 def test_runs_are_what_the_settings_say():
-    plan = sweep(widths=(96,), full_grid_width=96, d_head=48, ff_ratio=2.75, n_layers=3,
-                 base_width=48, weight_decay=0.5, warmup_ratio=0.2, seq_len=16, batch_size=4,
-                 eval_batches=7)  # fmt: skip
+    plan = sweep(
+        widths=(96,),
+        full_grid_width=96,
+        d_head=48,
+        ff_ratio=2.75,
+        n_layers=3,
+        base_width=48,
+        weight_decay=0.5,
+        warmup_ratio=0.2,
+        seq_len=16,
+        batch_size=4,
+        eval_batches=7,
+    )
     run = plan.at(Arm("umup", 96, 100), Text.of(dataset()), -1.5, 4)
     assert (run.scheme, run.seed, run.eval_batches, run.data_digest) == ("umup", 4, 7, "d0")
     assert (run.hps.eta, run.hps.weight_decay) == (2.0**-1.5, 0.5)
     m = run.model
     assert (m.d_model, m.n_layers, m.d_head, m.d_ff, m.vocab_size, m.seq_len) == (
-        96, 3, 48, 264, 256, 16
-    )  # fmt: skip
+        96,
+        3,
+        48,
+        264,
+        256,
+        16,
+    )
     # Only the width has a base of its own.
     assert (m.base_width, m.base_depth, m.base_d_head) == (48, 3, 48)
     assert (run.optim.steps, run.optim.warmup_steps, run.optim.batch_size) == (100, 20, 4)
@@ -286,28 +319,31 @@ def test_estimated_seconds():
     assert plan.missing_seconds([run, run]) == pytest.approx(want)
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"widths": (33,)}, "d_head: received 32; allowed: a divisor of d_model = 33"),
-    ({"long_widths": (48,)}, "divisor of d_model = 48"),
-    ({"widths": ()}, r"widths: received \(\); allowed: at least one entry"),
-    ({"schemes": ()}, "schemes"),
-    ({"schemes": ("ntp",)}, "schemes: received .*sp | mup | umup"),
-    ({"lr_sp": (-4.0, -8.0)}, "more than lo = -4"),
-    ({"lr_mup": (-4.0,)}, "lr_mup: received .*two numbers"),
-    ({"refine": 0.4}, "refine: received 0.4; allowed: 0.25"),
-    ({"steps": 0}, "steps: received 0"),
-    ({"steps": 10.5}, "steps: received 10.5; allowed: a value of type int"),
-    ({"widths": 32}, "widths: received 32"),
-    ({"widths": (True,)}, "widths"),
-    ({"weight_decay": -1.0}, "weight_decay: received -1.0"),
-    ({"weight_decay": math.nan}, "weight_decay: received nan"),
-    ({"ff_ratio": 0.0}, "ff_ratio"),
-    ({"mode": "train"}, r"mode: received 'train'; allowed: run \| load"),
-    ({"fresh": 1}, "fresh: received 1; allowed: a value of type bool"),
-    ({"warmup_ratio": 1.5}, "warmup_ratio"),
-    ({"dtype": "float16"}, "dtype: received 'float16'"),
-    ({"workers": -1}, "workers"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"widths": (33,)}, "d_head: received 32; allowed: a divisor of d_model = 33"),
+        ({"long_widths": (48,)}, "divisor of d_model = 48"),
+        ({"widths": ()}, r"widths: received \(\); allowed: at least one entry"),
+        ({"schemes": ()}, "schemes"),
+        ({"schemes": ("ntp",)}, "schemes: received .*sp | mup | umup"),
+        ({"lr_sp": (-4.0, -8.0)}, "more than lo = -4"),
+        ({"lr_mup": (-4.0,)}, "lr_mup: received .*two numbers"),
+        ({"refine": 0.4}, "refine: received 0.4; allowed: 0.25"),
+        ({"steps": 0}, "steps: received 0"),
+        ({"steps": 10.5}, "steps: received 10.5; allowed: a value of type int"),
+        ({"widths": 32}, "widths: received 32"),
+        ({"widths": (True,)}, "widths"),
+        ({"weight_decay": -1.0}, "weight_decay: received -1.0"),
+        ({"weight_decay": math.nan}, "weight_decay: received nan"),
+        ({"ff_ratio": 0.0}, "ff_ratio"),
+        ({"mode": "train"}, r"mode: received 'train'; allowed: run \| load"),
+        ({"fresh": 1}, "fresh: received 1; allowed: a value of type bool"),
+        ({"warmup_ratio": 1.5}, "warmup_ratio"),
+        ({"dtype": "float16"}, "dtype: received 'float16'"),
+        ({"workers": -1}, "workers"),
+    ],
+)
 def test_bad_settings_are_errors_before_any_compute(changes, message):
     with pytest.raises(ConfigError, match=message):
         sweep(**changes)

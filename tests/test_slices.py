@@ -46,15 +46,18 @@ def test_a_job_is_a_part_of_its_studys_profile(job):
     assert job.design(rehearsal=True).profile == slices.PROFILE
 
 
-@pytest.mark.parametrize(("items", "said"), [
-    ({"a": 1}, "a list of jobs"),
-    ([ITEM, ITEM], "every name once"),
-    ([ITEM | {"kind": "both"}], "a.kind: received 'both'; allowed: points | runs"),
-    ([ITEM | {"seconds": 0}], "a.seconds"),
-    ([ITEM | {"minutes": 3}], "a.minutes"),
-    ([{k: v for k, v in ITEM.items() if k != "study"}], "a.study: received 'nothing'"),
-    ([ITEM | {"parameters": [1]}], "a.parameters"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("items", "said"),
+    [
+        ({"a": 1}, "a list of jobs"),
+        ([ITEM, ITEM], "every name once"),
+        ([ITEM | {"kind": "both"}], "a.kind: received 'both'; allowed: points | runs"),
+        ([ITEM | {"seconds": 0}], "a.seconds"),
+        ([ITEM | {"minutes": 3}], "a.minutes"),
+        ([{k: v for k, v in ITEM.items() if k != "study"}], "a.study: received 'nothing'"),
+        ([ITEM | {"parameters": [1]}], "a.parameters"),
+    ],
+)
 def test_a_malformed_queue_is_refused(tmp_path, items, said):
     with pytest.raises(StudyError, match=said.replace("|", r"\|")):
         slices.queue(written(tmp_path / "queue.yaml", items))
@@ -117,9 +120,19 @@ def test_what_is_done_begins_no_process_and_what_lacks_its_text_says_so(monkeypa
 
 # --- slices ---------------------------------------------------------------------------------------
 
-SMALL = {"d_heads": [16], "alphas": [1.0], "correlations": [], "ffn_alphas": [1.0],
-         "softmax_mults": [1.0], "vocab_sizes": [16], "loss_tokens": [16], "tokens": 16,
-         "elements": 64, "coordinates": 64, "seeds": 2}  # fmt: skip
+SMALL = {
+    "d_heads": [16],
+    "alphas": [1.0],
+    "correlations": [],
+    "ffn_alphas": [1.0],
+    "softmax_mults": [1.0],
+    "vocab_sizes": [16],
+    "loss_tokens": [16],
+    "tokens": 16,
+    "elements": 64,
+    "coordinates": 64,
+    "seeds": 2,
+}
 
 
 @pytest.fixture
@@ -140,10 +153,18 @@ def here(monkeypatch):
 
     def process(work, batch):
         names = [job.name for job in batch]
-        return slice_worker.main([
-            *names, "--queue", str(work.queue), "--folder", str(work.folder),
-            "--until", repr(work.until), *(["--rehearse"] if work.rehearse else []),
-        ])  # fmt: skip
+        return slice_worker.main(
+            [
+                *names,
+                "--queue",
+                str(work.queue),
+                "--folder",
+                str(work.folder),
+                "--until",
+                repr(work.until),
+                *(["--rehearse"] if work.rehearse else []),
+            ]
+        )
 
     monkeypatch.setattr(h100.Slice, "_process", process)
     monkeypatch.setattr(slice_worker, "on_device", lambda rehearsal: {"device": "d", "gib": 80.0})
@@ -166,8 +187,11 @@ def test_a_slice_does_its_jobs_says_what_became_of_them_and_goes_on(queue, here,
     assert work.run(None) == 0
     record = work.record()
     assert [(j["job"], j["state"]) for j in record["jobs"]] == [
-        ("one", "done"), ("broken", "failed"), ("large", "skipped"), ("two", "done"),
-    ]  # fmt: skip
+        ("one", "done"),
+        ("broken", "failed"),
+        ("large", "skipped"),
+        ("two", "done"),
+    ]
     broken, large = record["jobs"][1:3]
     assert "seq_lens" in broken["why"] and "Traceback" in broken["traceback"]
     assert "needs 1e+09 GiB, the device has 80" in large["why"]
@@ -243,9 +267,17 @@ def test_a_full_disk_ends_the_slice_and_keeps_the_rows(queue, here, tmp_path, mo
 
 def test_without_a_gpu_it_says_so(queue, tmp_path, capsys):
     work = h100.Slice(slices.queue(queue), tmp_path, 30.0, False, queue)
-    work._process = lambda batch: slice_worker.main([
-        batch[0].name, "--queue", str(queue), "--folder", str(tmp_path), "--until", "inf",
-    ])  # fmt: skip
+    work._process = lambda batch: slice_worker.main(
+        [
+            batch[0].name,
+            "--queue",
+            str(queue),
+            "--folder",
+            str(tmp_path),
+            "--until",
+            "inf",
+        ]
+    )
     assert work.run(None) == 1
     said = capsys.readouterr().err
     assert "device: received 'cpu" in said and "jax[cuda13]" in said and "--rehearse" in said
@@ -272,8 +304,9 @@ def test_a_job_is_rehearsed_by_the_command(tmp_path):
     command = [sys.executable, "-m", "umup.slices.h100", "--rehearse", "--minutes", "60"]
     done = subprocess.run(
         [*command, "--only", "figure1", "--pack", str(tmp_path)],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     assert re.findall(r"^(\w+) +done", done.stdout, re.MULTILINE) == ["figure1"]
     (log,) = json.loads((tmp_path / packs.LOG).read_text("utf-8"))

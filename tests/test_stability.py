@@ -27,15 +27,26 @@ VOCAB, STEPS = 17, 12
 
 def make_run(scheme, *, hps=None, clip=0.0, seed=0, **model):
     shape: dict[str, Any] = {
-        "d_model": 16, "n_layers": 2, "d_head": 8, "d_ff": 24, "vocab_size": VOCAB, "seq_len": 8,
-        "base_width": 8, "base_depth": 1, "base_d_head": 4,
-    }  # fmt: skip
+        "d_model": 16,
+        "n_layers": 2,
+        "d_head": 8,
+        "d_ff": 24,
+        "vocab_size": VOCAB,
+        "seq_len": 8,
+        "base_width": 8,
+        "base_depth": 1,
+        "base_d_head": 4,
+    }
     return RunConfig(
-        scheme=scheme, model=ModelConfig(**(shape | model)),
+        scheme=scheme,
+        model=ModelConfig(**(shape | model)),
         optim=OptimConfig(steps=STEPS, batch_size=3, warmup_steps=3, clip=clip),
-        hps=HPs(**({"eta": 0.5 if scheme == "umup" else 0.02} | (hps or {}))), seed=seed,
-        corpus="c", tokenizer="t", data_digest="d",
-    )  # fmt: skip
+        hps=HPs(**({"eta": 0.5 if scheme == "umup" else 0.02} | (hps or {}))),
+        seed=seed,
+        corpus="c",
+        tokenizer="t",
+        data_digest="d",
+    )
 
 
 def stream():
@@ -106,10 +117,13 @@ def plain_loss(weights, model, ids, targets):
 def effective(model):
     """Name → weight times its forward multiplier."""
     forward = {
-        "embed": model.embed, "readout": model.readout,
-        "blocks.attn.qkv": model.blocks.attn.qkv, "blocks.attn.out": model.blocks.attn.out,
-        "blocks.mlp.gate_up": model.blocks.mlp.gate_up, "blocks.mlp.down": model.blocks.mlp.down,
-    }  # fmt: skip
+        "embed": model.embed,
+        "readout": model.readout,
+        "blocks.attn.qkv": model.blocks.attn.qkv,
+        "blocks.attn.out": model.blocks.attn.out,
+        "blocks.mlp.gate_up": model.blocks.mlp.gate_up,
+        "blocks.mlp.down": model.blocks.mlp.down,
+    }
     out = {}
     for name, layer in forward.items():
         w, scale = layer.w[...], layer.forward[...]
@@ -214,9 +228,9 @@ def test_the_value_with_z_loss_is_still_the_cross_entropy():
 
 def test_no_z_loss_is_no_code():
     def program(*z):
-        return str(jax.make_jaxpr(jax.grad(lambda x: ops.cross_entropy(x, TARGETS, 1.0, 1.0, *z)))(
-            LOGITS
-        ))  # fmt: skip
+        return str(
+            jax.make_jaxpr(jax.grad(lambda x: ops.cross_entropy(x, TARGETS, 1.0, 1.0, *z)))(LOGITS)
+        )
 
     assert program(0.0) == program()
     assert program(1e-4) != program()

@@ -21,10 +21,23 @@ from umup.lab.sweep import OutOfTime
 
 # Three coarse points, no refinement, one seed: at most 3 + 2·4 runs of ten steps.
 TINY = {
-    "profile": "tiny", "schemes": ["umup"], "widths": [16], "full_grid_width": 16, "n_layers": 1,
-    "d_head": 8, "seq_len": 8, "batch_size": 2, "steps": 10, "base_width": 16, "lr_umup": [-3, -1],
-    "seeds": 1, "refine": 1.0, "window": 0.0, "eval_batches": 2, "chunk_steps": 5,
-}  # fmt: skip
+    "profile": "tiny",
+    "schemes": ["umup"],
+    "widths": [16],
+    "full_grid_width": 16,
+    "n_layers": 1,
+    "d_head": 8,
+    "seq_len": 8,
+    "batch_size": 2,
+    "steps": 10,
+    "base_width": 16,
+    "lr_umup": [-3, -1],
+    "seeds": 1,
+    "refine": 1.0,
+    "window": 0.0,
+    "eval_batches": 2,
+    "chunk_steps": 5,
+}
 
 
 def notebook(source: str) -> str:
@@ -65,40 +78,77 @@ def tiny(folder, **changes):
 
 def test_settings_take_every_parameter_and_nothing_else():
     namespace = {
-        "__name__": "__main__", "_": 3, "_dh": ["/"], "In": [""], "Out": {}, "exit": None,
-        "os": types, "function": len,
-        "widths": [32, 64], "steps": 100, "lr_sp": [-9, -5], "weight_decay": 0,
-    }  # fmt: skip
+        "__name__": "__main__",
+        "_": 3,
+        "_dh": ["/"],
+        "In": [""],
+        "Out": {},
+        "exit": None,
+        "os": types,
+        "function": len,
+        "widths": [32, 64],
+        "steps": 100,
+        "lr_sp": [-9, -5],
+        "weight_decay": 0,
+    }
     found = study.settings("lr_transfer", namespace)
     assert found == LRSweep(widths=(32, 64), steps=100, lr_sp=(-9, -5), weight_decay=0)
 
 
-@pytest.mark.parametrize(("name", "value", "suggestion"), [
-    ("width", [32], "did you mean 'widths'"),
-    ("chunk_stps", 3, "did you mean 'chunk_steps'"),
-    ("zzz", None, "one of profile, mode"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "value", "suggestion"),
+    [
+        ("width", [32], "did you mean 'widths'"),
+        ("chunk_stps", 3, "did you mean 'chunk_steps'"),
+        ("zzz", None, "one of profile, mode"),
+    ],
+)
 def test_settings_refuse_an_unknown_parameter(name, value, suggestion):
     with pytest.raises(StudyError, match=f"{name}: received .*{suggestion}"):
         study.settings("lr_transfer", {"steps": 100, name: value})
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("steps", "fast"), ("steps", 1.5), ("steps", True), ("widths", 32), ("widths", ["wide"]),
-    ("fresh", "perhaps"), ("corpus", None), ("weight_decay", "2e"), ("lr_sp", {}), ("steps", "1.5"),
-    ("steps", ""), ("widths", "32"), ("widths", "[32"), ("widths", "[32, wide]"), ("corpus", 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", "fast"),
+        ("steps", 1.5),
+        ("steps", True),
+        ("widths", 32),
+        ("widths", ["wide"]),
+        ("fresh", "perhaps"),
+        ("corpus", None),
+        ("weight_decay", "2e"),
+        ("lr_sp", {}),
+        ("steps", "1.5"),
+        ("steps", ""),
+        ("widths", "32"),
+        ("widths", "[32"),
+        ("widths", "[32, wide]"),
+        ("corpus", 2),
+    ],
+)
 def test_settings_refuse_a_wrong_type(name, value):
     with pytest.raises(ConfigError, match=f"{name}: received"):
         study.settings("lr_transfer", {name: value})
 
 
-@pytest.mark.parametrize(("name", "value", "read"), [
-    ("widths", "[32, 64]", (32, 64)), ("lr_sp", "[-9.5, -5]", (-9.5, -5)), ("steps", "100", 100),
-    ("weight_decay", "1e-4", 1e-4), ("weight_decay", "2", 2.0), ("fresh", "true", True),
-    ("lr_sp", ["-1e1", "-5e-1"], (-10.0, -0.5)), ("schemes", "[sp, umup]", ("sp", "umup")),
-    ("schemes", '["sp"]', ("sp",)), ("corpus", "[2]", "[2]"), ("corpus", "1e-4", "1e-4"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "value", "read"),
+    [
+        ("widths", "[32, 64]", (32, 64)),
+        ("lr_sp", "[-9.5, -5]", (-9.5, -5)),
+        ("steps", "100", 100),
+        ("weight_decay", "1e-4", 1e-4),
+        ("weight_decay", "2", 2.0),
+        ("fresh", "true", True),
+        ("lr_sp", ["-1e1", "-5e-1"], (-10.0, -0.5)),
+        ("schemes", "[sp, umup]", ("sp", "umup")),
+        ("schemes", '["sp"]', ("sp",)),
+        ("corpus", "[2]", "[2]"),
+        ("corpus", "1e-4", "1e-4"),
+    ],
+)
 def test_settings_read_text_as_papermill_hands_it_over(name, value, read):
     # papermill -p reads no list, -r nothing; -f and -y take 1e-4 for text.
     assert getattr(study.settings("lr_transfer", {name: value}), name) == read
@@ -148,9 +198,14 @@ def test_unknown_study_and_profile(workplace):
         study.parameters("toy", "claims")
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("- 1\n- 2\n", "a mapping of parameter names"), ("a: [1\n", "readable"), ("text", "mapping"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- 1\n- 2\n", "a mapping of parameter names"),
+        ("a: [1\n", "readable"),
+        ("text", "mapping"),
+    ],
+)
 def test_malformed_profiles(workplace, text, message):
     (workplace / "experiments/toy/bad.yaml").write_text(text)
     with pytest.raises(StudyError, match=f"bad.yaml.*: received .*{message}"):
@@ -251,8 +306,15 @@ def test_status_counts(workplace, pretend):
     before = study.status("toy", "tiny")
     assert before["assumed"], "nothing is measured yet"
     del before["seconds_left"], before["assumed"]
-    assert before == {"study": "toy", "profile": "tiny", "done": 0, "diverged": 0, "stale": 0,
-                      "missing": 3, "running": 0}  # fmt: skip
+    assert before == {
+        "study": "toy",
+        "profile": "tiny",
+        "done": 0,
+        "diverged": 0,
+        "stale": 0,
+        "missing": 3,
+        "running": 0,
+    }
     study.run_or_load("toy", tiny(workplace))
     after = study.status("toy", "tiny")
     assert (after["done"], after["missing"], after["seconds_left"]) == (3, 0, 0.0)

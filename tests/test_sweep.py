@@ -34,14 +34,27 @@ WHERE = {"study": "s", "profile": "p"}
 
 def make_run(scheme="umup", *, eta=0.5, seed=0, steps=10, **model):
     shape = {
-        "d_model": 16, "n_layers": 2, "d_head": 8, "d_ff": 40, "vocab_size": 13, "seq_len": 8,
-        "base_width": 8, "base_depth": 1, "base_d_head": 4,
-    }  # fmt: skip
+        "d_model": 16,
+        "n_layers": 2,
+        "d_head": 8,
+        "d_ff": 40,
+        "vocab_size": 13,
+        "seq_len": 8,
+        "base_width": 8,
+        "base_depth": 1,
+        "base_d_head": 4,
+    }
     return RunConfig(
-        scheme=scheme, model=ModelConfig(**(shape | model)),
-        optim=OptimConfig(steps=steps, batch_size=2, warmup_steps=3), hps=HPs(eta=eta), seed=seed,
-        corpus="c", tokenizer="t", data_digest="d", eval_batches=3,
-    )  # fmt: skip
+        scheme=scheme,
+        model=ModelConfig(**(shape | model)),
+        optim=OptimConfig(steps=steps, batch_size=2, warmup_steps=3),
+        hps=HPs(eta=eta),
+        seed=seed,
+        corpus="c",
+        tokenizer="t",
+        data_digest="d",
+        eval_batches=3,
+    )
 
 
 def make_dataset(digest="d"):
@@ -64,12 +77,15 @@ def test_final_loss_is_the_mean_of_the_last_tenth():
     assert sweep.summarise(np.float32([3, 2, 1]), 3, 256)["final_loss"] == 1.0
 
 
-@pytest.mark.parametrize(("losses", "best"), [
-    ([2.0, 1.0, math.nan, 1.5, 1.5], 1.0),  # not finite in the middle, finite at the end
-    ([2.0, 1.0, 0.9, 1.5, math.inf], 0.9),
-    ([2.0, 1.0, 3.0], 1.0),  # stopped before its 5 steps
-    ([2.0, 1.0, 2.0, 2.0, 2.2], 1.0),  # worse than a uniform guess: ln 8 = 2.079
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("losses", "best"),
+    [
+        ([2.0, 1.0, math.nan, 1.5, 1.5], 1.0),  # not finite in the middle, finite at the end
+        ([2.0, 1.0, 0.9, 1.5, math.inf], 0.9),
+        ([2.0, 1.0, 3.0], 1.0),  # stopped before its 5 steps
+        ([2.0, 1.0, 2.0, 2.0, 2.2], 1.0),  # worse than a uniform guess: ln 8 = 2.079
+    ],
+)
 def test_diverged(losses, best):
     found = sweep.summarise(np.float32(losses), 5, 8)
     assert found["status"] == "diverged"
@@ -126,11 +142,14 @@ def test_a_state_comes_back_exactly(tmp_path):
     assert [p.name for p in partial.path.parent.iterdir()] == ["x.npz"]  # no temporary file
 
 
-@pytest.mark.parametrize("like", [
-    [np.zeros((2, 4), np.float32), np.int32(0)],
-    [np.zeros((2, 3), np.float64), np.int32(0)],
-    [*LEAVES, np.zeros(1)],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "like",
+    [
+        [np.zeros((2, 4), np.float32), np.int32(0)],
+        [np.zeros((2, 3), np.float64), np.int32(0)],
+        [*LEAVES, np.zeros(1)],
+    ],
+)
 def test_a_foreign_state_is_ignored(tmp_path, like, caplog):
     partial = Partial(tmp_path / "x.npz")
     partial.save(LEAVES, np.zeros((1, 2)), 0.0)
@@ -164,11 +183,27 @@ def test_rows_hold_the_run(tmp_path):
     np.testing.assert_array_equal(np.float32(found["curve_loss"]), losses)
     assert found["final_loss"] == pytest.approx(float(losses[-1]))
     want = {
-        "key": run.key(), "study": "s", "profile": "p", "scheme": "umup", "d_model": 16,
-        "n_layers": 2, "n_heads": 2, "d_head": 8, "d_ff": 40, "vocab_size": 13, "seq_len": 8,
-        "batch_size": 2, "steps": 10, "lr": 0.5, "seed": 0, "status": "ok", "numerics": NUMERICS,
-        "spec": canonical_json(run), "data_digest": "d", "tokenizer_digest": "tok",
-    }  # fmt: skip
+        "key": run.key(),
+        "study": "s",
+        "profile": "p",
+        "scheme": "umup",
+        "d_model": 16,
+        "n_layers": 2,
+        "n_heads": 2,
+        "d_head": 8,
+        "d_ff": 40,
+        "vocab_size": 13,
+        "seq_len": 8,
+        "batch_size": 2,
+        "steps": 10,
+        "lr": 0.5,
+        "seed": 0,
+        "status": "ok",
+        "numerics": NUMERICS,
+        "spec": canonical_json(run),
+        "data_digest": "d",
+        "tokenizer_digest": "tok",
+    }
     assert {name: found[name] for name in want} == want
     assert RunConfig.from_dict(json.loads(found["spec"])) == run
     assert json.loads(found["hps"]) == run.hps.to_dict()

@@ -54,17 +54,34 @@ def chunk(tel: Telemetry, first: int, losses, **more) -> None:
 def test_a_step_is_a_line_of_what_was_measured(tmp_path):
     tel = telemetry_of(tmp_path, flops_per_step=3e9, peak_flops=1e10)
     losses = np.array([math.log(2), 2.5], np.float32)
-    tel.steps(4, losses, np.array([0.1, 3], np.float32), [0.25, 0.5], [True, False],
-              seconds=2.0, memory=3 * 2**29, shift=[1, 1])  # fmt: skip
+    tel.steps(
+        4,
+        losses,
+        np.array([0.1, 3], np.float32),
+        [0.25, 0.5],
+        [True, False],
+        seconds=2.0,
+        memory=3 * 2**29,
+        shift=[1, 1],
+    )
     tel.close()
     first, second = lines(tmp_path)
     # ln 2 nats a token are 1 bit, over 2 bytes; 2 steps of 64 tokens, and of 0.3 s at the peak, in
     # 2 s; 1.5 GiB
     assert first == {
-        "event": "step", "step": 4, "time": 7.0, "loss": 0.6931472, "bits_per_byte": 0.5,
-        "grad_norm": 0.1, "eta": 0.25, "ok": True, "tokens_per_s": 64.0, "mfu": 0.3,
-        "memory_gib": 1.5, "shift": 1.0,
-    }  # fmt: skip
+        "event": "step",
+        "step": 4,
+        "time": 7.0,
+        "loss": 0.6931472,
+        "bits_per_byte": 0.5,
+        "grad_norm": 0.1,
+        "eta": 0.25,
+        "ok": True,
+        "tokens_per_s": 64.0,
+        "mfu": 0.3,
+        "memory_gib": 1.5,
+        "shift": 1.0,
+    }
     assert np.float32(first["loss"]) == losses[0], "digits enough for the very float32"
     assert (second["step"], second["ok"]) == (5, False)
     frame = read(tmp_path)
@@ -258,9 +275,17 @@ def test_only_the_main_process_writes(tmp_path):
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0, "0 s"), (89.4, "89 s"), (90, "2 min"), (5340, "89 min"), (7500, "2 h 05 min"),
-     (172_799, "2 d 00 h"), (273_600, "3 d 04 h"), (math.nan, "?")],
-)  # fmt: skip
+    [
+        (0, "0 s"),
+        (89.4, "89 s"),
+        (90, "2 min"),
+        (5340, "89 min"),
+        (7500, "2 h 05 min"),
+        (172_799, "2 d 00 h"),
+        (273_600, "3 d 04 h"),
+        (math.nan, "?"),
+    ],
+)
 def test_durations_in_words(seconds, words):
     assert duration(seconds) == words
 
@@ -376,14 +401,22 @@ def test_writers_get_named_finite_numbers(tmp_path):
     tel.close()
     assert recorder.calls == [
         ("rewind", 3),
-        ("scalars", 3, {"train/grad_norm": 0.5, "train/eta": 0.25, "train/ok": 0.0,
-                        "speed/tokens_per_s": 64.0}),
+        (
+            "scalars",
+            3,
+            {
+                "train/grad_norm": 0.5,
+                "train/eta": 0.25,
+                "train/ok": 0.0,
+                "speed/tokens_per_s": 64.0,
+            },
+        ),
         ("scalars", 4, {"val/loss": 2.0, "val/bits_per_byte": 1.5}),
         ("scalars", 4, {"spike/onset": 3.0}),
         ("scalars", 4, {"preempted/count": 1.0}),
         ("rewind", 2),
         ("close",),
-    ]  # fmt: skip
+    ]
 
 
 def test_closing_closes_all_though_one_fails(tmp_path, caplog):
@@ -412,7 +445,12 @@ def test_training_goes_on_without_a_writer_that_fails(tmp_path, caplog):
     tel.close()
     assert [call[0] for call in broken.calls] == ["rewind", "scalars"]
     assert [call[0] for call in recorder.calls] == [
-        "rewind", "scalars", "scalars", "rewind", "close"]  # fmt: skip
+        "rewind",
+        "scalars",
+        "scalars",
+        "rewind",
+        "close",
+    ]
     assert caplog.text.count("Broken is written no more: OSError: no space left") == 1
     assert read(tmp_path)["loss"].tolist() == [4.0]
 
@@ -501,11 +539,22 @@ def test_wandb_gets_our_step_as_its_axis(tmp_path, wandb):
     tel.rewind(4)
     tel.event("eval", 4, loss=1.5)
     tel.close()
-    values = {"step": 5, "train/loss": 2.0, "train/bits_per_byte": pytest.approx(1 / math.log(2)),
-              "train/grad_norm": 0.5, "train/eta": 0.25, "train/ok": 1.0}  # fmt: skip
+    values = {
+        "step": 5,
+        "train/loss": 2.0,
+        "train/bits_per_byte": pytest.approx(1 / math.log(2)),
+        "train/grad_norm": 0.5,
+        "train/eta": 0.25,
+        "train/ok": 1.0,
+    }
     stored = json.loads((tmp_path / "wandb.json").read_text())["id"]
-    init = {"project": "proj", "dir": str(tmp_path), "id": stored, "resume": "allow",
-            "config": {"seed": 1}}  # fmt: skip
+    init = {
+        "project": "proj",
+        "dir": str(tmp_path),
+        "id": stored,
+        "resume": "allow",
+        "config": {"seed": 1},
+    }
     assert stored.startswith("abc-")
     assert wandb.calls == [
         ("init", init),

@@ -18,11 +18,19 @@ RUN = "".join(
 )
 
 
-@pytest.mark.parametrize(("text", "ascii"), [
-    ("64 × 256, η 1e−3", "64 x 256, eta 1e-3"), ("μP σ_init Δ", "muP sigma_init delta"),
-    ("2²⁰ … ½ é", "220 ... 1/2 e"), ("┌─┐│┼┊", "+-+|+|"), ("⣿⠀⠁", ". ."), ("漢\udcff", "??"),
-    ("√(N·D) ≤ ∞", "sqrt(N*D) <= inf"), ("5 µs", "5 mus"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "ascii"),
+    [
+        ("64 × 256, η 1e−3", "64 x 256, eta 1e-3"),
+        ("μP σ_init Δ", "muP sigma_init delta"),
+        ("2²⁰ … ½ é", "220 ... 1/2 e"),
+        ("┌─┐│┼┊", "+-+|+|"),
+        ("⣿⠀⠁", ". ."),
+        ("漢\udcff", "??"),
+        ("√(N·D) ≤ ∞", "sqrt(N*D) <= inf"),
+        ("5 µs", "5 mus"),
+    ],
+)
 def test_what_an_encoding_lacks_is_spelled(text, ascii):
     assert "".join(c if c.isascii() else terminal.spelled(c) for c in text) == ascii
 
@@ -38,9 +46,11 @@ def command(stdout=subprocess.PIPE, **environment: str) -> subprocess.CompletedP
         "sys.exit(cli.main(['studies']))"
     )
     return subprocess.run(
-        [sys.executable, "-c", code], env=plain | environment, stdout=stdout,
+        [sys.executable, "-c", code],
+        env=plain | environment,
+        stdout=stdout,
         stderr=subprocess.PIPE,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(
@@ -93,11 +103,18 @@ def test_any_size_of_a_terminal(tmp_path, monkeypatch, capsys, columns, lines):
     capsys.readouterr()
 
 
-@pytest.mark.parametrize(("error", "status", "said"), [
-    (PermissionError(13, "Permission denied", "secret"), 1, "umup: [Errno 13] Permission denied"),
-    (OSError(28, "No space left on device"), 1, "umup: [Errno 28] No space left on device\n"),
-    (KeyboardInterrupt(), 130, ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (
+            PermissionError(13, "Permission denied", "secret"),
+            1,
+            "umup: [Errno 13] Permission denied",
+        ),
+        (OSError(28, "No space left on device"), 1, "umup: [Errno 28] No space left on device\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
 def test_the_outside_world_is_one_line(monkeypatch, capsys, error, status, said):
     def fail(_):
         raise error

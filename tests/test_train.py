@@ -21,16 +21,28 @@ STEPS = 10
 
 def make_run(scheme="umup", *, seed=0, eval_batches=3, hps=None, **model):
     shape = {
-        "d_model": 16, "n_layers": 2, "d_head": 8, "d_ff": 40, "vocab_size": 13, "seq_len": 8,
-        "base_width": 8, "base_depth": 1, "base_d_head": 4,
-    }  # fmt: skip
+        "d_model": 16,
+        "n_layers": 2,
+        "d_head": 8,
+        "d_ff": 40,
+        "vocab_size": 13,
+        "seq_len": 8,
+        "base_width": 8,
+        "base_depth": 1,
+        "base_d_head": 4,
+    }
     eta = 0.5 if SCHEMES[scheme].unit_scaled else 0.02
     return RunConfig(
-        scheme=scheme, model=ModelConfig(**(shape | model)),
+        scheme=scheme,
+        model=ModelConfig(**(shape | model)),
         optim=OptimConfig(steps=STEPS, batch_size=2, warmup_steps=3),
-        hps=HPs(**({"eta": eta} | (hps or {}))), seed=seed,
-        corpus="c", tokenizer="t", data_digest="d", eval_batches=eval_batches,
-    )  # fmt: skip
+        hps=HPs(**({"eta": eta} | (hps or {}))),
+        seed=seed,
+        corpus="c",
+        tokenizer="t",
+        data_digest="d",
+        eval_batches=eval_batches,
+    )
 
 
 def stream():
@@ -57,10 +69,12 @@ def test_golden_trajectory():
     )
     for scheme in SCHEMES:
         np.testing.assert_allclose(
-            found[scheme], golden["losses"][scheme], rtol=1e-4,
+            found[scheme],
+            golden["losses"][scheme],
+            rtol=1e-4,
             err_msg=f"the numbers of {scheme} changed. If that is meant, bump umup.NUMERICS, so "
             "that older records are shown as stale, and run this test again for what to store.",
-        )  # fmt: skip
+        )
 
 
 @jax.jit
@@ -134,9 +148,12 @@ def test_the_seed_changes_draws_and_batches():
 # --- lanes and chunks -----------------------------------------------------------------------------
 
 RUNS = [
-    make_run(hps={"eta": 0.25}), make_run(), make_run(hps={"eta": 1.0, "alpha_ffn_act": 2.0}),
-    make_run(seed=3), make_run(hps={"weight_decay": 0.0}),
-]  # fmt: skip
+    make_run(hps={"eta": 0.25}),
+    make_run(),
+    make_run(hps={"eta": 1.0, "alpha_ffn_act": 2.0}),
+    make_run(seed=3),
+    make_run(hps={"weight_decay": 0.0}),
+]
 
 
 def of_lanes(at_once):

@@ -28,9 +28,13 @@ CHUNK = 4
 
 def train(store, runs=RUNS, **settings):
     turns.run_in_turn(
-        runs, make_dataset(), store, **WHERE,
-        settings=Settings(chunk_steps=CHUNK, saves=False, **settings), progress=Progress(),
-    )  # fmt: skip
+        runs,
+        make_dataset(),
+        store,
+        **WHERE,
+        settings=Settings(chunk_steps=CHUNK, saves=False, **settings),
+        progress=Progress(),
+    )
 
 
 @pytest.fixture

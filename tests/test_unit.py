@@ -52,8 +52,10 @@ def pulled(f, cotangent, *inputs):
 
 def call(case, inputs):
     """unit's function on a case's inputs; the reference's weights are (fan_out, fan_in)."""
-    args = [inputs[name].T if name == "w" and case["op"].startswith("linear") else inputs[name]
-            for name in case["inputs"]]  # fmt: skip
+    args = [
+        inputs[name].T if name == "w" and case["op"].startswith("linear") else inputs[name]
+        for name in case["inputs"]
+    ]
     return getattr(unit, case["op"])(*args, **case["kwargs"])
 
 
@@ -91,8 +93,11 @@ def test_forward_and_gradients_are_the_references(name):
 
 def test_every_function_and_every_constraint_is_compared():
     compared = {case["op"] for case in OPS.values()}
-    public = {name for name, f in inspect.getmembers(unit, inspect.isfunction)
-              if f.__module__ == "umup.unit" and not name.startswith("_")}  # fmt: skip
+    public = {
+        name
+        for name, f in inspect.getmembers(unit, inspect.isfunction)
+        if f.__module__ == "umup.unit" and not name.startswith("_")
+    }
     assert public - compared == {"transformer_residual_taus"}
     for op in ("linear", "linear_readout", "silu", "gelu", "softmax"):
         seen = {c["kwargs"].get("constraint") for c in OPS.values() if c["op"] == op}
@@ -184,14 +189,17 @@ def test_any_leading_dimensions(lead):
     @jax.jit
     def flat(x, w, qkv):
         """Of inputs with one leading dimension."""
-        attention = [jax.vmap(partial(unit.scaled_dot_product_attention, is_causal=causal))(*qkv)
-                     for causal in (True, False)]  # fmt: skip
+        attention = [
+            jax.vmap(partial(unit.scaled_dot_product_attention, is_causal=causal))(*qkv)
+            for causal in (True, False)
+        ]
         return unit.linear(x, w), *attention
 
     @jax.jit
     def all_of_them(x, w, ids, qkv, logits):
-        attention = [unit.scaled_dot_product_attention(*qkv, is_causal=causal)
-                     for causal in (True, False)]  # fmt: skip
+        attention = [
+            unit.scaled_dot_product_attention(*qkv, is_causal=causal) for causal in (True, False)
+        ]
         loss = jax.value_and_grad(unit.cross_entropy)(logits, ids)
         return (unit.linear(x, w), *attention), unit.embedding(ids, w), *loss
 
@@ -291,10 +299,13 @@ def test_norms_take_their_shape_from_the_gain():
 # --- traced values, transformations, types --------------------------------------------------------
 
 WITH_MULT = {
-    "silu_glu": (2, {}), "silu": (1, {}), "gelu": (1, {}), "softmax": (1, {}),
+    "silu_glu": (2, {}),
+    "silu": (1, {}),
+    "gelu": (1, {}),
+    "softmax": (1, {}),
     "scaled_dot_product_attention": (3, {}),
     "scaled_dot_product_attention full": (3, {"is_causal": False}),
-}  # fmt: skip
+}
 
 
 def with_mult(name):
@@ -319,11 +330,15 @@ def test_mult_may_be_traced_mapped_and_changed_without_compiling_again(name):
     assert len(traces) == 1
     together = jax.vmap(step, (0, *[None] * len(inputs)))(jnp.array(mults), *inputs)
     for i, (m, one) in enumerate(zip(mults, each)):
-        plain = jax.jit(jax.value_and_grad(
-            lambda *a: f(m, *a).sum(), tuple(range(len(inputs)))))(*inputs)  # fmt: skip # noqa: B023
+
+        def total(*a, m=m):
+            return f(m, *a).sum()
+
+        plain = jax.jit(jax.value_and_grad(total, tuple(range(len(inputs)))))(*inputs)
         for got in (one, jax.tree.map(lambda a: a[i], together)):  # noqa: B023
-            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-                         got, plain)  # fmt: skip
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, plain
+            )
 
 
 def test_no_multiplier_receives_a_gradient():
@@ -378,12 +393,13 @@ def test_bfloat16_stays_bfloat16_and_close_to_float32():
         "softmax": lambda x, w, k: unit.softmax(x, mult=mult),
         "attention": lambda x, w, k: unit.scaled_dot_product_attention(x, k, x, mult=mult),
         "full": lambda x, w, k: unit.scaled_dot_product_attention(
-            x, k, x, mult=mult, is_causal=False),
+            x, k, x, mult=mult, is_causal=False
+        ),
         "rms_norm": lambda x, w, k: unit.rms_norm(x, w[0]),
         "layer_norm": lambda x, w, k: unit.layer_norm(x, w[0], w[1]),
         "residual": lambda x, w, k: unit.residual_add(*unit.residual_split(x, mult), mult),
         "embedding": lambda x, w, k: unit.embedding(jnp.array([1, 2]), w),
-    }  # fmt: skip
+    }
 
     @jax.jit
     def all_of_them(*inputs):
@@ -398,9 +414,11 @@ def test_bfloat16_stays_bfloat16_and_close_to_float32():
         for found, want in zip(low[name], wanted, strict=True):
             assert found.dtype == jnp.bfloat16, name
             np.testing.assert_allclose(
-                found.astype(jnp.float32), want, atol=0.06 * max(1.0, float(abs(want).max())),
+                found.astype(jnp.float32),
+                want,
+                atol=0.06 * max(1.0, float(abs(want).max())),
                 err_msg=name,
-            )  # fmt: skip
+            )
     assert unit.cross_entropy(x.astype(jnp.bfloat16), jnp.arange(6)).dtype == jnp.float32
     assert unit.softmax(x.astype(jnp.bfloat16), dtype=jnp.float32).dtype == jnp.float32
 
@@ -484,7 +502,7 @@ BAD = {
     "residual_mult": [lambda: unit.transformer_residual_taus(2, residual_mult=0.0)],
     "residual_attn_ratio": [lambda: unit.transformer_residual_taus(2, residual_attn_ratio=-1)],
     "convention": [lambda: unit.transformer_residual_taus(2, convention="theirs")],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("field", "bad"), [(k, f) for k, fs in BAD.items() for f in fs])

@@ -57,8 +57,13 @@ def test_the_status_says_how_far_it_is(run):
     run.tel.event("spike", 149, onset=130, reason="loss")
     run.tel.rewind(100)
     found = run.picture()
-    for said in ("step 100/400 (25 %)", "last checkpoint 100", "interventions 1", "val 3.2500",
-                 "last spike at step 130 (loss)"):  # fmt: skip
+    for said in (
+        "step 100/400 (25 %)",
+        "last checkpoint 100",
+        "interventions 1",
+        "val 3.2500",
+        "last spike at step 130 (loss)",
+    ):
         assert said in found
 
 

@@ -174,9 +174,16 @@ class AttentionScale(Curves):
 def layer_config(d_head: int, base_d_head: int, width: int, seq_len: int) -> ModelConfig:
     """The model whose attention layer is measured at initialization."""
     return ModelConfig(
-        d_model=width, n_layers=1, d_head=d_head, d_ff=width, vocab_size=2, seq_len=seq_len,
-        base_width=width, base_depth=1, base_d_head=base_d_head,
-    )  # fmt: skip
+        d_model=width,
+        n_layers=1,
+        d_head=d_head,
+        d_ff=width,
+        vocab_size=2,
+        seq_len=seq_len,
+        base_width=width,
+        base_depth=1,
+        base_d_head=base_d_head,
+    )
 
 
 DESIGN = AttentionScale

@@ -19,9 +19,16 @@ from .design import layer_config
 
 
 def layer(
-    *, scheme: str, d_head: int, base_d_head: int, width: int, seq_len: int, batch_size: int,
-    correlation: float, seed: int,
-) -> dict[str, float]:  # fmt: skip
+    *,
+    scheme: str,
+    d_head: int,
+    base_d_head: int,
+    width: int,
+    seq_len: int,
+    batch_size: int,
+    correlation: float,
+    seed: int,
+) -> dict[str, float]:
     """q·k of an attention layer at initialization whose q and k are correlated on purpose.
 
     The layer's key weights become ρ·W_q + √(1−ρ²)·W_k, so that the coordinates of q and k of one

@@ -73,11 +73,17 @@ class CoordStudy(Design):
     def points(self) -> list[Point]:
         """A point for every width, seed, scheme and η, those of equal shape side by side."""
         shape = {
-            "n_heads": self.n_heads, "n_layers": self.n_layers, "ff_ratio": self.ff_ratio,
-            "seq_len": self.seq_len, "batch_size": self.batch_size, "base_width": self.base_width,
-            "dtype": self.dtype, "steps": sorted(set(self.look_at)), "corpus": self.corpus,
+            "n_heads": self.n_heads,
+            "n_layers": self.n_layers,
+            "ff_ratio": self.ff_ratio,
+            "seq_len": self.seq_len,
+            "batch_size": self.batch_size,
+            "base_width": self.base_width,
+            "dtype": self.dtype,
+            "steps": sorted(set(self.look_at)),
+            "corpus": self.corpus,
             "tokenizer": self.tokenizer,
-        }  # fmt: skip
+        }
         points = []
         for width in sorted(set(self.widths), reverse=True):  # the dearest first
             seeds = self.wide_seeds if width == max(self.widths) else self.seeds
@@ -86,8 +92,13 @@ class CoordStudy(Design):
                 depth = 1 if scheme == "completep" else self.n_layers
                 for log2_eta in self.log2_eta_unit if unit else self.log2_eta_plain:
                     for seed in range(seeds):
-                        own = {"scheme": scheme, "d_model": width, "seed": seed,
-                               "log2_eta": log2_eta, "base_depth": depth}  # fmt: skip
+                        own = {
+                            "scheme": scheme,
+                            "d_model": width,
+                            "seed": seed,
+                            "log2_eta": log2_eta,
+                            "base_depth": depth,
+                        }
                         points.append(Point(WHAT, own | shape))
         return points
 

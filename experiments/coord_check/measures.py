@@ -123,9 +123,14 @@ def _run(
 
 
 def decoder(
-    scheme: str, model: ModelConfig, config: OptimConfig, seed: int, log2_eta: float,
-    tokens: np.ndarray, held_out: np.ndarray,
-) -> Coord:  # fmt: skip
+    scheme: str,
+    model: ModelConfig,
+    config: OptimConfig,
+    seed: int,
+    log2_eta: float,
+    tokens: np.ndarray,
+    held_out: np.ndarray,
+) -> Coord:
     """The decoder of a scheme as ``umup.coord_check`` takes it.
 
     Args:
@@ -161,10 +166,22 @@ def _text(corpus: str, tokenizer: str, seq_len: int) -> data.Dataset:
 
 
 def measure(
-    scheme: str, d_model: int, n_heads: int, n_layers: int, ff_ratio: float, seq_len: int,
-    batch_size: int, base_width: int, base_depth: int, dtype: str, seed: int, log2_eta: float,
-    steps: list[int], corpus: str, tokenizer: str,
-) -> dict[str, Any]:  # fmt: skip
+    scheme: str,
+    d_model: int,
+    n_heads: int,
+    n_layers: int,
+    ff_ratio: float,
+    seq_len: int,
+    batch_size: int,
+    base_width: int,
+    base_depth: int,
+    dtype: str,
+    seed: int,
+    log2_eta: float,
+    steps: list[int],
+    corpus: str,
+    tokenizer: str,
+) -> dict[str, Any]:
     """One point: a decoder trained at one η, measured at step 0 and after each of ``steps``.
 
     Returns:
@@ -173,11 +190,18 @@ def measure(
     """
     text = _text(corpus, tokenizer, seq_len)
     model = ModelConfig(
-        d_model=d_model, n_layers=n_layers, d_head=d_model // n_heads,
-        d_ff=round(ff_ratio * d_model), vocab_size=text.vocab_size, seq_len=seq_len,
-        base_width=base_width, base_depth=base_depth, base_d_head=base_width // n_heads,
-        dtype=dtype, unroll=0,
-    )  # fmt: skip
+        d_model=d_model,
+        n_layers=n_layers,
+        d_head=d_model // n_heads,
+        d_ff=round(ff_ratio * d_model),
+        vocab_size=text.vocab_size,
+        seq_len=seq_len,
+        base_width=base_width,
+        base_depth=base_depth,
+        base_d_head=base_width // n_heads,
+        dtype=dtype,
+        unroll=0,
+    )
     # η is what the name says from the first step on: no warm-up and no schedule, whatever `steps`.
     config = OptimConfig(steps=1, batch_size=batch_size, warmup_steps=0, final_lr_ratio=1.0)
     rows = observe(decoder(scheme, model, config, seed, log2_eta, text.train, text.val), steps)

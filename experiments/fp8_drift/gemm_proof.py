@@ -23,10 +23,20 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--width", type=int, default=4096, help="of the block that is read")
     parser.add_argument("--tokens", type=int, default=8192, help="a batch of the linears")
-    parser.add_argument("--sizes", type=int, nargs="*", default=[1024, 2048, 4096, 8192],
-                        help="of single products, timed")  # fmt: skip
-    parser.add_argument("--steps", type=int, nargs="*", default=[1024, 2048, 4096],
-                        help="widths of training steps, timed")  # fmt: skip
+    parser.add_argument(
+        "--sizes",
+        type=int,
+        nargs="*",
+        default=[1024, 2048, 4096, 8192],
+        help="of single products, timed",
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        nargs="*",
+        default=[1024, 2048, 4096],
+        help="widths of training steps, timed",
+    )
     parser.add_argument("--out", help="file for the rows as JSON")
     parser.add_argument("--any-device", action="store_true", help="go on without FP8 units")
     return proof.run(parser.parse_args(argv))

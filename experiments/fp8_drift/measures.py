@@ -49,9 +49,14 @@ def _is_fp8(casts: Casts) -> bool:
 
 
 def linear_products(
-    recipe: str, linear: str, fan_in: int, fan_out: int, tokens: int, dtype: str,
+    recipe: str,
+    linear: str,
+    fan_in: int,
+    fan_out: int,
+    tokens: int,
+    dtype: str,
     accumulation: str = "fast",
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """What the three products of one linear multiply, each compiled by itself.
 
     Args:
@@ -98,10 +103,19 @@ def _compiled_text(function: Callable, *arguments: Any) -> str:
 
 
 def step(
-    d_model: int, recipe: str, n_layers: int, d_head: int, seq_len: int, batch_size: int,
-    steps: int, dtype: str, accumulation: str = "fast", scheme: str = "umup", log2_lr: float = 0.0,
+    d_model: int,
+    recipe: str,
+    n_layers: int,
+    d_head: int,
+    seq_len: int,
+    batch_size: int,
+    steps: int,
+    dtype: str,
+    accumulation: str = "fast",
+    scheme: str = "umup",
+    log2_lr: float = 0.0,
     chunks: int = 5,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Time of a training step, and the loss after ``steps`` of them, on ``chain``.
 
     Args:
@@ -122,10 +136,20 @@ def step(
     if steps % chunks or chunks < 2:
         raise ConfigError("steps", steps, f"a multiple of chunks = {chunks}, these at least 2")
     model = ModelConfig(
-        d_model=d_model, n_layers=n_layers, d_head=d_head, d_ff=shapes(d_model)["mlp.down"][0],
-        vocab_size=VOCAB, seq_len=seq_len, base_width=d_model, base_depth=n_layers,
-        base_d_head=d_head, dtype=dtype, unroll=1, recipe=recipe, accumulation=accumulation,
-    )  # fmt: skip
+        d_model=d_model,
+        n_layers=n_layers,
+        d_head=d_head,
+        d_ff=shapes(d_model)["mlp.down"][0],
+        vocab_size=VOCAB,
+        seq_len=seq_len,
+        base_width=d_model,
+        base_depth=n_layers,
+        base_d_head=d_head,
+        dtype=dtype,
+        unroll=1,
+        recipe=recipe,
+        accumulation=accumulation,
+    )
     each = steps // chunks
     optim = OptimConfig(
         steps=steps, batch_size=batch_size, warmup_steps=min(each, steps), final_lr_ratio=1.0
@@ -156,12 +180,16 @@ def step(
     typical, a_step = float(np.median(durations)), batch_size * seq_len
     weights = model.n_params - VOCAB * d_model
     return {
-        "seconds": typical, "seconds_lo": durations[0], "seconds_hi": durations[-1],
-        "tokens_per_s": a_step / typical, "tflops": 6.0 * weights * a_step / typical / 1e12,
+        "seconds": typical,
+        "seconds_lo": durations[0],
+        "seconds_hi": durations[-1],
+        "tokens_per_s": a_step / typical,
+        "tflops": 6.0 * weights * a_step / typical / 1e12,
         "loss": float(np.mean(losses, dtype=np.float64)),
         "fp8_products": sum(product.native for product in products),
-        "emulated": sum(product.emulated for product in products), "expected": expected(model),
-    } | device()  # fmt: skip
+        "emulated": sum(product.emulated for product in products),
+        "expected": expected(model),
+    } | device()
 
 
 def expected(model: ModelConfig) -> int:

@@ -17,10 +17,22 @@ from umup.config import RECIPES
 
 from . import measures as gemm
 
-STEP = {"n_layers": 4, "d_head": 64, "seq_len": 1024, "batch_size": 8, "steps": 50,
-        "dtype": "bfloat16"}  # fmt: skip
-TINY = {"n_layers": 2, "d_head": 16, "seq_len": 32, "batch_size": 2, "steps": 10,
-        "dtype": "float32"}  # fmt: skip
+STEP = {
+    "n_layers": 4,
+    "d_head": 64,
+    "seq_len": 1024,
+    "batch_size": 8,
+    "steps": 50,
+    "dtype": "bfloat16",
+}
+TINY = {
+    "n_layers": 2,
+    "d_head": 16,
+    "seq_len": 32,
+    "batch_size": 2,
+    "steps": 10,
+    "dtype": "float32",
+}
 """What a training step measures, on a device with FP8 units and on any other."""
 
 
@@ -38,8 +50,9 @@ def run(chosen: argparse.Namespace) -> int:
         found = f"{here['device_kind']} {here['compute_capability']}".strip()
         print(
             f"{found} has no FP8 units (an NVIDIA GPU of compute capability 8.9 or above has): "
-            "nothing to prove. --any-device prints what there is.", file=sys.stderr,
-        )  # fmt: skip
+            "nothing to prove. --any-device prints what there is.",
+            file=sys.stderr,
+        )
         return 2
     print(f"# FP8 products on {here['device_kind']} {here['compute_capability']}\n")
     linears = list(linear_rows(chosen.width, chosen.tokens))
@@ -53,8 +66,23 @@ def run(chosen: argparse.Namespace) -> int:
         )
     if chosen.steps:
         steps = list(step_rows(chosen.steps, STEP if here["capable"] else TINY))
-        print(markdown(steps, ("d_model", "recipe", "accumulation", "seconds", "tflops", "loss",
-                               "loss_minus_bf16", "fp8_products", "expected")), "\n")  # fmt: skip
+        print(
+            markdown(
+                steps,
+                (
+                    "d_model",
+                    "recipe",
+                    "accumulation",
+                    "seconds",
+                    "tflops",
+                    "loss",
+                    "loss_minus_bf16",
+                    "fp8_products",
+                    "expected",
+                ),
+            ),
+            "\n",
+        )
     if chosen.out:
         rows = {"device": here, "linear": linears, "gemm": sizes, "step": steps}
         Path(chosen.out).write_text(json.dumps(rows, indent=1), encoding="utf-8")
@@ -93,8 +121,12 @@ def step_rows(widths: Iterable[int], shape: Mapping[str, Any]) -> Iterable[dict[
             for accumulation in ("fast", "precise")[: 2 if recipe == "fp8_seed" else 1]:
                 found = gemm.step(width, recipe, accumulation=accumulation, **shape)
                 base = found["loss"] if recipe == "bf16" else base
-                yield {"d_model": width, "recipe": recipe, "accumulation": accumulation,
-                       "loss_minus_bf16": found["loss"] - base} | found  # fmt: skip
+                yield {
+                    "d_model": width,
+                    "recipe": recipe,
+                    "accumulation": accumulation,
+                    "loss_minus_bf16": found["loss"] - base,
+                } | found
 
 
 def markdown(rows: Iterable[Mapping[str, Any]], columns: tuple[str, ...]) -> str:

@@ -17,9 +17,17 @@ TEXT = 2**14
 
 
 def twin(
-    dtype: str, recipe: str, precision: str, d_model: int, n_layers: int, d_head: int,
-    seq_len: int, batch_size: int, steps: int, log2_lr: float,
-) -> dict[str, Any]:  # fmt: skip
+    dtype: str,
+    recipe: str,
+    precision: str,
+    d_model: int,
+    n_layers: int,
+    d_head: int,
+    seq_len: int,
+    batch_size: int,
+    steps: int,
+    log2_lr: float,
+) -> dict[str, Any]:
     """The losses of a small u-μP decoder, which another device's are compared with.
 
     Args:
@@ -34,19 +42,29 @@ def twin(
         text); platform and the fields of ``products.device``.
     """
     model = ModelConfig(
-        d_model=d_model, n_layers=n_layers, d_head=d_head, d_ff=3 * d_model, vocab_size=VOCAB,
-        seq_len=seq_len, base_width=d_model, base_depth=n_layers, base_d_head=d_head, dtype=dtype,
-        unroll=0, recipe=recipe,
-    )  # fmt: skip
+        d_model=d_model,
+        n_layers=n_layers,
+        d_head=d_head,
+        d_ff=3 * d_model,
+        vocab_size=VOCAB,
+        seq_len=seq_len,
+        base_width=d_model,
+        base_depth=n_layers,
+        base_d_head=d_head,
+        dtype=dtype,
+        unroll=0,
+        recipe=recipe,
+    )
     optim = OptimConfig(steps=steps, batch_size=batch_size, warmup_steps=steps // 4)
     run = RunConfig("umup", model, optim, HPs(eta=2.0**log2_lr), 0, "chain", "none", "chain")
     text = data.chain(TEXT)
     with jax.default_matmul_precision(precision):
         losses = train.train(run, text)
     return {
-        "losses": [float(x) for x in losses], "text": zlib.crc32(text.tobytes()),
+        "losses": [float(x) for x in losses],
+        "text": zlib.crc32(text.tobytes()),
         "platform": jax.default_backend(),
-    } | products.device()  # fmt: skip
+    } | products.device()
 
 
 MEASURES = {"gemm": products.gemm, "copy": products.copy, "twin": twin}

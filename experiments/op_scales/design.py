@@ -80,13 +80,20 @@ class OpScales(Design):
     def _specs(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for seq_len in self.seq_lens:
             for d_head in self.d_heads:
-                shape = {"seq_len": seq_len, "d_head": d_head,
-                         "sequences": self._sequences(seq_len, d_head)}  # fmt: skip
+                shape = {
+                    "seq_len": seq_len,
+                    "d_head": d_head,
+                    "sequences": self._sequences(seq_len, d_head),
+                }
                 for alpha in self.alphas:
                     yield "attention", shape | {"alpha": float(alpha)}
         longest, head = max(self.seq_lens), _middle(self.d_heads)
-        shape = {"seq_len": longest, "d_head": head, "alpha": 1.0,
-                 "sequences": self._sequences(longest, head)}  # fmt: skip
+        shape = {
+            "seq_len": longest,
+            "d_head": head,
+            "alpha": 1.0,
+            "sequences": self._sequences(longest, head),
+        }
         for rho in (0.0, *self.correlations):
             yield "attention_inputs", shape | {"inputs": "normal", "correlation": float(rho)}
         for inputs in measures.INPUTS:
@@ -102,15 +109,25 @@ class OpScales(Design):
             tokens = max(self.tokens, self.elements // vocab_size)
             for logits_rms in self.logits_rms:
                 for alpha in self.loss_alphas:
-                    yield "cross_entropy", {
-                        "vocab_size": vocab_size, "alpha": float(alpha),
-                        "logits_rms": float(logits_rms), "tokens": tokens,
-                    }  # fmt: skip
+                    yield (
+                        "cross_entropy",
+                        {
+                            "vocab_size": vocab_size,
+                            "alpha": float(alpha),
+                            "logits_rms": float(logits_rms),
+                            "tokens": tokens,
+                        },
+                    )
         for tokens in self.loss_tokens:
-            yield "cross_entropy_tokens", {
-                "vocab_size": _middle(self.vocab_sizes), "alpha": 1.0, "logits_rms": 1.0,
-                "tokens": tokens,
-            }  # fmt: skip
+            yield (
+                "cross_entropy_tokens",
+                {
+                    "vocab_size": _middle(self.vocab_sizes),
+                    "alpha": 1.0,
+                    "logits_rms": 1.0,
+                    "tokens": tokens,
+                },
+            )
         for width in self.widths:
             yield from self._plain(width)
 
@@ -119,15 +136,19 @@ class OpScales(Design):
         few = {"tokens": self.tokens}
         for vocab_size in self.readout_vocab_sizes:
             for backward in ("fan_out", "fan_in"):
-                yield "readout", {"d_model": width, "vocab_size": vocab_size,
-                                  "backward": backward, **few}  # fmt: skip
+                yield (
+                    "readout",
+                    {"d_model": width, "vocab_size": vocab_size, "backward": backward, **few},
+                )
         yield "linear", {"fan_in": width, "fan_out": width, **few}
         yield "linear", {"fan_in": width, "fan_out": 4 * width, **few}
         yield "rms_norm", {"width": width, **few}
         yield "rope", {"width": width, "seq_len": self.tokens, "heads": 4}
         for branch in (0, 2 * self.residual_layers - 1):
-            yield "residual", {"width": width, "n_layers": self.residual_layers,
-                               "branch": branch, **few}  # fmt: skip
+            yield (
+                "residual",
+                {"width": width, "n_layers": self.residual_layers, "branch": branch, **few},
+            )
         yield "embedding", {"vocab_size": _middle(self.vocab_sizes), "width": width, **few}
 
 

@@ -76,9 +76,16 @@ def _attention(key, logit, out, correlation, *, blocks, shape, inputs, dtype):
 
 
 def attention(
-    *, seq_len: int, d_head: int, alpha: float, sequences: int, seeds: int, dtype: str,
-    inputs: str = "normal", correlation: float = 0.0,
-) -> dict[str, Any]:  # fmt: skip
+    *,
+    seq_len: int,
+    d_head: int,
+    alpha: float,
+    sequences: int,
+    seeds: int,
+    dtype: str,
+    inputs: str = "normal",
+    correlation: float = 0.0,
+) -> dict[str, Any]:
     """Causal attention on unit-scale q, k, v and cotangent (u-μP paper, Table 4).
 
     Args:
@@ -106,9 +113,15 @@ def attention(
 
     def measure(key: Array) -> dict[str, Array]:
         found, row = _attention(
-            key, logit, out, correlation, blocks=math.ceil(sequences / at_once),
-            shape=(at_once, seq_len, d_head), inputs=inputs, dtype=dtype,
-        )  # fmt: skip
+            key,
+            logit,
+            out,
+            correlation,
+            blocks=math.ceil(sequences / at_once),
+            shape=(at_once, seq_len, d_head),
+            inputs=inputs,
+            dtype=dtype,
+        )
         rows.append(row)
         return found
 
@@ -221,10 +234,15 @@ def readout(
     return _over_seeds(
         seeds,
         lambda key: _readout(
-            key, (w.forward, back, w.weight_grad), numbers.loss(vocab_size),
-            tokens=tokens, d_model=d_model, vocab_size=vocab_size, dtype=dtype,
+            key,
+            (w.forward, back, w.weight_grad),
+            numbers.loss(vocab_size),
+            tokens=tokens,
+            d_model=d_model,
+            vocab_size=vocab_size,
+            dtype=dtype,
         ),
-    )  # fmt: skip
+    )
 
 
 @partial(jax.jit, static_argnames=("tokens", "fan_in", "fan_out", "dtype"))
@@ -330,18 +348,33 @@ def embedding(
     return _over_seeds(
         seeds,
         lambda key: _embedding(
-            key, w.forward, w.weight_grad, tokens=tokens, vocab_size=vocab_size, width=width,
+            key,
+            w.forward,
+            w.weight_grad,
+            tokens=tokens,
+            vocab_size=vocab_size,
+            width=width,
             dtype=dtype,
         ),
-    )  # fmt: skip
+    )
 
 
 MEASURES = {
-    **{f.__name__: f for f in (
-        attention, gated_silu, softmax, cross_entropy,
-        readout, linear, rms_norm, rope, residual,
-        embedding,
-    )},
+    **{
+        f.__name__: f
+        for f in (
+            attention,
+            gated_silu,
+            softmax,
+            cross_entropy,
+            readout,
+            linear,
+            rms_norm,
+            rope,
+            residual,
+            embedding,
+        )
+    },
     "attention_inputs": attention,
     "cross_entropy_tokens": cross_entropy,
-}  # fmt: skip
+}

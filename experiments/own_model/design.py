@@ -114,24 +114,39 @@ class OwnModel(Design):
             widths = getattr(self, f"{arm['model']}_widths")
             for width in widths:
                 near, far = self.grid(arm["model"], arm["scheme"], width)
-                curves.append(Point("curve", arm | {
-                    "width": width, "base_width": widths[0], "steps": self.steps,
-                    "batch_size": getattr(self, f"{arm['model']}_batch"),
-                    "warmup_ratio": self.warmup_ratio, "held_out": self.held_out,
-                    "near": near, "far": far,
-                    "seeds": self.wide_seeds if width == widths[-1] else self.seeds,
-                }))  # fmt: skip
+                curves.append(
+                    Point(
+                        "curve",
+                        arm
+                        | {
+                            "width": width,
+                            "base_width": widths[0],
+                            "steps": self.steps,
+                            "batch_size": getattr(self, f"{arm['model']}_batch"),
+                            "warmup_ratio": self.warmup_ratio,
+                            "held_out": self.held_out,
+                            "near": near,
+                            "far": far,
+                            "seeds": self.wide_seeds if width == widths[-1] else self.seeds,
+                        },
+                    )
+                )
         curves.sort(key=lambda p: (p.spec["model"], p.spec["width"]), reverse=True)
         checks = [
-            Point("coord", arm | {
-                "widths": list(getattr(self, f"{arm['model']}_widths")),
-                "base_width": getattr(self, f"{arm['model']}_widths")[0],
-                "batch_size": getattr(self, f"{arm['model']}_batch"),
-                "log2_etas": list(self.check_etas), "seeds": self.check_seeds,
-                "look_at": sorted(set(self.look_at)),
-            })
+            Point(
+                "coord",
+                arm
+                | {
+                    "widths": list(getattr(self, f"{arm['model']}_widths")),
+                    "base_width": getattr(self, f"{arm['model']}_widths")[0],
+                    "batch_size": getattr(self, f"{arm['model']}_batch"),
+                    "log2_etas": list(self.check_etas),
+                    "seeds": self.check_seeds,
+                    "look_at": sorted(set(self.look_at)),
+                },
+            )
             for arm in self.arms(self.wrong_checks)
-        ]  # fmt: skip
+        ]
         return curves + checks
 
 

@@ -71,10 +71,20 @@ def cross_entropy(logits: Array, letters: Array) -> Array:
 
 
 def curve(
-    *, model: str, scheme: str, wrong: str, width: int, base_width: int, steps: int,
-    batch_size: int, warmup_ratio: float, held_out: int, near: Sequence[float],
-    far: Sequence[float], seeds: int,
-) -> dict[str, list]:  # fmt: skip
+    *,
+    model: str,
+    scheme: str,
+    wrong: str,
+    width: int,
+    base_width: int,
+    steps: int,
+    batch_size: int,
+    warmup_ratio: float,
+    held_out: int,
+    near: Sequence[float],
+    far: Sequence[float],
+    seeds: int,
+) -> dict[str, list]:
     """Train a model at every η and seed, one after another in one compiled program.
 
     Every seed has its own draw of the weights and its own stream of images; batches never repeat.
@@ -125,8 +135,13 @@ def curve(
     train, loss, accuracy = (_plain(values) for values in run((etas, of_seed), batches, held))
     # A model that diverged guesses one letter: its accuracy is no result.
     accuracy = [None if loss is None else a for a, loss in zip(accuracy, loss, strict=True)]
-    return {"log2_eta": [x for x, _ in lanes], "seed": [s for _, s in lanes],
-            "train": train, "loss": loss, "accuracy": accuracy}  # fmt: skip
+    return {
+        "log2_eta": [x for x, _ in lanes],
+        "seed": [s for _, s in lanes],
+        "train": train,
+        "loss": loss,
+        "accuracy": accuracy,
+    }
 
 
 def _keys(seed: Any) -> Array:
@@ -139,9 +154,17 @@ def _plain(values: Any) -> list[float | None]:
 
 
 def coord(
-    *, model: str, scheme: str, wrong: str, widths: Sequence[int], base_width: int,
-    batch_size: int, log2_etas: Sequence[float], seeds: int, look_at: Sequence[int],
-) -> dict[str, list]:  # fmt: skip
+    *,
+    model: str,
+    scheme: str,
+    wrong: str,
+    widths: Sequence[int],
+    base_width: int,
+    batch_size: int,
+    log2_etas: Sequence[float],
+    seeds: int,
+    look_at: Sequence[int],
+) -> dict[str, list]:
     """The coordinate check of a model over its widths, at constant η.
 
     Args:
@@ -165,9 +188,12 @@ def coord(
         draw, loss, adam, multiplier = programs(width, eta)
         data = stream(images, max(look_at), batch_size)
         return Coord(
-            draw(weights), loss, adam, lambda step: tuple(part[step] for part in data),
+            draw(weights),
+            loss,
+            adam,
+            lambda step: tuple(part[step] for part in data),
             multipliers={"readout.kernel": multiplier},
-        )  # fmt: skip
+        )
 
     etas = [2.0**x for x in log2_etas]
     found = coord_check(check, widths=widths, etas=etas, seeds=range(seeds), steps=look_at)

@@ -86,10 +86,14 @@ class Planning(Design):
         for size, layout in itertools.product(self.sizes, self.layouts):
             rows = self.sequences * layout.get("data", 1) * layout.get("fsdp", 1)
             specs += [
-                {"name": size["name"], "model": size["model"] | {"recipe": recipe},
-                 "optim": {"batch_size": rows}, "mesh": layout}
+                {
+                    "name": size["name"],
+                    "model": size["model"] | {"recipe": recipe},
+                    "optim": {"batch_size": rows},
+                    "mesh": layout,
+                }
                 for recipe in self.recipes
-            ]  # fmt: skip
+            ]
         if self.native:
             return [Point("native", spec) for spec in specs]
         fused = [spec for spec in specs if spec["model"].get("attention") == "cudnn"]

@@ -43,9 +43,13 @@ def native(
 
 
 def hopper(
-    *, name: str, model: Mapping[str, Any], optim: Mapping[str, Any], mesh: Mapping[str, Any],
+    *,
+    name: str,
+    model: Mapping[str, Any],
+    optim: Mapping[str, Any],
+    mesh: Mapping[str, Any],
     device: str,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """The same by the compiler of a GPU that need not be there, see `umup.plan.compiler`.
 
     Args:

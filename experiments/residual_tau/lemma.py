@@ -113,9 +113,11 @@ def nearest(
         return _distance(ours, plain_stream(x, r, branches))
 
     found = minimize(
-        distance, np.log2([alpha, ratio]), method="Nelder-Mead",
+        distance,
+        np.log2([alpha, ratio]),
+        method="Nelder-Mead",
         options={"maxfev": 60, "initial_simplex": np.log2([alpha, ratio]) + _SIMPLEX},
-    )  # fmt: skip
+    )
     return float(2.0 ** found.x[0]), float(2.0 ** found.x[1]), float(found.fun)
 
 
@@ -123,9 +125,14 @@ _SIMPLEX = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
 
 
 def lemma(
-    convention: str, n_layers: int, alphas: Sequence[float], ratios: Sequence[float], seeds: int,
-    width: int = 32, rows: int = 8,
-) -> dict:  # fmt: skip
+    convention: str,
+    n_layers: int,
+    alphas: Sequence[float],
+    ratios: Sequence[float],
+    seeds: int,
+    width: int = 32,
+    rows: int = 8,
+) -> dict:
     """Error of Lemma C.1 for random networks: unit-scaled with τ, against plain depth-μP.
 
     Args:
@@ -156,13 +163,29 @@ def lemma(
                     own_alpha, own_ratio, _ = nearest(x, taus, branches, alpha, ratio)
                 own = plain_stream(x, plain_multipliers(n_layers, own_alpha, own_ratio), branches)
                 row = (
-                    alpha, ratio, seed, _largest(ours, plain), _distance(ours, plain),
-                    _largest(ours, own), _distance(ours, own), own_alpha, own_ratio,
-                )  # fmt: skip
+                    alpha,
+                    ratio,
+                    seed,
+                    _largest(ours, plain),
+                    _distance(ours, plain),
+                    _largest(ours, own),
+                    _distance(ours, own),
+                    own_alpha,
+                    own_ratio,
+                )
                 for name, value in zip(_LEMMA, row, strict=True):
                     out[name].append(value)
     return out
 
 
-_LEMMA = ("alpha", "ratio", "seed", "error", "distance", "own_error", "own_distance", "own_alpha",
-          "own_ratio")  # fmt: skip
+_LEMMA = (
+    "alpha",
+    "ratio",
+    "seed",
+    "error",
+    "distance",
+    "own_error",
+    "own_distance",
+    "own_alpha",
+    "own_ratio",
+)

@@ -81,11 +81,16 @@ def scales(model: Decoder, ids: Array) -> dict[str, Array]:
     """
     embedding, attention, ffn, seen = parts(model, ids)
     return {
-        "embedding": _rms(embedding), "attention": _rms(attention), "ffn": _rms(ffn),
-        "residual": _rms(attention + ffn), "output": _rms(embedding + attention + ffn),
-        "stream": seen["stream"], "branch_attention": seen["attn"], "branch_ffn": seen["ffn"],
+        "embedding": _rms(embedding),
+        "attention": _rms(attention),
+        "ffn": _rms(ffn),
+        "residual": _rms(attention + ffn),
+        "output": _rms(embedding + attention + ffn),
+        "stream": seen["stream"],
+        "branch_attention": seen["attn"],
+        "branch_ffn": seen["ffn"],
         "common": seen["common"],
-    }  # fmt: skip
+    }
 
 
 @functools.lru_cache(maxsize=64)
@@ -104,9 +109,19 @@ def _at_init(run: RunConfig):
 
 
 def walk(
-    scheme: str, convention: str, n_layers: int, alpha: float, ratio: float, d_model: int,
-    d_head: int, ff_ratio: float, seq_len: int, batch_size: int, base_depth: int, seeds: int,
-) -> dict:  # fmt: skip
+    scheme: str,
+    convention: str,
+    n_layers: int,
+    alpha: float,
+    ratio: float,
+    d_model: int,
+    d_head: int,
+    ff_ratio: float,
+    seq_len: int,
+    batch_size: int,
+    base_depth: int,
+    seeds: int,
+) -> dict:
     """Contributions and scales of the real model at initialization, on independent random tokens.
 
     Args:
@@ -118,10 +133,17 @@ def walk(
         ``scales``, each a list with an entry a seed.
     """
     model = ModelConfig(
-        d_model=d_model, n_layers=n_layers, d_head=d_head, d_ff=round(d_model * ff_ratio),
-        vocab_size=VOCAB, seq_len=seq_len, base_width=d_model, base_depth=base_depth,
-        base_d_head=d_head, tau_convention=convention,
-    )  # fmt: skip
+        d_model=d_model,
+        n_layers=n_layers,
+        d_head=d_head,
+        d_ff=round(d_model * ff_ratio),
+        vocab_size=VOCAB,
+        seq_len=seq_len,
+        base_width=d_model,
+        base_depth=base_depth,
+        base_d_head=d_head,
+        tau_convention=convention,
+    )
     optim = OptimConfig(steps=1, batch_size=batch_size, warmup_steps=0)
     run = RunConfig(scheme, model, optim, HPs(), 0, "none", "none", "none")
     hps = HPs(alpha_residual=alpha, alpha_residual_attn_ratio=ratio).to_dict()
@@ -135,10 +157,23 @@ def walk(
 
 
 def trained(
-    convention: str, n_layers: int, d_model: int, d_head: int, ff_ratio: float, seq_len: int,
-    batch_size: int, steps: int, warmup_ratio: float, weight_decay: float, unroll: int, dtype: str,
-    log2_lr: float, seeds: int, corpus: str, tokenizer: str,
-) -> dict:  # fmt: skip
+    convention: str,
+    n_layers: int,
+    d_model: int,
+    d_head: int,
+    ff_ratio: float,
+    seq_len: int,
+    batch_size: int,
+    steps: int,
+    warmup_ratio: float,
+    weight_decay: float,
+    unroll: int,
+    dtype: str,
+    log2_lr: float,
+    seeds: int,
+    corpus: str,
+    tokenizer: str,
+) -> dict:
     """Contributions of u-μP before and after training, on held-out text.
 
     Args:
@@ -150,10 +185,18 @@ def trained(
     """
     dataset = data.load(corpus, tokenizer, seq_len=seq_len)
     model = ModelConfig(
-        d_model=d_model, n_layers=n_layers, d_head=d_head, d_ff=round(d_model * ff_ratio),
-        vocab_size=dataset.vocab_size, seq_len=seq_len, base_width=d_model, base_d_head=d_head,
-        tau_convention=convention, dtype=dtype, unroll=unroll,
-    )  # fmt: skip
+        d_model=d_model,
+        n_layers=n_layers,
+        d_head=d_head,
+        d_ff=round(d_model * ff_ratio),
+        vocab_size=dataset.vocab_size,
+        seq_len=seq_len,
+        base_width=d_model,
+        base_d_head=d_head,
+        tau_convention=convention,
+        dtype=dtype,
+        unroll=unroll,
+    )
     optim = OptimConfig(
         steps=steps, batch_size=batch_size, warmup_steps=round(steps * warmup_ratio)
     )

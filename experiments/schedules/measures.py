@@ -71,8 +71,10 @@ def _thin(losses, first: int, points: int) -> dict[str, list]:
     parts = np.array_split(losses.mean(0, dtype=float), min(points, losses.shape[1]))
     ends = first + np.cumsum([len(part) for part in parts])
     means = [float(part.mean()) for part in parts]
-    return {"curve_steps": ends.tolist(),
-            "curve_loss": [m if math.isfinite(m) else None for m in means]}  # fmt: skip
+    return {
+        "curve_steps": ends.tolist(),
+        "curve_loss": [m if math.isfinite(m) else None for m in means],
+    }
 
 
 def ladder(
@@ -96,8 +98,15 @@ def ladder(
     for start, kind, steps, decay in todo:
         losses.append(plateau.to(start, chunk))
         states, falling = plateau.decayed(kind, steps, decay)
-        out.append({"schedule": kind, "steps": steps, "decay_steps": decay,
-                    "loss": plateau.held_out_loss(states), **_thin(falling, start, 8)})  # fmt: skip
+        out.append(
+            {
+                "schedule": kind,
+                "steps": steps,
+                "decay_steps": decay,
+                "loss": plateau.held_out_loss(states),
+                **_thin(falling, start, 8),
+            }
+        )
     trained = plateau.done + sum(decay for *_, decay in todo)
     curve = _thin(np.concatenate(losses, axis=1), 0, CURVE_POINTS)
     return {"rungs": out, "trained": trained, **curve}

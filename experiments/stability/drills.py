@@ -44,10 +44,23 @@ def poisoned(dataset: Dataset, seed: int, batches: range, *, batch_size: int, se
 
 
 def drill(
-    *, kind: str, recover: bool, scheme: str, log2_lr: float, seed: int, at: int, length: int,
-    factor: float, corpus: str, tokenizer: str, model: Mapping[str, Any],
-    optimizer: Mapping[str, Any], recovery: Mapping[str, Any], every: int, chunk: int,
-) -> dict[str, Any]:  # fmt: skip
+    *,
+    kind: str,
+    recover: bool,
+    scheme: str,
+    log2_lr: float,
+    seed: int,
+    at: int,
+    length: int,
+    factor: float,
+    corpus: str,
+    tokenizer: str,
+    model: Mapping[str, Any],
+    optimizer: Mapping[str, Any],
+    recovery: Mapping[str, Any],
+    every: int,
+    chunk: int,
+) -> dict[str, Any]:
     """One run of the loop with a planted disturbance.
 
     Args:
@@ -76,23 +89,35 @@ def drill(
     elif kind == "poison":
         dataset = poisoned(
             dataset, seed, batches, batch_size=optim.batch_size, seq_len=shape.seq_len
-        )  # fmt: skip
+        )
     config = TrainConfig(
-        name="drill", scheme=scheme, model=replace(shape, vocab_size=dataset.vocab_size),
-        optim=optim, hps=HPs(eta=2.0**log2_lr), seed=seed, corpus=corpus, tokenizer=tokenizer,
-        recovery=RecoveryConfig.from_dict({**recovery, "on": recover}), checkpoint_every=every,
-        chunk_steps=chunk, keep=6, peak_tflops=1.0,
-    )  # fmt: skip
+        name="drill",
+        scheme=scheme,
+        model=replace(shape, vocab_size=dataset.vocab_size),
+        optim=optim,
+        hps=HPs(eta=2.0**log2_lr),
+        seed=seed,
+        corpus=corpus,
+        tokenizer=tokenizer,
+        recovery=RecoveryConfig.from_dict({**recovery, "on": recover}),
+        checkpoint_every=every,
+        chunk_steps=chunk,
+        keep=6,
+        peak_tflops=1.0,
+    )
     with tempfile.TemporaryDirectory(prefix="umup-") as folder:
         outcome = train_run(config, Path(folder), dataset=dataset, drill=planted, quiet=True)
         losses = runlog.read(Path(folder)).set_index("step")["loss"].sort_index()
     tail = losses[losses.index >= optim.steps - max(optim.steps // 10, 1)]
     spikes = outcome.interventions
     return {
-        "verdict": outcome.verdict, "val_loss": outcome.val_loss, "loss": float(tail.mean()),
-        "interventions": len(spikes), "nonfinite": outcome.nonfinite,
+        "verdict": outcome.verdict,
+        "val_loss": outcome.val_loss,
+        "loss": float(tail.mean()),
+        "interventions": len(spikes),
+        "nonfinite": outcome.nonfinite,
         "steps_lost": sum(s["detected"] + 1 - s["rolled_back_to"] for s in spikes),
         "onset": spikes[0]["onset"] if spikes else -1,
         "detected": spikes[0]["detected"] if spikes else -1,
         "curve": [round(float(loss), 4) for loss in losses],
-    }  # fmt: skip
+    }

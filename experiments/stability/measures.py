@@ -34,9 +34,12 @@ def _clipped_program(run: RunConfig, norm: str):
 
         def body(state, _):
             batch = data.batch(
-                tokens, lane.seed, state.step,
-                batch_size=run.optim.batch_size, seq_len=run.model.seq_len,
-            )  # fmt: skip
+                tokens,
+                lane.seed,
+                state.step,
+                batch_size=run.optim.batch_size,
+                seq_len=run.model.seq_len,
+            )
             loss, grads, amax = train.gradients(run, state, batch)
             norms = train.grad_norm(run, state.numbers, grads), optax.tree.norm(grads)
             factor = jnp.minimum(1.0, run.optim.clip / norms[norm == "held"])
@@ -52,9 +55,18 @@ def _clipped_program(run: RunConfig, norm: str):
 
 
 def clipped(
-    *, scheme: str, norm: str, octaves: int, log2_lr: float, clip: float, seed: int,
-    corpus: str, tokenizer: str, model: Mapping[str, Any], optimizer: Mapping[str, Any],
-) -> dict[str, Any]:  # fmt: skip
+    *,
+    scheme: str,
+    norm: str,
+    octaves: int,
+    log2_lr: float,
+    clip: float,
+    seed: int,
+    corpus: str,
+    tokenizer: str,
+    model: Mapping[str, Any],
+    optimizer: Mapping[str, Any],
+) -> dict[str, Any]:
     """One run whose gradients are clipped by their unscaled norm or by the norm as held.
 
     Args:
@@ -70,25 +82,39 @@ def clipped(
     shape = ModelConfig.from_dict(model)
     dataset = data.load(corpus, tokenizer, seq_len=shape.seq_len)
     run = RunConfig(
-        scheme=scheme, model=replace(shape, vocab_size=dataset.vocab_size),
-        optim=OptimConfig.from_dict({**optimizer, "clip": clip}), hps=HPs(eta=2.0**log2_lr),
-        seed=seed, corpus=corpus, tokenizer=tokenizer, data_digest=dataset.digest,
-    )  # fmt: skip
+        scheme=scheme,
+        model=replace(shape, vocab_size=dataset.vocab_size),
+        optim=OptimConfig.from_dict({**optimizer, "clip": clip}),
+        hps=HPs(eta=2.0**log2_lr),
+        seed=seed,
+        corpus=corpus,
+        tokenizer=tokenizer,
+        data_digest=dataset.digest,
+    )
     lane = jax.tree.map(lambda leaf: leaf[0], train.lanes_of([run]))
     program = _clipped_program(replace(run, scheme="sp", hps=HPs(), seed=0), norm)
     state = jax.jit(functools.partial(train.init, run))(lane)
     losses, unscaled, held = map(np.asarray, program(jnp.asarray(dataset.train), lane, state))
     return {
         "share": float(np.mean((held if norm == "held" else unscaled) > clip)),
-        "unscaled": float(np.median(unscaled)), "held": float(np.median(held)),
+        "unscaled": float(np.median(unscaled)),
+        "held": float(np.median(held)),
         "losses": [float(loss) for loss in losses],
-    }  # fmt: skip
+    }
 
 
 def step_time(
-    *, defence: str, changes: Mapping[str, Any], clip: float, repeats: int, chunk: int,
-    corpus: str, tokenizer: str, model: Mapping[str, Any], optimizer: Mapping[str, Any],
-) -> dict[str, float]:  # fmt: skip
+    *,
+    defence: str,
+    changes: Mapping[str, Any],
+    clip: float,
+    repeats: int,
+    chunk: int,
+    corpus: str,
+    tokenizer: str,
+    model: Mapping[str, Any],
+    optimizer: Mapping[str, Any],
+) -> dict[str, float]:
     """Time of a step with a defence over that without it, chunks of both in turn.
 
     What else the machine does then falls on both alike.
@@ -106,12 +132,16 @@ def step_time(
     dataset = data.load(corpus, tokenizer, seq_len=shape.seq_len)
     shape = replace(shape, vocab_size=dataset.vocab_size)
     plain = RunConfig(
-        scheme="umup", model=shape, optim=OptimConfig.from_dict(optimizer), hps=HPs(), seed=0,
-        corpus=corpus, tokenizer=tokenizer, data_digest=dataset.digest,
-    )  # fmt: skip
-    other = replace(
-        plain, model=replace(shape, **changes), optim=replace(plain.optim, clip=clip)
-    )  # fmt: skip
+        scheme="umup",
+        model=shape,
+        optim=OptimConfig.from_dict(optimizer),
+        hps=HPs(),
+        seed=0,
+        corpus=corpus,
+        tokenizer=tokenizer,
+        data_digest=dataset.digest,
+    )
+    other = replace(plain, model=replace(shape, **changes), optim=replace(plain.optim, clip=clip))
     tokens, lanes = jnp.asarray(dataset.train), train.lanes_of([plain])
     seconds: dict[RunConfig, list[float]] = {plain: [], other: []}
     states = {run: train.programs(run).init(lanes) for run in seconds}
@@ -126,9 +156,10 @@ def step_time(
     middle = (repeats - 1) / 2
     lo, hi = max(int(middle - reach), 0), min(int(np.ceil(middle + reach)), repeats - 1)
     return {
-        "ratio": float(np.median(ratios)), "ratio_lo": float(ratios[lo]),
+        "ratio": float(np.median(ratios)),
+        "ratio_lo": float(ratios[lo]),
         "ratio_hi": float(ratios[hi]),
-    }  # fmt: skip
+    }
 
 
 MEASURES: Mapping = {"clipped": clipped, "step_time": step_time, "drill": drill}

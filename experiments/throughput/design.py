@@ -94,15 +94,19 @@ class Throughput(Design):
         # torch's peak counts too where torch runs; numpy's is float32 alone, a CPU's.
         torch = bool(self.references)
         cpu = self.dtype == "float32"
-        out = [self._benched("gemm", gemm_sizes=self.gemm_sizes, torch=torch,
-                             profile="cpu" if cpu else "gpu")]  # fmt: skip
+        out = [
+            self._benched(
+                "gemm", gemm_sizes=self.gemm_sizes, torch=torch, profile="cpu" if cpu else "gpu"
+            )
+        ]
         sizes = [(width, self.n_layers) for width in self.widths]
         sizes += [(self.big_width, self.big_layers)] if self.big_width else []
         for width, n_layers in sizes:
             references = [
-                side for side in self.references
+                side
+                for side in self.references
                 if side != "compiled" or width in self.compiled_widths
-            ]  # fmt: skip
+            ]
             sides = ["umup", *self.settings, *references]
             at = {"width": width, "n_layers": n_layers, "sides": sides}
             more = {"samples": self.close_samples} if width in self.close_widths else {}
@@ -115,10 +119,15 @@ class Throughput(Design):
         for width in self.parts_widths:
             out.append(Point("parts", {**timed, "width": width, "n_layers": self.n_layers}))
         if self.lane_steps:
-            out.append(self._benched(
-                "lanes", widths=(self.lane_width,), lanes=self.lanes, lane_steps=self.lane_steps,
-                lanes_at_once=tuple(sorted({1, self.lanes_at_once})),
-            ))  # fmt: skip
+            out.append(
+                self._benched(
+                    "lanes",
+                    widths=(self.lane_width,),
+                    lanes=self.lanes,
+                    lane_steps=self.lane_steps,
+                    lanes_at_once=tuple(sorted({1, self.lanes_at_once})),
+                )
+            )
         if self.depths:
             first = self.widths[:1]
             out.append(self._benched("compile_times", widths=first, depths=self.depths))

@@ -50,17 +50,28 @@ def _torch(plan: Plan, width: int, n_layers: int, side: str) -> bench_torch.Step
     if reason := bench_torch.missing():
         raise StudyError("references", reason, "both packages, or references: [] to do without")
     return bench_torch.Step(
-        width=width, layers=n_layers, heads=plan.model(width).n_heads, dtype=plan.dtype,
-        vocab_size=plan.vocab_size, batch_size=plan.batch_size, seq_len=plan.seq_len,
-        threads=machine.cores(), compiled=side == "compiled",
-    )  # fmt: skip
+        width=width,
+        layers=n_layers,
+        heads=plan.model(width).n_heads,
+        dtype=plan.dtype,
+        vocab_size=plan.vocab_size,
+        batch_size=plan.batch_size,
+        seq_len=plan.seq_len,
+        threads=machine.cores(),
+        compiled=side == "compiled",
+    )
 
 
 @_loaded
 def step(
-    *, shape: Mapping[str, Any], width: int, n_layers: int, sides: list[str], samples: int,
+    *,
+    shape: Mapping[str, Any],
+    width: int,
+    n_layers: int,
+    sides: list[str],
+    samples: int,
     steps: int,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Training steps of equal shape, sample by sample in turn.
 
     Args:
@@ -85,10 +96,13 @@ def step(
         mib[side] = ours.mib()
     model = plan.model(width, n_layers=n_layers)
     return {
-        "ms": alternate(timed, samples, steps), "mib": mib, "compile_s": compile_s,
-        "n_params": model.n_params, "tokens": plan.batch_size * plan.seq_len,
+        "ms": alternate(timed, samples, steps),
+        "mib": mib,
+        "compile_s": compile_s,
+        "n_params": model.n_params,
+        "tokens": plan.batch_size * plan.seq_len,
         "flops": model.step_flops(plan.batch_size),
-    }  # fmt: skip
+    }
 
 
 @_loaded
@@ -120,8 +134,12 @@ def benched(*, part: str, plan: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         found: its measurements, flat dictionaries.
     """
-    measure = {"gemm": bench.gemm, "lanes": bench.lanes, "compile_times": bench.compile_times,
-               "memory": bench.memory}[part]  # fmt: skip
+    measure = {
+        "gemm": bench.gemm,
+        "lanes": bench.lanes,
+        "compile_times": bench.compile_times,
+        "memory": bench.memory,
+    }[part]
     given = Plan.from_dict(plan)
     if given.torch and (reason := bench_torch.missing()):
         raise StudyError("references", reason, "both packages, or references: [] to do without")
@@ -129,7 +147,11 @@ def benched(*, part: str, plan: Mapping[str, Any]) -> dict[str, Any]:
 
 
 MEASURES: Mapping = {
-    "step": step, "tried": step, "parts": parts,
-    "gemm": benched, "lanes": benched, "compile_times": benched,
+    "step": step,
+    "tried": step,
+    "parts": parts,
+    "gemm": benched,
+    "lanes": benched,
+    "compile_times": benched,
     "memory": benched,
-}  # fmt: skip
+}

@@ -69,9 +69,12 @@ class Batch(Piece):
         def body(carry, _):
             step, total = carry
             ids, targets = data.batch(
-                tokens, jnp.int32(0), step, batch_size=run.optim.batch_size,
+                tokens,
+                jnp.int32(0),
+                step,
+                batch_size=run.optim.batch_size,
                 seq_len=run.model.seq_len,
-            )  # fmt: skip
+            )
             return (step + 1, total + jnp.sum(ids) + jnp.sum(targets)), None
 
         self._set(body, (jnp.int32(0), jnp.int32(0)))
@@ -111,30 +114,53 @@ def pieces(run: RunConfig) -> dict[str, tuple[Piece, int]]:
     weight = {"dtype": m.params_dtype}
     ids = jnp.asarray(draws.integers(0, m.vocab_size, tokens))
     return {
-        "products": (Piece(
-            products, normal(tokens, d), normal(d, 3 * d, **weight), normal(d, d, **weight),
-            normal(d, 2 * m.d_ff, **weight), normal(tokens, m.d_ff), normal(m.d_ff, d, **weight),
-        ), n),
-        "readout": (Piece(
-            lambda x, w: ops.linear(x, w, *scales),
-            normal(tokens, d), normal(d, m.vocab_size, **weight),
-        ), 1),
-        "attention": (Piece(
-            lambda q, k, v: ops.attention(q, k, v, scales[0], one, m.attention),
-            normal(*heads), normal(*heads), normal(*heads),
-        ), n),
+        "products": (
+            Piece(
+                products,
+                normal(tokens, d),
+                normal(d, 3 * d, **weight),
+                normal(d, d, **weight),
+                normal(d, 2 * m.d_ff, **weight),
+                normal(tokens, m.d_ff),
+                normal(m.d_ff, d, **weight),
+            ),
+            n,
+        ),
+        "readout": (
+            Piece(
+                lambda x, w: ops.linear(x, w, *scales),
+                normal(tokens, d),
+                normal(d, m.vocab_size, **weight),
+            ),
+            1,
+        ),
+        "attention": (
+            Piece(
+                lambda q, k, v: ops.attention(q, k, v, scales[0], one, m.attention),
+                normal(*heads),
+                normal(*heads),
+                normal(*heads),
+            ),
+            n,
+        ),
         "rope": (Piece(rope, normal(tokens, 3 * d)), n),
-        "activation": (Piece(
-            lambda pair: ops.gated_silu_pair(pair, one, one), normal(tokens, 2, m.d_ff)
-        ), n),
+        "activation": (
+            Piece(lambda pair: ops.gated_silu_pair(pair, one, one), normal(tokens, 2, m.d_ff)),
+            n,
+        ),
         "norms": (Piece(ops.rms_norm, normal(tokens, d)), 2 * n + 1),
         "residual": (Piece(residual, normal(tokens, d), normal(tokens, d)), 2 * n),
-        "loss": (Piece(
-            lambda logits: ops.cross_entropy(logits, ids, one, one), normal(tokens, m.vocab_size)
-        ), 1),
-        "embedding": (Piece(
-            lambda w: ops.embed(ids, w, one, one), normal(m.vocab_size, d, **weight)
-        ), 1),
+        "loss": (
+            Piece(
+                lambda logits: ops.cross_entropy(logits, ids, one, one),
+                normal(tokens, m.vocab_size),
+            ),
+            1,
+        ),
+        "embedding": (
+            Piece(lambda w: ops.embed(ids, w, one, one), normal(m.vocab_size, d, **weight)),
+            1,
+        ),
         "optimizer": (Update(run), 1),
         "data": (Batch(run), 1),
-    }  # fmt: skip
+    }

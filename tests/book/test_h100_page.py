@@ -12,19 +12,29 @@ from umup.plan import hardware, outlook
 from umup.slices import packs
 
 JOB = {
-    "job": "proof", "state": "left", "why": "3 of 9 points left", "traceback": "",
-    "seconds": 61.4, "predicted_s": 45.0,
-}  # fmt: skip
+    "job": "proof",
+    "state": "left",
+    "why": "3 of 9 points left",
+    "traceback": "",
+    "seconds": 61.4,
+    "predicted_s": 45.0,
+}
 DONE = JOB | {"job": "sanity", "state": "done", "why": "", "seconds": 30.0}
 WHERE = {"device": "NVIDIA H100", "jax": "0.11.2"}
 LOG = [{"id": "20270102T030405Z", "where": WHERE, "jobs": [JOB, DONE]}]
 
 
 def job(name, seconds, **parameters):
-    return slices.Job.from_dict({
-        "name": name, "study": "fp8_drift", "decides": f"what {name} decides", "kind": "points",
-        "seconds": seconds, "parameters": {"gemm_sizes": [], "step_widths": [], **parameters},
-    })  # fmt: skip
+    return slices.Job.from_dict(
+        {
+            "name": name,
+            "study": "fp8_drift",
+            "decides": f"what {name} decides",
+            "kind": "points",
+            "seconds": seconds,
+            "parameters": {"gemm_sizes": [], "step_widths": [], **parameters},
+        }
+    )
 
 
 def test_every_job_of_every_slice_has_a_row():

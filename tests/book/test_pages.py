@@ -38,12 +38,22 @@ class Verdict:
 
 def runs(**changes) -> pd.DataFrame:
     row = {
-        "study": "lr", "profile": "cpu", "status": "ok", "numerics": config.NUMERICS,
-        "created": "2026-11-22T05:00:00+00:00", "device": "NVIDIA H100 80GB HBM3",
-        "device_count": 1, "python": "3.11", "jax": "0.10.2", "jaxlib": "0.10.2",
-        "flax": "0.12.8", "xla_flags": "", "git_commit": "abcdef0123456789", "git_dirty": False,
+        "study": "lr",
+        "profile": "cpu",
+        "status": "ok",
+        "numerics": config.NUMERICS,
+        "created": "2026-11-22T05:00:00+00:00",
+        "device": "NVIDIA H100 80GB HBM3",
+        "device_count": 1,
+        "python": "3.11",
+        "jax": "0.10.2",
+        "jaxlib": "0.10.2",
+        "flax": "0.12.8",
+        "xla_flags": "",
+        "git_commit": "abcdef0123456789",
+        "git_dirty": False,
         "wall_s": 1800.0,
-    }  # fmt: skip
+    }
     return pd.DataFrame([row | changes])
 
 
@@ -70,8 +80,13 @@ def study(tmp_path) -> pages.Study:
 
 def test_numbers_and_bounds_read_as_a_person_writes_them():
     assert [significant(x) for x in (-1.0678, 0.0, NAN, None, -math.inf, 1.5)] == [
-        "−1.07", "0", "–", "–", "−∞", "1.5",
-    ]  # fmt: skip
+        "−1.07",
+        "0",
+        "–",
+        "–",
+        "−∞",
+        "1.5",
+    ]
     assert pages.bound(-math.inf, -0.5) == "≤ −0.5"
     assert pages.bound(0.5, None) == "≥ 0.5"
     assert pages.bound(-0.5, 0.5) == "−0.5 to 0.5"
@@ -124,8 +139,14 @@ def test_the_picture_is_the_tagged_figure_with_its_caption(study, tmp_path):
 
 
 def test_costs_are_hours_times_devices_times_price():
-    many = pd.concat([runs(), runs(), runs(device="cpu", wall_s=36000.0, device_count=2),
-                      runs(device="TPU v9", wall_s=360.0)])  # fmt: skip
+    many = pd.concat(
+        [
+            runs(),
+            runs(),
+            runs(device="cpu", wall_s=36000.0, device_count=2),
+            runs(device="TPU v9", wall_s=360.0),
+        ]
+    )
     text = pages.costs(many, {"h100": 3.0, "cpu": 0.1})
     assert "| `lr` | `cpu` | 1 × NVIDIA H100 80GB HBM3 | 2 | 1.00 | 3.00 | 3.00 |" in text
     assert "| 2 × cpu | 1 | 10.00 | 0.10 | 2.00 |" in text
@@ -138,11 +159,13 @@ def test_prices_are_those_of_the_known_machines():
 
 
 def test_status_counts_stale_records_and_names_commits():
-    many = pd.concat([
-        runs(),
-        runs(status="diverged", git_dirty=True, created="2026-11-24T05:00:00+00:00"),
-        runs(numerics=config.NUMERICS - 1, xla_flags="--x"),
-    ])  # fmt: skip
+    many = pd.concat(
+        [
+            runs(),
+            runs(status="diverged", git_dirty=True, created="2026-11-24T05:00:00+00:00"),
+            runs(numerics=config.NUMERICS - 1, xla_flags="--x"),
+        ]
+    )
     text = pages.status(many)
     assert "| `lr` | `cpu` | 3 | 2 | 1 | **1** | 2026-11-22 to 2026-11-24 |" in text
     assert f"Stale records: 1, with numerics version {config.NUMERICS - 1}." in text
@@ -181,9 +204,12 @@ def test_every_scheme_has_its_table():
 def test_packages_are_listed_without_importing_them(tmp_path):
     package = tmp_path / "things"
     texts = {
-        "__init__": "Things.", "_a": "Private.", "c": "Alone.", "b/d": "A room.",
+        "__init__": "Things.",
+        "_a": "Private.",
+        "c": "Alone.",
+        "b/d": "A room.",
         "b/__init__": "Does b\nwell.\n\nMore.",
-    }  # fmt: skip
+    }
     for name, text in texts.items():
         path = package / f"{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -193,5 +219,8 @@ def test_packages_are_listed_without_importing_them(tmp_path):
     assert "[`things.b`](api/things.b.md) | Does b well." in text
     found = [(tmp_path / "api" / f"{n}.md").read_text("utf-8") for n in ("things", "things.b")]
     assert re.findall("automodule:: (.*)", "".join(found)) == [
-        "things", "things.c", "things.b", "things.b.d",
-    ]  # fmt: skip
+        "things",
+        "things.c",
+        "things.b",
+        "things.b.d",
+    ]

@@ -50,11 +50,23 @@ def slurm(whole_slurm: Slurm) -> Iterator[Slurm]:
 
 # Six learning rates of one model, one after another; the best is none of the grid's ends.
 TINY = {
-    "profile": "tiny", "schemes": ["umup"], "widths": [16], "full_grid_width": 16, "n_layers": 1,
-    "d_head": 8, "seq_len": 8, "batch_size": 2, "steps": 6000, "base_width": 16,
-    "lr_umup": [-4, 1], "seeds": 1, "refine": 1.0, "window": 0.0, "eval_batches": 2,
+    "profile": "tiny",
+    "schemes": ["umup"],
+    "widths": [16],
+    "full_grid_width": 16,
+    "n_layers": 1,
+    "d_head": 8,
+    "seq_len": 8,
+    "batch_size": 2,
+    "steps": 6000,
+    "base_width": 16,
+    "lr_umup": [-4, 1],
+    "seeds": 1,
+    "refine": 1.0,
+    "window": 0.0,
+    "eval_batches": 2,
     "chunk_steps": 400,
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="session")

@@ -90,11 +90,15 @@ class Slurm:
             ports = [probe.getsockname()[1] for probe in sockets]
         self.conf.write_text(
             CONF.format(
-                host=socket.gethostname(), user=getpass.getuser(), folder=folder, ports=ports,
-                nodes=NODES, first=1 + os.getpid() % 4000,  # JAX makes a port of it, and two
+                host=socket.gethostname(),
+                user=getpass.getuser(),
+                folder=folder,
+                ports=ports,
+                nodes=NODES,
+                first=1 + os.getpid() % 4000,  # JAX makes a port of it, and two
                 # of these on one machine, as in a matrix, must not have the same
             )
-        )  # fmt: skip
+        )
         key = folder / "key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o600)
@@ -121,8 +125,9 @@ class Slurm:
     def state(self, node: str) -> str:
         done = subprocess.run(
             ["sinfo", "--noheader", "--Node", "--nodes", node, "--format=%T"],
-            capture_output=True, text=True,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+        )
         return next(iter(done.stdout.split()), "")
 
     def kill(self, node: str, whole: bool = False) -> None:

@@ -114,11 +114,14 @@ echo "sbatch: error: Batch job submission failed: Invalid partition name specifi
 exit 1"""
 
 
-@pytest.mark.parametrize(("sbatch", "words"), [
-    (REJECTED, "'invalid partition specified: gpu; Batch job submission failed: Invalid part"),
-    ("echo 'sbatch: unrecognized option --frob' >&2; exit 1", "'unrecognized option --frob'"),
-    ("echo no job at all", "no job at all"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("sbatch", "words"),
+    [
+        (REJECTED, "'invalid partition specified: gpu; Batch job submission failed: Invalid part"),
+        ("echo 'sbatch: unrecognized option --frob' >&2; exit 1", "'unrecognized option --frob'"),
+        ("echo no job at all", "no job at all"),
+    ],
+)
 def test_a_rejected_job_says_why(workplace, commands, capsys, sbatch, words):
     commands(**(CLUSTER | {"sbatch": sbatch}))
     err = refused(capsys, workplace)
@@ -141,9 +144,11 @@ def test_records_that_cannot_be_written(workplace, commands, capsys):
 
 def test_what_sbatch_took_is_cancelled_when_the_rest_fails(workplace, commands, monkeypatch):
     folder = commands(
-        **(CLUSTER | {"sbatch": "echo Submitted batch job 7",
-                      "scancel": 'echo "$@" > "${0%/*}/cancelled"'})
-    )  # fmt: skip
+        **(
+            CLUSTER
+            | {"sbatch": "echo Submitted batch job 7", "scancel": 'echo "$@" > "${0%/*}/cancelled"'}
+        )
+    )
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -168,16 +173,51 @@ def test_the_array_that_is_submitted(workplace, commands, capsys, monkeypatch):
     folder = commands(
         **(CLUSTER | {"sbatch": 'cat "$1" > "${0%/*}/script"; echo Submitted batch job 7'})
     )
-    argv = ["tiny", "--executor", "slurm", "--at-once", "2", "--minutes", "90", "--gpus", "1",
-            "--cpus", "12", "--partition", "gpu", "--account", "us", "--slurm", "exclusive",
-            "true", "--slurm", "comment", "two words", "-p", "lanes", "2"]  # fmt: skip
+    argv = [
+        "tiny",
+        "--executor",
+        "slurm",
+        "--at-once",
+        "2",
+        "--minutes",
+        "90",
+        "--gpus",
+        "1",
+        "--cpus",
+        "12",
+        "--partition",
+        "gpu",
+        "--account",
+        "us",
+        "--slurm",
+        "exclusive",
+        "true",
+        "--slurm",
+        "comment",
+        "two words",
+        "-p",
+        "lanes",
+        "2",
+    ]
     status, out, _ = run(capsys, *argv)
     assert status == 0
     assert "submitted array 7, tasks 3; of each: minutes 90, GPUs 1" in out  # 6 runs, 2 lanes
     script = (folder / "script").read_text().splitlines()
-    for option in ("array=0-2%2", "time=90", "gpus-per-node=1", "cpus-per-task=12", "partition=gpu",
-                   "account=us", "requeue", "exclusive", "comment='two words'", "nodes=1",
-                   "job-name=umup-toy-tiny", "signal=USR2@60", "open-mode=append"):  # fmt: skip
+    for option in (
+        "array=0-2%2",
+        "time=90",
+        "gpus-per-node=1",
+        "cpus-per-task=12",
+        "partition=gpu",
+        "account=us",
+        "requeue",
+        "exclusive",
+        "comment='two words'",
+        "nodes=1",
+        "job-name=umup-toy-tiny",
+        "signal=USR2@60",
+        "open-mode=append",
+    ):
         assert f"#SBATCH --{option}" in script
     assert not any("wckey" in line for line in script)
     assert any("srun" in line and "--cpus-per-task=12" in line for line in script)
@@ -201,27 +241,33 @@ def test_the_array_that_is_submitted(workplace, commands, capsys, monkeypatch):
     assert "array" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("lines", "states"), [
-    ("CLUSTER: main\n7 RUNNING None\nCLUSTER: other", {"running": 1}),
-    ("\n   7   RUNNING   None   \n\n", {"running": 1}),
-    ("7 RUNNING", {"running": 1}),
-    ("7 PENDING", {"queued": 1}),
-    ("7 PENDING (null)", {"queued": 1}),
-    ("7 PENDING (Resources)", {"queued (Resources)": 1}),
-    ("7 PENDING Nodes required for job are DOWN", {"queued (Nodes required for job are DOWN)": 1}),
-    ("squeue: warning: this cluster goes down at 7\n7 RUNNING None", {"running": 1}),
-    ("7_[4-7] PENDING Priority\n7_3 RUNNING None", {"queued (Priority)": 4, "running": 1}),
-    ("7_[1,3,8-9%2] PENDING Priority", {"queued (Priority)": 4}),
-    ("7_[2-... PENDING Priority", {"queued (Priority)": 1}),
-    ("7_4+0 RUNNING None\n7+1 RUNNING None", {"running": 2}),
-    ("7 RUNNING+ None\n7 CANCELLED+ None", {"running": 1}),
-    ("7 PREEMPTED None\n7 SPECIAL_EXIT None", {"preempted": 1, "special_exit": 1}),
-    ("7 COMPLETED None\n7 FAILED NonZeroExitCode\n7 TIMEOUT TimeLimit", {}),
-    ("7", {"unknown": 1}),
-    ("8 RUNNING None\n77 RUNNING None", {}),
-    (b"7 PENDING gr\xf6\xdfer".decode("latin-1"), {"queued (gr\xf6\xdfer)": 1}),
-    ("", {}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("lines", "states"),
+    [
+        ("CLUSTER: main\n7 RUNNING None\nCLUSTER: other", {"running": 1}),
+        ("\n   7   RUNNING   None   \n\n", {"running": 1}),
+        ("7 RUNNING", {"running": 1}),
+        ("7 PENDING", {"queued": 1}),
+        ("7 PENDING (null)", {"queued": 1}),
+        ("7 PENDING (Resources)", {"queued (Resources)": 1}),
+        (
+            "7 PENDING Nodes required for job are DOWN",
+            {"queued (Nodes required for job are DOWN)": 1},
+        ),
+        ("squeue: warning: this cluster goes down at 7\n7 RUNNING None", {"running": 1}),
+        ("7_[4-7] PENDING Priority\n7_3 RUNNING None", {"queued (Priority)": 4, "running": 1}),
+        ("7_[1,3,8-9%2] PENDING Priority", {"queued (Priority)": 4}),
+        ("7_[2-... PENDING Priority", {"queued (Priority)": 1}),
+        ("7_4+0 RUNNING None\n7+1 RUNNING None", {"running": 2}),
+        ("7 RUNNING+ None\n7 CANCELLED+ None", {"running": 1}),
+        ("7 PREEMPTED None\n7 SPECIAL_EXIT None", {"preempted": 1, "special_exit": 1}),
+        ("7 COMPLETED None\n7 FAILED NonZeroExitCode\n7 TIMEOUT TimeLimit", {}),
+        ("7", {"unknown": 1}),
+        ("8 RUNNING None\n77 RUNNING None", {}),
+        (b"7 PENDING gr\xf6\xdfer".decode("latin-1"), {"queued (gr\xf6\xdfer)": 1}),
+        ("", {}),
+    ],
+)
 def test_odd_lines_of_squeue(tmp_path, commands, lines, states):
     answer = commands() / "answer"
     commands(squeue='cat "${0%/*}/answer"')
@@ -304,16 +350,19 @@ def ending(status: int) -> None:
     raise Ended(status)
 
 
-@pytest.mark.parametrize(("cluster", "squeue", "asked"), [
-    ("slurm", "echo RUNNING", 1),  # preempted with grace time
-    ("slurm", "echo SIGNALING", 1),  # the same, asked for before the controller is done
-    ("slurm", "echo COMPLETING", 0),  # cancelled
-    ("slurm", "echo; echo CLUSTER: main; echo RUNNING", 1),
-    ("slurm", "echo 'RUNNING '", 1),
-    ("slurm", "", 0),  # no longer known
-    ("slurm", 'test -e "$0.asked" && echo RUNNING && exit; : > "$0.asked"; exit 1', 1),
-    ("local", "echo RUNNING", 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("cluster", "squeue", "asked"),
+    [
+        ("slurm", "echo RUNNING", 1),  # preempted with grace time
+        ("slurm", "echo SIGNALING", 1),  # the same, asked for before the controller is done
+        ("slurm", "echo COMPLETING", 0),  # cancelled
+        ("slurm", "echo; echo CLUSTER: main; echo RUNNING", 1),
+        ("slurm", "echo 'RUNNING '", 1),
+        ("slurm", "", 0),  # no longer known
+        ("slurm", 'test -e "$0.asked" && echo RUNNING && exit; : > "$0.asked"; exit 1', 1),
+        ("local", "echo RUNNING", 0),
+    ],
+)
 def test_sigterm_asks_for_another_start_only_where_slurm_has_not_decided(
     task, commands, monkeypatch, cluster, squeue, asked
 ):

@@ -37,10 +37,15 @@ measures = code("attention_scale").measures
 HERE = Path(__file__).parents[2] / "experiments" / "attention_scale"
 TEXT = cast(Dataset, SimpleNamespace(digest="d", vocab_size=256))
 DESIGN = study.AttentionScale(
-    width=128, d_head=16, d_heads=(8, 16, 32, 64, 128), eta_d_heads=(8, 128), steps=100,
-    probe_steps=(0, 10, 100), alpha=(-2.0, 5.0),
+    width=128,
+    d_head=16,
+    d_heads=(8, 16, 32, 64, 128),
+    eta_d_heads=(8, 128),
+    steps=100,
+    probe_steps=(0, 10, 100),
+    alpha=(-2.0, 5.0),
     schemes=(PER_D, PER_ROOT, "mup"),
-)  # fmt: skip
+)
 
 EXPONENTS = {0: 0.5, 10: 0.6, 100: 0.9}
 ALPHA_SLOPE, ETA_SLOPE, ENTROPY_SLOPE = 0.1, 0.05, -0.2  # octaves, octaves, nats a doubling
@@ -81,9 +86,10 @@ def reports(run: RunConfig) -> dict[str, Any]:
             names.append("readout/weight")
         values.append([1.0] * len(PROBE_STATS))
     return {
-        "probe_steps": list(run.probe_steps), "probe_tensors": names,
+        "probe_steps": list(run.probe_steps),
+        "probe_tensors": names,
         "probe_values": np.ravel(values).tolist(),
-    }  # fmt: skip
+    }
 
 
 def seen(run: RunConfig) -> dict[str, Any]:
@@ -93,9 +99,10 @@ def seen(run: RunConfig) -> dict[str, Any]:
 def planted_layer(point: Point) -> dict[str, float]:
     d, rho = point.spec["d_head"], point.spec["correlation"]
     return {
-        "self_rms": math.sqrt(rho**2 * d**2 + (1 + rho**2) * d), "earlier_rms": d**0.5,
+        "self_rms": math.sqrt(rho**2 * d**2 + (1 + rho**2) * d),
+        "earlier_rms": d**0.5,
         "logit_rms": 1.0 if point.spec["scheme"] == "sp" else 1.0 + 2.0**-30,
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +120,15 @@ def results(runs: list[RunConfig]) -> Results:
 
 def measured(**changes: Any) -> dict[str, float]:
     spec = {
-        "scheme": PER_D, "d_head": 64, "base_d_head": 64, "width": 128, "seq_len": 16,
-        "batch_size": 16, "correlation": 0.0, "seed": 0,
-    }  # fmt: skip
+        "scheme": PER_D,
+        "d_head": 64,
+        "base_d_head": 64,
+        "width": 128,
+        "seq_len": 16,
+        "batch_size": 16,
+        "correlation": 0.0,
+        "seed": 0,
+    }
     return measures.layer(**(spec | changes))
 
 
@@ -290,9 +303,13 @@ def test_alpha_optima_in_the_unit_of_the_root_are_divided_by_it(results: Results
 
 
 def test_levelled_curves_do_not_jump_where_a_seed_enters() -> None:
-    curve = pd.DataFrame({
-        "x": [0.0, 1.0, 1.0, 2.0, 2.0], "seed": [0, 0, 1, 0, 1], "loss": [3.0, 2.0, 2.5, 1.0, 1.5],
-    })  # fmt: skip
+    curve = pd.DataFrame(
+        {
+            "x": [0.0, 1.0, 1.0, 2.0, 2.0],
+            "seed": [0, 0, 1, 0, 1],
+            "loss": [3.0, 2.0, 2.5, 1.0, 1.5],
+        }
+    )
     # seed 0 lies 0.25 below the mean of both, where both are
     np.testing.assert_allclose(tables.levelled(curve)["loss"], [3.25, 2.25, 2.25, 1.25, 1.25])
     alone = curve[curve["seed"] == 0]
@@ -392,10 +409,14 @@ def test_texts_say_the_planted_numbers(results: Results) -> None:
 
 
 FIGURES = {
-    "exponents": figures.exponents, "correlations": figures.correlations, "layer": figures.layer,
-    "entropy": figures.entropy, "drift": figures.drift,
-    "alpha": lambda r: figures.curves(r, "alpha"), "eta": lambda r: figures.curves(r, "eta"),
-}  # fmt: skip
+    "exponents": figures.exponents,
+    "correlations": figures.correlations,
+    "layer": figures.layer,
+    "entropy": figures.entropy,
+    "drift": figures.drift,
+    "alpha": lambda r: figures.curves(r, "alpha"),
+    "eta": lambda r: figures.curves(r, "eta"),
+}
 
 
 @pytest.mark.parametrize("name", FIGURES)

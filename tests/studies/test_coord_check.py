@@ -32,9 +32,17 @@ tables = code("coord_check").results
 words = code("coord_check").words
 
 MODEL = ModelConfig(
-    d_model=8, n_layers=2, d_head=4, d_ff=16, vocab_size=11, seq_len=6, base_width=4, base_depth=2,
-    base_d_head=2, unroll=0,
-)  # fmt: skip
+    d_model=8,
+    n_layers=2,
+    d_head=4,
+    d_ff=16,
+    vocab_size=11,
+    seq_len=6,
+    base_width=4,
+    base_depth=2,
+    base_d_head=2,
+    unroll=0,
+)
 OPTIM = OptimConfig(steps=1, batch_size=2, warmup_steps=0, final_lr_ratio=1.0)
 TEXT = np.random.default_rng(0).integers(0, 11, 400).astype(np.uint16)
 HELD_OUT = np.random.default_rng(1).integers(0, 11, 400).astype(np.uint16)
@@ -97,8 +105,10 @@ def test_attention_logits_are_products_of_queries_with_keys_not_after_them() -> 
     q, k, _ = np.split(x @ w, 3, axis=-1)
     by_hand = [
         math.sqrt(2) / 4 * q[t, 4 * h : 4 * h + 4] @ k[s, 4 * h : 4 * h + 4]  # √base_d_head/d_head
-        for h in range(2) for t in range(6) for s in range(t + 1)
-    ]  # fmt: skip
+        for h in range(2)
+        for t in range(6)
+        for s in range(t + 1)
+    ]
     found = measuring._attention_logits(attention, jnp.asarray(x), 6)
     assert np.asarray(found).ravel() == pytest.approx(by_hand, abs=1e-5)
 
@@ -129,10 +139,22 @@ def test_multipliers_are_the_forward_ones(scheme: str, hidden: float, readout: f
 
 def point(**changes) -> dict:
     return {
-        "scheme": "mup", "d_model": 8, "n_heads": 2, "n_layers": 1, "ff_ratio": 2.0, "seq_len": 8,
-        "batch_size": 2, "base_width": 8, "base_depth": 1, "dtype": "float32", "seed": 0,
-        "log2_eta": -5.0, "steps": [1, 2], "corpus": "sotu", "tokenizer": "bytes",
-    } | changes  # fmt: skip
+        "scheme": "mup",
+        "d_model": 8,
+        "n_heads": 2,
+        "n_layers": 1,
+        "ff_ratio": 2.0,
+        "seq_len": 8,
+        "batch_size": 2,
+        "base_width": 8,
+        "base_depth": 1,
+        "dtype": "float32",
+        "seed": 0,
+        "log2_eta": -5.0,
+        "steps": [1, 2],
+        "corpus": "sotu",
+        "tokenizer": "bytes",
+    } | changes
 
 
 def test_at_the_base_width_every_rung_of_the_ladder_is_one_model() -> None:
@@ -144,8 +166,11 @@ def test_at_the_base_width_every_rung_of_the_ladder_is_one_model() -> None:
         assert found[scheme] == first, scheme
     assert measuring.measure(**point(seed=1))["value"] != first["value"]
     # of weights with a side that does not grow, the Frobenius norm alone is kept
-    kept = {(t, q) for t, q, k in zip(first["tensor"], first["quantity"], first["kind"])
-            if k == "weight"}  # fmt: skip
+    kept = {
+        (t, q)
+        for t, q, k in zip(first["tensor"], first["quantity"], first["kind"])
+        if k == "weight"
+    }
     assert ("readout.w", "norm_frobenius") in kept
     assert ("embed.w", "update_frobenius") in kept
     assert ("blocks.attn.out.w", "update") in kept
@@ -154,9 +179,15 @@ def test_at_the_base_width_every_rung_of_the_ladder_is_one_model() -> None:
 
 
 def test_points_are_every_width_scheme_eta_and_seed_the_widest_first() -> None:
-    design = study.DESIGN(schemes=("sp", "umup", "completep"), widths=(8, 32, 16), base_width=8,
-                          seeds=2, look_at=(5, 1), log2_eta_plain=(-9.0, -5.0),
-                          log2_eta_unit=(-3.0, 1.0))  # fmt: skip
+    design = study.DESIGN(
+        schemes=("sp", "umup", "completep"),
+        widths=(8, 32, 16),
+        base_width=8,
+        seeds=2,
+        look_at=(5, 1),
+        log2_eta_plain=(-9.0, -5.0),
+        log2_eta_unit=(-3.0, 1.0),
+    )
     specs = [p.spec for p in design.points()]
     assert len(specs) == 3 * 2 * (1 + 2 + 2)
     assert [s["d_model"] for s in specs] == [32] * 6 + [16] * 12 + [8] * 12
@@ -219,8 +250,14 @@ def _row(spec: dict, value: float, width: int, lost: bool) -> dict:
     found += [(2, *name, None if lost and width == 128 else value) for name in names]
     found += [(0, "weight", "embed.w", "norm_frobenius", [11, width], 1.0)]
     step, kind, tensor, quantity, shape, values = (list(column) for column in zip(*found))
-    result = {"step": step, "kind": kind, "tensor": tensor, "quantity": quantity,
-              "shape": shape, "value": values}  # fmt: skip
+    result = {
+        "step": step,
+        "kind": kind,
+        "tensor": tensor,
+        "quantity": quantity,
+        "shape": shape,
+        "value": values,
+    }
     return point_row("decoder", spec, result)
 
 
@@ -282,8 +319,18 @@ def test_words() -> None:
 
 
 def labels(figure) -> str:
-    texts = [t.get_text() for ax in figure.axes for t in (*ax.texts, ax.title, ax.xaxis.label,
-             ax.yaxis.label, *ax.get_xticklabels(), *ax.get_yticklabels())]  # fmt: skip
+    texts = [
+        t.get_text()
+        for ax in figure.axes
+        for t in (
+            *ax.texts,
+            ax.title,
+            ax.xaxis.label,
+            ax.yaxis.label,
+            *ax.get_xticklabels(),
+            *ax.get_yticklabels(),
+        )
+    ]
     return " ".join(texts)
 
 

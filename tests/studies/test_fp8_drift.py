@@ -46,11 +46,20 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "experiments" / "fp8_drift"
 TEXT = cast(Dataset, SimpleNamespace(digest="d", vocab_size=256))
 DESIGN = Fp8Drift(
-    widths=(64,), steps=100, probe_steps=(0, 10), seeds=3, recipes=("plain", "fp8_seed"),
-    effect_width=32, effect_steps=80, effect_seeds=2, effect_widths=(32, 64, 128),
-    effect_depths=(1, 2, 4), effect_horizons=(40, 80, 160), effect_batches=(4, 8, 16),
+    widths=(64,),
+    steps=100,
+    probe_steps=(0, 10),
+    seeds=3,
+    recipes=("plain", "fp8_seed"),
+    effect_width=32,
+    effect_steps=80,
+    effect_seeds=2,
+    effect_widths=(32, 64, 128),
+    effect_depths=(1, 2, 4),
+    effect_horizons=(40, 80, 160),
+    effect_batches=(4, 8, 16),
     gemm_width=64,
-)  # fmt: skip
+)
 
 # HLO.
 
@@ -174,8 +183,9 @@ def test_a_direct_cast_computes_no_amax(dtype: str) -> None:
 def test_a_whole_step_of_u_mup_computes_no_amax() -> None:
     found = {}
     for recipe in ("plain", "fp8_seed", "fp8_current"):
-        model = ModelConfig(d_model=16, n_layers=1, d_head=16, d_ff=32, vocab_size=32, seq_len=8,
-                            recipe=recipe)  # fmt: skip
+        model = ModelConfig(
+            d_model=16, n_layers=1, d_head=16, d_ff=32, vocab_size=32, seq_len=8, recipe=recipe
+        )
         optim = OptimConfig(steps=1, batch_size=2, warmup_steps=0)
         run = RunConfig("umup", model, optim, HPs(), 0, "none", "none", "none")
         lane = jax.tree.map(lambda leaf: leaf[0], train.lanes_of([run]))
@@ -275,9 +285,17 @@ def test_points_cover_the_linears_and_the_speeds() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("recipes", ("bf16",)), ("schemes", ()), ("probe_steps", (10, 5)), ("probe_steps", (400,)),
-     ("widths", (40,)), ("effect_width", 40), ("step_steps", 12), ("schemes", ("sp",))],
-)  # fmt: skip
+    [
+        ("recipes", ("bf16",)),
+        ("schemes", ()),
+        ("probe_steps", (10, 5)),
+        ("probe_steps", (400,)),
+        ("widths", (40,)),
+        ("effect_width", 40),
+        ("step_steps", 12),
+        ("schemes", ("sp",)),
+    ],
+)
 def test_bad_parameters_are_named(field: str, value: Any) -> None:
     with pytest.raises(ConfigError) as error:
         Fp8Drift(**{field: value})
@@ -306,16 +324,21 @@ def planted_rms(run: RunConfig, place: str, kind: str, step: int) -> float:
     if place.endswith("mlp.down") and kind == "output_gradient":
         value *= 1.0 + 3.0 * (step == 10)
     for hp, power in SLOPES.items():
-        x = run.model.d_model / 32 if hp == "width" else getattr(run.hps, hp) / (
-            2.0**-6.5 if hp == "eta" and run.scheme == "mup" else 1.0
-        )  # fmt: skip
+        x = (
+            run.model.d_model / 32
+            if hp == "width"
+            else getattr(run.hps, hp) / (2.0**-6.5 if hp == "eta" and run.scheme == "mup" else 1.0)
+        )
         value *= x**power if step == run.optim.steps else 1.0
     return value * 2.0 ** (0.001 * run.seed)
 
 
 def probe_columns(run: RunConfig) -> dict[str, Any]:
-    places = [f"blocks.{i}.{n}" for i in range(run.model.n_layers)
-              for n in ("attn.qkv", "attn.out", "mlp.gate_up", "mlp.down")]  # fmt: skip
+    places = [
+        f"blocks.{i}.{n}"
+        for i in range(run.model.n_layers)
+        for n in ("attn.qkv", "attn.out", "mlp.gate_up", "mlp.down")
+    ]
     names = [f"{p}/{k}" for p in [*places, "readout"] for k in tables.KINDS]
     others = ["embed/value", "blocks.0.attn.scores/qk"]
     values = []
@@ -326,15 +349,22 @@ def probe_columns(run: RunConfig) -> dict[str, Any]:
             wide = 0.0 if step == 0 else flushed / 2
             values += [planted_rms(run, place, kind, step), 0.0, 1.0, 0.0, flushed, 0.0, wide]
         values += [1e9] * (len(others) * len(PROBE_STATS))  # must not be looked at
-    return {"probe_steps": list(run.probe_steps), "probe_values": np.array(values, np.float32),
-            "probe_tensors": [*names, *others] if run.probe_steps else []}  # fmt: skip
+    return {
+        "probe_steps": list(run.probe_steps),
+        "probe_values": np.array(values, np.float32),
+        "probe_tensors": [*names, *others] if run.probe_steps else [],
+    }
 
 
 def planted(run: RunConfig) -> dict[str, Any]:
     failing = run.scheme == "mup" and run.model.recipe == "fp8_seed"
     loss = 1.5 + 0.01 * run.seed + (0.5 + 0.001 * run.seed) * failing
-    return {"final_loss": loss, "curve_steps": [1, 50, 100], "curve_loss": [5.0, 2.0, loss],
-            **probe_columns(run)}  # fmt: skip
+    return {
+        "final_loss": loss,
+        "curve_steps": [1, 50, 100],
+        "curve_loss": [5.0, 2.0, loss],
+        **probe_columns(run),
+    }
 
 
 point = functools.partial(point_row, device="H100")
@@ -347,15 +377,29 @@ def speeds() -> pd.DataFrame:
     text = "f8e4m3fn × f8e4m3fn"
     row = {"y": text, "dx": text, "dw": text, "claims": True, "native": True, **GPU}
     points = [point("linear", {"recipe": "fp8_seed", "linear": n}, row) for n in LINEARS]
-    points.append(point("linear", {"recipe": "bf16", "linear": "readout"},
-                        row | {"claims": False, "native": False}))  # fmt: skip
+    points.append(
+        point(
+            "linear",
+            {"recipe": "bf16", "linear": "readout"},
+            row | {"claims": False, "native": False},
+        )
+    )
     for kind, rate in (("bf16", 500.0), ("fp8", 1000.0)):
         ends = {"tflops": rate, "tflops_lo": 0.9 * rate, "tflops_hi": 1.1 * rate}
-        points += [point("gemm", {"size": s, "kind": kind, "accumulation": "fast"}, ends | GPU)
-                   for s in (1024, 8192)]  # fmt: skip
+        points += [
+            point("gemm", {"size": s, "kind": kind, "accumulation": "fast"}, ends | GPU)
+            for s in (1024, 8192)
+        ]
     for recipe, ms in (("bf16", 30.0), ("fp8_seed", 20.0)):
-        ends = {"seconds": ms / 1e3, "seconds_lo": ms / 1e3, "seconds_hi": ms / 1e3,
-                "tflops": 300.0, "loss": 1.0, "fp8_products": 15, "expected": 15}  # fmt: skip
+        ends = {
+            "seconds": ms / 1e3,
+            "seconds_lo": ms / 1e3,
+            "seconds_hi": ms / 1e3,
+            "tflops": 300.0,
+            "loss": 1.0,
+            "fp8_products": 15,
+            "expected": 15,
+        }
         spec = {"d_model": 4096, "recipe": recipe, "accumulation": "fast"}
         points.append(point("step", spec, ends | GPU))
     return pd.DataFrame(points)
@@ -451,12 +495,16 @@ def test_speeds_and_nativeness(results: Results) -> None:
 @pytest.mark.parametrize("name", sorted(quantities.QUANTITIES))
 def test_what_is_absent_is_not_measured(name: str) -> None:
     given = {
-        "rms": {"scheme": "umup"}, "margin": {"scheme": "umup"}, "lost": {"scheme": "umup"},
+        "rms": {"scheme": "umup"},
+        "margin": {"scheme": "umup"},
+        "lost": {"scheme": "umup"},
         "growth": {"scheme": "umup", "kinds": ["weight"], "linears": ["readout"]},
         "loss_difference": {"scheme": "umup", "recipe": "fp8_seed"},
-        "slope": {"scheme": "umup", "varied": "eta"}, "native_share": {},
-        "gemm_speedup": {"size": 8192}, "step_speedup": {"d_model": 4096, "recipe": "fp8_seed"},
-    }[name]  # fmt: skip
+        "slope": {"scheme": "umup", "varied": "eta"},
+        "native_share": {},
+        "gemm_speedup": {"size": 8192},
+        "step_speedup": {"d_model": 4096, "recipe": "fp8_seed"},
+    }[name]
     with pytest.raises(NotMeasured):
         quantities.QUANTITIES[name](EMPTY, **given)
 
@@ -501,8 +549,13 @@ def test_words_name_every_caption_and_survive_absence(results: Results) -> None:
         assert f"{{glue:text}}`{name}`" in source, name
     assert set(report.texts(EMPTY).values()) == {"not measured"}
     assert "0.501" in report.answer(results)
-    for words in (report.departures_table, report.losses_table, report.steps_table,
-                  report.products_table, report.what_ran):  # fmt: skip
+    for words in (
+        report.departures_table,
+        report.losses_table,
+        report.steps_table,
+        report.products_table,
+        report.what_ran,
+    ):
         assert words(results).count("nan") == 0
         assert "Not measured" in words(EMPTY)
 
@@ -574,8 +627,9 @@ def test_every_tensor_is_drawn_where_it_starts_and_ends(results: Results) -> Non
         for step in (table["step"].min(), table["step"].max()):
             ax = next(axes)
             assert ax.get_title().startswith(f"{tables.NAMES[scheme]}, ")
-            shown = [x for line in ax.lines if line.get_marker() != "None"
-                     for x in line.get_xdata()]  # fmt: skip
+            shown = [
+                x for line in ax.lines if line.get_marker() != "None" for x in line.get_xdata()
+            ]
             np.testing.assert_allclose(sorted(shown), sorted(np.log2(means[scheme, step])))
     for i, ax in enumerate(fp8_drift_figures.over_training(results).axes):
         scheme, kind = tables.SCHEMES[i // 3], tables.KINDS[i % 3]

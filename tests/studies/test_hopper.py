@@ -50,9 +50,13 @@ def planted(run: RunConfig) -> dict[str, Any]:
     loss = 1.5 + GAPS[arm_of(run)] + 0.1 * run.seed
     loss += 0.001 * run.seed * (run.model.recipe != "plain")
     lost = run.scheme == "mup" and arm_of(run) == "fp8_seed"
-    out = {"final_loss": math.nan if lost else loss, "status": "diverged" if lost else "ok",
-           "device": "H100", "curve_steps": [1, 200, 400],
-           "curve_loss": [5.0, 2.0, loss]}  # fmt: skip
+    out = {
+        "final_loss": math.nan if lost else loss,
+        "status": "diverged" if lost else "ok",
+        "device": "H100",
+        "curve_steps": [1, 200, 400],
+        "curve_loss": [5.0, 2.0, loss],
+    }
     if not run.probe_steps:
         return out
     last = f"blocks.{run.model.n_layers - 1}.mlp.down"
@@ -63,16 +67,23 @@ def planted(run: RunConfig) -> dict[str, Any]:
     values[..., 0] = 1.0
     values[-1, names.index(f"{last}/output_gradient"), 0] = LOWEST[run.scheme]
     values[:, -1, 0] = 2.0**-30  # no operand of a product
-    return out | {"probe_steps": list(run.probe_steps), "probe_tensors": names,
-                  "probe_values": values.reshape(-1)}  # fmt: skip
+    return out | {
+        "probe_steps": list(run.probe_steps),
+        "probe_tensors": names,
+        "probe_values": values.reshape(-1),
+    }
 
 
 def result(point: Point) -> dict[str, Any]:
     here = {"device_kind": "H100", "capable": True, "compute_capability": "9.0"}
     if point.what == "gemm":
         speed = 780.0 if point.spec["kind"] == "bf16" else 1400.0
-        return here | {"tflops": speed, "tflops_lo": speed - 9, "tflops_hi": speed + 9,
-                       "products": "bf16 × bf16"}  # fmt: skip
+        return here | {
+            "tflops": speed,
+            "tflops_lo": speed - 9,
+            "tflops_hi": speed + 9,
+            "products": "bf16 × bf16",
+        }
     if point.what == "copy":
         return here | {"tb_s": 3.0, "tb_s_lo": 2.9, "tb_s_hi": 3.1}
     return here | {"platform": "gpu", **twin(point)}
@@ -103,8 +114,9 @@ def reference(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     """The CPU's records of the twins, as the tables read them; losses are 50 ppm lower."""
     rows = [
         point_row("twin", p.spec, twin(p, -5e-5) | {"platform": "cpu"}, key=p.key())
-        for p in CPU.points() if p.what == "twin"
-    ]  # fmt: skip
+        for p in CPU.points()
+        if p.what == "twin"
+    ]
 
     def read(store: records.Store) -> Results:
         assert store.folder.parts[-3:] == ("hopper", "records", "cpu")
@@ -122,9 +134,14 @@ def test_every_arm_of_a_seed_comes_before_the_next_seed() -> None:
     assert [r.seed for r in runs] == [seed for seed in range(3) for _ in ARMS]
     first = [(r.scheme, r.model.recipe, r.optim.loss_scale) for r in runs[: len(ARMS)]]
     assert first == [
-        ("umup", "plain", 1), ("umup", "fp8_seed", 1), ("mup", "plain", 1), ("mup", "fp8_seed", 1),
-        ("umup", "fp8_e5m2_grad", 1), ("mup", "fp8_e5m2_grad", 1), ("mup", "fp8_seed", 2.0**9),
-    ]  # fmt: skip
+        ("umup", "plain", 1),
+        ("umup", "fp8_seed", 1),
+        ("mup", "plain", 1),
+        ("mup", "fp8_seed", 1),
+        ("umup", "fp8_e5m2_grad", 1),
+        ("mup", "fp8_e5m2_grad", 1),
+        ("mup", "fp8_seed", 2.0**9),
+    ]
     assert len({r.key() for r in runs}) == len(runs)
 
 
@@ -149,9 +166,16 @@ def test_twins_are_the_same_in_both_profiles_and_peaks_come_first() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("recipes", ("fp8_seed",)), ("probe_steps", (100, 0)), ("probe_steps", (400,)),
-     ("d_head", 24), ("twin_d_head", 24), ("twins", ("float16",)), ("loss_scale", 99.0)],
-)  # fmt: skip
+    [
+        ("recipes", ("fp8_seed",)),
+        ("probe_steps", (100, 0)),
+        ("probe_steps", (400,)),
+        ("d_head", 24),
+        ("twin_d_head", 24),
+        ("twins", ("float16",)),
+        ("loss_scale", 99.0),
+    ],
+)
 def test_bad_parameters_are_named(field: str, value: Any) -> None:
     with pytest.raises(ConfigError) as error:
         Hopper(**{field: value})
@@ -169,8 +193,15 @@ def test_less_may_be_asked_for() -> None:
 
 
 def test_a_twin_trains_and_names_its_text() -> None:
-    shape: Any = {"d_model": 16, "n_layers": 1, "d_head": 8, "seq_len": 8, "batch_size": 2,
-                  "steps": 4, "log2_lr": 0.0}  # fmt: skip
+    shape: Any = {
+        "d_model": 16,
+        "n_layers": 1,
+        "d_head": 8,
+        "seq_len": 8,
+        "batch_size": 2,
+        "steps": 4,
+        "log2_lr": 0.0,
+    }
     found = measure.twin("float32", "plain", "highest", **shape)
     assert len(found["losses"]) == 4 and all(4 < loss < 7 for loss in found["losses"])
     assert (found["platform"], found["capable"]) == ("cpu", False)
@@ -238,11 +269,16 @@ def test_planted_differences_are_found_and_judged(results: Results, reference: l
     assert tables.margin(results, "mup").value == pytest.approx(-5.0)
     found = {v.id: v.verdict for v in claims.evaluate(FOLDER, results, "h100")}
     assert found == {
-        "float32-twin": "holds", "bfloat16-twin": "holds", "fp8-twin": "holds",
-        "umup-cast-at-4096": "holds", "umup-e5m2-at-4096": "holds", "mup-cast-at-4096": "holds",
-        "mup-e5m2-at-4096": "holds", "mup-loss-scale-at-4096": "fails",
+        "float32-twin": "holds",
+        "bfloat16-twin": "holds",
+        "fp8-twin": "holds",
+        "umup-cast-at-4096": "holds",
+        "umup-e5m2-at-4096": "holds",
+        "mup-cast-at-4096": "holds",
+        "mup-e5m2-at-4096": "holds",
+        "mup-loss-scale-at-4096": "fails",
         "umup-inside-e4m3-at-4096": "holds",
-    }  # fmt: skip
+    }
 
 
 def test_one_seed_decides_nothing_but_a_divergence(results: Results, reference: list) -> None:
@@ -277,10 +313,13 @@ def cut_off(*rows: dict[str, Any], runs: pd.DataFrame | None = None) -> Results:
 def test_runs_that_time_ended_are_shown_at_one_step_and_judged_by_no_claim(reference) -> None:
     flat = {"curve_steps": [1, 300], "curve_loss": [5.6, 5.6]}
     own = cut_off(
-        unfinished("umup", "plain", 300), unfinished("umup", "fp8_seed", 200),
-        unfinished("umup", "fp8_seed", 300), unfinished("umup", "fp8_e5m2_grad", 200),
-        unfinished("mup", "plain", 300), unfinished("mup", "fp8_seed", 300, **flat),
-    )  # fmt: skip
+        unfinished("umup", "plain", 300),
+        unfinished("umup", "fp8_seed", 200),
+        unfinished("umup", "fp8_seed", 300),
+        unfinished("umup", "fp8_e5m2_grad", 200),
+        unfinished("mup", "plain", 300),
+        unfinished("mup", "fp8_seed", 300, **flat),
+    )
     runs = tables.shown(own)
     assert set(runs["done"]) == {200} and len(runs) == 5, "the furthest of each, all at one step"
     plain = runs[(runs["scheme"] == "umup") & (runs["arm"] == "plain")].iloc[0]

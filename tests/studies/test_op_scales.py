@@ -234,10 +234,16 @@ def test_whole_numbers_and_floats_make_one_key() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"seq_lens": [0]}, {"alphas": [-1.0]}, {"dtypes": ["float16"]}, {"seeds": 1},
-     {"correlations": [2.0]}, {"corelations": [0.1]}],
+    [
+        {"seq_lens": [0]},
+        {"alphas": [-1.0]},
+        {"dtypes": ["float16"]},
+        {"seeds": 1},
+        {"correlations": [2.0]},
+        {"corelations": [0.1]},
+    ],
     ids=lambda w: next(iter(w)),
-)  # fmt: skip
+)
 def test_bad_parameters_name_the_field(wrong: dict) -> None:
     with pytest.raises(ConfigError) as error:
         OpScales.from_dict(wrong)
@@ -271,10 +277,14 @@ def made_up(points: list, **noise: float) -> Results:
             t = spec["seq_len"]
             at = [2**i for i in range(t.bit_length())]
             found = {
-                "out": jitter, "dv": jitter, "dq": [small * j for j in jitter],
-                "dk": [small * j for j in jitter], "model": 0.25,
-                "positions": at, "by_position": [4.0 / math.sqrt(i) for i in at],
-            }  # fmt: skip
+                "out": jitter,
+                "dv": jitter,
+                "dq": [small * j for j in jitter],
+                "dk": [small * j for j in jitter],
+                "model": 0.25,
+                "positions": at,
+                "by_position": [4.0 / math.sqrt(i) for i in at],
+            }
         if spec.get("backward") == "fan_in":
             found["dx"] = [math.sqrt(spec["vocab_size"] / spec["d_model"]) * j for j in jitter]
         return found
@@ -285,11 +295,17 @@ def made_up(points: list, **noise: float) -> Results:
 @pytest.fixture(scope="module")
 def results() -> Results:
     design = OpScales(
-        seq_lens=(1, 2, 16, 64, 256), d_heads=(16, 64, 256),
-        alphas=(0.125, 0.25, 1.0, 4.0, 16.0), ffn_alphas=(0.0625, 1.0, 16.0),
-        correlations=(0.03, 0.1), softmax_sizes=(64, 512), readout_vocab_sizes=(256, 4096),
-        vocab_sizes=(2, 256, 4096), loss_tokens=(4, 64), widths=(64, 256),
-    )  # fmt: skip
+        seq_lens=(1, 2, 16, 64, 256),
+        d_heads=(16, 64, 256),
+        alphas=(0.125, 0.25, 1.0, 4.0, 16.0),
+        ffn_alphas=(0.0625, 1.0, 16.0),
+        correlations=(0.03, 0.1),
+        softmax_sizes=(64, 512),
+        readout_vocab_sizes=(256, 4096),
+        vocab_sizes=(2, 256, 4096),
+        loss_tokens=(4, 64),
+        widths=(64, 256),
+    )
     return made_up(design.points())
 
 
@@ -338,11 +354,13 @@ def test_exponent_and_spread_recover_what_was_made(results: Results) -> None:
         ("farthest", {"what": "attention", "fields": ["out"], "within": {"alpha": [0.1, 4.0]}}),
         ("farthest", {"what": "attention", "fields": ["out"], "within": {"alpha": [1.0, 99.0]}}),
         ("farthest", {"what": "attention", "fields": ["out"], "within": {"seq_length": 4}}),
-        ("exponent",
-         {"what": "attention", "field": "dq", "over": "d_head", "within": {"d_head": 16}}),
+        (
+            "exponent",
+            {"what": "attention", "field": "dq", "over": "d_head", "within": {"d_head": 16}},
+        ),
         ("spread", {"what": "gated_silu", "field": "out", "by": "dtype"}),
     ],
-)  # fmt: skip
+)
 def test_what_is_absent_is_not_measured(results: Results, name: str, args: dict) -> None:
     with pytest.raises(NotMeasured):
         tables.QUANTITIES[name](results, **args)
@@ -375,9 +393,16 @@ def test_the_table_names_where_the_worst_is(results: Results) -> None:
 
 
 FIGURES = (
-    "attention_output", "attention_error", "attention_rows", "attention_gradients",
-    "attention_correlated", "gated_silu", "softmax", "loss_gradient", "readout",
-)  # fmt: skip
+    "attention_output",
+    "attention_error",
+    "attention_rows",
+    "attention_gradients",
+    "attention_correlated",
+    "gated_silu",
+    "softmax",
+    "loss_gradient",
+    "readout",
+)
 
 
 @pytest.mark.parametrize("name", FIGURES)

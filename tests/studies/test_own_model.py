@@ -190,10 +190,19 @@ def test_a_stream_is_a_pure_function_of_its_key() -> None:
 # Measures
 
 CURVE = {
-    "model": "mlp", "scheme": "mup", "wrong": "", "width": 16, "base_width": 8, "steps": 1,
-    "batch_size": 16, "warmup_ratio": 0.0, "held_out": 16, "near": [-8.0, 126.0], "far": [-9.0],
+    "model": "mlp",
+    "scheme": "mup",
+    "wrong": "",
+    "width": 16,
+    "base_width": 8,
+    "steps": 1,
+    "batch_size": 16,
+    "warmup_ratio": 0.0,
+    "held_out": 16,
+    "near": [-8.0, 126.0],
+    "far": [-9.0],
     "seeds": 2,
-}  # fmt: skip
+}
 
 
 def test_a_curve_has_every_seed_near_one_far_and_keeps_what_diverged() -> None:
@@ -294,11 +303,19 @@ def test_bad_parameters_are_errors_that_name_the_field(changes: dict, field: str
 
 WIDTHS = (32, 64, 128, 256)
 DESIGN = study.OwnModel(
-    mlp_widths=WIDTHS, vit_widths=WIDTHS, mlp_sp=(-6, -7, -8, -9), mlp_mup=(-6,) * 4,
-    vit_sp=(-6, -7, -8, -9), vit_mup=(-6,) * 4, near=1.5, far=3.0, seeds=3, wide_seeds=2,
+    mlp_widths=WIDTHS,
+    vit_widths=WIDTHS,
+    mlp_sp=(-6, -7, -8, -9),
+    mlp_mup=(-6,) * 4,
+    vit_sp=(-6, -7, -8, -9),
+    vit_mup=(-6,) * 4,
+    near=1.5,
+    far=3.0,
+    seeds=3,
+    wide_seeds=2,
     wrong_curves=("mlp.readout.kernel",),
     wrong_checks=("mlp.hidden.bias", "mlp.readout.kernel", "vit.norm.scale"),
-)  # fmt: skip
+)
 SLOPES = {"sp": 1.0, "mup": 0.0}
 
 
@@ -312,8 +329,13 @@ def planted(spec: dict) -> dict:
         2 - 0.1 * doublings + 0.1 * (x - best) ** 2 + 0.01 * s + 0.03 * bool(spec["wrong"])
         for x, s in lanes
     ]
-    return {"log2_eta": [x for x, _ in lanes], "seed": [s for _, s in lanes],
-            "train": loss, "loss": loss, "accuracy": [0.5] * len(lanes)}  # fmt: skip
+    return {
+        "log2_eta": [x for x, _ in lanes],
+        "seed": [s for _, s in lanes],
+        "train": loss,
+        "loss": loss,
+        "accuracy": [0.5] * len(lanes),
+    }
 
 
 def planted_check(spec: dict) -> dict:
@@ -325,10 +347,20 @@ def planted_check(spec: dict) -> dict:
                 slopes = {"hidden.kernel": SLOPES[spec["scheme"]]}
                 slopes |= {spec["wrong"]: -1.0} if spec["wrong"] else {}
                 rows += [
-                    (width, seed, 2.0**eta, 1, "weight", name, quantity,
-                     (1 + 0.01 * seed) * width**slope, [width, width])
-                    for name, slope in slopes.items() for quantity in ("update", "update_frobenius")
-                ]  # fmt: skip
+                    (
+                        width,
+                        seed,
+                        2.0**eta,
+                        1,
+                        "weight",
+                        name,
+                        quantity,
+                        (1 + 0.01 * seed) * width**slope,
+                        [width, width],
+                    )
+                    for name, slope in slopes.items()
+                    for quantity in ("update", "update_frobenius")
+                ]
     names = ("width", "seed", "eta", "step", "kind", "tensor", "quantity", "value", "shape")
     return {name: list(column) for name, column in zip(names, zip(*rows))}
 
@@ -378,9 +410,10 @@ def test_a_seed_that_diverged_at_the_bases_eta_has_an_infinite_price(results: Re
 
 def test_what_is_absent_or_too_narrow_is_not_measured(results: Results) -> None:
     for quantity, args in (
-        (tables.eta_shift, ("mlp", "mup")), (tables.broken, ("mlp", "mup")),
+        (tables.eta_shift, ("mlp", "mup")),
+        (tables.broken, ("mlp", "mup")),
         (tables.wrong_role, ("mlp", "readout.kernel")),
-    ):  # fmt: skip
+    ):
         with pytest.raises(NotMeasured):
             quantity(EMPTY, *args)
         with pytest.raises(NotMeasured, match="span 8×, the claim needs 16×"):
@@ -408,8 +441,10 @@ def test_profiles_are_designs() -> None:
 def test_texts_say_the_planted_numbers(results: Results) -> None:
     said = report.numbers(results, 1)
     assert (said["shift_mlp_sp"], said["price_vit_sp"], said["wrong_gain"]) == (
-        "−3.0", "0.9", "−1.0",
-    )  # fmt: skip
+        "−3.0",
+        "0.9",
+        "−1.0",
+    )
     assert said["broken_mlp_mup"] == "0 of 1"
     assert report.numbers(EMPTY, 1)["shift_mlp_sp"] == report.ABSENT
     assert "−3.0 and −3.0 under SP" in report.answer(results, 1)
@@ -505,9 +540,10 @@ def test_drifts_and_updates_are_those_of_the_tables(results: Results) -> None:
         checks = tables.checks(results, tables.TOLERANCE)
         slopes = [
             slope
-            for arm, check in checks.items() if arm[0] == model
+            for arm, check in checks.items()
+            if arm[0] == model
             for name, (slope, *_) in figures._first_updates(check.slopes).items()
             if not arm[2] or name == arm[2]
-        ]  # fmt: skip
+        ]
         np.testing.assert_allclose(marks(ax)[:, 0], slopes)
         assert len(slopes) > 2

@@ -94,8 +94,9 @@ def cells(name: str) -> list[tuple[bool, ast.Module]]:
     notebook = jupytext.read(folders.folder(name) / "study.py")
     return [
         ("parameters" in cell.metadata.get("tags", []), ast.parse(cell.source))
-        for cell in notebook.cells if cell.cell_type == "code"
-    ]  # fmt: skip
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+    ]
 
 
 def play(name: str, results: Results, monkeypatch: pytest.MonkeyPatch, **given: Any) -> Page:

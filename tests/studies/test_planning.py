@@ -43,18 +43,34 @@ def planted(point: Any, **changes: Any) -> dict[str, Any]:
     c = tables.case(point.spec, tables.MACHINES[platform])
     right = tables._predicted(c, formulas.memory(c))
     collectives = [
-        {"kind": "all-reduce", "axes": [axis], "group": 2, "dtype": "bf16", "count": 1,
-         "bytes": right[axis] * factor}
-        for axis, factor in (("data", 1.0), ("fsdp", 0.8), ("tensor", 1.0)) if right[axis]
-    ]  # fmt: skip
+        {
+            "kind": "all-reduce",
+            "axes": [axis],
+            "group": 2,
+            "dtype": "bf16",
+            "count": 1,
+            "bytes": right[axis] * factor,
+        }
+        for axis, factor in (("data", 1.0), ("fsdp", 0.8), ("tensor", 1.0))
+        if right[axis]
+    ]
     state = right["state"]
     return {
-        "platform": platform, "devices": c.devices,
-        "n_params": int(right["parameters"]), "lower_s": 30.0, "compile_s": 90.0,
-        "peak_rss_mib": 512.0, "argument_bytes": state, "output_bytes": state,
-        "alias_bytes": state, "temp_bytes": 1.25 * right["memory"] - state,
-        "flops": right["flops"], "xla_flops": 1.0, "collectives": collectives, **changes,
-    }  # fmt: skip
+        "platform": platform,
+        "devices": c.devices,
+        "n_params": int(right["parameters"]),
+        "lower_s": 30.0,
+        "compile_s": 90.0,
+        "peak_rss_mib": 512.0,
+        "argument_bytes": state,
+        "output_bytes": state,
+        "alias_bytes": state,
+        "temp_bytes": 1.25 * right["memory"] - state,
+        "flops": right["flops"],
+        "xla_flops": 1.0,
+        "collectives": collectives,
+        **changes,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +81,14 @@ def results() -> Results:
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Step times of the study `throughput`: one at width 64, one change beside it."""
-    shape = {"d_head": 32, "ff_ratio": 4, "vocab_size": 512, "seq_len": 128, "batch_size": 16,
-             "dtype": "float32"}  # fmt: skip
+    shape = {
+        "d_head": 32,
+        "ff_ratio": 4,
+        "vocab_size": 512,
+        "seq_len": 128,
+        "batch_size": 16,
+        "dtype": "float32",
+    }
     spec = {"shape": shape, "width": 64, "n_layers": 4, "samples": 9, "steps": 4}
     found = [
         spec | {"sides": sides, "ms": {side: [ms] * 9 for side in sides}}
@@ -131,14 +153,20 @@ def test_a_native_compile_wants_an_accelerator() -> None:
 def test_a_step_split_every_way_is_as_predicted() -> None:
     """Compiled for real: no bytes on the way that the formulas have not, no product either."""
     mesh = {"data": 2, "fsdp": 2, "tensor": 2}
-    design = study.Planning(configurations=(
-        {"name": "tiny", "model": TINY, "optim": {"batch_size": 8}, "mesh": mesh},
-    ))  # fmt: skip
+    design = study.Planning(
+        configurations=({"name": "tiny", "model": TINY, "optim": {"batch_size": 8}, "mesh": mesh},)
+    )
     (point,) = design.points()
     made = points_of([point], lambda p: measures.compiled(**p.spec))
     found = tables.table(Results(EMPTY.runs, made))
-    for of, percent in (("parameters", 0), ("flops", 0), ("state", 1), ("data", 0.01),
-                        ("fsdp", 1), ("tensor", 1)):  # fmt: skip
+    for of, percent in (
+        ("parameters", 0),
+        ("flops", 0),
+        ("state", 1),
+        ("data", 0.01),
+        ("fsdp", 1),
+        ("tensor", 1),
+    ):
         assert tables.errors(found, of).abs().max() <= percent, of
     assert found["other"].item() < 100
 
@@ -154,9 +182,12 @@ def test_a_name_is_no_part_of_what_is_compiled(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.gpu_compiler
 def test_a_step_for_gpus_that_are_not_there_is_as_predicted() -> None:
     model = TINY | {"d_model": 256, "d_head": 64, "d_ff": 704, "dtype": "bfloat16"}
-    design = study.Planning(gpu="h100", configurations=(
-        {"name": "small", "model": model, "optim": {"batch_size": 16}, "mesh": {"fsdp": 2}},
-    ))  # fmt: skip
+    design = study.Planning(
+        gpu="h100",
+        configurations=(
+            {"name": "small", "model": model, "optim": {"batch_size": 16}, "mesh": {"fsdp": 2}},
+        ),
+    )
     point = design.points()[-1]
     found = tables.table(
         Results(EMPTY.runs, points_of([point], lambda p: measures.hopper(**p.spec))), "hopper"
@@ -190,8 +221,10 @@ def test_state_is_of_the_devices_that_split_it(results: Results) -> None:
 def test_collectives_of_no_axis_are_counted_apart() -> None:
     point = next(p for p in CPU.points() if p.spec["name"] == "data 8, two parts")
     sent = formulas.communication(tables.case(point.spec, "cpu")).replicas
-    both = [{"axes": axes, "bytes": size} for axes, size in
-            ((["data"], sent), (["data", "fsdp"], sent / 8), ([], sent / 8))]  # fmt: skip
+    both = [
+        {"axes": axes, "bytes": size}
+        for axes, size in ((["data"], sent), (["data", "fsdp"], sent / 8), ([], sent / 8))
+    ]
     made = points_of([point], lambda p: planted(p, collectives=both))
     planted_ = Results(EMPTY.runs, made)
     assert tables.unforeseen(planted_).value == pytest.approx(20.0)
@@ -241,8 +274,12 @@ def test_claims_are_judged_by_their_bounds(results: Results, steps: None) -> Non
     absent = {"h100-flops", "h100-memory", "time-128", "time-dots"}
     assert {n for n in said if said[n] == "not measured"} == absent
     assert {n for n in said if said[n] == "fails"} >= {
-        "memory", "memory-large", "collectives-fsdp", "hopper-memory", "hopper-fsdp",
-    }  # fmt: skip
+        "memory",
+        "memory-large",
+        "collectives-fsdp",
+        "hopper-memory",
+        "hopper-fsdp",
+    }
     assert said["flops"] == said["collectives-tensor"] == said["compile-time"] == "holds"
 
 
@@ -281,8 +318,12 @@ def test_words_say_the_planted_numbers(results: Results, steps: None) -> None:
 
 
 def test_smoke_says_no_errors(results: Results) -> None:
-    said = [report.answer(results, 1), report.memory_table(results, 1),
-            report.collectives_table(results, 1), *report.texts(results, 1).values()]  # fmt: skip
+    said = [
+        report.answer(results, 1),
+        report.memory_table(results, 1),
+        report.collectives_table(results, 1),
+        *report.texts(results, 1).values(),
+    ]
     assert not any("20.0" in text or "25.0" in text for text in said)
 
 

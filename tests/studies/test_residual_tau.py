@@ -28,9 +28,14 @@ tables = code("residual_tau").results
 walks = code("residual_tau").measures
 
 WALK = {
-    "d_model": 16, "d_head": 8, "ff_ratio": 2.0, "seq_len": 4, "batch_size": 2, "base_depth": 2,
+    "d_model": 16,
+    "d_head": 8,
+    "ff_ratio": 2.0,
+    "seq_len": 4,
+    "batch_size": 2,
+    "base_depth": 2,
     "seeds": 2,
-}  # fmt: skip
+}
 
 
 # ---------------------------------------------------------------------------------- the lemma
@@ -177,9 +182,19 @@ def test_trained_walks_see_training(monkeypatch):
     monkeypatch.setattr(data, "load", lambda *a, **k: text)
     spec = {k: WALK[k] for k in ("d_model", "d_head", "ff_ratio", "seq_len", "batch_size")}
     found = walks.trained(
-        "derived", 1, **spec, steps=30, warmup_ratio=0.1, weight_decay=0.0, unroll=1,
-        dtype="float32", log2_lr=0.0, seeds=1, corpus="c", tokenizer="bytes",
-    )  # fmt: skip
+        "derived",
+        1,
+        **spec,
+        steps=30,
+        warmup_ratio=0.1,
+        weight_decay=0.0,
+        unroll=1,
+        dtype="float32",
+        log2_lr=0.0,
+        seeds=1,
+        corpus="c",
+        tokenizer="bytes",
+    )
     assert found["loss"][0] < 2.0 < math.log(11)
     assert found["stream_before"][0][0] == pytest.approx(1.0, abs=0.2)
     assert found["output"] != found["output_before"]
@@ -226,11 +241,17 @@ def test_the_plan_searches_every_arm_and_depth_and_ends():
 
 @pytest.mark.parametrize(
     ("bad", "message"),
-    [({"arms": ("sp",)}, "arms"), ({"depths": ()}, "depths"), ({"alphas": (0.0,)}, "alphas"),
-     ({"lr_umup": (1.0,)}, "lr_umup"), ({"lr_mup": (1.0, 0.0)}, "lr_mup"),
-     ({"walk_width": 24}, "walk_width"), ({"d_model": 24}, "d_head"),
-     ({"walk_arms": ("x",)}, "walk_arms")],
-)  # fmt: skip
+    [
+        ({"arms": ("sp",)}, "arms"),
+        ({"depths": ()}, "depths"),
+        ({"alphas": (0.0,)}, "alphas"),
+        ({"lr_umup": (1.0,)}, "lr_umup"),
+        ({"lr_mup": (1.0, 0.0)}, "lr_mup"),
+        ({"walk_width": 24}, "walk_width"),
+        ({"d_model": 24}, "d_head"),
+        ({"walk_arms": ("x",)}, "walk_arms"),
+    ],
+)
 def test_bad_parameters_are_errors_that_name_the_field(bad, message):
     with pytest.raises(ConfigError, match=message):
         study.ResidualTau(**bad)
@@ -255,20 +276,38 @@ def runs_of(depths=(2, 8, 32), arms=tuple(SHIFTS), spread=2, noise=0.001):
                     scheme, convention, _ = tables.ARMS[arm]
                     spec = {"scheme": scheme, "model": {"tau_convention": convention}}
                     rows.append(
-                        {"key": f"{arm}{depth}{x}{seed}", "scheme": scheme, "d_model": 32,
-                         "n_layers": depth, "steps": 400, "lr": 2.0**x, "seed": seed,
-                         "status": "ok", "final_loss": loss + noise * rng.normal(),
-                         "batch_size": 8, "seq_len": 64, "study": "residual_tau",
-                         "profile": "cpu", "numerics": NUMERICS, "spec": json.dumps(spec)}
-                    )  # fmt: skip
+                        {
+                            "key": f"{arm}{depth}{x}{seed}",
+                            "scheme": scheme,
+                            "d_model": 32,
+                            "n_layers": depth,
+                            "steps": 400,
+                            "lr": 2.0**x,
+                            "seed": seed,
+                            "status": "ok",
+                            "final_loss": loss + noise * rng.normal(),
+                            "batch_size": 8,
+                            "seq_len": 64,
+                            "study": "residual_tau",
+                            "profile": "cpu",
+                            "numerics": NUMERICS,
+                            "spec": json.dumps(spec),
+                        }
+                    )
     return pd.DataFrame(rows)
 
 
 def walked(arm, n_layers, seq_len, alpha=1.0, ratio=1.0, attention=1.0, wobble=0.01):
     """A walk whose attention is `attention` times what the recursion says."""
     scheme, convention, _ = tables.ARMS[arm]
-    spec = {"scheme": scheme, "convention": convention, "n_layers": n_layers, "alpha": alpha,
-            "ratio": ratio, "seq_len": seq_len}  # fmt: skip
+    spec = {
+        "scheme": scheme,
+        "convention": convention,
+        "n_layers": n_layers,
+        "alpha": alpha,
+        "ratio": ratio,
+        "seq_len": seq_len,
+    }
     exact = lemma.shares(rules.residual_taus(n_layers, alpha, ratio, convention))
     result: dict[str, list] = {}
     for seed in range(3):
@@ -276,10 +315,14 @@ def walked(arm, n_layers, seq_len, alpha=1.0, ratio=1.0, attention=1.0, wobble=0
         e, a, f = (math.sqrt(s) for s in exact[:3])
         a *= attention * near
         values = {
-            "embedding": e, "attention": a, "ffn": f, "residual": math.hypot(a, f),
-            "output": math.sqrt(e * e + a * a + f * f), "common": [0.5] * n_layers,
+            "embedding": e,
+            "attention": a,
+            "ffn": f,
+            "residual": math.hypot(a, f),
+            "output": math.sqrt(e * e + a * a + f * f),
+            "common": [0.5] * n_layers,
             "stream": np.linspace(1, attention * near, 2 * n_layers + 1).tolist(),
-        }  # fmt: skip
+        }
         for name, value in values.items():
             result.setdefault(name, []).append(value)
     return point_row("walk", spec, result)
@@ -289,8 +332,9 @@ def walked(arm, n_layers, seq_len, alpha=1.0, ratio=1.0, attention=1.0, wobble=0
 def results():
     points = [
         point_row("lemma", {"convention": c, "n_layers": n}, lemma.lemma(c, n, [1.0], [1.0], 1))
-        for c in lemma.CONVENTIONS for n in (1, 16)
-    ]  # fmt: skip
+        for c in lemma.CONVENTIONS
+        for n in (1, 16)
+    ]
     for n in (2, 64):
         points += [walked(a, n, t) for a in lemma.CONVENTIONS for t in (1, 64)]
         points += [walked(a, n, 64) for a in ("mup", "completep", "sp")]
@@ -363,13 +407,16 @@ def test_stream_finds_the_furthest_value_and_growth_the_ratio():
 
 @pytest.mark.parametrize(
     ("quantity", "args"),
-    [("lemma_error", {"convention": "derived"}), ("stream", {"arm": "derived"}),
-     ("output_growth", {"arm": "sp"}),
-     ("realised_over_nominal", {"arm": "derived", "what": "residual"}),
-     ("depth_shift", {"arm": "derived", "factor": 2}),
-     ("loss_difference", {"arm": "mup", "against": "derived"}),
-     ("deeper_gain", {"arm": "derived", "factor": 2})],
-)  # fmt: skip
+    [
+        ("lemma_error", {"convention": "derived"}),
+        ("stream", {"arm": "derived"}),
+        ("output_growth", {"arm": "sp"}),
+        ("realised_over_nominal", {"arm": "derived", "what": "residual"}),
+        ("depth_shift", {"arm": "derived", "factor": 2}),
+        ("loss_difference", {"arm": "mup", "against": "derived"}),
+        ("deeper_gain", {"arm": "derived", "factor": 2}),
+    ],
+)
 def test_nothing_on_record_is_not_measured(quantity, args):
     with pytest.raises(claims.NotMeasured):
         tables.QUANTITIES[quantity](EMPTY, **args)
@@ -449,9 +496,12 @@ def test_contributions_are_markers_on_the_exact_lines(results):
 def test_realised_ratios_are_drawn_over_their_hyperparameters(results):
     tables_ = {t: tables.realised(results, t) for t in (1, None)}
     for ax, what, hp, other in zip(
-        figures.realised(results).axes, ("residual", "attention"), ("alpha", "ratio"),
-        ("ratio", "alpha"), strict=True,
-    ):  # fmt: skip
+        figures.realised(results).axes,
+        ("residual", "attention"),
+        ("alpha", "ratio"),
+        ("ratio", "alpha"),
+        strict=True,
+    ):
         wanted = []
         for convention in lemma.CONVENTIONS:
             for table in tables_.values():
@@ -469,8 +519,13 @@ def test_the_lemma_and_the_stream_are_drawn_as_measured(results):
         exact = lemma.shares(rules.residual_taus(16, convention=convention)).branches
         assert drawn(right)[convention][0, 1] == pytest.approx(exact[0] * len(exact))
     axes = {ax.get_title(): ax for ax in figures.stream(results).axes}
-    assert list(axes) == ["SP, T = 64", "μP, T = 64", "CompleteP, T = 64", "u-μP, T = 64",
-                          "u-μP, T = 1"]  # fmt: skip
+    assert list(axes) == [
+        "SP, T = 64",
+        "μP, T = 64",
+        "CompleteP, T = 64",
+        "u-μP, T = 64",
+        "u-μP, T = 1",
+    ]
     for row in tables.walks(results, "sp").to_dict("records"):
         mean = np.mean(row["stream"], axis=0)
         np.testing.assert_allclose(drawn(axes["SP, T = 64"])[str(row["n_layers"])][:, 1], mean)

@@ -34,11 +34,22 @@ measures = code("schedules").measures
 HERE = Path(__file__).parents[2] / "experiments" / "schedules"
 TEXT = cast(Dataset, SimpleNamespace(digest="d", vocab_size=256))
 DESIGN = study.Schedules(
-    width=32, n_layers=2, d_head=16, seq_len=64, warmup_steps=50,
-    budgets=(250, 500, 1000, 2000, 4000), main=1000, compare=("mup",), shares=(0.05, 0.1, 0.3),
-    share_budgets=(1000, 4000), lr_umup=(-2.0, 1.0), lr_mup=(-7.5, -5.0), spacing=0.5, seeds=3,
+    width=32,
+    n_layers=2,
+    d_head=16,
+    seq_len=64,
+    warmup_steps=50,
+    budgets=(250, 500, 1000, 2000, 4000),
+    main=1000,
+    compare=("mup",),
+    shares=(0.05, 0.1, 0.3),
+    share_budgets=(1000, 4000),
+    lr_umup=(-2.0, 1.0),
+    lr_mup=(-7.5, -5.0),
+    spacing=0.5,
+    seeds=3,
     fork_budgets=(1000,),
-)  # fmt: skip
+)
 
 # Planted: what a schedule adds to cosine's loss, and to its best log2 η; both by doubling of steps.
 ABOVE = {"cosine": 0.0, "linear": -0.004, "two_step": 0.015, "wsd": 0.006, "wsd_sqrt": 0.003}
@@ -60,8 +71,12 @@ def seen(run: RunConfig) -> dict[str, Any]:
     steps, kind = run.optim.steps, run.optim.schedule
     loss = planted(run.scheme, kind, steps, 0.0, math.log2(run.hps.eta), run.seed)
     at = np.unique(np.linspace(1, steps, 100).round().astype(int))
-    return {"final_loss": 9.0, "val_loss": loss, "curve_steps": at,
-            "curve_loss": 2.5 + loss * at**-0.3}  # fmt: skip
+    return {
+        "final_loss": 9.0,
+        "val_loss": loss,
+        "curve_steps": at,
+        "curve_loss": 2.5 + loss * at**-0.3,
+    }
 
 
 def planted_point(point: Point) -> dict[str, Any]:
@@ -69,14 +84,25 @@ def planted_point(point: Point) -> dict[str, Any]:
     if point.what == "fork":
         return {"losses": 0.0, "weights": 0.0}
     rungs = [
-        {"schedule": kind, "steps": steps, "decay_steps": decay, "loss": [
-            planted(spec["scheme"], kind, steps, decay / steps, spec["log2_lr"], seed)
-            for seed in range(spec["seeds"])
-        ], "curve_steps": [steps - decay + 1, steps], "curve_loss": [3.0, 2.0]}
+        {
+            "schedule": kind,
+            "steps": steps,
+            "decay_steps": decay,
+            "loss": [
+                planted(spec["scheme"], kind, steps, decay / steps, spec["log2_lr"], seed)
+                for seed in range(spec["seeds"])
+            ],
+            "curve_steps": [steps - decay + 1, steps],
+            "curve_loss": [3.0, 2.0],
+        }
         for kind, steps, decay in spec["rungs"]
-    ]  # fmt: skip
-    return {"rungs": rungs, "trained": 9150, "curve_steps": [1, 100, 3800],
-            "curve_loss": [5.0, 3.5, 2.5]}  # fmt: skip
+    ]
+    return {
+        "rungs": rungs,
+        "trained": 9150,
+        "curve_steps": [1, 100, 3800],
+        "curve_loss": [5.0, 3.5, 2.5],
+    }
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +118,12 @@ def test_runs_are_cosine_at_every_budget_and_the_others_at_the_main_one() -> Non
     assert len(runs) == len({run.key() for run in runs}) == 7 * 3 * 7 + 3 * 3 * 6
     at = {(run.scheme, run.optim.schedule, run.optim.steps) for run in runs}
     assert {steps for scheme, kind, steps in at if (scheme, kind) == ("umup", "cosine")} == {
-        250, 500, 1000, 2000, 4000,
-    }  # fmt: skip
+        250,
+        500,
+        1000,
+        2000,
+        4000,
+    }
     assert {(scheme, kind) for scheme, kind, steps in at if steps == 1000} == {
         (scheme, kind) for scheme in ("umup", "mup") for kind in ("cosine", "linear", "two_step")
     }
@@ -152,9 +182,17 @@ def test_bad_parameters_are_errors_that_name_the_field(changes: dict, field: str
 
 
 TINY = study.Schedules(
-    width=16, d_head=8, seq_len=8, batch_size=4, warmup_steps=3, eval_batches=2, budgets=(10, 20),
-    main=20, share_budgets=(), base_width=8,
-)  # fmt: skip
+    width=16,
+    d_head=8,
+    seq_len=8,
+    batch_size=4,
+    warmup_steps=3,
+    eval_batches=2,
+    budgets=(10, 20),
+    main=20,
+    share_budgets=(),
+    base_width=8,
+)
 
 
 def test_the_ladder_is_what_training_from_scratch_gives() -> None:
@@ -295,13 +333,18 @@ def test_losses_by_seed_do_not_hang_on_one_lucky_run(results: Results) -> None:
     assert 0.001 < before[1] - after[1] < 0.015  # of 0.03, spread over the runs near the optimum
 
 
-@pytest.mark.parametrize(("quantity", "args"), [
-    ("gap", {"schedule": "wsd", "against": "cosine", "steps": 1000}),
-    ("optimum_gap", {"schedule": "wsd", "against": "cosine", "steps": 1000}),
-    ("horizon_slope", {"schedule": "wsd", "factor": 16}),
-    ("short_rate_cost", {"schedule": "cosine", "factor": 16}),
-    ("ladder_gap", {"against": "cosine"}), ("saved", {}), ("fork_difference", {}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("quantity", "args"),
+    [
+        ("gap", {"schedule": "wsd", "against": "cosine", "steps": 1000}),
+        ("optimum_gap", {"schedule": "wsd", "against": "cosine", "steps": 1000}),
+        ("horizon_slope", {"schedule": "wsd", "factor": 16}),
+        ("short_rate_cost", {"schedule": "cosine", "factor": 16}),
+        ("ladder_gap", {"against": "cosine"}),
+        ("saved", {}),
+        ("fork_difference", {}),
+    ],
+)
 def test_nothing_on_record_is_not_measured(quantity: str, args: dict) -> None:
     with pytest.raises(NotMeasured):
         tables.QUANTITIES[quantity](EMPTY, **args)
@@ -348,9 +391,11 @@ def test_figures_draw_every_line_and_say_when_there_is_nothing(results: Results)
     (ax,) = figures.horizons(results).axes
     assert len(ax.containers) == 3 * 5
     for figure in (
-        figures.ladder(EMPTY), figures.by_lr(EMPTY, 1000), figures.shares(EMPTY),
+        figures.ladder(EMPTY),
+        figures.by_lr(EMPTY, 1000),
+        figures.shares(EMPTY),
         figures.horizons(EMPTY),
-    ):  # fmt: skip
+    ):
         assert figure.axes[0].texts
 
 
@@ -390,13 +435,18 @@ def test_lines_stars_gaps_and_optima_are_those_of_the_tables(results: Results) -
         np.testing.assert_allclose(marks(ax), stars)
     _, right = figures.ladder(results).axes
     own = [tables.gap(results, "wsd", "cosine", n).value for n in DESIGN.budgets]
-    ladder = [g.value for kind in ("wsd", "wsd_sqrt")
-              for g in tables.ladder_gaps(results, "cosine", kind).values()]  # fmt: skip
+    ladder = [
+        g.value
+        for kind in ("wsd", "wsd_sqrt")
+        for g in tables.ladder_gaps(results, "cosine", kind).values()
+    ]
     np.testing.assert_allclose(marks(right)[:, 1], [*own, *ladder])
     (ax,) = figures.shares(results).axes
     for steps in (1000, 4000):
-        gaps = [tables.gap(results, "wsd", "wsd", steps, share=s, against_share=0.3).value
-                for s in (0.05, 0.1, 0.2, 0.3)]  # fmt: skip
+        gaps = [
+            tables.gap(results, "wsd", "wsd", steps, share=s, against_share=0.3).value
+            for s in (0.05, 0.1, 0.2, 0.3)
+        ]
         np.testing.assert_allclose(drawn(ax)[f"{steps} steps"][:, 1], gaps)
     (ax,) = figures.horizons(results).axes
     kinds = ("cosine", "wsd", "wsd_sqrt")

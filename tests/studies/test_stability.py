@@ -56,13 +56,17 @@ def logit(run: RunConfig) -> float:
 def seen(run: RunConfig) -> dict:
     rest = [0.0] * (len(PROBE_STATS) - 3)
     return {
-        "final_loss": planted_loss(run), "probe_steps": [64],
+        "final_loss": planted_loss(run),
+        "probe_steps": [64],
         "probe_tensors": ["blocks.0.attn.scores/qk", "blocks.1.attn.scores/qk", "logits/value"],
-        "probe_values": np.ravel([
-            [1.0, 0.0, 0.5 * logit(run), *rest], [1.0, 0.0, logit(run), *rest],
-            [2.0 if run.model.z_loss else 4.0, 0.0, 9.0, *rest],
-        ]).tolist(),
-    }  # fmt: skip
+        "probe_values": np.ravel(
+            [
+                [1.0, 0.0, 0.5 * logit(run), *rest],
+                [1.0, 0.0, logit(run), *rest],
+                [2.0 if run.model.z_loss else 4.0, 0.0, 9.0, *rest],
+            ]
+        ).tolist(),
+    }
 
 
 def planted_point(point: Point) -> dict:
@@ -72,14 +76,27 @@ def planted_point(point: Point) -> dict:
     if what == "clipped":
         held = spec["norm"] == "held"
         gap = (0.1 if held else 1e-4) * (spec["scheme"] == "mup_intermediate")
-        return {"share": 1.0 if held else 0.05, "unscaled": 0.5, "held": 512.0,
-                "losses": [2.0 + gap] * 8}  # fmt: skip
+        return {
+            "share": 1.0 if held else 0.05,
+            "unscaled": 0.5,
+            "held": 512.0,
+            "losses": [2.0 + gap] * 8,
+        }
     lost = {"clean": 0.0, "poison": 0.1, "jump": 1.0, "nan": math.nan}[spec["kind"]]
     healed = spec["recover"]
-    return {"verdict": "done", "val_loss": 2.0 + 0.1 * spec["seed"] + (0.001 if healed and
-            spec["kind"] != "clean" else 0.0 if healed else lost), "loss": 2.0,
-            "interventions": int(healed and spec["kind"] != "clean"), "nonfinite": 0,
-            "steps_lost": 50, "onset": 200, "detected": 203, "curve": [3.0, 2.5, 2.0]}  # fmt: skip
+    return {
+        "verdict": "done",
+        "val_loss": 2.0
+        + 0.1 * spec["seed"]
+        + (0.001 if healed and spec["kind"] != "clean" else 0.0 if healed else lost),
+        "loss": 2.0,
+        "interventions": int(healed and spec["kind"] != "clean"),
+        "nonfinite": 0,
+        "steps_lost": 50,
+        "onset": 200,
+        "detected": 203,
+        "curve": [3.0, 2.5, 2.0],
+    }
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +116,15 @@ def test_the_design_asks_for_every_arm_at_every_point_once() -> None:
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"defences": ("clip",)}, "defences"), ({"schemes": ()}, "schemes"),
-        ({"deep_layers": 2}, "deep_layers"), ({"probe_steps": (65,)}, "probe_steps"),
-        ({"drill_width": 24}, "d_head"), ({"drill_steps": 100}, "drill_steps"),
+        ({"defences": ("clip",)}, "defences"),
+        ({"schemes": ()}, "schemes"),
+        ({"deep_layers": 2}, "deep_layers"),
+        ({"probe_steps": (65,)}, "probe_steps"),
+        ({"drill_width": 24}, "d_head"),
+        ({"drill_steps": 100}, "drill_steps"),
         ({"caps": (1.5,)}, "caps"),
     ],
-)  # fmt: skip
+)
 def test_bad_parameters_are_errors_that_name_the_field(changes: dict, field: str) -> None:
     with pytest.raises(ConfigError) as error:
         replace(DESIGN, **changes)
@@ -114,8 +134,15 @@ def test_bad_parameters_are_errors_that_name_the_field(changes: dict, field: str
 def test_defences_and_bounds_are_read_off_the_specification(results: Results) -> None:
     table = tables.curves(results.runs)
     grid = 7 * 3  # learning rates and seeds
-    arms = {"none": 3 + 2 + 3, "z_loss": 3, "qk_norm": 3 + 2, "both": 3, "clip": 3, "no_warmup": 3,
-            "depth_init": 2}  # fmt: skip
+    arms = {
+        "none": 3 + 2 + 3,
+        "z_loss": 3,
+        "qk_norm": 3 + 2,
+        "both": 3,
+        "clip": 3,
+        "no_warmup": 3,
+        "depth_init": 2,
+    }
     assert table["defence"].value_counts().to_dict() == {d: n * grid for d, n in arms.items()}
     assert (table[table["defence"] == "depth_init"]["part"] == "deep").all()
     at = table[(table["defence"] == "qk_norm") & (table["scheme"] == "umup")]

@@ -49,10 +49,13 @@ def planted(point: Any) -> dict[str, Any]:
         ms = {s: [STEP_MS.get(s, 33.0) * k for k in (1.0, 1.1, 0.9) * 5] for s in spec["sides"]}
         ours = [s for s in spec["sides"] if s not in measures.TORCH]
         return loaded | {
-            "ms": ms, "mib": {s: 50.0 if s == "remat_full" else 100.0 for s in ours},
-            "compile_s": dict.fromkeys(ours, 3.0), "n_params": 1000, "tokens": 2048,
+            "ms": ms,
+            "mib": {s: 50.0 if s == "remat_full" else 100.0 for s in ours},
+            "compile_s": dict.fromkeys(ours, 3.0),
+            "n_params": 1000,
+            "tokens": 2048,
             "flops": 12_000_000_000,
-        }  # fmt: skip
+        }
     if point.what == "parts":
         shares = {"products": 5.0, "readout": 1.0, "attention": 2.0, "loss": 1.0}
         shares |= {name: 0.0 for name in figures.PIECES if name not in (*shares, tables.REST)}
@@ -67,9 +70,11 @@ def planted(point: Any) -> dict[str, Any]:
             {"d_model": 32, "n_layers": n, "trace_s": 1.0, "compile_s": 0.5 + n / 32}
             for n in (2, 8, 32)
         ],
-        "memory": [{"side": s, "d_model": 256, "peak_mib": m}
-                   for s, m in (("umup", 800.0), ("pytorch", 1000.0))],
-    }[point.what]  # fmt: skip
+        "memory": [
+            {"side": s, "d_model": 256, "peak_mib": m}
+            for s, m in (("umup", 800.0), ("pytorch", 1000.0))
+        ],
+    }[point.what]
     return loaded | {"found": found}
 
 
@@ -219,14 +224,16 @@ def test_sweeps_compile_times_and_memory(results: Results) -> None:
 
 
 ARGS: dict[str, dict[str, Any]] = {
-    "ratio": {"width": 64}, "mfu": {"width": 64},
+    "ratio": {"width": 64},
+    "mfu": {"width": 64},
     "speedup": {"width": 64, "side": "blocked", "against": "eager", "dtype": "float32"},
     "tried_ratio": {"change": "blocked", "width": 64},
     "tried_memory": {"change": "blocked", "width": 64},
     "pieces_share": {"width": 256, "pieces": ["products"]},
-    "lanes_gain": {"width": 32, "lanes": 8}, "compile_growth": {"factor": 16},
+    "lanes_gain": {"width": 32, "lanes": 8},
+    "compile_growth": {"factor": 16},
     "memory_ratio": {"width": 256},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", tables.QUANTITIES)
@@ -242,8 +249,10 @@ def test_what_is_absent_is_not_measured(results: Results, name: str) -> None:
 def test_claims_are_judged_and_those_of_the_gpu_wait_for_one(results: Results) -> None:
     said = {v.id: v.verdict for v in claims.evaluate(HERE, results, "cpu")}
     assert {name for name, verdict in said.items() if verdict == "not measured"} == {
-        "h100-peak", "h100-fp8", "h100-lanes"
-    }  # fmt: skip
+        "h100-peak",
+        "h100-fp8",
+        "h100-lanes",
+    }
     assert {v for name, v in said.items() if not name.startswith("h100")} == {"holds", "fails"}
     assert (said["cpu-32"], said["remat-time"]) == ("holds", "fails")  # 0.5 and 49.5/33
 
@@ -303,8 +312,9 @@ def test_steps_and_their_ratios_are_drawn(results: Results) -> None:
         np.testing.assert_allclose(drawn(left)[figures.SIDES[side].title], at)
     ratios = {
         (row.width, tables.ratio(results, row.width, row.side, n_layers=row.n_layers).value)
-        for row in table.itertuples() if row.side != "eager"
-    }  # fmt: skip
+        for row in table.itertuples()
+        if row.side != "eager"
+    }
     assert {(x, y) for x, y in marks(right)} == ratios
 
 

@@ -140,16 +140,26 @@ def _step(run: Mapping[str, Any]) -> str:
     for m in steps:
         fast = min(statistics.median(m["ms"][side]) for side in ours)
         share = m["flops"] / (fast * 1e-3) / (best["gflops"] * 1e9)
-        rows.append([
-            str(m["d_model"]), *(_spread(m["ms"][side]) for side in sides),
-            *(f"**{statistics.median(r):.2f}** ({min(r):.2f}–{max(r):.2f})"
-              for side in compared for r in [ratios(m["ms"][side], m["ms"]["pytorch"])]),
-            f"{m['tokens'] / (fast * 1e-3):,.0f}", f"{share:.0%}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                str(m["d_model"]),
+                *(_spread(m["ms"][side]) for side in sides),
+                *(
+                    f"**{statistics.median(r):.2f}** ({min(r):.2f}–{max(r):.2f})"
+                    for side in compared
+                    for r in [ratios(m["ms"][side], m["ms"]["pytorch"])]
+                ),
+                f"{m['tokens'] / (fast * 1e-3):,.0f}",
+                f"{share:.0%}",
+            ]
+        )
     header = [
-        "width", *(f"{_NAMES[side]}, ms" for side in sides),
-        *(f"ratio, {side}" for side in compared), "tokens/s", "share of GEMM peak",
-    ]  # fmt: skip
+        "width",
+        *(f"{_NAMES[side]}, ms" for side in sides),
+        *(f"ratio, {side}" for side in compared),
+        "tokens/s",
+        "share of GEMM peak",
+    ]
     firsts = {m["library"]: m for m in reversed(gemms)}  # the best of each library
     peaks = ", ".join(
         f"{m['library']} {_number(m['gflops'], 4)} ({m['size']}³)"
@@ -171,11 +181,15 @@ def _lanes(run: Mapping[str, Any]) -> str:
     for m in found:
         at_once = f"one program, {m['at_once']} at once"
         whole = m["run_s"] + m["compile_s"]
-        rows.append([
-            at_once if m["at_once"] else f"{m['lanes']} separate runs",
-            _number(m["compile_s"]), _number(m["run_s"]),
-            _number(m["lanes"] / m["run_s"]), _number(m["lanes"] / whole),
-        ])  # fmt: skip
+        rows.append(
+            [
+                at_once if m["at_once"] else f"{m['lanes']} separate runs",
+                _number(m["compile_s"]),
+                _number(m["run_s"]),
+                _number(m["lanes"] / m["run_s"]),
+                _number(m["lanes"] / whole),
+            ]
+        )
     text = f"{found[0]['lanes']} runs of {found[0]['steps']} steps at width {found[0]['d_model']}."
     header = ["", "compiling, s", "running, s", "lanes/s", "lanes/s, compiling counted"]
     return f"### A sweep of lanes\n\n{text}\n\n{markdown(header, rows)}"
@@ -195,8 +209,15 @@ def _memory(run: Mapping[str, Any]) -> str:
     rows = []
     for m in _of(run, "memory"):
         device = "–" if m["device_mib"] is None else f"{m['device_mib']:,.0f}"
-        rows.append([_NAMES[m["side"]], str(m["d_model"]), f"{m['import_mib']:,.0f}",
-                     f"{m['peak_mib']:,.0f}", device])  # fmt: skip
+        rows.append(
+            [
+                _NAMES[m["side"]],
+                str(m["d_model"]),
+                f"{m['import_mib']:,.0f}",
+                f"{m['peak_mib']:,.0f}",
+                device,
+            ]
+        )
     header = ["", "width", "after import, MiB", "peak, MiB", "peak on the device, MiB"]
     text = "Resident memory, a process each, compilation included."
     return f"### Peak memory\n\n{text}\n\n{markdown(header, rows)}"
@@ -204,16 +225,24 @@ def _memory(run: Mapping[str, Any]) -> str:
 
 def _probes(run: Mapping[str, Any]) -> str:
     rows = [
-        [str(m["d_model"]), _spread(m["step_ms"]), _spread(m["look_ms"]),
-         f"{100 * statistics.median(r):.1f} % ({100 * min(r):.1f}–{100 * max(r):.1f})"]
+        [
+            str(m["d_model"]),
+            _spread(m["step_ms"]),
+            _spread(m["look_ms"]),
+            f"{100 * statistics.median(r):.1f} % ({100 * min(r):.1f}–{100 * max(r):.1f})",
+        ]
         for m in _of(run, "probes")
         for r in [[x / PROBE_EVERY for x in ratios(m["look_ms"], m["step_ms"])]]
-    ]  # fmt: skip
+    ]
     head = "### Probes\n\nA look at every tensor, and what it adds to a step on average."
     header = ["width", "step, ms", "look, ms", f"cost, a look every {PROBE_EVERY} steps"]
     return f"{head}\n\n{markdown(header, rows)}"
 
 
 _SECTIONS = {
-    "step": _step, "lanes": _lanes, "compile": _compile, "memory": _memory, "probes": _probes,
-}  # fmt: skip
+    "step": _step,
+    "lanes": _lanes,
+    "compile": _compile,
+    "memory": _memory,
+    "probes": _probes,
+}

@@ -64,9 +64,18 @@ class Step:
     """
 
     def __init__(
-        self, *, width: int, layers: int, heads: int, vocab_size: int, batch_size: int,
-        seq_len: int, threads: int, dtype: str = "float32", compiled: bool = False,
-    ):  # fmt: skip
+        self,
+        *,
+        width: int,
+        layers: int,
+        heads: int,
+        vocab_size: int,
+        batch_size: int,
+        seq_len: int,
+        threads: int,
+        dtype: str = "float32",
+        compiled: bool = False,
+    ):
         import torch  # pyright: ignore[reportMissingImports]
         import unit_scaling  # pyright: ignore[reportMissingImports]
 

@@ -176,8 +176,10 @@ def at_work(places: Iterable[tuple[str, Store]]) -> list[str]:
         return [str(error)]
     return [
         f"{name}: array {job} of {array.user}: {told(states[job])}"
-        for name, array in arrays for job in array.ids if job in states
-    ]  # fmt: skip
+        for name, array in arrays
+        for job in array.ids
+        if job in states
+    ]
 
 
 def failures(array: Submission) -> list[str]:

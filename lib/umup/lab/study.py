@@ -188,15 +188,24 @@ def work(
         return [run for run in runs if run.key() not in elsewhere]
 
     run_pending(
-        pending, dataset, place,
-        study=_name(study), profile=design.profile, settings=how, progress=progress,
-    )  # fmt: skip
+        pending,
+        dataset,
+        place,
+        study=_name(study),
+        profile=design.profile,
+        settings=how,
+        progress=progress,
+    )
 
 
 def measure(
-    study: str | Path, design: Design, place: Store, progress: Progress,
-    deadline: float = math.inf, fits: Callable[[Point], bool] = lambda point: True,
-) -> None:  # fmt: skip
+    study: str | Path,
+    design: Design,
+    place: Store,
+    progress: Progress,
+    deadline: float = math.inf,
+    fits: Callable[[Point], bool] = lambda point: True,
+) -> None:
     """Make the design's missing points, each recorded as it is done.
 
     A point that another process has in flight is left to it, and so is one that does not fit.
@@ -259,12 +268,21 @@ def _spawn(study: str | Path, design: Design, place: Store, progress: Progress) 
         ]
         children = [
             subprocess.Popen(
-                [sys.executable, "-m", "umup.lab.study", _name(study), "--settings", given,
-                 "--records", str(place.folder), *bound[i % len(bound)]],
+                [
+                    sys.executable,
+                    "-m",
+                    "umup.lab.study",
+                    _name(study),
+                    "--settings",
+                    given,
+                    "--records",
+                    str(place.folder),
+                    *bound[i % len(bound)],
+                ],
                 stderr=None if progress.wanted() else file,
             )
             for i, file in enumerate(heard)
-        ]  # fmt: skip
+        ]
         try:
             codes = [child.wait() for child in children]
         finally:
@@ -314,8 +332,10 @@ def outlook(design: Design, place: Store, dataset: data.Dataset | None) -> dict[
         "done": len(mine) + len(current(points)),
         "diverged": int((mine["status"] == "diverged").sum()),
         "stale": len(stale(runs)) + len(stale(points)),
-        "missing": len(missing) + len(todo_points), "seconds_left": seconds, "assumed": assumed,
-    }  # fmt: skip
+        "missing": len(missing) + len(todo_points),
+        "seconds_left": seconds,
+        "assumed": assumed,
+    }
 
 
 def missing_runs(design: Design, runs: pd.DataFrame, dataset: data.Dataset) -> list[RunConfig]:
@@ -336,9 +356,11 @@ def status(study: str, profile: str, overrides: Mapping[str, Any] | None = None)
     given = design_of(study).from_dict(parameters(study, profile) | dict(overrides or {}))
     place = store(study, given.profile)
     return {
-        "study": _name(study), "profile": profile, **outlook(given, place, dataset_of(given)),
+        "study": _name(study),
+        "profile": profile,
+        **outlook(given, place, dataset_of(given)),
         "running": len(place.running() | place.points.running()),
-    }  # fmt: skip
+    }
 
 
 def end_with(parent: int) -> None:

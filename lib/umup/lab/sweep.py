@@ -86,7 +86,7 @@ def run_pending(
         OutOfTime: the deadline passed; the state of the group in flight is on disk.
         StudyError: ``pending`` keeps asking for a run that is on record.
         OutOfMemoryError: the lanes of a group do not fit; the records so far are on disk.
-    """  # fmt: skip
+    """
     progress = progress or Progress()
     worked, on_record = False, set()
     while wanted := list(pending()):
@@ -142,7 +142,7 @@ def run_group(
         OutOfTime: see ``run_pending``.
         DataError: a run's ``data_digest`` is not that of the data set.
         ConfigError: an unknown scheme, or a hyperparameter that the scheme lacks.
-    """  # fmt: skip
+    """
     group = Group(runs, dataset, folder, settings, progress or Progress())
     while not group.over:
         group.advance()
@@ -164,9 +164,13 @@ class Group:
     """
 
     def __init__(
-        self, runs: list[RunConfig], dataset: Dataset, folder: Path, settings: Settings,
+        self,
+        runs: list[RunConfig],
+        dataset: Dataset,
+        folder: Path,
+        settings: Settings,
         progress: Progress,
-    ):  # fmt: skip
+    ):
         for run in runs:
             if run.data_digest != dataset.digest:
                 todo = f"{dataset.digest}, the digest of {dataset.corpus} as {dataset.tokenizer}"
@@ -283,10 +287,18 @@ class Group:
             **provenance(),
         }
         return [
-            row(run, self.losses[i], float(val[i]), self.dataset, study=study, profile=profile,
-                facts=facts, reports=[report[i] for report in self.seen])
+            row(
+                run,
+                self.losses[i],
+                float(val[i]),
+                self.dataset,
+                study=study,
+                profile=profile,
+                facts=facts,
+                reports=[report[i] for report in self.seen],
+            )
             for i, run in enumerate(self.runs)
-        ]  # fmt: skip
+        ]
 
 
 def reported(run: RunConfig, reports: Sequence[np.ndarray]) -> dict:
@@ -359,20 +371,43 @@ def summarise(losses: np.ndarray, steps: int, vocab_size: int) -> dict:
 
 
 def row(
-    run: RunConfig, losses: np.ndarray, val: float, dataset: Dataset, *, study: str,
-    profile: str, facts: dict, reports: Sequence[np.ndarray] = (),
-) -> dict:  # fmt: skip
+    run: RunConfig,
+    losses: np.ndarray,
+    val: float,
+    dataset: Dataset,
+    *,
+    study: str,
+    profile: str,
+    facts: dict,
+    reports: Sequence[np.ndarray] = (),
+) -> dict:
     """The record of one finished run; ``reports`` of its probe steps are (tensors, statistics)."""
     summary = summarise(losses, run.optim.steps, run.model.vocab_size)
     val = val if summary["status"] == "ok" else math.nan
     return {
-        "key": run.key(), "study": study, "profile": profile, "scheme": run.scheme,
-        "d_model": run.model.d_model, "n_layers": run.model.n_layers,
-        "n_heads": run.model.n_heads, "d_head": run.model.d_head, "d_ff": run.model.d_ff,
-        "vocab_size": run.model.vocab_size, "seq_len": run.model.seq_len,
-        "batch_size": run.optim.batch_size, "steps": run.optim.steps, "lr": run.hps.eta,
-        "seed": run.seed, **summary, **reported(run, reports), "val_loss": val,
+        "key": run.key(),
+        "study": study,
+        "profile": profile,
+        "scheme": run.scheme,
+        "d_model": run.model.d_model,
+        "n_layers": run.model.n_layers,
+        "n_heads": run.model.n_heads,
+        "d_head": run.model.d_head,
+        "d_ff": run.model.d_ff,
+        "vocab_size": run.model.vocab_size,
+        "seq_len": run.model.seq_len,
+        "batch_size": run.optim.batch_size,
+        "steps": run.optim.steps,
+        "lr": run.hps.eta,
+        "seed": run.seed,
+        **summary,
+        **reported(run, reports),
+        "val_loss": val,
         "val_bits_per_byte": nats_to_bits_per_byte(val, dataset.bytes_per_token),
-        "numerics": NUMERICS, "spec": canonical_json(run), "hps": json.dumps(run.hps.to_dict()),
-        "data_digest": dataset.digest, "tokenizer_digest": dataset.tokenizer_digest, **facts,
-    }  # fmt: skip
+        "numerics": NUMERICS,
+        "spec": canonical_json(run),
+        "hps": json.dumps(run.hps.to_dict()),
+        "data_digest": dataset.digest,
+        "tokenizer_digest": dataset.tokenizer_digest,
+        **facts,
+    }

@@ -92,7 +92,7 @@ CHANGES = {
     "old_emitters": Change(
         "older loop emitters", 1.05, options={"xla_cpu_use_fusion_emitters": False}
     ),
-}  # fmt: skip
+}
 """Changes to our step that studies time beside it, by name."""
 
 
@@ -125,9 +125,7 @@ class Ours:
         self.chunk: Callable = self.programs.chunk
         self.program: Any = None
 
-    def compile(
-        self, steps: int, options: Mapping[str, Any] | None = None
-    ) -> tuple[float, float]:  # fmt: skip
+    def compile(self, steps: int, options: Mapping[str, Any] | None = None) -> tuple[float, float]:
         """(trace, compile) seconds of the program of ``steps`` steps; see also `uncached`.
 
         ``options`` are XLA's, by name.

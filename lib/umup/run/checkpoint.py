@@ -82,10 +82,15 @@ class Checkpoints:
             raise self._nothing()
         self._in_flight = contextlib.ExitStack()  # a write that goes on after `save`
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, keep_period=keep_every or None, read_only=read_only,
-            create=not read_only, cleanup_tmp_directories=not read_only,
-            todelete_subdir=_DROPPED, save_root_metadata=False, lightweight_initialize=True,
-        )  # fmt: skip
+            max_to_keep=keep,
+            keep_period=keep_every or None,
+            read_only=read_only,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+            todelete_subdir=_DROPPED,
+            save_root_metadata=False,
+            lightweight_initialize=True,
+        )
         handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
         with self._writing():
             self._manager = ocp.CheckpointManager(
@@ -132,9 +137,13 @@ class Checkpoints:
         self.drop_after(step - 1)
         leaves = _named(state)
         meta = {
-            "format": FORMAT, "numerics": NUMERICS, "run_key": self.run_key, "step": step,
-            "leaves": _describe(leaves), "host": host,
-        }  # fmt: skip
+            "format": FORMAT,
+            "numerics": NUMERICS,
+            "run_key": self.run_key,
+            "step": step,
+            "leaves": _describe(leaves),
+            "host": host,
+        }
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(leaves),
             meta=ocp.args.JsonSave(meta | {"digest": _digest(meta)}),

@@ -82,10 +82,16 @@ class Outcome(NamedTuple):
 
 
 def train_run(
-    config: TrainConfig, folder: Path, *, dataset: Dataset | None = None,
-    restart_from: int | None = None, forked: Fork | None = None, drill: Drill | None = None,
-    seconds: float = math.inf, quiet: bool = False,
-) -> Outcome:  # fmt: skip
+    config: TrainConfig,
+    folder: Path,
+    *,
+    dataset: Dataset | None = None,
+    restart_from: int | None = None,
+    forked: Fork | None = None,
+    drill: Drill | None = None,
+    seconds: float = math.inf,
+    quiet: bool = False,
+) -> Outcome:
     """Start the run, or go on with what its folder holds, until its end.
 
     SIGTERM and SIGINT end it after the chunk in flight with a checkpoint.
@@ -152,9 +158,13 @@ class _Run:
         self.spec, self.bytes_per_token = config.run(dataset), dataset.bytes_per_token
         key, main = config.key(dataset), distributed.is_main()
         writers = open_writers(
-            folder, tensorboard=config.tensorboard, wandb=config.wandb or None, key=key,
-            config=config.to_dict(), main=main,
-        )  # fmt: skip
+            folder,
+            tensorboard=config.tensorboard,
+            wandb=config.wandb or None,
+            key=key,
+            config=config.to_dict(),
+            main=main,
+        )
         self.checkpoints = Checkpoints(
             folder / "checkpoints", key, keep=config.keep, keep_every=config.keep_every
         )
@@ -164,20 +174,25 @@ class _Run:
         self.windows: HostWindows | None = None
         if config.loader == "host":
             self.windows = HostWindows(
-                dataset.train, config.seed, batch_size=config.optim.batch_size,
-                seq_len=config.model.seq_len, sharding=parallel.windows_sharding(self.devices),
-            )  # fmt: skip
+                dataset.train,
+                config.seed,
+                batch_size=config.optim.batch_size,
+                seq_len=config.model.seq_len,
+                sharding=parallel.windows_sharding(self.devices),
+            )
         else:
             self.tokens = parallel.place(dataset.train, self.devices)
         self.held_out = parallel.place(dataset.val, self.devices)
         self.telemetry = Telemetry(
-            Log(folder, main=main), steps=config.optim.steps, writers=writers,
+            Log(folder, main=main),
+            steps=config.optim.steps,
+            writers=writers,
             tokens_per_step=config.optim.batch_size * config.model.seq_len,
             bytes_per_token=dataset.bytes_per_token,
             flops_per_step=config.model.step_flops(config.optim.batch_size),
             peak_flops=_peak_flops(config),
             display=None if quiet or not main else Display(config.optim.steps),
-        )  # fmt: skip
+        )
         self.compiled = False  # the first chunk's time is compilation
         self.told_to_stop = ""
 
@@ -228,8 +243,13 @@ class _Run:
 
     def _fresh(self) -> dict[str, Any]:
         detector = Detector(self.config.recovery).state()
-        return {"step": 0, "detector": detector, "interventions": [], "nonfinite": 0,
-                "loss": math.nan}  # fmt: skip
+        return {
+            "step": 0,
+            "detector": detector,
+            "interventions": [],
+            "nonfinite": 0,
+            "loss": math.nan,
+        }
 
     def _take(self, state: Any, host: Mapping[str, Any]) -> None:
         policy = self.config.recovery
@@ -240,11 +260,15 @@ class _Run:
 
     def _host(self) -> dict[str, Any]:
         return {
-            "step": self.step, "detector": self.detector.state(),
-            "interventions": self.interventions.to_list(), "nonfinite": self.nonfinite,
-            "loss": self.loss, "seed": self.config.seed, "hps": self.config.hps.to_dict(),
+            "step": self.step,
+            "detector": self.detector.state(),
+            "interventions": self.interventions.to_list(),
+            "nonfinite": self.nonfinite,
+            "loss": self.loss,
+            "seed": self.config.seed,
+            "hps": self.config.hps.to_dict(),
             "batch": self.interventions.batch_at(self.step),
-        }  # fmt: skip
+        }
 
     def go(self, deadline: float) -> Outcome:
         """Train until the end, a signal, the deadline or a spike that cannot be healed."""
@@ -289,10 +313,12 @@ class _Run:
         config, control = self.config, self._control(self.step)
         end = min(
             config.optim.steps,
-            *(self.step - self.step % every + every
-              for every in (config.chunk_steps, config.checkpoint_every, config.eval_every)
-              if every),
-        )  # fmt: skip
+            *(
+                self.step - self.step % every + every
+                for every in (config.chunk_steps, config.checkpoint_every, config.eval_every)
+                if every
+            ),
+        )
         changed = (s for s in range(self.step + 1, end) if self._control(s) != control)
         n = next(changed, end) - self.step
         began, first = time.perf_counter(), self.step + control[0]
@@ -347,13 +373,24 @@ class _Run:
 
     def _end(self, verdict: str, reason: str, val_loss: float = math.nan) -> Outcome:
         outcome = Outcome(
-            verdict, self.step, self.loss, val_loss, self.interventions.to_list(), self.nonfinite,
+            verdict,
+            self.step,
+            self.loss,
+            val_loss,
+            self.interventions.to_list(),
+            self.nonfinite,
             reason,
-        )  # fmt: skip
+        )
         self.telemetry.event(
-            "end", self.step, verdict=verdict, reason=reason, loss=self.loss, val_loss=val_loss,
-            nonfinite=self.nonfinite, interventions=len(outcome.interventions),
-        )  # fmt: skip
+            "end",
+            self.step,
+            verdict=verdict,
+            reason=reason,
+            loss=self.loss,
+            val_loss=val_loss,
+            nonfinite=self.nonfinite,
+            interventions=len(outcome.interventions),
+        )
         return outcome
 
 

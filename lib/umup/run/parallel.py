@@ -76,8 +76,9 @@ def abstract_state(run: RunConfig, devices: Mesh) -> TrainState:
     state = _abstract_state(train.shape_of(run))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        state, mesh.shardings(devices, state),
-    )  # fmt: skip
+        state,
+        mesh.shardings(devices, state),
+    )
 
 
 @functools.lru_cache(maxsize=64)

@@ -215,8 +215,12 @@ class _Track:
 
     def state(self) -> dict[str, Any]:
         recent = [list(entry) for entry in self.recent]
-        return {"kept": list(self.kept), "recent": recent, "streak": self.streak,
-                "reported": self.reported}  # fmt: skip
+        return {
+            "kept": list(self.kept),
+            "recent": recent,
+            "streak": self.streak,
+            "reported": self.reported,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.kept.extend(float(value) for value in state["kept"])
@@ -287,11 +291,12 @@ class Interventions:
             return Verdict(f"{at}, and no checkpoint at or before step {latest}")
         first = max(spike.onset - config.lead, 0)
         return Intervention(
-            **dataclasses.asdict(spike), rolled_back_to=max(before),
+            **dataclasses.asdict(spike),
+            rolled_back_to=max(before),
             first_batch=self.batch_at(first),
             last_batch=self.batch_at(spike.detected) + config.trail,
             eta_scale=config.eta_factor ** (len(self.done) + 1),
-        )  # fmt: skip
+        )
 
     def after(self, intervention: Intervention) -> Interventions:
         """These interventions and one more."""

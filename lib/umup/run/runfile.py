@@ -85,9 +85,16 @@ class TrainConfig(Config):
     def run(self, dataset: Dataset) -> RunConfig:
         """What fixes the numbers, with the data's digest."""
         return RunConfig(
-            self.scheme, self.model, self.optim, self.hps, self.seed, self.corpus,
-            self.tokenizer, dataset.digest, self.eval_batches,
-        )  # fmt: skip
+            self.scheme,
+            self.model,
+            self.optim,
+            self.hps,
+            self.seed,
+            self.corpus,
+            self.tokenizer,
+            dataset.digest,
+            self.eval_batches,
+        )
 
     def key(self, dataset: Dataset) -> str:
         """Digest of all that decides the trajectory: the run and its recovery."""
@@ -263,8 +270,9 @@ def _compare(config: TrainConfig, path: Path, dataset: Dataset) -> bool:
         if values.get("model.unroll") == 1:
             values["model.unroll"] = None
     names = sorted(one.keys() | other.keys())
-    differ = [f"{n} {one.get(n)} there, {other.get(n)} here"
-              for n in names if one.get(n) != other.get(n)]  # fmt: skip
+    differ = [
+        f"{n} {one.get(n)} there, {other.get(n)} here" for n in names if one.get(n) != other.get(n)
+    ]
     if differ:
         allowed = "the same run, or another folder (--run)"
         raise TrainError(str(path.parent), f"another run's folder: {'; '.join(differ)}", allowed)

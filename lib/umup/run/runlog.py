@@ -25,8 +25,18 @@ import pandas as pd
 from umup.errors import TrainError
 
 NAME = "log.jsonl"
-COLUMNS = ("step", "time", "loss", "bits_per_byte", "grad_norm", "eta", "ok",
-           "tokens_per_s", "mfu", "memory_gib")  # fmt: skip
+COLUMNS = (
+    "step",
+    "time",
+    "loss",
+    "bits_per_byte",
+    "grad_norm",
+    "eta",
+    "ok",
+    "tokens_per_s",
+    "mfu",
+    "memory_gib",
+)
 """Columns that every frame of steps has; a column without a measurement is all NaN."""
 
 GOING_BACK = ("start", "resume", "rewind")

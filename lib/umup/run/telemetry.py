@@ -33,9 +33,13 @@ class Display:
     """
 
     def __init__(
-        self, steps: int, *, every: float = 5.0, out: TextIO | None = None,
+        self,
+        steps: int,
+        *,
+        every: float = 5.0,
+        out: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
-    ):  # fmt: skip
+    ):
         self.steps, self._every, self._clock = steps, every, clock
         self._own = None
         if out is None and in_kernel():
@@ -114,9 +118,15 @@ class Writer(Protocol):
         """Write what is held back."""
 
 
-SCALARS = {"loss": "train/loss", "bits_per_byte": "train/bits_per_byte",
-           "grad_norm": "train/grad_norm", "eta": "train/eta", "tokens_per_s": "speed/tokens_per_s",
-           "mfu": "speed/mfu", "memory_gib": "speed/memory_gib"}  # fmt: skip
+SCALARS = {
+    "loss": "train/loss",
+    "bits_per_byte": "train/bits_per_byte",
+    "grad_norm": "train/grad_norm",
+    "eta": "train/eta",
+    "tokens_per_s": "speed/tokens_per_s",
+    "mfu": "speed/mfu",
+    "memory_gib": "speed/memory_gib",
+}
 """Names of the columns in writers; an event's numbers are ``NAME/field``, ``val/`` of an eval."""
 
 
@@ -135,10 +145,17 @@ class Telemetry:
     """
 
     def __init__(
-        self, log: Log, *, steps: int, tokens_per_step: int, bytes_per_token: float,
-        flops_per_step: float | None = None, peak_flops: float | None = None,
-        writers: Sequence[Writer] = (), display: Display | None = None,
-    ):  # fmt: skip
+        self,
+        log: Log,
+        *,
+        steps: int,
+        tokens_per_step: int,
+        bytes_per_token: float,
+        flops_per_step: float | None = None,
+        peak_flops: float | None = None,
+        writers: Sequence[Writer] = (),
+        display: Display | None = None,
+    ):
         self.log, self.total = log, steps
         self._tokens, self._bytes = tokens_per_step, bytes_per_token
         self._peak_seconds = None  # that a step takes at the peak
@@ -164,9 +181,16 @@ class Telemetry:
             self._display.at(step)
 
     def steps(
-        self, first_step: int, losses: Any, grad_norms: Any, etas: Any, ok: Any,
-        seconds: float | None = None, memory: float | None = None, **more: Any,
-    ) -> None:  # fmt: skip
+        self,
+        first_step: int,
+        losses: Any,
+        grad_norms: Any,
+        etas: Any,
+        ok: Any,
+        seconds: float | None = None,
+        memory: float | None = None,
+        **more: Any,
+    ) -> None:
         """Take in a chunk of n updates, the first of them number ``first_step``.
 
         Args:
@@ -215,15 +239,19 @@ class Telemetry:
             return
         if name not in GOING_BACK:
             numbers = {
-                k: float(v) for k, v in fields.items()
+                k: float(v)
+                for k, v in fields.items()
                 if isinstance(v, (int, float, np.number)) and not isinstance(v, bool)
-            }  # fmt: skip
+            }
             place = "val" if name == "eval" else name
             named = {f"{place}/{key}": value for key, value in numbers.items()}
             self._scalars(step, named or {f"{place}/count": 1.0})
         if self._display is not None and name != "checkpoint":
-            said = (f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}"
-                    for k, v in fields.items() if v is not None)  # fmt: skip
+            said = (
+                f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}"
+                for k, v in fields.items()
+                if v is not None
+            )
             self._display.note(
                 ": ".join(filter(None, (f"{name} at step {step:,}", ", ".join(said))))
             )

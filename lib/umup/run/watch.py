@@ -64,9 +64,14 @@ def render(
 
 
 def watch(
-    folder: Path | str, *, once: bool = False, every: float = 2.0, out: TextIO | None = None,
-    clock: Callable[[], float] = time.time, sleep: Callable[[float], object] = time.sleep,
-) -> int:  # fmt: skip
+    folder: Path | str,
+    *,
+    once: bool = False,
+    every: float = 2.0,
+    out: TextIO | None = None,
+    clock: Callable[[], float] = time.time,
+    sleep: Callable[[float], object] = time.sleep,
+) -> int:
     """Plot a run until its end, at the terminal's size of the moment; 0 when done, or on Ctrl-C.
 
     In a pipe there is no colour, and a picture only where the log has grown.
@@ -78,7 +83,7 @@ def watch(
 
     Raises:
         TrainError: there is no log in ``folder``, or ``every`` is not a time to wait.
-    """  # fmt: skip
+    """
     if not 0 < every <= 86_400:
         raise TrainError("--every", every, "seconds, more than 0 and at most a day's")
     reader = _open(folder)
@@ -197,10 +202,14 @@ def _numbers(frame: pd.DataFrame, events: Sequence[dict[str, Any]]) -> list[str]
     if frame.empty:
         return ["no step yet"]
     said = {
-        "loss": "loss {:.4f}", "bits_per_byte": "{:.4f} bits a byte", "grad_norm": "|g| {:.3g}",
-        "eta": "η {:.3g}", "tokens_per_s": "{:,.0f} tokens/s", "mfu": "MFU {:.1%}",
+        "loss": "loss {:.4f}",
+        "bits_per_byte": "{:.4f} bits a byte",
+        "grad_norm": "|g| {:.3g}",
+        "eta": "η {:.3g}",
+        "tokens_per_s": "{:,.0f} tokens/s",
+        "mfu": "MFU {:.1%}",
         "memory_gib": "{:.1f} GiB",
-    }  # fmt: skip
+    }
     last = frame.iloc[-1]
     parts = [text.format(last[name]) for name, text in said.items() if not math.isnan(last[name])]
     evals = [event for event in events if event["event"] == "eval" and "loss" in event]

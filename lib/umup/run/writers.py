@@ -19,9 +19,14 @@ EXTRA = "pip install 'umup[telemetry]'"
 
 
 def open_writers(
-    folder: Path | str, *, tensorboard: bool = False, wandb: str | None = None, key: str = "",
-    config: Mapping[str, Any] | None = None, main: bool = True,
-) -> list[Any]:  # fmt: skip
+    folder: Path | str,
+    *,
+    tensorboard: bool = False,
+    wandb: str | None = None,
+    key: str = "",
+    config: Mapping[str, Any] | None = None,
+    main: bool = True,
+) -> list[Any]:
     """The writers asked for, in this process if it is the one that writes.
 
     Every process checks that the packages are there, so that all refuse alike. Call it before any
@@ -38,7 +43,7 @@ def open_writers(
 
     Raises:
         TrainError: a package is missing, or the project cannot be opened.
-    """  # fmt: skip
+    """
     require(tensorboard=tensorboard, wandb=wandb)
     if not main:
         return []
@@ -111,9 +116,12 @@ class WandB:
         wandb = _load("wandb", "wandb", project)
         try:
             self._run = wandb.init(
-                project=project, dir=str(folder), id=wandb_id(Path(folder), key), resume="allow",
+                project=project,
+                dir=str(folder),
+                id=wandb_id(Path(folder), key),
+                resume="allow",
                 config=dict(config or {}),
-            )  # fmt: skip
+            )
         except TrainError:
             raise
         except Exception as error:  # wandb.errors.Error, or of the network, or of its settings

@@ -66,9 +66,13 @@ class Allowance:
 
 
 def work(
-    job: slices.Job, design: Design, store: Store, dataset: Dataset | None,
-    allowance: Callable[[float], Allowance], progress: Progress,
-) -> str:  # fmt: skip
+    job: slices.Job,
+    design: Design,
+    store: Store,
+    dataset: Dataset | None,
+    allowance: Callable[[float], Allowance],
+    progress: Progress,
+) -> str:
     """Make what the job lacks, as much of it as fits.
 
     Args:
@@ -87,9 +91,13 @@ def work(
 
 
 def _train(
-    job: slices.Job, design: Design, store: Store, dataset: Dataset,
-    allowance: Callable[[float], Allowance], progress: Progress,
-) -> str:  # fmt: skip
+    job: slices.Job,
+    design: Design,
+    store: Store,
+    dataset: Dataset,
+    allowance: Callable[[float], Allowance],
+    progress: Progress,
+) -> str:
     nothing = store.schema.arrow.empty_table().to_pandas()
     whole = design.missing_seconds(study.missing_runs(design, nothing, dataset))
     allowed = allowance(whole)
@@ -169,9 +177,10 @@ def on_device(rehearsal: bool) -> dict[str, Any]:
     if jax.default_backend() != "gpu" and not rehearsal:
         received = f"{jax.default_backend()} (jax {jax.__version__})"
         raise StudyError(
-            "device", received,
+            "device",
+            received,
             "a GPU and a jax that sees it (jax[cuda13]), or --rehearse to try the queue without",
-        )  # fmt: skip
+        )
     stats = jax.local_devices()[0].memory_stats() or {}
     return provenance() | {"gib": stats.get("bytes_limit", math.inf) / 2**30}
 
@@ -202,9 +211,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _do(
-    job: slices.Job, device: dict[str, Any], events: Events, progress: Progress,
+    job: slices.Job,
+    device: dict[str, Any],
+    events: Events,
+    progress: Progress,
     given: argparse.Namespace,
-) -> None:  # fmt: skip
+) -> None:
     """One job from its first event to its last; whatever it raises is one of them."""
     began = time.time()
     events.tell("begin", job=job.name)
@@ -222,9 +234,13 @@ def _do(
         design = job.design(given.rehearse)
         store, dataset = slices.place(given.folder, job), slices.dataset_of(job, design)
         left = work(
-            job, design, store, dataset, lambda whole: Allowance(given.until, seconds, whole),
+            job,
+            design,
+            store,
+            dataset,
+            lambda whole: Allowance(given.until, seconds, whole),
             progress,
-        )  # fmt: skip
+        )
     except RecordError:  # what cannot be written cannot be gone on with
         end("failed", "records cannot be written")
         raise

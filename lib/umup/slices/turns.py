@@ -23,9 +23,15 @@ from umup.terminal import Progress
 
 
 def run_in_turn(
-    runs: Sequence[RunConfig], dataset: Dataset, store: Store, *, study: str, profile: str,
-    settings: Settings, progress: Progress,
-) -> None:  # fmt: skip
+    runs: Sequence[RunConfig],
+    dataset: Dataset,
+    store: Store,
+    *,
+    study: str,
+    profile: str,
+    settings: Settings,
+    progress: Progress,
+) -> None:
     """Train all ``runs`` at once, a chunk each in turn; record each as it is over.
 
     No state is saved. A round that would not end before the deadline, as the last one took, is not
