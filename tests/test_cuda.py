@@ -29,7 +29,7 @@ MODEL = ModelConfig(
 )
 OPTIM = OptimConfig(steps=6, batch_size=B, warmup_steps=2)
 H100 = hardware.get("h100")
-WIDE = [("_cross_entropy_fwd", ("gather", "reduce")), ("Decoder.__call__", ("scatter",))]
+WIDE = [("_cross_entropy_fwd", ("gather", "reduce")), ("Decoder._forward", ("scatter",))]
 """The float32 copies that stay: logits, of which each token picks one, and the embedding's
 cotangent, which is added up in float32."""
 KERNELS = {"__cudnn$fmhaSoftmax": 1, "__cudnn$fmhaSoftmaxBackward": 1}

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from umup.checked import canonical_json
 from umup.data import Dataset
 from umup.errors import ConfigError
 from umup.lab import folders, study
@@ -37,15 +38,17 @@ def others(value: Any) -> Iterator[Any]:
         yield from NAMES
 
 
-def asked(design: Design, text: Dataset, *, play: bool) -> set[str]:
-    """Keys of what is wanted: at once, or with ``play`` until searches end, larger being better."""
+def asked(design: Design, text: Dataset, *, play: bool) -> set:
+    """What is wanted: at once, or with ``play`` until searches end, larger values being better."""
+    points = {canonical_json({"what": p.what, "spec": dict(p.spec)}) for p in design.points()}
+    if not design.trains:
+        return points
+    if not play:
+        return points.union(design.runs(text) or design.pending(frame({}), text))
     found: dict[str, float] = {}
-    while runs := design.pending(frame(found), text) if design.trains else []:
-        found |= {r.key(): -r.hps.eta * r.hps.alpha_attn_softmax for r in runs}
-        if not play:
-            break
-    first = design.runs(text) if design.trains else []
-    return {item.key() for item in (*design.points(), *first)} | found.keys()
+    while runs := design.pending(frame(found), text):
+        found |= {run.key(): -run.hps.eta * run.hps.alpha_attn_softmax for run in runs}
+    return points | found.keys()
 
 
 def frame(losses: dict[str, float]) -> pd.DataFrame:

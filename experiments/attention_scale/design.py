@@ -5,7 +5,7 @@ initialization. *Probed runs* watch q·k, the cosine of q and k, and the entropy
 over training. *Line searches* over η and α_attn at several head sizes find how the optima move.
 
 The two divisions are one family: α/√d is (α√d)/d. One curve of loss over α therefore serves both,
-and ``attention_scale_tables`` reads it in either unit.
+and ``results`` reads it in either unit.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Three sets of runs. *Arms*: μP and u-μP under every recipe, seed by seed, the plain ones probed
 throughout (u-μP paper, Figures 1 right, 3, 7, 8). *Settings*: one hyperparameter or one side of
 the shape changed at a time, probed at the end (Figure 9). And points: FP8 products as compiled
-(``fp8_drift_gemm``).
+(``measures``).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The study ``op_scales``: are the ops at unit scale, and where do their scale models err?
 
 Points only, nothing is trained. Every measured value is an RMS over the one that the model
-promises, so 1 is right; ``op_scales_theory`` says what it should be where that can be derived.
+promises, so 1 is right; ``theory`` says what it should be where that can be derived.
 """
 
 from __future__ import annotations

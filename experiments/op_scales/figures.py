@@ -60,7 +60,7 @@ def _some(values: Iterable[float], wanted: Sequence[float]) -> list[float]:
 def attention_output(results: Results) -> Figure:
     """Attention's output over the model, against T: one panel per α, one line per head size.
 
-    Dashed: ``op_scales_theory.derived_scale`` over the model at the largest head size.
+    Dashed: ``theory.derived_scale`` over the model at the largest head size.
     """
     table = _plain(results)
     alphas = _some(table["alpha"], (0.25, 1.0, 4.0))
@@ -225,7 +225,7 @@ def gated_silu(results: Results) -> Figure:
 def softmax(results: Results) -> Figure:
     """Softmax's output and gradient over the library's model, against n: one line per multiplier.
 
-    Dashed: ``op_scales_theory.derived_softmax`` over the model, for α ≤ 1.
+    Dashed: ``theory.derived_softmax`` over the model, for α ≤ 1.
     """
     table = cells(results, "softmax")
     table = table[table["dtype"] == sorted(table["dtype"])[-1]]

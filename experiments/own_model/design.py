@@ -2,7 +2,7 @@
 
 Points only. *Curves* train a model at a width over learning rates and seeds; *checks* are
 coordinate checks, some of them with a parameter whose role is wrong on purpose. The models are
-those of ``own_model_plain`` (SP, as their owner wrote them) and ``own_model_models`` (with the
+those of ``plain`` (SP, as their owner wrote them) and ``models`` (with the
 rules); the chapter "Your own model" shows both.
 """
 

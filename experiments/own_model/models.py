@@ -1,4 +1,4 @@
-"""The models of ``own_model_plain`` with the rules of width."""
+"""The models of ``plain`` with the rules of width."""
 
 import jax.numpy as jnp
 import optax

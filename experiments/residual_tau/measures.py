@@ -2,7 +2,7 @@
 
 The stream is kept as three parts, c ← skip·c for each and + add·f(stream) for the part whose branch
 it is; their sum is the stream. At the output each part's RMS is its contribution, to be compared
-with the exact recursion of ``residual_tau_lemma.shares``.
+with the exact recursion of ``lemma.shares``.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -115,6 +115,36 @@ def mean_interval(values: ArrayLike) -> Interval:
     return Interval(float(y.mean()), float(y.mean() - half), float(y.mean() + half))
 
 
+class _Runs(NamedTuple):
+    """Runs that ended: log2 η, loss and seed, each of shape (n,); where any diverged, (m,)."""
+
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    seed: NDArray
+    unstable: NDArray[np.float64]
+
+    def within(self, which: NDArray[np.bool_]) -> _Runs:
+        """Those of the runs."""
+        return self._replace(x=self.x[which], y=self.y[which], seed=self.seed[which])
+
+
+class _Open(Exception):
+    """The runs do not bracket an optimum: why, and between what bounds it may be."""
+
+    def __init__(
+        self,
+        reason: str,
+        runs: _Runs,
+        best: float = math.nan,
+        lo: float = -math.inf,
+        hi: float = math.inf,
+        curvature: float = math.nan,
+    ) -> None:
+        super().__init__(reason)
+        self.reason, self.runs, self.curvature = reason, runs, curvature
+        self.x = Interval(best, lo, hi)
+
+
 def fit_optimum(
     log2_lr: ArrayLike,
     loss: ArrayLike,
@@ -146,100 +176,121 @@ def fit_optimum(
     Returns:
         The optimum; with `edge` true where the runs do not bracket one.
     """
-    x, y, s = (np.asarray(a) for a in (np.asarray(log2_lr, float), np.asarray(loss, float), seed))
+    x, y = np.asarray(log2_lr, float), np.asarray(loss, float)
     ok = np.isfinite(y)
+    runs = _Runs(x[ok], y[ok], np.asarray(seed)[ok], np.unique(x[~ok]))
     n_diverged = int((~ok).sum())
-    unstable = np.unique(x[~ok])
-    x, y, s = x[ok], y[ok], s[ok]
-    grid = np.unique(x)
-    steady = np.setdiff1d(grid, unstable) if np.setdiff1d(grid, unstable).size else grid
-
-    def at_edge(reason: str, best: float, lo: float, hi: float, k: float = math.nan) -> Optimum:
-        level = mean_interval(y[x == best])
+    try:
+        best, below, above = _bracket(runs)
+        near = _near(runs, best, window)
+        parabola = _Parabola(near, best, below, above)
+    except _Open as edge:
+        level = mean_interval(edge.runs.y[edge.runs.x == edge.x.value])
         return Optimum(
-            best,
-            lo,
-            hi,
-            level.value,
-            level.lo,
-            level.hi,
-            k,
-            len(y),
-            len(np.unique(s)),
-            n_diverged,
-            True,
-            reason,
-            np.empty(0),
+            *(edge.x.value, edge.x.lo, edge.x.hi, level.value, level.lo, level.hi),
+            curvature=edge.curvature,
+            n_points=len(edge.runs.y),
+            n_seeds=len(np.unique(edge.runs.seed)),
+            n_diverged=n_diverged,
+            edge=True,
+            reason=edge.reason,
+            draws=np.empty(0),
         )
+    draws, levels = parabola.bootstrap(n_boot, rng_seed)
+    return Optimum(
+        *(parabola.x, *_percentiles(draws), parabola.loss, *_percentiles(levels)),
+        curvature=parabola.k,
+        n_points=len(near.y),
+        n_seeds=parabola.n_seeds,
+        n_diverged=n_diverged,
+        edge=False,
+        reason="",
+        draws=draws,
+    )
 
+
+def _bracket(runs: _Runs) -> tuple[float, float, float]:
+    """The best learning rate, and the nearest that were tried below and above it.
+
+    These bounds hold for any curve with a single minimum.
+
+    Raises:
+        _Open: there are too few learning rates, or the best is at an end.
+    """
+    grid = np.unique(runs.x)
     if not grid.size:
-        return at_edge("every run diverged", math.nan, -math.inf, math.inf)
-    best = float(min(steady, key=lambda g: y[x == g].mean()))
+        raise _Open("every run diverged", runs)
+    steady = np.setdiff1d(grid, runs.unstable)
+    steady = steady if steady.size else grid
+    best = float(min(steady, key=lambda lr: runs.y[runs.x == lr].mean()))
     if grid.size < MIN_LRS:
-        reason = f"{grid.size} learning rates, a fit needs {MIN_LRS}"
-        return at_edge(reason, best, -math.inf, math.inf)
-    # One-sided bounds hold for any curve with a single minimum.
+        raise _Open(f"{grid.size} learning rates, a fit needs {MIN_LRS}", runs, best)
     below = float(max(grid[grid < best], default=-math.inf))
-    tried = np.union1d(grid, unstable)
+    tried = np.union1d(grid, runs.unstable)
     above = float(min(tried[tried > best], default=math.inf))
     if best == grid[0]:
-        return at_edge("lowest at the smallest learning rate", best, -math.inf, above)
+        raise _Open("lowest at the smallest learning rate", runs, best, hi=above)
     if best == steady[-1]:
         reason = "lowest at the largest learning rate" + " before divergence" * (above < math.inf)
-        return at_edge(reason, best, below, above)
+        raise _Open(reason, runs, best, below, above)
+    return best, below, above
 
-    distance = np.abs(grid - best)
+
+def _near(runs: _Runs, best: float, window: float) -> _Runs:
+    """The runs within ``window`` octaves of the best, or at its ``MIN_LRS`` nearest neighbours."""
+    distance = np.abs(np.unique(runs.x) - best)
     reach = max(window, np.sort(distance)[MIN_LRS - 1]) + 1e-9
-    inside = np.abs(x - best) <= reach
-    x, y, s = x[inside], y[inside], s[inside]
-    seeds, j = np.unique(s, return_inverse=True)
-    n, n_seeds = len(y), len(seeds)
-    if n <= n_seeds + 2:
-        return at_edge(f"{n} runs of {n_seeds} seeds near the best", best, -math.inf, math.inf)
-    # Offsets a_j per seed, slope b and curvature k around the best learning rate.
-    design = np.column_stack([np.eye(n_seeds)[j], x - best, (x - best) ** 2])
-    solve = np.linalg.pinv(design)
-    coefficients = solve @ y
-    a, b, k = coefficients[:n_seeds], coefficients[-2], coefficients[-1]
-    if k <= 0:
-        return at_edge("no minimum: curvature not above 0", best, -math.inf, math.inf, float(k))
-    vertex = -b / (2 * k)
-    if not x.min() <= best + vertex <= x.max():
-        left = vertex < 0
-        lo, hi = (-math.inf, above) if left else (below, math.inf)
-        return at_edge("fitted minimum outside the window", best, lo, hi, float(k))
+    return runs.within(np.abs(runs.x - best) <= reach)
 
-    rng = np.random.default_rng(rng_seed)
-    dof = n - n_seeds - 2
-    inflation = math.sqrt(n / dof) * student(dof) / stats.norm.ppf(TAIL)
-    residual = (y - design @ coefficients) * inflation
-    y_draws = design @ coefficients + residual[rng.integers(n, size=(n_boot, n))]
-    fits = y_draws @ solve.T
-    bs, ks = fits[:, -2], fits[:, -1]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        # Without a minimum the draw's loss falls without end to one side.
-        draws = best + np.where(ks > 0, -bs / (2 * ks), np.where(bs > 0, -np.inf, np.inf))
-        drop = np.where(ks > 0, bs**2 / (4 * ks), 0.0)
-    levels = fits[:, :n_seeds].mean(1) - drop
-    if n_seeds > 1:
-        levels += rng.standard_t(n_seeds - 1, n_boot) * a.std(ddof=1) / math.sqrt(n_seeds)
-    x_lo, x_hi = _percentiles(draws)
-    loss_lo, loss_hi = _percentiles(levels)
-    return Optimum(
-        float(best + vertex),
-        x_lo,
-        x_hi,
-        float(a.mean() - b**2 / (4 * k)),
-        loss_lo,
-        loss_hi,
-        float(k),
-        n,
-        n_seeds,
-        n_diverged,
-        False,
-        "",
-        draws,
-    )
+
+class _Parabola:
+    """The least-squares parabola around the best learning rate, with an offset per seed.
+
+    Raises:
+        _Open: there are too few runs for it, or it has no minimum among them.
+    """
+
+    def __init__(self, runs: _Runs, best: float, below: float, above: float) -> None:
+        x, self.y = runs.x, runs.y
+        seeds, j = np.unique(runs.seed, return_inverse=True)
+        self.best, self.n_seeds = best, len(seeds)
+        if len(x) <= self.n_seeds + 2:
+            raise _Open(f"{len(x)} runs of {self.n_seeds} seeds near the best", runs, best)
+        # Offsets per seed, slope b and curvature k around the best learning rate.
+        self.design = np.column_stack([np.eye(self.n_seeds)[j], x - best, (x - best) ** 2])
+        self.solve = np.linalg.pinv(self.design)
+        self.coefficients = self.solve @ self.y
+        self.offsets = self.coefficients[: self.n_seeds]
+        b, k = self.coefficients[-2], self.coefficients[-1]
+        if k <= 0:
+            reason = "no minimum: curvature not above 0"
+            raise _Open(reason, runs, best, curvature=float(k))
+        vertex = -b / (2 * k)
+        if not x.min() <= best + vertex <= x.max():
+            lo, hi = (-math.inf, above) if vertex < 0 else (below, math.inf)
+            raise _Open("fitted minimum outside the window", runs, best, lo, hi, float(k))
+        self.k = float(k)
+        self.x = float(best + vertex)
+        self.loss = float(self.offsets.mean() - b**2 / (4 * k))
+
+    def bootstrap(self, n_boot: int, rng_seed: int) -> tuple[NDArray, NDArray]:
+        """Draws of the optimum and of the loss there, each of shape (n_boot,)."""
+        rng, n, n_seeds = np.random.default_rng(rng_seed), len(self.y), self.n_seeds
+        dof = n - n_seeds - 2
+        inflation = math.sqrt(n / dof) * student(dof) / stats.norm.ppf(TAIL)
+        fitted = self.design @ self.coefficients
+        residual = (self.y - fitted) * inflation
+        fits = (fitted + residual[rng.integers(n, size=(n_boot, n))]) @ self.solve.T
+        b, k = fits[:, -2], fits[:, -1]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            # Without a minimum the draw's loss falls without end to one side.
+            draws = self.best + np.where(k > 0, -b / (2 * k), np.where(b > 0, -np.inf, np.inf))
+            drop = np.where(k > 0, b**2 / (4 * k), 0.0)
+        levels = fits[:, :n_seeds].mean(1) - drop
+        if n_seeds > 1:
+            spread = self.offsets.std(ddof=1)
+            levels += rng.standard_t(n_seeds - 1, n_boot) * spread / math.sqrt(n_seeds)
+        return draws, levels
 
 
 def drift(optima: Mapping[int, Optimum], *, rng_seed: int = 0) -> Drift:

@@ -27,7 +27,7 @@ from umup.lab.study import parameters
 
 study = code("attention_scale").design
 figures = code("attention_scale").figures
-report = code("attention_scale").words
+words = code("attention_scale").words
 tables = code("attention_scale").results
 PER_D = code("attention_scale").results.PER_D
 PER_ROOT = code("attention_scale").results.PER_ROOT
@@ -397,15 +397,15 @@ def test_profiles_are_designs_whose_plan_knows_its_size() -> None:
 
 
 def test_texts_say_the_planted_numbers(results: Results) -> None:
-    said = report.numbers(results, 1)
+    said = words.numbers(results, 1)
     assert said[f"start_{PER_D}"] == "0.5"
     assert said["shift_alpha_root"] == "−1.6"
-    assert said["end_mup_sqrt_attention"] == report.ABSENT
-    assert "exponent 0.5 at initialization and 0.9 at the end" in report.answer(results, 1)
-    assert report.growth_table(results, 1).count("\n") == 4
-    assert "| u-μP, 1/√d | 64 |" in report.end_table(results, 1)
-    assert report.optima_table(results, 1).count("\n") == 1 + 5 * 2 + 2 * 2
-    assert "1 layers" not in report.what_ran(results)
+    assert said["end_mup_sqrt_attention"] == words.ABSENT
+    assert "exponent 0.5 at initialization and 0.9 at the end" in words.answer(results, 1)
+    assert words.growth_table(results, 1).count("\n") == 4
+    assert "| u-μP, 1/√d | 64 |" in words.end_table(results, 1)
+    assert words.optima_table(results, 1).count("\n") == 1 + 5 * 2 + 2 * 2
+    assert "1 layers" not in words.what_ran(results)
 
 
 FIGURES = {

@@ -38,7 +38,7 @@ fp8_drift_figures = code("fp8_drift").figures
 gemm = code("fp8_drift").measures
 proof = code("fp8_drift").proof
 quantities = code("fp8_drift").results
-report = code("fp8_drift").words
+words = code("fp8_drift").words
 tables = code("fp8_drift").results
 Fp8Drift = code("fp8_drift").design.Fp8Drift
 
@@ -445,7 +445,7 @@ def test_planted_slopes_are_recovered(results: Results) -> None:
     assert quantities.slope(results, "umup", "shape", factor=4).value == pytest.approx(
         0.05, abs=1e-3
     )
-    with pytest.raises(NotMeasured, match="less than 32"):
+    with pytest.raises(NotMeasured, match="the claim needs 32×"):
         quantities.slope(results, "umup", "eta", factor=32)
 
 
@@ -460,7 +460,7 @@ def test_losses_are_paired_by_seed_and_divergence_is_infinite(results: Results) 
     runs.loc[bad, ["status", "final_loss"]] = ["diverged", math.nan]
     broken = Results(runs, results.points)
     assert quantities.loss_difference(broken, "mup", "fp8_seed").lo == math.inf
-    assert "1 of 3 diverged" in report.losses_table(broken)
+    assert "1 of 3 diverged" in words.losses_table(broken)
 
 
 def test_the_tensors_that_leave_are_ranked(results: Results) -> None:
@@ -468,9 +468,7 @@ def test_the_tensors_that_leave_are_ranked(results: Results) -> None:
     mup = table[table["scheme"] == "mup"]
     assert set(mup[mup["first"] == 0]["kind"]) == {"output_gradient"}
     assert np.isinf(table[table["scheme"] == "umup"]["first"]).all()
-    assert "| 0 |" in report.departures_table(results) and "never" in report.departures_table(
-        results
-    )
+    assert "| 0 |" in words.departures_table(results) and "never" in words.departures_table(results)
 
 
 def test_speeds_and_nativeness(results: Results) -> None:
@@ -484,7 +482,7 @@ def test_speeds_and_nativeness(results: Results) -> None:
         '"native": true', '"native": false'
     )
     assert quantities.native_share(Results(results.runs, refused)).value == pytest.approx(80.0)
-    assert "**NO**" in report.products_table(Results(results.runs, refused))
+    assert "**NO**" in words.products_table(Results(results.runs, refused))
     elsewhere = results.points.assign(
         result=results.points["result"].str.replace('"capable": true', '"capable": false')
     )
@@ -543,21 +541,21 @@ def test_figures_are_drawn_and_labelled(name: str, results: Results) -> None:
 
 
 def test_words_name_every_caption_and_survive_absence(results: Results) -> None:
-    names = report.texts(results)
+    names = words.texts(results)
     source = (FOLDER / "study.py").read_text(encoding="utf-8")
     for name in names:
         assert f"{{glue:text}}`{name}`" in source, name
-    assert set(report.texts(EMPTY).values()) == {"not measured"}
-    assert "0.501" in report.answer(results)
-    for words in (
-        report.departures_table,
-        report.losses_table,
-        report.steps_table,
-        report.products_table,
-        report.what_ran,
+    assert set(words.texts(EMPTY).values()) == {"not measured"}
+    assert "0.501" in words.answer(results)
+    for say in (
+        words.departures_table,
+        words.losses_table,
+        words.steps_table,
+        words.products_table,
+        words.what_ran,
     ):
-        assert words(results).count("nan") == 0
-        assert "Not measured" in words(EMPTY)
+        assert say(results).count("nan") == 0
+        assert "Not measured" in say(EMPTY)
 
 
 # The script.

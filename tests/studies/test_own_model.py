@@ -33,7 +33,7 @@ glyphs = code("own_model").glyphs
 measuring = code("own_model").measures
 models = code("own_model").models
 plain = code("own_model").plain
-report = code("own_model").words
+words = code("own_model").words
 tables = code("own_model").results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -405,7 +405,7 @@ def test_a_seed_that_diverged_at_the_bases_eta_has_an_infinite_price(results: Re
     assert tables.price(got, "mlp", "sp").value == math.inf
     assert tables.widening(got, "mlp", "sp").value == math.inf
     assert tables.eta_shift(got, "mlp", "sp").value == pytest.approx(-3.0, abs=1e-6)
-    assert "diverges" in report.widths_table(got)
+    assert "diverges" in words.widths_table(got)
 
 
 def test_what_is_absent_or_too_narrow_is_not_measured(results: Results) -> None:
@@ -439,22 +439,20 @@ def test_profiles_are_designs() -> None:
 
 
 def test_texts_say_the_planted_numbers(results: Results) -> None:
-    said = report.numbers(results, 1)
+    said = words.numbers(results, 1)
     assert (said["shift_mlp_sp"], said["price_vit_sp"], said["wrong_gain"]) == (
         "−3.0",
         "0.9",
         "−1.0",
     )
     assert said["broken_mlp_mup"] == "0 of 1"
-    assert report.numbers(EMPTY, 1)["shift_mlp_sp"] == report.ABSENT
-    assert "−3.0 and −3.0 under SP" in report.answer(results, 1)
+    assert words.numbers(EMPTY, 1)["shift_mlp_sp"] == words.ABSENT
+    assert "−3.0 and −3.0 under SP" in words.answer(results, 1)
     # an arm of μP: 7 learning rates × (3 + 3 + 3 + 2) seeds + 4 × 4; SP adds 3 + 2 and misses 2
-    assert report.what_ran(results).startswith(
-        f"{3 * 93 + 2 * 96} models, 0 of them diverged: MLPs"
-    )
-    assert report.checks_table(results, 1).count("\n") == 1 + 4 + 3
+    assert words.what_ran(results).startswith(f"{3 * 93 + 2 * 96} models, 0 of them diverged: MLPs")
+    assert words.checks_table(results, 1).count("\n") == 1 + 4 + 3
     assert "| MLP, μP, hidden.bias as hidden | 1 of 2 | 0 | hidden.bias −1.0 |" in (
-        report.checks_table(results, 1)
+        words.checks_table(results, 1)
     )
 
 
@@ -509,7 +507,7 @@ def test_the_chapter_shows_code_that_is_there_and_numbers_that_are_glued() -> No
         assert re.search(rf"^(class|def) {symbol}\b", source.read_text("utf-8"), re.M)
     named = set(re.findall(r"own_model\.ipynb::(\w+):s`", text))
     assert named
-    assert named <= set(report.numbers(EMPTY))
+    assert named <= set(words.numbers(EMPTY))
 
 
 def test_losses_over_learning_rates_are_drawn_by_width(results: Results) -> None:

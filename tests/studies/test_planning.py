@@ -23,7 +23,7 @@ from umup.plan import aot, formulas
 
 study = code("planning").design
 figures = code("planning").figures
-report = code("planning").words
+words = code("planning").words
 tables = code("planning").results
 measures = code("planning").measures
 
@@ -105,12 +105,12 @@ def test_points_are_the_list_then_every_size_layout_and_recipe() -> None:
     assert len({p.key() for p in points}) == len(points)
     assert len(CPU.configurations) >= 16
     whole = len(CPU.configurations) + 2 * 4 * 2
-    assert len(points) == whole - len(report.FUSED) + whole
+    assert len(points) == whole - len(words.FUSED) + whole
     last = points[-1].spec
     assert (last["name"], last["mesh"]) == ("70B", {"data": 8, "fsdp": 64})
     assert (last["model"]["recipe"], last["optim"]["batch_size"]) == ("fp8_seed", 512)
-    fused = [p.what for p in points if p.spec["name"] in report.FUSED]
-    assert fused == ["hopper"] * len(report.FUSED), "a CPU has no cuDNN"
+    fused = [p.what for p in points if p.spec["name"] in words.FUSED]
+    assert fused == ["hopper"] * len(words.FUSED), "a CPU has no cuDNN"
     ahead = [p for p in points if p.what == "hopper"]
     assert points == [p for p in points if p.what == "compiled"] + ahead
     assert {p.spec["device"] for p in ahead} == {"h100"}
@@ -296,21 +296,21 @@ def test_bounds_are_those_of_the_claims() -> None:
 
 
 def test_words_say_the_planted_numbers(results: Results, steps: None) -> None:
-    said = report.answer(results)
+    said = words.answer(results)
     assert "Of 43 training steps" in said and "parameters exactly" in said
     assert "memory of 0 within 10 % (worst: 20.0 %)" in said and "each mesh axis to 25.0 %" in said
-    assert "linears fp8_e5m2_grad, fp8_seed, plain" in report.what_ran(results)
-    assert "| −20.0 |" in report.memory_table(results)
-    assert "(+25.0 %)" in report.collectives_table(results)
-    assert "| 70B | fp8_seed | 8×64×1 | 512 | 120 | 0.50 |" in report.large_table(results)
-    assert "| 64 | plain | 20.0 |" in report.time_table(results)
-    assert "there, 0 of 45 memories lie within 10 % (worst: 20.0 %" in report.hopper_answer(results)
-    said = report.hopper_answer(results)
+    assert "linears fp8_e5m2_grad, fp8_seed, plain" in words.what_ran(results)
+    assert "| −20.0 |" in words.memory_table(results)
+    assert "(+25.0 %)" in words.collectives_table(results)
+    assert "| 70B | fp8_seed | 8×64×1 | 512 | 120 | 0.50 |" in words.large_table(results)
+    assert "| 64 | plain | 20.0 |" in words.time_table(results)
+    assert "there, 0 of 45 memories lie within 10 % (worst: 20.0 %" in words.hopper_answer(results)
+    said = words.hopper_answer(results)
     assert "none is foretold more than 20.0 % too small" in said and "within 25.0 %" in said
     single = Results(EMPTY.runs, results.points[results.points["spec"].str.contains("narrow")])
-    assert "mesh axis" not in report.hopper_answer(single)
-    assert report.memory_table(results, kind="hopper").count("\n") == 1 + 45
-    texts = report.texts(results)
+    assert "mesh axis" not in words.hopper_answer(single)
+    assert words.memory_table(results, kind="hopper").count("\n") == 1 + 45
+    texts = words.texts(results)
     assert (texts["hopper_memory"], texts["hopper_fsdp"]) == ("20.0", "25.0")
     assert (texts["memory"], texts["fsdp"], texts["minutes"]) == ("20.0", "25.0", "2.0")
     assert (texts["within"], texts["of"], texts["under"]) == ("0", "43", "20.0")
@@ -319,10 +319,10 @@ def test_words_say_the_planted_numbers(results: Results, steps: None) -> None:
 
 def test_smoke_says_no_errors(results: Results) -> None:
     said = [
-        report.answer(results, 1),
-        report.memory_table(results, 1),
-        report.collectives_table(results, 1),
-        *report.texts(results, 1).values(),
+        words.answer(results, 1),
+        words.memory_table(results, 1),
+        words.collectives_table(results, 1),
+        *words.texts(results, 1).values(),
     ]
     assert not any("20.0" in text or "25.0" in text for text in said)
 

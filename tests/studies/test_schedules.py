@@ -26,7 +26,7 @@ from umup.lab.study import parameters
 
 study = code("schedules").design
 figures = code("schedules").figures
-report = code("schedules").words
+words = code("schedules").words
 tables = code("schedules").results
 Line = code("schedules").results.Line
 measures = code("schedules").measures
@@ -400,28 +400,28 @@ def test_figures_draw_every_line_and_say_when_there_is_nothing(results: Results)
 
 
 def test_words_name_the_numbers(results: Results) -> None:
-    texts = report.texts(results, 1000)
+    texts = words.texts(results, 1000)
     assert texts["gap_wsd"].startswith("0.006 [")
     assert texts["saved"] == "39"
     assert texts["one_rate"] == "−0.5"
     assert texts["budgets"] == "250 to 4000"
     assert texts["share_5"].startswith("0.033 [")
-    assert "saves 39 % of the steps" in report.answer(results, 1000)
-    assert "13 plateaus of 3 seeds" in report.what_ran(results)
-    table = report.schedules_table(results, 1000)
+    assert "saves 39 % of the steps" in words.answer(results, 1000)
+    assert "13 plateaus of 3 seeds" in words.what_ran(results)
+    table = words.schedules_table(results, 1000)
     assert len(table.splitlines()) == 2 + 5 + 5
-    assert len(report.ladder_table(results).splitlines()) == 2 + 5
+    assert len(words.ladder_table(results).splitlines()) == 2 + 5
 
 
 def test_words_without_records(results: Results) -> None:
-    assert report.texts(EMPTY, 1000)["gap_wsd"] == "not measured"
-    assert report.what_ran(EMPTY).startswith("0 plateaus of 0 seeds, 0 decays forked from them")
-    for words in (report.schedules_table(EMPTY, 1000), report.ladder_table(EMPTY)):
-        assert words == "Not measured: no runs and no plateaus are on record."
+    assert words.texts(EMPTY, 1000)["gap_wsd"] == "not measured"
+    assert words.what_ran(EMPTY).startswith("0 plateaus of 0 seeds, 0 decays forked from them")
+    for text in (words.schedules_table(EMPTY, 1000), words.ladder_table(EMPTY)):
+        assert text == "Not measured: no runs and no plateaus are on record."
     forks = Results(EMPTY.runs, results.points)  # cosine is still to come
-    assert "not measured" in report.answer(forks, 1000)
+    assert "not measured" in words.answer(forks, 1000)
     assert drawn(figures.ladder(forks).axes[0]).keys() == {"plateau", "its decays"}
-    assert "not measured" in report.ladder_table(forks)
+    assert "not measured" in words.ladder_table(forks)
 
 
 def test_lines_stars_gaps_and_optima_are_those_of_the_tables(results: Results) -> None:

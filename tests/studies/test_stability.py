@@ -26,7 +26,7 @@ from umup.lab.study import parameters
 study = code("stability").design
 drills = code("stability").drills
 figures = code("stability").figures
-report = code("stability").words
+words = code("stability").words
 tables = code("stability").results
 
 HERE = Path(__file__).parents[2] / "experiments" / "stability"
@@ -222,11 +222,11 @@ def test_profiles_are_designs() -> None:
 
 
 def test_texts_say_the_planted_numbers(results: Results) -> None:
-    assert report.numbers(results)["gain_qk_norm_mup"] == "2.00 [2.00, 2.00]"
-    assert "of μP by 2.0," in report.answer(results, 1)
-    assert report.defences_table(results).count("\n") == 1 + 18
-    assert report.drills_table(results).count("\n") == 1 + 8
-    assert "no drills" in report.drills_table(EMPTY)
+    assert words.numbers(results)["gain_qk_norm_mup"] == "2.00 [2.00, 2.00]"
+    assert "of μP by 2.0," in words.answer(results, 1)
+    assert words.defences_table(results).count("\n") == 1 + 18
+    assert words.drills_table(results).count("\n") == 1 + 8
+    assert "no drills" in words.drills_table(EMPTY)
 
 
 @pytest.mark.parametrize("name", ["curves", "logits", "gains", "caps", "deep", "clips", "drills"])

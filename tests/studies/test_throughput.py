@@ -26,7 +26,7 @@ study = code("throughput").design
 figures = code("throughput").figures
 measures = code("throughput").measures
 pieces = code("throughput").pieces
-report = code("throughput").words
+words = code("throughput").words
 tables = code("throughput").results
 
 HERE = Path(__file__).resolve().parents[2] / "experiments" / "throughput"
@@ -261,12 +261,12 @@ def test_claims_are_judged_and_those_of_the_gpu_wait_for_one(results: Results) -
 
 
 def test_words_say_the_planted_numbers(results: Results) -> None:
-    said = report.answer(results)
+    said = words.answer(results)
     assert "takes 0.50 at width 32" in said and "reaches 60 %" in said
-    assert "Other processes took at most 1 %" in report.what_ran(results)
-    assert "| 64 | 4 | umup, attention in blocks | 20.0 (18.0–22.0) |" in report.step_table(results)
-    assert "| attention in causal blocks | 64 | 0.90 | 0.91 |" in report.tried_table(results)
-    texts = report.texts(results)
+    assert "Other processes took at most 1 %" in words.what_ran(results)
+    assert "| 64 | 4 | umup, attention in blocks | 20.0 (18.0–22.0) |" in words.step_table(results)
+    assert "| attention in causal blocks | 64 | 0.90 | 0.91 |" in words.tried_table(results)
+    texts = words.texts(results)
     assert texts["pieces_large"] == (
         "at width 256 products of the blocks 50 %, attention 20 %, readout 10 %"
     )
@@ -275,11 +275,11 @@ def test_words_say_the_planted_numbers(results: Results) -> None:
 
 def test_smoke_says_no_times(results: Results) -> None:
     said = [
-        report.answer(results, 1),
-        report.step_table(results, 1),
-        report.tried_table(results, 1),
+        words.answer(results, 1),
+        words.step_table(results, 1),
+        words.tried_table(results, 1),
     ]
-    assert all(report.UNSAID in text for text in said)
+    assert all(words.UNSAID in text for text in said)
     assert not any("20.0" in text or "0.50" in text for text in said)
 
 
