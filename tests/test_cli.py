@@ -120,7 +120,7 @@ def test_the_list_says_what_each_command_says_of_itself(name):
         (["run", "x", "--tasks", "two"], "umup run: --tasks: received 'two'; allowed: an integer"),
         (["train", "x", "--minutes", "ten"], "--minutes: received 'ten'; allowed: a number"),
         (["data", "lst"], "action: received 'lst'; allowed: list | prepare | verify | card; did"),
-        (["bench", "--widths"], "--widths: received too few values; allowed: at least one"),
+        (["bench", "-p", "widths"], "-p/--parameter: received too few values; allowed: 2"),
         (["plan", "--jsno"], "did you mean '--json'?"),
     ],
 )

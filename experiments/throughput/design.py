@@ -68,6 +68,8 @@ class Throughput(Design):
     lane_width: Annotated[int, Range(4)] = 16
     lane_steps: CountOrZero = 0
     memory_width: CountOrZero = 0
+    probed_widths: tuple[Annotated[int, Range(4)], ...] = ()
+    """Where a look of the probes is timed beside a step."""
     point_seconds: float = 8.0
 
     def __post_init__(self) -> None:
@@ -133,6 +135,9 @@ class Throughput(Design):
             out.append(self._benched("compile_times", widths=first, depths=self.depths))
         if self.memory_width:
             out.append(self._benched("memory", widths=(self.memory_width,), torch=torch))
+        if self.probed_widths:
+            timing = {"samples": self.samples, "steps": self.steps}
+            out.append(self._benched("probes", widths=self.probed_widths, **timing))
         return out
 
     def _benched(self, part: str, **changes: Any) -> Point:

@@ -129,7 +129,7 @@ def parts(
 
 @_loaded
 def benched(*, part: str, plan: Mapping[str, Any]) -> dict[str, Any]:
-    """What a part of `umup.lab.bench` measures: gemm, lanes, compile_times or memory.
+    """What a part of `umup.lab.bench` measures: gemm, lanes, compile_times, memory or probes.
 
     Returns:
         found: its measurements, flat dictionaries.
@@ -139,6 +139,7 @@ def benched(*, part: str, plan: Mapping[str, Any]) -> dict[str, Any]:
         "lanes": bench.lanes,
         "compile_times": bench.compile_times,
         "memory": bench.memory,
+        "probes": bench.probes,
     }[part]
     given = Plan.from_dict(plan)
     if given.torch and (reason := bench_torch.missing()):
@@ -154,4 +155,5 @@ MEASURES: Mapping = {
     "lanes": benched,
     "compile_times": benched,
     "memory": benched,
+    "probes": benched,
 }

@@ -15,7 +15,6 @@ import pandas as pd
 from scipy import stats
 
 from umup.lab.absent import NotMeasured, otherwise, required
-from umup.lab.bench_records import ratios
 from umup.lab.quantities import Quantities, spanning
 from umup.lab.records import Results
 from umup.lab.tables import remembered
@@ -45,6 +44,11 @@ def _points(results: Results, what: str) -> pd.DataFrame:
     if "shape" in found:
         found = found.assign(dtype=[shape["dtype"] for shape in found["shape"]])
     return found
+
+
+def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """Ours to theirs, sample by sample as they alternated."""
+    return [a / b for a, b in zip(ours, theirs, strict=True)]
 
 
 @remembered
@@ -254,6 +258,28 @@ def compile_growth(results: Results, factor: float) -> Interval:
     spanning(table["n_layers"], factor, "depths")
     seconds = (table["trace_s"] + table["compile_s"]).tolist()
     return Interval.exact(seconds[-1] / seconds[0])
+
+
+LOOK_EVERY = 50
+"""Steps between two looks, where what probes cost is told."""
+
+
+@remembered
+def probes(results: Results) -> pd.DataFrame:
+    """One row per width: median ms of a step and of a look, and the percentage that looks add.
+
+    Columns: width, step_ms, look_ms; cost, cost_lo, cost_hi of a look every ``LOOK_EVERY`` steps.
+
+    Raises:
+        NotMeasured: no look was timed.
+    """
+    rows = []
+    for found in benched(results, "probes").to_dict("records"):
+        added = [100 * x / LOOK_EVERY for x in ratios(found["look_ms"], found["step_ms"])]
+        ms = {name: float(np.median(found[name])) for name in ("step_ms", "look_ms")}
+        cost = median_interval(added).columns("cost")
+        rows.append({"width": found["d_model"], **ms, **cost})
+    return pd.DataFrame(rows)
 
 
 @quantity

@@ -53,6 +53,7 @@ lanes_at_once: int = 2
 lane_width: int = 32
 lane_steps: int = 50  # 0: no sweep of lanes
 memory_width: int = 256  # 0: no resident memory
+probed_widths: list = [32, 256]  # where a look of the probes is timed
 workers: int = 0  # 0 measures in this process, on all cores
 time_limit_minutes: float = 0.0
 point_seconds: float = 16.0  # assumed, for the estimate
@@ -132,6 +133,12 @@ Markdown(this.words.tried_table(results, design.digits))
 
 # %% tags=["hide-input", "claim:compile-depth", "claim:lanes-together", "claim:h100-lanes", "claim:memory"] mystnb={"figure": {"name": "fig-throughput-beyond", "caption": "Left: compiling the deepest model takes {glue:text}`growth` times as long as the shallowest. Right: as lanes of one program, a sweep comes to {glue:text}`lanes` times the runs a minute, {glue:text}`lanes_running` times without compiling. A process that trains at width 256 takes {glue:text}`memory` of PyTorch's memory."}, "image": {"alt": "Compile time against depth, and seconds of a sweep as separate runs and as lanes"}}
 this.figures.beyond(results)
+
+# %% [markdown]
+# A probed run looks at every tensor in a program of its own:
+
+# %% tags=["hide-input"]
+Markdown(this.words.probes_table(results, design.digits))
 
 # %% [markdown]
 # ## Verdicts

@@ -123,6 +123,22 @@ def tried_table(results: Results, digits: int = 2) -> str:
     )
 
 
+@worded
+def probes_table(results: Results, digits: int = 2) -> str:
+    """What a look of the probes at every tensor costs beside a step."""
+    return words.table(
+        {
+            "width": row["width"],
+            "step, ms": _number(row["step_ms"], digits, 1),
+            "look, ms": _number(row["look_ms"], digits, 1),
+            f"a look every {tables.LOOK_EVERY} steps adds, % [95 %]": _interval(
+                Interval.of(row, "cost"), digits
+            ),
+        }
+        for row in tables.probes(results).to_dict("records")
+    )
+
+
 LANES = {"width": 32, "lanes": 8}
 WORDS = {
     "ratio_{width}": word(tables.ratio, _interval, side="blocked"),

@@ -57,7 +57,10 @@ COMMANDS = {
         "data.commands.Data",
         "List, prepare or verify corpora, or print a corpus's data sheet.",
     ),
-    "bench": ("lab.bench.Bench", "Measure step times, lanes, compile time, memory."),
+    "bench": (
+        "lab.commands.Bench",
+        "Time training steps here, beside PyTorch's unit_scaling where it is installed.",
+    ),
     "book": ("book.commands.Book", "Build the book into book/_build/html."),
 }
 """Subcommand → its dataclass in ``umup``, which is imported when it is asked for, and the first

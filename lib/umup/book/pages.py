@@ -375,7 +375,7 @@ def generate(root: Path, staging: Path, studies: Sequence[Study]) -> None:
         studies: what was rendered.
     """
     from umup.book import h100_page
-    from umup.lab import bench_records, claims, figures
+    from umup.lab import claims, figures
 
     folder = staging / "_generated"
     folder.mkdir(parents=True, exist_ok=True)
@@ -396,7 +396,6 @@ def generate(root: Path, staging: Path, studies: Sequence[Study]) -> None:
         "profiles": profiles(root / "experiments"),
         "costs": costs(runs, prices()),
         "status": status(runs),
-        "bench": bench_records.page(root / bench_records.RECORDS),
         "h100": h100_page.page(root / "experiments"),
         "modules": api(Path(__file__).parents[1], staging / "api"),
     }

@@ -1,37 +1,26 @@
-"""``umup bench``: how fast a training step is, beside PyTorch's `unit_scaling`, and what it costs.
+"""What timing a training step needs: a decoder's shape, and measurements that are no steps.
 
-Five things are measured, each written as a record: a training step, alternating pair by pair with
-PyTorch's; the machine's own GEMM peak, in the same run; lanes of a sweep against separate runs;
-compile time against depth; peak memory. One run of the bench is one JSON file, written atomically
-and never edited; `umup.lab.bench_records` keeps and renders them.
+The study ``throughput`` times steps beside PyTorch's `unit_scaling` and calls these for the rest:
+matrix products, lanes of a sweep against separate runs, compile time against depth, peak memory.
+``umup bench`` is that study, measured anew on the machine at hand.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 from umup import machine
 from umup.checked import Config, Count, OneOf, Range
-from umup.command import Option
-from umup.config import NUMERICS, HPs, ModelConfig, OptimConfig, RunConfig
-from umup.errors import ConfigError, UmupError
+from umup.config import HPs, ModelConfig, OptimConfig, RunConfig
+from umup.errors import UmupError
 from umup.lab import bench_torch, timing
-from umup.lab.bench_records import PARTS, RECORDS, SCHEMA, load_records, page, save, table
 from umup.lab.timing import Ours
-
-__all__ = ["Bench", "Plan", "load_records", "measure", "page", "save", "table"]
-
-UNROLLS = {"unrolled": 0, "scanned": 1}
-"""The two ways to run the layers, by ``ModelConfig.unroll``; by default, see
-``model.layers_unrolled``, the first on a CPU and the second on an accelerator."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +28,6 @@ class Plan(Config):
     """What is measured. Times are of ``samples`` samples, each of ``steps`` training steps."""
 
     profile: Annotated[str, OneOf("cpu", "gpu")] = "cpu"
-    parts: tuple[Annotated[str, OneOf(*PARTS)], ...] = PARTS
     widths: tuple[Annotated[int, Range(4)], ...] = (32, 64, 128, 256)
     n_layers: Count = 4
     ff_ratio: Count = 4
@@ -56,7 +44,6 @@ class Plan(Config):
     lane_steps: Count = 10
     depths: tuple[Count, ...] = (2, 8, 32)
     torch: bool = True
-    quick: bool = False
 
     def model(
         self, width: int, *, n_layers: int | None = None, unroll: int | None = None
@@ -87,80 +74,6 @@ class Plan(Config):
         )
 
 
-QUICK = {"samples": 3, "steps": 2, "lane_steps": 2, "depths": (2, 8), "quick": True}
-GPU = {
-    "profile": "gpu",
-    "widths": (256, 512, 1024, 2048, 4096),
-    "dtype": "bfloat16",
-    "d_head": 128,
-    "steps": 20,
-    "gemm_sizes": (4096, 8192),
-    "lane_steps": 50,
-    "torch": False,
-}
-
-
-def measure(plan: Plan = Plan(), say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """Measure what ``plan`` asks for.
-
-    Args:
-        plan: the parts and shapes.
-        say: receives one line a measurement, as it is made.
-
-    Returns:
-        One bench run, as `save` writes it: ``plan``, ``machine``, ``provenance``, ``notes`` and
-        ``measurements``, a list of flat dictionaries whose ``part`` says what they measure.
-
-    Raises:
-        ConfigError: the plan asks for an accelerator and JAX sees none, or a width has no heads.
-    """
-    for width in plan.widths:
-        plan.model(width)  # a bad width is an error before anything runs
-    notes = []
-    if plan.torch and (reason := bench_torch.missing()):
-        plan = dataclasses.replace(plan, torch=False)
-        notes.append(f"No PyTorch columns: {reason}.")
-    if plan.profile == "gpu":  # leave memory to the processes that `memory` starts
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    import jax
-
-    from umup.lab.records import provenance
-
-    if plan.profile == "gpu" and jax.default_backend() == "cpu":
-        raise ConfigError("--gpu", "cpu", "a machine with an accelerator that this JAX can use")
-    parts = {
-        "step": steps,
-        "lanes": lanes,
-        "compile": compile_times,
-        "memory": memory,
-        "probes": probes,
-    }
-    found: list[dict[str, Any]] = []
-    with timing.uncached():
-        for part in sorted(plan.parts, key="memory".__ne__):  # memory while there is most of it
-            before = machine.cpu_seconds()
-            try:
-                for measured in parts[part](plan):
-                    say(", ".join(f"{k} {_short(v)}" for k, v in measured.items()))
-                    found.append(measured)
-            except Exception as error:  # out of memory, say: what is measured so far counts
-                reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-                found.append({"part": part, "kind": "failure", "reason": reason})
-                notes.append(f"The part {part} stopped early: {reason}.")
-                say(notes[-1])
-            others = machine.others_share(before, machine.cpu_seconds())
-            found.append({"part": part, "kind": "load", "others": others})
-    return {
-        "schema": SCHEMA,
-        "numerics": NUMERICS,
-        "notes": notes,
-        "plan": json.loads(json.dumps(plan.to_dict())),  # as it comes back from a file
-        "machine": {"name": machine.name(), "cores": machine.cores()},
-        "measurements": found,
-        "provenance": {**provenance(), **(bench_torch.versions() if plan.torch else {})},
-    }
-
-
 def timed_steps(profile: str) -> list[dict[str, Any]]:
     """The training steps that the study ``throughput`` timed in a profile, one point each.
 
@@ -173,30 +86,6 @@ def timed_steps(profile: str) -> list[dict[str, Any]]:
 
     found = read_results(study.store("throughput", profile))
     return [p for what in ("step", "tried") for p in found.table(what).to_dict("records")]
-
-
-def steps(plan: Plan) -> Iterator[dict[str, Any]]:
-    """The GEMM peak, then one training step at each width, ours and PyTorch's in turn."""
-    yield from gemm(plan)
-    for width in plan.widths:
-        sides: dict[str, Any] = {
-            name: Ours(plan.run(plan.model(width, unroll=unroll)))
-            for name, unroll in UNROLLS.items()
-        }
-        if plan.torch:
-            sides["pytorch"] = _reference(plan, width)
-        ms = timing.alternate(sides, plan.samples, plan.steps)
-        model = plan.model(width)
-        yield {
-            "part": "step",
-            "kind": "step",
-            "d_model": width,
-            "n_heads": model.n_heads,
-            "n_params": model.n_params,
-            "tokens": plan.batch_size * plan.seq_len,
-            "flops": model.step_flops(plan.batch_size),
-            "ms": ms,
-        }
 
 
 def gemm(plan: Plan) -> Iterator[dict[str, Any]]:
@@ -321,69 +210,6 @@ def _reference(plan: Plan, width: int) -> bench_torch.Step:
         seq_len=plan.seq_len,
         threads=machine.cores(),
     )
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, dict):
-        return " ".join(f"{k} {min(v):.1f}" for k, v in value.items())
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Measure step times, lanes, compile time, memory.
-
-    Five things are measured, each written as a record: a training step,
-    alternating pair by pair with PyTorch's unit_scaling; the machine's own GEMM
-    peak, in the same run; lanes of a sweep against separate runs; compile time
-    against depth; peak memory. One run of the bench is one JSON file.
-
-    examples:
-      umup bench                            all of it; about ten minutes on two cores
-      umup bench --quick                    two widths, few samples; nothing is recorded
-      umup bench --widths 128 256 --parts step
-      umup bench --gpu                      bfloat16, widths 256 to 4096, on an accelerator
-
-    Close everything else first: the records say how much of the machine others used meanwhile.
-    """
-
-    quick: Annotated[bool, Option("two widths, few samples; nothing is recorded")] = False
-    gpu: Annotated[bool, Option("bfloat16, wide, on an accelerator")] = False
-    widths: Annotated[tuple[int, ...] | None, Option("d_model of the steps", "D")] = None
-    parts: Annotated[tuple[str, ...] | None, Option(f"of {', '.join(PARTS)}", "PART")] = None
-    samples: Annotated[
-        int | None, Option(f"timed samples (default: {Plan.samples}; quick: 3)", "N")
-    ] = None
-    skip_torch: Annotated[bool, Option("leave the PyTorch columns out")] = False
-    records: Annotated[Path | None, Option(f"where to record (default: {RECORDS})", "FOLDER")] = (
-        None
-    )
-
-    def plan(self) -> Plan:
-        """What these options ask to measure.
-
-        Raises:
-            ConfigError: names the option and what it allows.
-        """
-        changes: dict[str, Any] = dict(GPU) if self.gpu else {}
-        if self.quick:
-            changes |= {**QUICK, "widths": (256, 1024) if self.gpu else (32, 64)}
-        if self.skip_torch:
-            changes["torch"] = False
-        given = {name: getattr(self, name) for name in ("widths", "parts", "samples")}
-        return Plan(**changes | {name: value for name, value in given.items() if value is not None})
-
-    def folder(self) -> Path | None:
-        """Where to record; None is nowhere."""
-        return self.records or (None if self.quick else RECORDS)
-
-    def __call__(self) -> int:
-        """Measure, print the tables and record; 0, or 1 where a part stopped, which it says."""
-        run = measure(self.plan(), lambda line: print(line, file=sys.stderr, flush=True))
-        print(table([run]))
-        if (folder := self.folder()) is not None:
-            print(f"Recorded in {save(run, folder)}", file=sys.stderr)
-        return int(any(m["kind"] == "failure" for m in run["measurements"]))
 
 
 if __name__ == "__main__":  # the child process of `memory`

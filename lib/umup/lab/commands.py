@@ -1,4 +1,4 @@
-"""``umup studies``, ``umup run`` and ``umup status``: their options, and what they do.
+"""``umup studies``, ``run``, ``bench`` and ``status``: their options, and what they do.
 
 What needs JAX or pandas is imported when a command is called, so that its help needs neither.
 """
@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from umup.command import Argument, Option
@@ -109,6 +111,63 @@ class Run:
             print(f"time limit reached; `{resume}` goes on")
             return study.EXIT_OUT_OF_TIME
         return None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Time training steps here, beside PyTorch's unit_scaling where it is installed.
+
+    The study throughput, measured anew on this machine: matrix products,
+    steps beside PyTorch's sample by sample, every change that was tried, pieces
+    of a step, lanes of a sweep, compile time, memory, probes.
+
+    examples:
+      umup bench                                 about ten minutes on two cores
+      umup bench --profile h100 --records mine   what ended is kept; the same command resumes
+      umup bench -p widths '[64]' -p tried '[]' -p parts_widths '[]'
+
+    Close everything else first: the records say how much of the machine others used meanwhile.
+    """
+
+    profile: Annotated[str, Option("of the study throughput")] = "cpu"
+    parameter: Annotated[
+        tuple[tuple[str, str], ...],
+        Option(
+            "override one parameter; the value is read as YAML",
+            "NAME VALUE",
+            ("-p", "--parameter"),
+        ),
+    ] = ()
+    records: Annotated[
+        Path | None, Option("where points are kept (default: nowhere)", "FOLDER")
+    ] = None
+
+    def __call__(self) -> int:
+        """Measure, then print the tables of what ended; 0.
+
+        Raises:
+            UmupError: the parameters, or an accelerator or package that they ask for.
+        """
+        from umup.lab import bench_torch, study
+        from umup.lab.folders import code
+        from umup.lab.records import Store, read_results
+
+        given = study.parameters("throughput", self.profile) | read_overrides(self.parameter)
+        if given["references"] and (reason := bench_torch.missing()):
+            print(f"No PyTorch beside ours: {reason}.", file=sys.stderr)
+            given |= {"references": [], "compiled_widths": []}
+        design = study.design_of("throughput").from_dict(given)
+        os.environ.setdefault("UMUP_PROGRESS", "1")
+        with tempfile.TemporaryDirectory(prefix="umup-") as temporary:
+            place = Store(self.records or Path(temporary))
+            try:
+                study.make("throughput", design, place)
+            finally:  # out of memory, say: what is measured so far counts
+                words, results = code("throughput").words, read_results(place)
+                print(words.what_ran(results, design.digits))
+                for table in (words.step_table, words.tried_table, words.probes_table):
+                    print("\n" + table(results, design.digits))
+        return 0
 
 
 @dataclass(frozen=True)

@@ -127,11 +127,11 @@ def run_or_load(study: str | Path, design: Design) -> Results:
     if design.fresh:
         with tempfile.TemporaryDirectory(prefix="umup-") as temporary:
             place = Store(temporary)
-            _make(study, design, place)
+            make(study, design, place)
             return read_results(place)
     place = store(study, design.profile)
     if design.mode == "run":
-        _make(study, design, place)
+        make(study, design, place)
     results = read_results(place)
     if results.runs.empty and results.points.empty:
         command = f"umup run {_name(study)} --profile {design.profile}"
@@ -147,7 +147,7 @@ def dataset_of(design: Design) -> data.Dataset | None:
     return data.load(design.corpus, design.tokenizer, seq_len=seq_len)
 
 
-def _make(study: str | Path, design: Design, place: Store) -> None:
+def make(study: str | Path, design: Design, place: Store) -> None:
     progress = Progress(place.folder / ".progress.log")
     todo = outlook(design, place, dataset_of(design))
     if todo["missing"] == 0:

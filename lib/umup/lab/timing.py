@@ -1,4 +1,4 @@
-"""What `umup bench` and the study of throughput time alike: steps of ours, and matrix products.
+"""What the study of throughput times: steps of ours, and matrix products.
 
 Programs that are compared take turns sample by sample, so that a machine whose speed drifts slows
 all of them.
