@@ -58,7 +58,7 @@ def test_bad_input_is_one_line_before_any_compute(capsys, monkeypatch, argv, tol
 
 
 def test_dry_run_says_how_long_and_trains_nothing(capsys, monkeypatch):
-    monkeypatch.setattr(study, "_make", lambda *_: pytest.fail("training started"))
+    monkeypatch.setattr(study, "make", lambda *_: pytest.fail("training started"))
     argv = ["run", "lr_transfer", "--profile", "h100", "--dry-run", "-p", "corpus", "sotu"]
     status, out, _ = run(capsys, *argv)
     header, line = out.splitlines()

@@ -74,6 +74,7 @@ def planted(point: Any) -> dict[str, Any]:
             {"side": s, "d_model": 256, "peak_mib": m}
             for s, m in (("umup", 800.0), ("pytorch", 1000.0))
         ],
+        "probes": [{"d_model": 32, "step_ms": [10.0] * 6, "look_ms": [20.0] * 6}],
     }[point.what]
     return loaded | {"found": found}
 

@@ -148,6 +148,12 @@ def dataset_of(design: Design) -> data.Dataset | None:
 
 
 def make(study: str | Path, design: Design, place: Store) -> None:
+    """Make what the design wants and the store ``place`` lacks, in as many processes as it says.
+
+    Raises:
+        StudyError: a worker failed.
+        OutOfTime: the time limit passed; the same call resumes.
+    """
     progress = Progress(place.folder / ".progress.log")
     todo = outlook(design, place, dataset_of(design))
     if todo["missing"] == 0:
