@@ -26,6 +26,8 @@ STEP := $(PYTHON) scripts/steps.py
 SITE := book/_build/html/index.html
 
 export MPLBACKEND = Agg
+# Hundreds of processes import the library: each would compile its source anew.
+unexport PYTHONDONTWRITEBYTECODE
 export UMUP_TEST_IN_HASTE ?= 1
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 

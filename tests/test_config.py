@@ -11,9 +11,9 @@ from typing import Annotated
 import pytest
 
 import umup
-from umup import config
-from umup.checked import Count, OneOf
-from umup.config import Config, HPs, ModelConfig, OptimConfig, Range, RunConfig, digest
+from umup import checked, config
+from umup.checked import Config, Count, OneOf, Range, digest
+from umup.config import HPs, ModelConfig, OptimConfig, RunConfig
 from umup.errors import ConfigError, UmupError
 
 # Every default, spelled out. A run's key leaves out what is at its default: a default that changed
@@ -173,10 +173,10 @@ def test_equal_configurations_have_equal_keys():
 def test_round_trip():
     run = changed(hps=HPs(eta=0.1 + 0.2, weight_decay=0.0), model=ModelConfig(d_head=32))
     assert RunConfig.from_dict(run.to_dict()) == run
-    assert RunConfig.from_dict(json.loads(config.canonical_json(run))) == run
-    assert config.canonical_json({"b": 1, "a": [1.5]}) == '{"a":[1.5],"b":1}'
+    assert RunConfig.from_dict(json.loads(checked.canonical_json(run))) == run
+    assert checked.canonical_json({"b": 1, "a": [1.5]}) == '{"a":[1.5],"b":1}'
     with pytest.raises(ValueError, match="JSON"):
-        config.canonical_json({"x": math.nan})
+        checked.canonical_json({"x": math.nan})
 
 
 def test_equal_shapes_share_a_program():

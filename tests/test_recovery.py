@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from umup.config import canonical_json
+from umup.checked import canonical_json
 from umup.errors import CheckpointError, ConfigError
 from umup.run.recovery import (
     Detector,

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from umup import train
-from umup.config import NUMERICS, HPs, ModelConfig, OptimConfig, RunConfig, canonical_json
+from umup.checked import canonical_json
+from umup.config import NUMERICS, HPs, ModelConfig, OptimConfig, RunConfig
 from umup.data import Dataset
 from umup.errors import OutOfMemoryError, RecordError, StudyError, UmupError
 from umup.lab import sweep

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from umup.config import NUMERICS, Config, RunConfig, later
+from umup.checked import Config, later
+from umup.config import NUMERICS, RunConfig
 from umup.lab import folders, records, study
 from umup.lab.design import Point
 

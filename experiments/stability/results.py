@@ -202,14 +202,6 @@ def sensitivity(
 
 
 @quantity
-def sensitivity_gain(
-    results: Results, scheme: str, defence: str, part: str = "main", cap: float | None = None
-) -> Interval:
-    """Sensitivity with a defence minus that without, nats a token, paired by seed."""
-    return _paired(results, scheme, defence, sensitivities, part, cap)
-
-
-@quantity
 def price(
     results: Results, scheme: str, defence: str, part: str = "main", cap: float | None = None
 ) -> Interval:
@@ -219,24 +211,6 @@ def price(
         return _by_seed(table).loc[best(table)].tolist()
 
     return _paired(results, scheme, defence, lowest, part, cap)
-
-
-@quantity
-def at_large_lr(
-    results: Results,
-    scheme: str,
-    defence: str,
-    octaves: int,
-    part: str = "main",
-    cap: float | None = None,
-) -> Interval:
-    """Loss with a defence minus loss without, ``octaves`` above the best η without, paired."""
-    without = arm(results, scheme, "none", part)
-    x = best(without) + octaves
-    sides = [_by_seed(t) for t in (arm(results, scheme, defence, part, cap), without)]
-    if any(x not in side.index for side in sides):
-        raise NotMeasured(f"no runs {octaves} octaves above the best η")
-    return laws.mean_interval((sides[0].loc[x] - sides[1].loc[x]).to_numpy())
 
 
 @quantity

@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from umup.checked import (
-    COUNT,
-    FRACTION,
-    POSITIVE,
     Config,
     Count,
     CountOrZero,
@@ -23,35 +20,10 @@ from umup.checked import (
     PositiveOrZero,
     Range,
     Seed,
-    canonical_json,
     digest,
     later,
 )
 from umup.errors import ConfigError
-
-__all__ = [
-    "BLOCK_LINEARS",
-    "COUNT",
-    "FILE_PREFIX",
-    "FRACTION",
-    "NUMERICS",
-    "POSITIVE",
-    "PROBE_STATS",
-    "RECIPES",
-    "SCHEDULES",
-    "Config",
-    "FloatType",
-    "HPs",
-    "MeshConfig",
-    "ModelConfig",
-    "OptimConfig",
-    "Range",
-    "RunConfig",
-    "canonical_json",
-    "corpus_identity",
-    "digest",
-    "later",
-]
 
 NUMERICS = 1
 """Version of the numbers umup computes. A golden-trajectory test guards it: change the numbers

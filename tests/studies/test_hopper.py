@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 
 from synthetic import EMPTY, drawn, point_row, points_of, rows_of
-from umup.config import PROBE_STATS, RunConfig, canonical_json
+from umup.checked import canonical_json
+from umup.config import PROBE_STATS, RunConfig
 from umup.data import Dataset
 from umup.errors import ConfigError
 from umup.lab import claims, records, study

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from umup.config import digest
+from umup.checked import digest
 from umup.data import corpora, tokenizing
 from umup.data.corpora import Corpus
 from umup.errors import DataError

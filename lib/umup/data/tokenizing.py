@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from umup.config import digest
+from umup.checked import digest
 from umup.errors import DataError
 
 SEPARATOR = 0

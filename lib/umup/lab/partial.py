@@ -11,7 +11,8 @@ from typing import Self
 import numpy as np
 
 from umup import files
-from umup.config import RunConfig, digest
+from umup.checked import digest
+from umup.config import RunConfig
 from umup.errors import RecordError
 
 log = logging.getLogger("umup.lab.sweep")

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from umup.config import NUMERICS, RunConfig, canonical_json
+from umup.checked import canonical_json
+from umup.config import NUMERICS, RunConfig
 from umup.data import Dataset, nats_to_bits_per_byte
 from umup.errors import DataError, StudyError, memory_for
 from umup.lab.partial import Partial

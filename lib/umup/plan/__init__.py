@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
-from umup.config import BLOCK_LINEARS, Config, MeshConfig, ModelConfig, OptimConfig, Range
+from umup.checked import Config, Range
+from umup.config import BLOCK_LINEARS, MeshConfig, ModelConfig, OptimConfig
 from umup.errors import ConfigError, PlanError
 from umup.plan import budgets, formulas
 from umup.plan.budgets import Allocation, Layout

@@ -355,7 +355,7 @@ def _mix(h: Array) -> Array:
 
 
 def _digest(meta: dict) -> str:
-    """Of the description; not ``config.digest``, since a host's numbers may be NaN."""
+    """Of the description; not ``checked.digest``, since a host's numbers may be NaN."""
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 

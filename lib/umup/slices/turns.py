@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from umup.config import RunConfig, canonical_json
+from umup.checked import canonical_json
+from umup.config import RunConfig
 from umup.data import Dataset
 from umup.errors import memory_for
 from umup.lab.design import Point
