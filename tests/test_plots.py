@@ -56,6 +56,13 @@ def test_a_drift_is_relative_hollow_at_an_edge_and_open_with_an_arrow(ax: Axes):
     assert arrow.get_xydata().tolist() == [[8, 0.25]]
 
 
+def test_a_trend_goes_through_the_mean_of_the_optima_and_says_its_slope(ax: Axes):
+    found = {8: optimum(2.5), 2: optimum(1.0), 4: optimum(1.0)}
+    look = plots.trend(ax, found, Interval(0.5, 0.25, 1.0), LOOK, base=1.0)
+    assert ax.lines[0].get_xydata().tolist() == [[2, 0], [4, 0.5], [8, 1]]
+    assert look.title == "ours: 0.50 [0.25, 1.00]"
+
+
 def test_a_forest_has_its_rows_from_the_top_and_an_arrow_for_what_is_infinite(ax: Axes):
     found = {"b": Interval(0.2, 0.1, 0.4), "a": Interval(math.inf, 0.0, math.inf)}
     plots.forest(ax, {"a": "first", "b": "second"}, [(LOOK, found)])

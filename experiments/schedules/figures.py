@@ -229,12 +229,7 @@ def horizons(results: Results) -> Figure:
         for i, (kind, found) in enumerate(optima.items()):
             look, slope = LOOKS[kind], _slope(results, kind)
             if slope is not None:
-                value, lo, hi = map(decimals, (slope.value, slope.lo, slope.hi))
-                look = look._replace(title=f"{look.title}: {value} [{lo}, {hi}]")
-                x = np.log2(sorted(found))
-                y = np.array([found[n].x for n in sorted(found)])
-                line = y.mean() + slope.value * (x - x.mean())
-                ax.plot(sorted(found), line, "--", color=look.colour, lw=1.2)
+                look = plots.trend(ax, found, slope, look)
             aside = plots.aside(i, 3, 0.07)
             plots.optima(ax, found, look, aside=aside, open_end=0.5)
         plots.log2_axis(ax, budgets, BUDGET)

@@ -4,7 +4,7 @@ A study's figure is a few panels; it says what lies in them, and this module how
 
 - `curve`, `star`, `crosses`, `window`: loss curves over log₂ of a hyperparameter, with a star at
   each fitted optimum and crosses where runs diverged,
-- `optima`: the drift of an optimum over width, depth or budget,
+- `optima`, `trend`: the drift of an optimum over width, depth or budget, and its fitted slope,
 - `points`: a series with error bars over anything, `forest`: a row of intervals per thing,
 - `band`, `guide`: what a claim allows. Bounds come from ``claims.bound(study, claim)`` alone,
 - `log2_axis`, `decades`, `powers`, `octaves`: logarithmic axes that carry plain numbers,
@@ -237,6 +237,21 @@ def optima(
         one = look._replace(title=label)
         points(ax, place * aside, (value, lo, hi), one, open_end=open_end, mfc=fill, lw=1.3)
         label = "_"
+
+
+def trend(
+    ax: Axes, found: Mapping[Any, Optimum], slope: Interval, look: Look, base: float = 0.0
+) -> Look:
+    """A dashed line of a slope in octaves per doubling, through the mean of the optima.
+
+    Returns:
+        The look, whose title gives the slope with its interval.
+    """
+    place = sorted(found)
+    x, y = np.log2(place), np.array([found[p].x - base for p in place])
+    ax.plot(place, y.mean() + slope.value * (x - x.mean()), "--", color=look.colour, lw=1.2)
+    value, lo, hi = map(decimals, (slope.value, slope.lo, slope.hi))
+    return look._replace(title=f"{look.title}: {value} [{lo}, {hi}]")
 
 
 # Intervals in rows
