@@ -73,6 +73,15 @@ def test_a_forest_has_its_rows_from_the_top_and_an_arrow_for_what_is_infinite(ax
     assert arrow.get_xydata().tolist() == [[0.98, 0]]
 
 
+def test_what_a_claim_allows_reaches_the_edge_where_it_is_open(ax: Axes):
+    ax.set(xlim=(-2, 3), ylim=(4.5, -0.5))
+    plots.allowed(ax, 1, -math.inf, 0.5, along="x")
+    plots.allowed(ax, 2, 0.5, math.inf)
+    shown = [line.get_xydata().tolist() for line in ax.lines]
+    assert shown == [[[-2, 1], [0.5, 1]], [[2, 0.5], [2, 4.5]]]
+    assert (ax.get_xlim(), ax.get_ylim()) == ((-2, 3), (4.5, -0.5))
+
+
 def test_a_window_shows_the_optima_and_no_more_than_there_is():
     assert plots.window(1.0, [1.0, 1.4, math.nan], 2.0) == pytest.approx((0.92, 1.8))
     assert plots.window(1.0, [1.4], 2.0, most=1.5)[1] == pytest.approx(1.52)

@@ -48,7 +48,7 @@ def ladder(results: Results) -> Figure:
     one, rungs = tables.one_rate(tables.losses(results))
     budgets = sorted(rungs)
     with figures.style():
-        figure, (left, right) = figures.subplots(7.6, 3.9, 2)
+        figure, (left, right) = figures.subplots(7.2, 3.9, 2)
         _curves(left, results, one, budgets)
         right.axhline(0, color=LOOKS["cosine"].colour, lw=1.5)
         for i, (kind, own) in enumerate((("wsd", True), ("wsd", False), ("wsd_sqrt", False))):

@@ -256,8 +256,8 @@ def test_default_losses_draw_the_gap_with_its_sign(runs):
     for ax, at in ((left, "steps == 2000"), (right, "d_model == 64")):
         shown = drawn(ax)
         assert list(shown) == ["SP − u-μP", "μP − u-μP"]
-        for points, against in zip(shown.values(), ("sp", "mup"), strict=True):
-            own = table.query(f"{at} and against == @against").sort_values(["d_model", "steps"])
+        for points, scheme in zip(shown.values(), ("sp", "mup"), strict=True):
+            own = table[table["against"] == scheme].query(at).sort_values(["d_model", "steps"])
             np.testing.assert_allclose(points[:, 1], -own["difference"])
             assert len(own) > 1
     bars = np.concatenate([c.lines[2][0].get_segments()[0] for c in left.containers[:1]])

@@ -6,7 +6,7 @@ A study's figure is a few panels; it says what lies in them, and this module how
   each fitted optimum and crosses where runs diverged,
 - `optima`, `trend`: the drift of an optimum over width, depth or budget, and its fitted slope,
 - `points`: a series with error bars over anything, `forest`: a row of intervals per thing,
-- `band`, `guide`: what a claim allows. Bounds come from ``claims.bound(study, claim)`` alone,
+- `band`, `guide`, `allowed`: what a claim allows. Bounds come from ``claims`` alone,
 - `log2_axis`, `decades`, `powers`, `octaves`: logarithmic axes that carry plain numbers,
 - `stacked`, `heat`: bars of parts, and a table of numbers on colours.
 
@@ -307,6 +307,17 @@ def band(
         (ax.axhline if along == "y" else ax.axvline)(at, color=GUIDE, lw=0.8)
     if text:
         label(ax, high, text)
+
+
+def allowed(ax: Axes, at: float, low: float, high: float, along: Direction = "y") -> None:
+    """Shade what a claim allows of one interval at ``at``, once the panel's limits are set.
+
+    An infinite end reaches the edge.
+    """
+    edges = ax.get_ylim() if along == "y" else ax.get_xlim()
+    ends, place = np.clip((low, high), min(edges), max(edges)), (at, at)
+    style: dict[str, Any] = {"lw": 9, "alpha": 0.35, "solid_capstyle": "butt", "zorder": 0.5}
+    ax.plot(*((place, ends) if along == "y" else (ends, place)), color=SHADE, **style)
 
 
 def guide(ax: Axes, at: float, text: str = "", **options: Any) -> None:
