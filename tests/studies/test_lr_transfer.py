@@ -278,4 +278,7 @@ def test_drift_is_relative_to_the_smallest_width_and_open_ends_are_arrows(runs):
             assert min(abs(x - s) for s in starts) < 1e-9, scheme
     hollow = [c for c in ax.containers if c[0].get_markerfacecolor() == "white"]
     assert len(hollow) == 1
+    (arrow,) = [line for line in ax.lines if line.get_marker() == "v"]
+    ((x, y),) = hollow[0][0].get_xydata()
+    np.testing.assert_allclose(arrow.get_xydata(), [[x, y - 0.6]])
     assert "[−∞, " in ax.get_legend().get_texts()[0].get_text()
