@@ -208,7 +208,7 @@ def test_rows_hold_the_run(tmp_path):
     assert {name: found[name] for name in want} == want
     assert RunConfig.from_dict(json.loads(found["spec"])) == run
     assert json.loads(found["hps"]) == run.hps.to_dict()
-    # nats / ln 2 / (2 bytes a token)
+    # nats / ln 2 / (2 bytes per token)
     assert found["val_bits_per_byte"] == pytest.approx(found["val_loss"] / math.log(2) / 2)
     assert found["tokens_per_s"] > 0
 

@@ -272,7 +272,7 @@ def costs(runs: pd.DataFrame, per_hour: Mapping[str, float]) -> str:
         hardware = f"{count} × {device}"
         row = [f"`{study}`", f"`{profile}`", hardware, len(group), f"{hours:.2f}", *dollars]
         rows.append(row)
-    header = ["study", "profile", "hardware", "runs", "device-hours", "$ an hour", "$ in all"]
+    header = ["study", "profile", "hardware", "runs", "device-hours", "$ per hour", "$ in total"]
     return table(header, rows)
 
 
