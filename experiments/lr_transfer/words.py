@@ -24,7 +24,7 @@ def what_ran(results: Results) -> str:
     return (
         f"{len(runs)} runs, {diverged} of them diverged: {first['n_layers']} layers, heads of "
         f"{first['d_head']}, widths {widths}; {first['batch_size']} sequences of "
-        f"{first['seq_len']} tokens a step, {steps} steps; up to {runs['seed'].nunique()} seeds."
+        f"{first['seq_len']} tokens per step, {steps} steps; up to {runs['seed'].nunique()} seeds."
     )
 
 
@@ -88,8 +88,8 @@ def validation_table(results: Results, digits: int = 2) -> str:
             {
                 "scheme": report.TITLES[b["scheme"]],
                 "width": b["d_model"],
-                "nats a token [range]": nats,
-                "bits a byte [range]": bits,
+                "nats per token [range]": nats,
+                "bits per byte [range]": bits,
                 "seeds": len(at),
             }
         )
@@ -134,4 +134,4 @@ def _lowest(results: Results, digits: int) -> str:
         f"{report.TITLES[b['scheme']]} {decimals(b['loss'], report.loss_digits(digits))}"
         for b in best[best["d_model"] == width].sort_values("loss").to_dict("records")
     )
-    return f"Best loss at width {width} after {steps} steps, nats a token: {losses}."
+    return f"Best loss at width {width} after {steps} steps, nats per token: {losses}."

@@ -123,7 +123,7 @@ def what_ran(results: Results) -> str:
     first, depths = runs.iloc[0], ", ".join(str(n) for n in sorted(runs["n_layers"].unique()))
     return (
         f"{text}: width {first['d_model']}, depths {depths}, {first['batch_size']} sequences of "
-        f"{first['seq_len']} tokens a step, {first['steps']} steps, up to "
+        f"{first['seq_len']} tokens per step, {first['steps']} steps, up to "
         f"{runs['seed'].nunique()} seeds."
     )
 
@@ -163,7 +163,7 @@ def realised_table(results: Results, digits: int = 2) -> str:
 
 @worded
 def optima_table(results: Results, digits: int = 2) -> str:
-    """Fitted optima: one row an arm and depth."""
+    """Fitted optima: one row per arm and depth."""
     return words.table(
         {
             "scheme": ARMS[arm].title,

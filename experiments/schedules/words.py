@@ -61,7 +61,7 @@ def answer(results: Results, main: int, digits: int = 2) -> str:
     t = texts(results, main, digits)
     return (
         f"At equal tokens ({main} steps, u-μP, each at its own best η) the held-out loss above "
-        f"cosine's is, in nats a token: WSD with linear decay {t['gap_wsd']}, with 1 − √x "
+        f"cosine's is, in nats per token: WSD with linear decay {t['gap_wsd']}, with 1 − √x "
         f"{t['gap_wsd_sqrt']}, two-step {t['gap_two_step']}, linear {t['gap_linear']}. One plateau "
         f"with one η, from which budgets of {t['budgets']} steps fork, saves {t['saved']} % of the "
         f"steps and ends at most {t['ladder_wsd']} above cosine from scratch at its best. The best "
@@ -83,7 +83,7 @@ def what_ran(results: Results) -> str:
     return (
         f"{text} ({steps} steps in all); {len(runs)} runs from scratch ({int(runs['steps'].sum())} "
         f"steps), {diverged} of them diverged. Width {first['d_model']}, {first['n_layers']} "
-        f"layers, {first['batch_size']} sequences of {first['seq_len']} tokens a step."
+        f"layers, {first['batch_size']} sequences of {first['seq_len']} tokens per step."
     )
 
 
