@@ -236,7 +236,7 @@ def test_stopping_and_going_on_changes_no_loss(tmp_path):
 def test_compilation_is_what_the_first_chunk_took_beyond_its_steps(
     tmp_path, monkeypatch, probe_steps
 ):
-    """On a clock of its own: 2 s a step, 30 s to compile, whatever the first chunk's length."""
+    """On a clock of its own: 2 s per step, 30 s to compile, whatever the first chunk's length."""
     clock, compiled = [0.0], train.programs(make_run())
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
 
