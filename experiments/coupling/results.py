@@ -19,7 +19,6 @@ would move a mean over these pairs, which are all pairs of a scheme and no sampl
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -30,6 +29,7 @@ from numpy.typing import NDArray
 
 from umup import schemes
 from umup.lab.absent import NotMeasured, required
+from umup.lab.hp_search import log2_hps
 from umup.lab.quantities import Quantities
 from umup.lab.records import Results
 from umup.lab.report import NO_RUNS
@@ -73,11 +73,9 @@ def trials(results: Results) -> pd.DataFrame:
         NotMeasured: there are no runs.
     """
     runs = required(results.runs, NO_RUNS)
-    names = sorted({name for each in schemes.SCHEMES.values() for name in each.hps})
-    hps = pd.DataFrame([json.loads(spec)["hps"] for spec in runs["spec"]], runs.index)[names]
     plain = {"scheme": runs["scheme"], "seed": runs["seed"], "loss": losses(runs)}
     plain["guess"] = np.log(runs["vocab_size"].astype(float))
-    return pd.concat([pd.DataFrame(plain), np.log2(hps.astype(float)).round(4)], axis=1)
+    return pd.concat([pd.DataFrame(plain), log2_hps(runs)], axis=1)
 
 
 def varied(mine: pd.DataFrame, scheme: str) -> dict[str, float]:
@@ -85,7 +83,8 @@ def varied(mine: pd.DataFrame, scheme: str) -> dict[str, float]:
 
     The default is the value of most runs: each varies in some of the grids alone.
     """
-    found = [name for name in schemes.get(scheme).hps if mine[name].nunique() > 1]
+    names = [name for name in schemes.get(scheme).hps if name in mine]
+    found = [name for name in names if mine[name].nunique() > 1]
     return {name: float(mine[name].mode().iloc[0]) for name in found}
 
 

@@ -15,16 +15,18 @@ against every other; of equal losses the one asked for first wins.
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from umup import schemes
 from umup.checked import Count, OneOf, Range
-from umup.config import ModelConfig, RunConfig
+from umup.config import RunConfig
 from umup.errors import ConfigError
 from umup.lab.curves import NO_TEXT, Text, Trained
 
@@ -294,6 +296,16 @@ def replay(
     return results, []
 
 
+def log2_hps(runs: pd.DataFrame) -> pd.DataFrame:
+    """log2 of the hyperparameters of every run, a column each, by its name.
+
+    Rounded to 1e-12 octave: the values of grids and of random points come back exactly.
+    """
+    names = list(SYMBOLS)
+    hps = pd.DataFrame([json.loads(spec)["hps"] for spec in runs["spec"]], runs.index, names)
+    return np.log2(hps.astype(float)).round(12)
+
+
 @dataclass(frozen=True)
 class Spaces(Trained):
     """Parameters of a study that searches the hyperparameters of some schemes."""
@@ -338,8 +350,8 @@ class Spaces(Trained):
         return Space(scheme, names, tuple(grids))
 
     def trial(
-        self, space: Space, trial: Trial, text: Text = NO_TEXT, model: ModelConfig | None = None
+        self, space: Space, trial: Trial, text: Text = NO_TEXT, width: int | None = None
     ) -> RunConfig:
-        """The run of a trial, on a model of ``self.width`` unless another is given."""
-        model = model or self.model(self.width, text)
+        """The run of a trial, at ``self.width`` unless another is given."""
+        model = self.model(width or self.width, text)
         return self.run(space.scheme, model, text, trial.seed, None, (), **space.log2(trial.point))
