@@ -217,7 +217,8 @@ def test_replay_finds_what_was_asked_for_and_what_is_left(name: str) -> None:
 def test_a_study_s_parameters_give_grids_and_runs() -> None:
     design = Spaces(per_line=3, hps_mup=("eta", "alpha_emb"), lo_mup=(-8, -3), hi_mup=(-4, 3))
     space = design.space("mup")
-    assert space == Space.of("mup", {"eta": (-8, -6, -4), "alpha_emb": (-3, 0, 3)})
+    assert space == Space.of("mup", {"alpha_emb": (-3, 0, 3), "eta": (-8, -6, -4)})
+    assert space.names == ("eta", "alpha_emb")  # in the scheme's order, whatever the study's
     run = design.trial(space, Trial((-6.0, 3.0), 7), Text("d", 256))
     assert (run.scheme, run.seed, run.model.d_model) == ("mup", 7, 32)
     assert run.hps == HPs(eta=2.0**-6, alpha_emb=8.0)
@@ -225,6 +226,8 @@ def test_a_study_s_parameters_give_grids_and_runs() -> None:
         ConfigError, match=r"hi_mup: received .*2 numbers, one per entry of hps_mup"
     ):
         Spaces(hi_mup=(1.0,))
+    with pytest.raises(ConfigError, match=r"hps_umup: received .*different names"):
+        Spaces(hps_umup=("eta", "eta"))
     with pytest.raises(ConfigError, match="per_line: received 1"):
         Spaces(per_line=1)
 

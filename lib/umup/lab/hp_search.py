@@ -100,8 +100,10 @@ class Space:
 
     @classmethod
     def of(cls, scheme: str, grids: Mapping[str, Iterable[float]]) -> Space:
-        """The space of name → grid."""
-        return cls(scheme, tuple(grids), tuple(tuple(map(float, grid)) for grid in grids.values()))
+        """The space of name → grid, in the scheme's order: random points go by that."""
+        order = schemes.get(scheme).hps
+        names = sorted(grids, key=lambda name: order.index(name) if name in order else -1)
+        return cls(scheme, tuple(names), tuple(tuple(map(float, grids[name])) for name in names))
 
     def grid(self, name: str) -> tuple[float, ...]:
         """The grid of a hyperparameter."""
@@ -346,8 +348,10 @@ class Spaces(Trained):
                 raise ConfigError(f"{end}_{scheme}", list(ends), allowed)
         ends = zip(getattr(self, f"lo_{scheme}"), getattr(self, f"hi_{scheme}"), strict=True)
         last = self.per_line - 1
-        grids = [tuple(lo + i * (hi - lo) / last for i in range(last + 1)) for lo, hi in ends]
-        return Space(scheme, names, tuple(grids))
+        if len(set(names)) < len(names):
+            raise ConfigError(f"hps_{scheme}", list(names), "different names")
+        grids = [[lo + i * (hi - lo) / last for i in range(last + 1)] for lo, hi in ends]
+        return Space.of(scheme, dict(zip(names, grids, strict=True)))
 
     def trial(
         self, space: Space, trial: Trial, text: Text = NO_TEXT, width: int | None = None
