@@ -238,9 +238,12 @@ def pair_of(results: Results, scheme: str, hp: str, other: str) -> tuple[NDArray
 
 
 def vertex(x: NDArray, loss: NDArray) -> float:
-    """Where the parabola through the lowest point and its neighbours is lowest; at an end, it."""
-    i = int(loss.argmin())
-    if i in (0, len(x) - 1):
+    """Where the parabola through the lowest point and its neighbours is lowest.
+
+    The lowest point itself at an end of the grid and beside a run that diverged (NaN).
+    """
+    i = int(np.nanargmin(loss))
+    if i in (0, len(x) - 1) or np.isnan(loss[i - 1 : i + 2]).any():
         return float(x[i])
     below, above = loss[i - 1] - loss[i], loss[i + 1] - loss[i]
     step = x[i + 1] - x[i]  # grids are even
@@ -249,10 +252,19 @@ def vertex(x: NDArray, loss: NDArray) -> float:
 
 
 def tracks(results: Results, scheme: str, hp: str, other: str) -> tuple[NDArray, NDArray]:
-    """The values of ``other``, (m,), and the best ``hp`` at each by seed, (seeds, m), in log2."""
+    """The values of ``other``, (m,), and the best ``hp`` at each by seed, (seeds, m), in log2.
+
+    Values at which all runs of a seed diverged are left out.
+
+    Raises:
+        NotMeasured: the pair's grid is not complete, or fewer than three values are left.
+    """
     values, at, grid = pair_of(results, scheme, hp, other)
-    filled = np.where(np.isnan(grid.loss), grid.guess, grid.loss)
-    return at, np.array([[vertex(values, row) for row in of_seed] for of_seed in filled])
+    alive = ~np.isnan(grid.loss).all(axis=2).any(axis=0)
+    if alive.sum() < 3:
+        raise NotMeasured(f"{NAMES[scheme]}: {hp} has an optimum at fewer than three {other}")
+    found = [[vertex(values, row) for row in of_seed] for of_seed in grid.loss[:, alive]]
+    return at[alive], np.array(found)
 
 
 @quantity

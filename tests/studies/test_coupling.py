@@ -107,6 +107,7 @@ def test_the_best_value_follows_the_other() -> None:
     x = np.array([-2.0, -1.0, 0.0, 1.0])
     assert tables.vertex(x, (x + 0.3) ** 2) == pytest.approx(-0.3)
     assert tables.vertex(x, x) == -2.0  # at an end there is no neighbour
+    assert tables.vertex(x, np.array([np.nan, 1.0, 1.2, 2.0])) == -1.0  # nor where one diverged
 
 
 def test_a_run_that_diverged_counts_as_a_guess_and_is_never_the_best() -> None:
@@ -117,6 +118,12 @@ def test_a_run_that_diverged_counts_as_a_guess_and_is_never_the_best() -> None:
     some = Results(runs, EMPTY.points)
     eta = {g.b: g for g in tables.grids(some, "umup") if g.a == "eta"}
     assert {np.isnan(g.loss).sum() for g in eta.values()} == {15}
+    # Nor has η's highest value an optimum to follow, and four others have.
+    at, _ = tables.tracks(some, "umup", "alpha_residual", "eta")
+    assert at.tolist() == [-2.0, -1.0, 0.0, 1.0]
+    with pytest.raises(NotMeasured, match="fewer than three eta"):
+        every = results.runs.assign(status="diverged")
+        tables.slope(Results(every, EMPTY.points), "umup", "alpha_residual", "eta")
     # No optimum where η is highest: of its four rows' own optima none is another's.
     assert tables.mean_cost(some, "umup").value == pytest.approx(0, abs=1e-12)
     # A wrong row's optimum that diverges costs what a guess does above the right one.
