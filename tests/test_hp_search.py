@@ -163,19 +163,33 @@ def test_rounds_shrink_around_the_best_so_far() -> None:
     found, results = stages(PLANS["rounds"])
     assert [len(stage) for stage in found] == [4, 4, 4, 2]
     done: list[Result] = []
+    shares = []
     for number, stage in enumerate(found[:3]):
         side = 4.0 * 0.5**number
         points = np.array([trial.point for trial in stage])
         assert np.ptp(points, axis=0).max() <= side
+        low = np.full(3, -2.0)
         if done:
             best = np.array(hp_search.best(done, [r.point for r in done]))
             low = np.clip(best - side / 2, -2, 2 - side)
             assert (points >= low - 1e-3).all() and (points <= low + side + 1e-3).all()
+        shares.append((points - low) / side)
         done += [Result(*trial, bowl(*trial)) for trial in stage]
-    assert len({trial.point for stage in found[:3] for trial in stage}) == 12
+    assert np.abs(shares[0] - shares[1]).min() > 1e-3  # every round draws anew
     assert {trial.point for trial in found[3]} == {
         hp_search.best(results, [trial.point for stage in found[:3] for trial in stage])
     }
+
+
+def test_rounds_stay_inside_the_space() -> None:
+    def corner(point: Point, seed: int) -> float:
+        return -sum(point)
+
+    _, results = stages(lambda found: hp_search.rounds(SPACE, found, 60), corner)
+    points = np.array([r.point for r in results])
+    best = points[:60][points[:60].sum(axis=1).argmax()]
+    assert (best > 1.0).any()  # a box of side 2 around it would reach beyond
+    assert points.max() <= 2.0
 
 
 # --- all of them ----------------------------------------------------------------------------------
