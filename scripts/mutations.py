@@ -78,16 +78,6 @@ EQUIVALENT = {
     ("ops.py", "_linear", f"weight_grad → backward in {_OF_LINEAR}"): _FORWARD_ONLY,
     (
         "ops.py",
-        "_linear_bwd",
-        "casts.x → casts.w",
-    ): "every recipe casts inputs and weights both, or neither",
-    (
-        "ops.py",
-        "attention",
-        "2 → 4 in 4 if q.shape[-2] >= 256 else 2",
-    ): "how many blocks is speed: their numbers are equal",
-    (
-        "ops.py",
         "_residual_add_fwd",
         "add_grad → add in residual_add(branch, skip, add, keep, add_grad)",
     ): _FORWARD_ONLY,

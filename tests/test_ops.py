@@ -14,6 +14,8 @@ import pytest
 
 from umup import ops
 from umup.config import HPs, ModelConfig
+from umup.fp8 import E4M3, E5M2, Casts
+from umup.plan.hlo import Program
 from umup.rules import Parametrization
 from umup.scale import scale_bwd, scale_fwd
 
@@ -206,6 +208,31 @@ def test_attention_has_true_gradients(heads, t, d, out):
     )
 
 
+@pytest.mark.parametrize("t", [1, 7, 8, 256])  # in one block, one, two and four
+def test_attention_in_blocks_has_true_gradients(t):
+    q, k, v, g = (normal(i, 2, t, 8) for i in range(4))
+    check_against(
+        lambda q, k, v: 2.5 * plain_attention(q, k, v, 0.5),
+        lambda q, k, v: ops.attention(q, k, v, 0.5, 2.5, "blocked"),
+        (q, k, v),
+        g,
+    )
+
+
+@pytest.mark.parametrize(
+    ("t", "share"), [(7, 1), (8, 3 / 4), (254, 3 / 4), (255, 1), (256, 10 / 16), (258, 1)]
+)
+def test_attention_in_blocks_computes_its_share_of_the_products(t, share):
+    @jax.jit
+    def both(q, k, v):
+        out, pull = jax.vjp(lambda q, k, v: ops.attention(q, k, v, 0.5, 1.0, "blocked"), q, k, v)
+        return pull(out)
+
+    x = jax.ShapeDtypeStruct((1, t, 8), jnp.float32)
+    found = Program(both.lower(x, x, x).compile().as_text()).flops()
+    assert found == share * 6 * 2 * t * t * 8  # two products forward, four backward
+
+
 @pytest.mark.parametrize("alpha", [1.0, 0.3, 4.0])
 def test_gated_silu_has_true_gradients(alpha):
     x, gate, g = (normal(i, 11, 5) * 3 for i in range(3))
@@ -251,6 +278,31 @@ def test_linear_scales_are_independent():
     np.testing.assert_allclose(out, 2 * x @ w, **TOLERANCE)
     np.testing.assert_allclose(d_x, 3 * g @ w.T, **TOLERANCE)
     np.testing.assert_allclose(d_w, 5 * x.T @ g, **TOLERANCE)
+
+
+@pytest.mark.parametrize("casts", [Casts(E4M3, E4M3), Casts(E4M3, E4M3, E5M2)])
+def test_a_weight_is_rounded_once(casts):
+    # Halfway between two codes of E4M3 and a little more: by way of bfloat16 it would go down.
+    x, w = jnp.ones((1, 1), jnp.bfloat16), jnp.full((1, 1), 1.0625 + 2.0**-12)
+    out, (d_x, _) = pulled(lambda x, w: ops.linear(x, w, 1.0, 1.0, 1.0, casts), (x, w), x)
+    assert (float(out[0, 0]), float(d_x[0, 0])) == (1.125, 1.125)
+
+
+@pytest.mark.parametrize(
+    ("casts", "shape"),
+    [(Casts(), "f32[8,32]"), (Casts(x=E4M3), "f32[32,8]"), (Casts(g=E5M2), "f32[32,8]")],
+    ids=["neither", "x", "g"],
+)
+def test_a_weight_gradients_product_takes_x_first_where_x_or_g_is_cast(casts, shape):
+    """As FP8 kernels need it; otherwise the narrower first, which is faster on a CPU."""
+
+    @jax.jit
+    def gradient(x, w):
+        out, pull = jax.vjp(lambda w: ops.linear(x, w, 1.0, 1.0, 1.0, casts), w)
+        return pull(out)
+
+    program = gradient.lower(normal(0, 16, 32), normal(1, 32, 8)).compile().as_text()
+    assert [product.result for product in Program(program).products()] == ["f32[16,8]", shape]
 
 
 def test_embed_sums_gradients_of_repeated_ids():

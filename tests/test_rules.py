@@ -465,6 +465,43 @@ def test_unknown_scheme_and_role():
         numbers("mup").weight("bias", 1, 64)
 
 
+@pytest.mark.parametrize("scheme", ["sp", "mup", "umup"])
+@pytest.mark.parametrize("role", ["input", "hidden", "output"])
+def test_numbers_of_a_width_are_those_of_the_decoder(scheme, role):
+    decoder = numbers(scheme, ModelConfig(d_model=1024, base_width=128), tokens=1)
+    mine = Parametrization.of_width(scheme, 1024, 128)
+    assert mine.weight(role, 1024, 26) == decoder.weight(role, 1024, 26)
+    assert mine.attention(32, 17) == decoder.attention(32, 17)
+
+
+def test_numbers_of_a_width_by_hand():
+    got = Parametrization.of_width("mup", 512, 128, depth=8, base_depth=2, hps={"sigma_init": 2.0})
+    output = got.weight("output", 512, 10)
+    assert output.init_std == pytest.approx(2 / math.sqrt(128))
+    assert (output.forward, output.adam_lr) == (0.25, 1.0)
+    assert got.weight("hidden", 2048, 512).adam_lr == 0.25
+    assert got.residual()[0].add == 0.5  # √(2/8)
+    small = Parametrization.of_width("mup", 64, 8, base_d_head=2)
+    assert small.attention(16, 1)[0] == pytest.approx(math.sqrt(2) / 16)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"scheme": "pm"}, "scheme"),
+        ({"width": 0}, "width"),
+        ({"depth": 0}, "depth"),
+        ({"base_width": 0}, "base_width"),
+        ({"hps": {"alpha_residual": 2.0}}, "alpha_residual"),
+        ({"hps": {"sigma": 2.0}}, "sigma"),
+    ],
+)
+def test_bad_numbers_of_a_width_are_errors(changes, field):
+    with pytest.raises(ConfigError) as error:
+        Parametrization.of_width(**({"scheme": "mup", "width": 8, "base_width": 8} | changes))
+    assert error.value.field == field
+
+
 def test_render():
     assert render({}) == "1"
     assert render({"fan_in": -0.5}) == "1/√fan-in"

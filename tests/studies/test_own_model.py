@@ -17,7 +17,7 @@ import pytest
 from flax import nnx
 
 from synthetic import EMPTY, drawn, marks, points_of
-from umup.config import HPs, ModelConfig, OptimConfig
+from umup.config import OptimConfig
 from umup.errors import ConfigError
 from umup.lab import claims
 from umup.lab.claims import NotMeasured
@@ -45,45 +45,7 @@ def numbers(width: int, base: int = 8, scheme: str = "mup") -> Parametrization:
     return Parametrization.of_width(scheme, width, base, base_d_head=base // models.HEADS)
 
 
-# Numbers and roles of models that are not ours
-
-
-@pytest.mark.parametrize("scheme", ["sp", "mup", "umup"])
-@pytest.mark.parametrize("role", ["input", "hidden", "output"])
-def test_numbers_of_a_width_are_those_of_the_decoder(scheme: str, role: str) -> None:
-    decoder = Parametrization(
-        scheme, ModelConfig(d_model=1024, base_width=128), HPs().to_dict(), tokens=1
-    )
-    mine = Parametrization.of_width(scheme, 1024, 128)
-    assert mine.weight(role, 1024, 26) == decoder.weight(role, 1024, 26)
-    assert mine.attention(32, 17) == decoder.attention(32, 17)
-
-
-def test_numbers_of_a_width_by_hand() -> None:
-    got = Parametrization.of_width("mup", 512, 128, depth=8, base_depth=2, hps={"sigma_init": 2.0})
-    output = got.weight("output", 512, 10)
-    assert output.init_std == pytest.approx(2 / math.sqrt(128))
-    assert (output.forward, output.adam_lr) == (0.25, 1.0)
-    assert got.weight("hidden", 2048, 512).adam_lr == 0.25
-    assert got.residual()[0].add == 0.5  # √(2/8)
-    assert numbers(64).attention(16, 1)[0] == pytest.approx(math.sqrt(2) / 16)
-
-
-@pytest.mark.parametrize(
-    ("changes", "field"),
-    [
-        ({"scheme": "pm"}, "scheme"),
-        ({"width": 0}, "width"),
-        ({"depth": 0}, "depth"),
-        ({"base_width": 0}, "base_width"),
-        ({"hps": {"alpha_residual": 2.0}}, "alpha_residual"),
-        ({"hps": {"sigma": 2.0}}, "sigma"),
-    ],
-)
-def test_bad_numbers_of_a_width_are_errors(changes: dict, field: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        Parametrization.of_width(**({"scheme": "mup", "width": 8, "base_width": 8} | changes))
-    assert error.value.field == field
+# Roles in models that are not ours
 
 
 def meta(param: nnx.Param) -> tuple:
