@@ -25,14 +25,43 @@ def test_exact_parabola_is_recovered_exactly():
     fit = fit_optimum(*sweep(GRID, 2, vertex=0.3, k=0.03, level=1.5))
     assert (fit.x, fit.loss, fit.curvature) == pytest.approx((0.3, 1.5, 0.03), abs=1e-9)
     assert (fit.x_lo, fit.x_hi) == pytest.approx((0.3, 0.3), abs=1e-6)
-    # the best rate is 0.5; -0.5, 0, 0.5, 1, 1.5 lie within 1.25 octaves of it, by two seeds
+    # the best rate is 0.5; -1.5 to 2 in half octaves lie within 2 octaves of it, by two seeds
     assert (fit.n_points, fit.n_seeds, fit.n_diverged, fit.edge, fit.reason) == (
-        10,
+        16,
         2,
         0,
         False,
         "",
     )
+
+
+def bent(t, k, a):
+    """A curve with its minimum, 0, at t = 0, curvature k there, and 3q/k = a: steeper above."""
+    return 2 * k / a**2 * (np.exp(a * t) - a * t - 1)
+
+
+def test_a_bent_curve_is_recovered_where_a_parabola_is_a_tenth_of_an_octave_off():
+    x, _, seed = sweep(GRID, 2, 0.0)
+    y = 1.5 + bent(x - 0.3, k=0.03, a=0.6)
+    fit = fit_optimum(x, y, seed)
+    assert (fit.x, fit.loss, fit.curvature) == pytest.approx((0.3, 1.5, 0.03), abs=0.01)
+    near = np.abs(x - 0.5) < 1.3
+    slope, k = np.polynomial.polynomial.polyfit(x[near] - 0.5, y[near], 2)[1:]
+    assert 0.5 - slope / (2 * k) < 0.22
+
+
+def test_a_cubic_recovers_a_cubic():
+    x, _, seed = sweep(GRID, 3, 0.0)
+    t = x - 0.2
+    fit = fit_optimum(x, 1.4 + 0.05 * t**2 + 0.01 * t**3, seed)
+    assert (fit.x, fit.loss, fit.curvature) == pytest.approx((0.2, 1.4, 0.05), abs=1e-9)
+
+
+def test_the_losses_by_seed_are_those_at_the_optimum():
+    x, y, seed = sweep(GRID, 3, vertex=-0.2)
+    offsets = np.array([0.5, -0.2, -0.3])
+    fit = fit_optimum(x, y + offsets[seed], seed)
+    assert fit.by_seed == pytest.approx(dict(enumerate(1.5 + offsets)))
 
 
 def test_seed_offsets_do_not_move_the_optimum():
@@ -73,8 +102,9 @@ def test_divergence_above_the_best_rate_bounds_it():
 def test_a_rate_where_a_seed_diverged_is_never_the_best():
     x, y, seed = sweep(GRID, 3, vertex=0.0)
     y[(x == 0.5) & (seed == 0)] = np.nan
-    y[(x == 0.5) & (seed > 0)] = 0.0
-    assert fit_optimum(x, y, seed).x <= 0.5
+    y[(x == 0.5) & (seed > 0)] = 1.49
+    y[x > 1] = 2.5  # a window around 0.5 would end in this cliff
+    assert fit_optimum(x, y, seed).n_points == len(x[(np.abs(x) <= 2)]) - 1
 
 
 @pytest.mark.parametrize(
@@ -163,8 +193,22 @@ def test_drift_with_an_open_end_is_open_on_that_side_only():
     d = drift(fits | {256: at_edge(-2.5, -math.inf, -2.0)})
     assert d.slope.lo == -math.inf and -0.9 < d.slope.hi < -0.6
     assert d.shift.hi == pytest.approx(3 * d.slope.hi) and d.largest.hi == math.inf
+    assert d.lack_of_fit == pytest.approx(0, abs=1e-9)  # an edge says nothing of the fit
     d = drift(fits | {256: at_edge(-2.5, -math.inf, math.inf)})
     assert (d.slope.lo, d.slope.hi) == (-math.inf, math.inf)
+
+
+def test_optima_off_the_line_widen_the_drift():
+    straight = {2**i: known(0.1 * i, 0.05) for i in range(4)}
+    off = {2**i: known(0.1 * i + d, 0.05) for i, d in enumerate((0.1, -0.1, -0.1, 0.1))}
+    a, b = drift(straight), drift(off)
+    assert a.lack_of_fit == pytest.approx(0, abs=1e-9)
+    # Weights are the same: χ² = 4 · (0.1/0.05)² of 2 degrees of freedom; t(0.975, 2) = 4.303
+    assert b.lack_of_fit == pytest.approx(8, rel=0.1) and b.slope.value == pytest.approx(0.1)
+    grown = math.sqrt(b.lack_of_fit) * 4.303 / 1.96
+    assert b.slope.hi - 0.1 == pytest.approx(grown * (a.slope.hi - 0.1), rel=1e-3)
+    assert 0.1 - b.slope.lo == pytest.approx(grown * (0.1 - a.slope.lo), rel=1e-3)
+    assert math.isnan(drift({1: known(0.0), 2: known(1.0)}).lack_of_fit)
 
 
 def test_drift_needs_two_widths():

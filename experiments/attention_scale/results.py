@@ -21,7 +21,7 @@ from umup.lab import records
 from umup.lab.absent import NotMeasured, required
 from umup.lab.quantities import Quantities, spanning
 from umup.lab.records import Results
-from umup.lab.tables import remembered
+from umup.lab.tables import loss_of, remembered
 from umup.laws import Drift, Interval, Optimum
 from umup.rules import Parametrization
 
@@ -35,7 +35,7 @@ TITLES = {
     "mup_sqrt_attention": "μP, 1/√d",
 }
 ALPHA = "hps.alpha_attn_softmax"
-FIT_WINDOW = {"eta": 1.25, "alpha": 2.25}  # octaves; α's basin is flat to either side
+WINDOWS = {"eta": laws.WINDOWS, "alpha": (2.25, 3.0)}  # octaves; α's basin is flat on both sides
 POINT = ["scheme", "d_head", "seed", "step"]
 SCORES = {
     "logit": ("rms", "qk"),
@@ -171,7 +171,7 @@ def curve_runs(runs: pd.DataFrame, hp: str, scheme: str) -> pd.DataFrame:
             "d_head": runs["d_head"],
             "x": values.round(6),
             "seed": runs["seed"],
-            "loss": runs["final_loss"].where(runs["status"] == "ok"),
+            "loss": loss_of(runs),
         }
     )
     searched = table.groupby("d_head")["x"].transform("nunique") > 1
@@ -198,7 +198,7 @@ def optima(runs: pd.DataFrame, hp: str, scheme: str) -> dict[int, Optimum]:
     for d_head, group in curve_runs(runs, hp, unit).groupby("d_head"):
         seed = zlib.crc32(repr((hp, unit, d_head)).encode())
         best = laws.fit_optimum(
-            group["x"], group["loss"], group["seed"], window=FIT_WINDOW[hp], rng_seed=seed
+            group["x"], group["loss"], group["seed"], windows=WINDOWS[hp], rng_seed=seed
         )
         shift = 0.5 * math.log2(d_head) if scheme != unit else 0.0
         out[int(d_head)] = replace(
@@ -377,7 +377,8 @@ def same_family(results: Results) -> Interval:
     if PER_ROOT not in defaults:
         raise NotMeasured(f"no probed {_name(PER_ROOT)} runs")
     root = runs[(runs["scheme"] == PER_ROOT) & (runs["lr"] == defaults[PER_ROOT])]
-    root = root[root["probe_steps"].map(len) > 0].rename(columns={"final_loss": "loss"})
+    root = root[root["probe_steps"].map(len) > 0]
+    root = root.assign(loss=loss_of(root))
     curves = curve_runs(runs, "alpha", PER_ROOT)
     both = curves[curves["x"] == 0.0].merge(root[["d_head", "seed", "loss"]], on=["d_head", "seed"])
     if both.empty:
@@ -397,6 +398,7 @@ def rule_difference(results: Results, d_head: int | None = None) -> Interval:
     if not {PER_D, PER_ROOT} <= set(runs["scheme"]):
         raise NotMeasured(f"no probed runs of {_name(PER_D)} and {_name(PER_ROOT)}")
     runs = runs[runs["d_head"] == (d_head or runs["d_head"].max())]
-    wide = runs.pivot(index="seed", columns="scheme", values="final_loss")
+    runs = runs.assign(loss=loss_of(runs))
+    wide = runs.pivot(index="seed", columns="scheme", values="loss")
     pairs = (wide[PER_D] - wide[PER_ROOT]).dropna()
     return laws.mean_interval(pairs)

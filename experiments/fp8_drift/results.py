@@ -20,7 +20,7 @@ from umup.lab.absent import NotMeasured, required
 from umup.lab.quantities import Quantities, spanning
 from umup.lab.ranges import KINDS, LINEARS, of_linears
 from umup.lab.records import Results
-from umup.lab.tables import NAMES, differences, remembered
+from umup.lab.tables import NAMES, differences, loss_of, remembered
 from umup.laws import Interval
 from umup.slopes import fit_slope
 
@@ -50,7 +50,7 @@ def _specified(runs: pd.DataFrame) -> pd.DataFrame:
     required(runs, "no runs are on record")
     table = records.with_spec(runs)
     given = [json.loads(spec).get("probe_steps", []) for spec in runs["spec"]]
-    return table.assign(probes=[len(steps) for steps in given])
+    return table.assign(probes=[len(steps) for steps in given], loss=loss_of(table))
 
 
 @remembered
@@ -170,7 +170,7 @@ def settings(results: Results) -> pd.DataFrame:
     """The runs in which one thing was varied, and the RMS of ``FOLLOWED`` at their ends.
 
     Columns: scheme, recipe, varied (``eta``, …, or a value of ``SHAPE``; "" for the default),
-    value, seed, status, final_loss, and a column for each of ``FOLLOWED`` (NaN where diverged).
+    value, seed, status, loss, and a column for each of ``FOLLOWED`` (NaN where diverged).
     The default is what most runs have in common.
 
     Raises:
@@ -193,7 +193,7 @@ def settings(results: Results) -> pd.DataFrame:
                 "recipe": row["model.recipe"],
                 "seed": row["seed"],
                 "status": row["status"],
-                "final_loss": row["final_loss"],
+                "loss": row["loss"],
                 **dict(zip(FOLLOWED, rms, strict=True)),
             }
             if len(differing) > 1:

@@ -87,7 +87,7 @@ for scheme, text in this.words.drift_texts(results, design.schemes, design.digit
 # %% [markdown]
 # ## The optimum over width
 
-# %% tags=["hide-input", "picture", "claim:mup-wider-is-better", "claim:umup-wider-is-better"] mystnb={"figure": {"name": "fig-lr-transfer", "caption": "Final training loss against learning rate. SP's optimum (stars) moves by {glue:text}`drift_sp` octaves per doubling of width, μP's by {glue:text}`drift_mup`, u-μP's by {glue:text}`drift_umup` (95 % intervals in brackets)."}, "image": {"alt": "Loss against log2 learning rate, one panel a scheme, one line a width"}}
+# %% tags=["hide-input", "picture", "claim:mup-wider-is-better", "claim:umup-wider-is-better"] mystnb={"figure": {"name": "fig-lr-transfer", "caption": "Held-out loss against learning rate. SP's optimum (stars) moves by {glue:text}`drift_sp` octaves per doubling of width, μP's by {glue:text}`drift_mup`, u-μP's by {glue:text}`drift_umup` (95 % intervals in brackets)."}, "image": {"alt": "Loss against log2 learning rate, one panel a scheme, one line a width"}}
 this.figures.by_lr(results)
 
 # %% tags=["hide-input", "claim:sp-drifts", "claim:mup-transfers", "claim:umup-transfers"] mystnb={"figure": {"name": "fig-drift", "caption": "Fitted optimum against width, relative to the narrowest model, with 95 % intervals. SP leaves the band of half an octave, inside which a sweep in factors of two cannot tell a shift from none."}, "image": {"alt": "Shift of the optimal learning rate against width"}}

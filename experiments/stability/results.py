@@ -15,7 +15,7 @@ from umup.lab import records
 from umup.lab.absent import NotMeasured, required
 from umup.lab.quantities import Quantities
 from umup.lab.records import Results
-from umup.lab.tables import NAMES, remembered
+from umup.lab.tables import NAMES, loss_of, remembered
 from umup.laws import Interval
 
 quantity = QUANTITIES = Quantities()
@@ -61,7 +61,7 @@ def curves(runs: pd.DataFrame) -> pd.DataFrame:
             "cap": [_cap(row) for row in table.to_dict("records")],
             "x": np.log2(table["lr"].astype(float)).round(6),
             "seed": table["seed"],
-            "loss": table["final_loss"].where(table["status"] == "ok", uniform),
+            "loss": loss_of(table).fillna(uniform),
             "ok": table["status"] == "ok",
         }
     )

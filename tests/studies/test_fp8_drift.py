@@ -360,7 +360,7 @@ def planted(run: RunConfig) -> dict[str, Any]:
     failing = run.scheme == "mup" and run.model.recipe == "fp8_seed"
     loss = 1.5 + 0.01 * run.seed + (0.5 + 0.001 * run.seed) * failing
     return {
-        "final_loss": loss,
+        "val_loss": loss,
         "curve_steps": [1, 50, 100],
         "curve_loss": [5.0, 2.0, loss],
         **probe_columns(run),
@@ -457,7 +457,7 @@ def test_losses_are_paired_by_seed_and_divergence_is_infinite(results: Results) 
     assert quantities.loss_difference(results, "umup", "fp8_seed").value == 0.0
     runs = results.runs.copy()
     bad = runs.index[(runs["scheme"] == "mup") & runs["spec"].str.contains("fp8_seed")][0]
-    runs.loc[bad, ["status", "final_loss"]] = ["diverged", math.nan]
+    runs.loc[bad, ["status", "val_loss"]] = ["diverged", math.nan]
     broken = Results(runs, results.points)
     assert quantities.loss_difference(broken, "mup", "fp8_seed").lo == math.inf
     assert "1 of 3 diverged" in words.losses_table(broken)
@@ -664,8 +664,8 @@ def test_settings_and_slopes_are_drawn_as_tabled(results: Results) -> None:
     own = settings[(settings["scheme"] == "umup") & (settings["varied"] == "eta")]
     own = own[own["recipe"] == "plain"]
     columns = len(figure.axes) // 4
-    for ax, name in zip(figure.axes[::columns], ("final_loss", *tables.FOLLOWED), strict=True):
-        mean = (own[name] if name == "final_loss" else np.log2(own[name])).groupby(own["value"])
+    for ax, name in zip(figure.axes[::columns], ("val_loss", *tables.FOLLOWED), strict=True):
+        mean = (own[name] if name == "val_loss" else np.log2(own[name])).groupby(own["value"])
         np.testing.assert_allclose(ax.lines[0].get_ydata(), mean.mean())
         np.testing.assert_allclose(ax.lines[0].get_xdata(), np.log2(list(mean.groups)))
     for ax, scheme in zip(fp8_drift_figures.slopes(results).axes, ("mup", "umup"), strict=True):
@@ -673,7 +673,7 @@ def test_settings_and_slopes_are_drawn_as_tabled(results: Results) -> None:
         wanted = pd.concat([own[own["tensor"] == t]["slope"] for t in tables.FOLLOWED])
         np.testing.assert_allclose(marks(ax)[:, 0], wanted)
     width = settings[(settings["varied"] == "width") & (settings["scheme"] == "umup")]
-    mean = width.groupby("value")["final_loss"].mean()
+    mean = width.groupby("value")["val_loss"].mean()
     shown = [line.get_ydata().tolist() for line in fp8_drift_figures.shapes(results).axes[0].lines]
     assert pytest.approx(mean.tolist()) in shown
 

@@ -89,13 +89,13 @@ def test_an_unfinished_sweep_is_no_best_loss():
 def test_divergence_at_the_transferred_rate_fails():
     runs = make_runs()
     at = (runs.scheme == "mup") & (runs.d_model == 256) & (abs(np.log2(runs.lr) + 7) < 0.6)
-    runs.loc[at, ["status", "final_loss"]] = ["diverged", np.nan]
+    runs.loc[at, ["status", "val_loss"]] = ["diverged", np.nan]
     assert quantities.wider_minus_narrower(of(runs), "mup").lo == math.inf
 
 
 def test_wider_minus_narrower_takes_the_worst_step():
     runs = make_runs(noise=0)
-    runs.loc[(runs.scheme == "umup") & (runs.d_model == 128), "final_loss"] += 0.2
+    runs.loc[(runs.scheme == "umup") & (runs.d_model == 128), "val_loss"] += 0.2
     rise = quantities.wider_minus_narrower(of(runs), "umup")
     # from 64 to 128: -0.05 + 0.2, and 0.03 · (0.1² - 0.05²) for the drifted optimum
     assert rise.value == pytest.approx(0.15 + 0.03 * 0.0075) and rise.lo == pytest.approx(rise.hi)
@@ -187,7 +187,7 @@ def test_same_runs_same_pixels_and_no_state_left(name, runs):
     first = pixels(DRAW[name](of(runs)))
     assert first == pixels(DRAW[name](of(runs.sample(frac=1, random_state=0))))
     assert dict(mpl.rcParams) == before and plt.get_fignums() == []
-    changed = runs.assign(final_loss=runs.final_loss + 0.1 * (runs.scheme == "umup"))
+    changed = runs.assign(val_loss=runs.val_loss + 0.1 * (runs.scheme == "umup"))
     changed["lr"] *= np.where((runs.scheme == "sp") & (runs.d_model == 256), 2, 1)
     assert first != pixels(DRAW[name](of(changed)))
 
@@ -200,7 +200,7 @@ def test_poor_data_still_draw(name, kind, runs):
         "one run": runs.iloc[[0]],
         "one width": runs[(runs.d_model == 64) & (runs.steps == 2000)],
         "one seed": runs[runs.seed == 0],
-        "all diverged": runs.assign(status="diverged", final_loss=np.nan),
+        "all diverged": runs.assign(status="diverged", val_loss=np.nan),
     }[kind]
     figure = DRAW[name](of(poor))
     assert pixels(figure)  # without a warning

@@ -285,7 +285,7 @@ def runs_of(depths=(2, 8, 32), arms=tuple(SHIFTS), spread=2, noise=0.001):
                             "lr": 2.0**x,
                             "seed": seed,
                             "status": "ok",
-                            "final_loss": loss + noise * rng.normal(),
+                            "val_loss": loss + noise * rng.normal(),
                             "batch_size": 8,
                             "seq_len": 64,
                             "study": "residual_tau",

@@ -56,7 +56,7 @@ def logit(run: RunConfig) -> float:
 def seen(run: RunConfig) -> dict:
     rest = [0.0] * (len(PROBE_STATS) - 3)
     return {
-        "final_loss": planted_loss(run),
+        "val_loss": planted_loss(run),
         "probe_steps": [64],
         "probe_tensors": ["blocks.0.attn.scores/qk", "blocks.1.attn.scores/qk", "logits/value"],
         "probe_values": np.ravel(
@@ -163,7 +163,7 @@ def test_a_diverged_run_counts_as_a_uniform_guess(results: Results) -> None:
     high = (results.runs["lr"] >= 8.0) & (results.runs["scheme"] == "umup")
     runs = results.runs.assign(
         status=results.runs["status"].mask(high, "diverged"),
-        final_loss=results.runs["final_loss"].mask(high),
+        val_loss=results.runs["val_loss"].mask(high),
     )
     table = tables.arm(Results(runs, results.points), "umup", "none")
     assert table["loss"].max() == pytest.approx(math.log(256))

@@ -35,7 +35,8 @@ VERDICT_COLOURS = {
     "not measured": "#777777",
 }
 OTHER = "#555555"
-LOSS = "training loss (nats/token)"
+LOSS = "held-out loss (nats/token)"
+TRAINING_LOSS = "training loss (nats/token)"
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
