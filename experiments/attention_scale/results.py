@@ -124,21 +124,33 @@ def exponents(runs: pd.DataFrame, name: str = "qk") -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def by_seed(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """log₂ of ``name``: a row for each seed that has every head size, a column per head size."""
+    wide = table.pivot(index="seed", columns="d_head", values=name).dropna()
+    return np.log2(wide.astype(float))
+
+
 def slopes_by_seed(table: pd.DataFrame, name: str) -> list[float]:
     """Slope of log₂ ``name`` against log₂ d_head, one for each seed that has every head size."""
-    wide = table.pivot(index="seed", columns="d_head", values=name).dropna()
+    wide = by_seed(table, name)
     if wide.shape[1] < 2 or wide.empty:
         return []
-    u = np.log2(wide.columns.to_numpy(float))
-    return np.polyfit(u, np.log2(wide.to_numpy(float)).T, 1)[0].tolist()
+    return np.polyfit(np.log2(wide.columns.to_numpy(float)), wide.to_numpy().T, 1)[0].tolist()
+
+
+def local_slopes(table: pd.DataFrame, name: str) -> list[float]:
+    """Slope of log₂ ``name`` from each head size to the next, the mean over seeds."""
+    wide = by_seed(table, name)
+    steps = np.diff(np.log2(wide.columns.to_numpy(float)))
+    return (np.diff(wide.to_numpy()).mean(0) / steps).tolist()
 
 
 def _slope(table: pd.DataFrame, name: str, what: str) -> Interval:
-    """The mean over seeds of ``slopes_by_seed``."""
-    slopes = slopes_by_seed(table, name)
-    if not slopes:
+    """The exponent in d_head (``laws.mean_slope``)."""
+    wide = by_seed(table, name)
+    if wide.shape[1] < 2 or wide.empty:
         raise NotMeasured(f"{what}: no seed with every head size")
-    return laws.mean_interval(slopes)
+    return laws.mean_slope(np.log2(wide.columns.to_numpy(float)), wide)
 
 
 def default_lrs(runs: pd.DataFrame) -> dict[str, float]:
@@ -285,13 +297,14 @@ def exponent(
     table = _probed(results, scheme)
     _spans(table["d_head"], factor, _name(scheme))
     first, last = (
-        slopes_by_seed(table[table["step"] == step], name)
+        by_seed(table[table["step"] == step], name)
         for step in (table["step"].min(), table["step"].max())
     )
-    if len(first) != len(last) or not last:
+    if first.shape != last.shape or last.empty:
         raise NotMeasured(f"{_name(scheme)}: no seed with every head size at both ends")
-    change = np.subtract(last, first)
-    return laws.mean_interval({"start": first, "end": last, "change": change}[at])
+    curve = {"start": first, "end": last, "change": last - first}[at]
+    heads = f"head sizes {first.columns[0]} to {first.columns[-1]}"
+    return laws.mean_slope(np.log2(curve.columns.to_numpy(float)), curve).at(heads)
 
 
 def layers(results: Results) -> pd.DataFrame:
@@ -351,6 +364,13 @@ def optimum_shift(results: Results, hp: str, scheme: str, factor: float) -> Inte
     """Octaves by which the optimal ``eta`` or ``alpha`` moves over a ``factor`` in d_head."""
     _spans(sorted(optima(results.runs, hp, scheme)), factor, f"{_name(scheme)}, {hp}")
     return drift(results.runs, hp, scheme).slope.scaled(math.log2(factor))
+
+
+@quantity
+def largest_shift(results: Results, hp: str, scheme: str, factor: float) -> Interval:
+    """Octaves between the optima of any two head sizes, the furthest apart; see ``laws.Drift``."""
+    _spans(sorted(optima(results.runs, hp, scheme)), factor, f"{_name(scheme)}, {hp}")
+    return drift(results.runs, hp, scheme).largest
 
 
 @quantity

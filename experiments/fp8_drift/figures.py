@@ -256,7 +256,7 @@ def slopes(results: Results) -> Figure:
     for scheme in schemes:
         found = set(table[table["scheme"] == scheme]["varied"])
         rows[scheme] = [v for v in (*SWEPT[scheme], *SHAPE.values()) if v in found]
-    steep = claims.bound("fp8_drift", "only-eta-moves-rms")
+    steep = claims.bound("fp8_drift", "shape-moves-nothing")
     reach = 1.15 * max(table["slope"].abs().max(), 2 * steep)
     with figures.style():
         height = 1.5 + 0.36 * max(map(len, rows.values()))

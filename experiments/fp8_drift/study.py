@@ -45,7 +45,19 @@ weight_decay: float = 2.0**-13
 base_width: int = 32  # where μP equals SP
 dtype: str = "float32"
 unroll: int = 0
-probe_steps: list = [0, 5, 10, 20, 50, 100, 150, 200, 300, 500, 700]  # of the plain runs; the end too
+probe_steps: list = [
+    0,
+    5,
+    10,
+    20,
+    50,
+    100,
+    150,
+    200,
+    300,
+    500,
+    700,
+]  # of the plain runs; the end too
 seeds: int = 3
 eval_batches: int = 16
 effect_width: int = 64  # of the runs in which one thing is varied
@@ -132,7 +144,7 @@ Markdown(this.words.losses_table(results, design.digits))
 #
 # One thing is varied at a time. The three tensors are those with the largest RMS at the end in the paper.
 
-# %% tags=["hide-input", "claim:eta-moves-rms"] mystnb={"figure": {"name": "fig-fp8-umup-settings", "caption": "u-μP: held-out loss and end-of-training RMS against each hyperparameter (the paper's Figure 9). Vertical lines are the default."}, "image": {"alt": "Loss and three RMS values against each hyperparameter of u-μP"}}
+# %% tags=["hide-input", "claim:eta-moves-rms", "claim:eta-moves-ffn-input", "claim:eta-moves-ffn-gradient", "claim:only-eta-moves-rms"] mystnb={"figure": {"name": "fig-fp8-umup-settings", "caption": "u-μP: held-out loss and end-of-training RMS against each hyperparameter (the paper's Figure 9). Vertical lines are the default."}, "image": {"alt": "Loss and three RMS values against each hyperparameter of u-μP"}}
 this.figures.settings(results, "umup")
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-fp8-mup-settings", "caption": "μP: the same against its hyperparameters."}, "image": {"alt": "Loss and three RMS values against each hyperparameter of μP"}}
@@ -141,7 +153,7 @@ this.figures.settings(results, "mup")
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-fp8-shapes", "caption": "The same against width, depth, steps and batch, both schemes."}, "image": {"alt": "Loss and three RMS values against width, depth, steps and batch size"}}
 this.figures.shapes(results)
 
-# %% tags=["hide-input", "claim:only-eta-moves-rms", "claim:shape-moves-nothing"] mystnb={"figure": {"name": "fig-fp8-slopes", "caption": "Octaves of end-of-training RMS per octave of what is varied, with 95 % intervals. The band is the claims' bound; outside it, furthest out, lies {glue:text}`umup_steepest` under u-μP."}, "image": {"alt": "Slopes of end-of-training RMS against hyperparameters and shapes"}}
+# %% tags=["hide-input", "claim:shape-moves-nothing"] mystnb={"figure": {"name": "fig-fp8-slopes", "caption": "Octaves of end-of-training RMS per octave of what is varied, with 95 % intervals. The band is the claims' bound; outside it, furthest out, lies {glue:text}`umup_steepest` under u-μP."}, "image": {"alt": "Slopes of end-of-training RMS against hyperparameters and shapes"}}
 this.figures.slopes(results)
 
 # %% [markdown]

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import pandas as pd
 
+from umup import laws
 from umup.lab import tables
 from umup.lab.absent import NotMeasured, required
 from umup.lab.records import Results
@@ -32,6 +33,10 @@ def _horizon(results: Results, scheme: str, steps: int | None) -> pd.DataFrame:
 
 def drift(results: Results, scheme: str, factor: float = 2, steps: int | None = None) -> Interval:
     """Octaves by which the optimal η moves per doubling of width, over ``factor`` or more in it."""
+    return _drift(results, scheme, factor, steps).slope
+
+
+def _drift(results: Results, scheme: str, factor: float, steps: int | None) -> laws.Drift:
     at = _horizon(results, scheme, steps)
     span = at["d_model"].max() / at["d_model"].min()
     if span < factor:
@@ -39,7 +44,19 @@ def drift(results: Results, scheme: str, factor: float = 2, steps: int | None = 
     fitted = tables.drift_fits(at)
     if not fitted:
         raise NotMeasured(f"{NAMES[scheme]}: fewer than two widths with an optimum")
-    return next(iter(fitted.values()))[0].slope
+    widths, steps = sorted(at["d_model"].unique()), at["steps"].iloc[0]
+    where = f"{NAMES[scheme]}, widths {widths[0]} to {widths[-1]}, {steps} steps"
+    found, optima = next(iter(fitted.values()))
+    seeds = min(o.n_seeds for o in optima.values())
+    parts = (found.slope, found.shift, found.largest)
+    return laws.Drift(*(part.at(where, seeds) for part in parts), found.lack_of_fit)
+
+
+def largest_shift(
+    results: Results, scheme: str, factor: float, steps: int | None = None
+) -> Interval:
+    """Octaves between the optimal η of any two widths, the furthest apart; see ``laws.Drift``."""
+    return _drift(results, scheme, factor, steps).largest
 
 
 def shift(results: Results, scheme: str, factor: float, steps: int | None = None) -> Interval:
@@ -76,7 +93,8 @@ def default_difference(
     for (name, _, _), o in tables.fits(both[both["d_model"] == row["d_model"]]).items():
         if not (math.isfinite(o.x_lo) and math.isfinite(o.x_hi)) and o.edge:
             raise NotMeasured(f"{NAMES[name]} at width {row['d_model']}: {o.reason}")
-    return Interval(row["difference"], row["difference_lo"], row["difference_hi"])
+    where = f"width {row['d_model']}, {row['steps']} steps"
+    return Interval.of(row, "difference").at(where, int(row["n"]))
 
 
 def wider_minus_narrower(
@@ -104,4 +122,6 @@ def wider_minus_narrower(
     return Interval(*(max(getattr(s, end) for s in steps_up) for end in ("value", "lo", "hi")))
 
 
-QUANTITIES = {f.__name__: f for f in (drift, shift, default_difference, wider_minus_narrower)}
+QUANTITIES = {
+    f.__name__: f for f in (drift, shift, largest_shift, default_difference, wider_minus_narrower)
+}

@@ -13,9 +13,10 @@ between runs suggests. Intervals are 95 %; the study *How we judge* measures how
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -35,16 +36,29 @@ NORMAL = float(stats.norm.ppf(TAIL))
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its 95 % interval; an infinite end means the data do not bound it."""
+    """An estimate with its 95 % interval; an infinite end means the data do not bound it.
+
+    Attributes:
+        value, lo, hi: the estimate and its interval.
+        n: seeds behind it, where they are counted; else 0.
+        where: what it was measured on, as "width 256, 2000 steps"; may be empty.
+    """
 
     value: float
     lo: float
     hi: float
+    n: int = field(default=0, compare=False)
+    where: str = field(default="", compare=False)
 
     @classmethod
     def exact(cls, value: float) -> Interval:
-        """What is known without an error, or measured once."""
+        """What is known without an error: arithmetic, or a measurement that always repeats."""
         return cls(float(value), float(value), float(value))
+
+    @classmethod
+    def once(cls, value: float) -> Interval:
+        """What was measured once and would come out a little different again: no interval."""
+        return cls(float(value), float(value), float(value), 1)
 
     @classmethod
     def of(cls, row: Mapping[Any, Any] | pd.Series, name: str) -> Interval:
@@ -57,7 +71,12 @@ class Interval:
 
     def scaled(self, factor: float) -> Interval:
         """The interval of `factor` (above 0) times the quantity."""
-        return Interval(self.value * factor, self.lo * factor, self.hi * factor)
+        ends = (x * factor for x in (self.value, self.lo, self.hi))
+        return Interval(*ends, self.n, self.where)
+
+    def at(self, where: str = "", n: int = 0) -> Interval:
+        """The same, with what it was measured on and the seeds behind it, where given."""
+        return replace(self, where=where or self.where, n=n or self.n)
 
 
 @dataclass(frozen=True)
@@ -98,11 +117,11 @@ class Drift:
     Attributes:
         slope: octaves of learning rate per doubling of width.
         shift: slope · log2(largest width / smallest width), octaves.
-        largest: the largest shift between any two widths, octaves. Noise alone makes it positive:
-            read it beside `shift`, as a check that the motion is a straight line.
+        largest: the largest shift between any two widths, octaves, which asks for no straight line.
+            Noise alone makes it positive; its lower end allows for that.
         lack_of_fit: χ² of the optima about the line by its degrees of freedom: about 1 where
-            noise explains them, larger where the motion is no straight line; NaN below three widths that
-            have an optimum.
+            noise explains them, larger where the motion is no straight line; NaN below three
+            widths that have an optimum.
     """
 
     slope: Interval
@@ -121,9 +140,29 @@ def mean_interval(values: ArrayLike) -> Interval:
     """Mean of independent values, with Student's t interval (infinite for a single value)."""
     y = np.asarray(values, float)
     if y.size < 2:
-        return Interval(float(y.mean()) if y.size else math.nan, -math.inf, math.inf)
+        return Interval(float(y.mean()) if y.size else math.nan, -math.inf, math.inf, y.size)
     half = student(y.size - 1) * y.std(ddof=1) / math.sqrt(y.size)
-    return Interval(float(y.mean()), float(y.mean() - half), float(y.mean() + half))
+    return Interval(float(y.mean()), float(y.mean() - half), float(y.mean() + half), y.size)
+
+
+def mean_slope(u: ArrayLike, y: ArrayLike) -> Interval:
+    """Slope of y over u, the mean over seeds, with the larger of its two errors.
+
+    Of the seeds: Student's t over their slopes. Of the line: Student's t over the scatter of the
+    mean curve about it, with n − 2 degrees of freedom, since a bent curve has no one slope.
+
+    Args:
+        u: shape (n,), two or more different values. y: shape (seeds, n).
+    """
+    u, y = np.asarray(u, float), np.asarray(y, float)
+    by_seed = mean_interval(np.polyfit(u, y.T, 1)[0])
+    if len(u) < 3:
+        return by_seed
+    mean = y.mean(0)
+    scatter = mean - np.polyval(np.polyfit(u, mean, 1), u)
+    error = math.sqrt((scatter**2).sum() / (len(u) - 2) / ((u - u.mean()) ** 2).sum())
+    half = max(by_seed.hi - by_seed.value, student(len(u) - 2) * error)
+    return Interval(by_seed.value, by_seed.value - half, by_seed.value + half, by_seed.n)
 
 
 class _Runs(NamedTuple):
@@ -402,12 +441,28 @@ def drift(optima: Mapping[int, Optimum], *, rng_seed: int = 0) -> Drift:
     dof = int(known.sum()) - 2
     stretch = math.sqrt(misfit) * student(dof) / NORMAL if misfit > 1 else 1.0
     ends = _percentiles(low)[0], _percentiles(high)[1]
-    found = Interval(slope, *(slope + stretch * (end - slope) for end in ends))
+    lo_end, hi_end = (slope + stretch * (end - slope) for end in ends)
+    found = Interval(slope, lo_end, hi_end, min(f.n_seeds for f in fits))
     with np.errstate(invalid="ignore"):
         widest = np.nan_to_num(hi.max(0) - lo.min(0), nan=np.inf, posinf=np.inf)
-        narrowest = np.maximum(lo.max(0) - hi.min(0), 0.0)
-    largest = Interval(float(np.ptp(x)), _percentiles(narrowest)[0], _percentiles(widest)[1])
+    largest = Interval(float(np.ptp(x)), _least_range(lo, hi), _percentiles(widest)[1], found.n)
     return Drift(found, found.scaled(float(u[-1] - u[0])), largest, misfit)
+
+
+def _least_range(lo: NDArray, hi: NDArray) -> float:
+    """What two of some optima are apart at least, 95 % sure.
+
+    Of every pair the lower end of the distance, at a level divided by the number of pairs: noise
+    alone makes the range of the draws larger than the truth, so that their own lower end is none.
+
+    Args:
+        lo, hi: the ends of every draw, shape (optima, draws).
+    """
+    pairs = list(itertools.permutations(range(len(lo)), 2))
+    level = (1 - TAIL) / (len(pairs) / 2)
+    with np.errstate(invalid="ignore"):
+        apart = [np.nan_to_num(lo[i] - hi[j], nan=-np.inf, neginf=-np.inf) for i, j in pairs]
+    return max(0.0, *(float(np.quantile(d, level, method="lower")) for d in apart))
 
 
 def _lack_of_fit(u: NDArray, x: NDArray, weight: NDArray) -> float:

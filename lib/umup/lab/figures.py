@@ -30,6 +30,7 @@ COLOURS = {"sp": "#D55E00", "mup": "#0072B2", "umup": "#009E73"}
 MARKERS = {"sp": "s", "mup": "o", "umup": "D"}
 VERDICT_COLOURS = {
     "holds": "#009E73",
+    "exact": "#56B4E9",
     "fails": "#D55E00",
     "inconclusive": "#B58900",
     "not measured": "#777777",

@@ -56,7 +56,9 @@ def remembered(make: Callable[Concatenate[T, P], R]) -> Callable[Concatenate[T, 
 
 @remembered
 def prepare(runs: pd.DataFrame) -> pd.DataFrame:
-    """Current runs with columns `log2_lr` and `loss` (``loss_of``), sorted by scheme, width, steps, η and seed.
+    """Current runs with columns `log2_lr` and `loss` (``loss_of``).
+
+    Sorted by scheme, width, steps, η and seed.
 
     Raises:
         RecordError: runs of one point differ in what tables do not show (study, profile, depth,
