@@ -90,12 +90,28 @@ def test_the_figure_draws_the_losses_and_the_optima(runs: pd.DataFrame) -> None:
     mup, umup, along = axis.figure(runs, DEPTH).axes
     assert [mup.get_title(), umup.get_title(), along.get_xlabel()] == ["μP", "u-μP", DEPTH]
     assert list(drawn(umup)) == ["1", "2", "4"]
-    stars = [line.get_xydata()[0] for line in umup.lines if line.get_marker() == "*"]
-    np.testing.assert_allclose(stars, [[0.5 * i, 2.005 - 0.05 * i] for i in range(3)], atol=1e-6)
+    stars = [[0.5 * i, 2.005 - 0.05 * i] for i in range(3)]
+    np.testing.assert_allclose(marks(umup), stars, atol=1e-6)
     shifts = [SHIFT[scheme] * i for scheme in ("mup", "umup") for i in range(3)]
     np.testing.assert_allclose(marks(along)[:, 1], shifts, atol=1e-6)
+    assert list(drawn(along)) == ["μP", "u-μP"]
     (panel,) = axis.figure(EMPTY.runs, DEPTH).axes
     assert panel.texts[0].get_text() == "not measured: no runs are on record"
+
+
+def test_the_figure_shows_divergence_and_optima_that_are_not_bracketed(runs: pd.DataFrame) -> None:
+    deep = (runs["n_layers"] == 4) & (runs["scheme"] == "umup")
+    cut = runs[~(deep & (runs["lr"] > 1.1))].copy()
+    fast = (cut["scheme"] == "mup") & (cut["lr"] == cut[cut["scheme"] == "mup"]["lr"].max())
+    cut.loc[fast, ["status", "final_loss"]] = ["diverged", np.nan]
+    mup, umup, along = axis.figure(cut, DEPTH).axes
+    crosses = [line.get_xydata() for line in mup.lines if line.get_marker() == "x"]
+    assert np.concatenate(crosses).tolist() == [[-4.0, mup.get_ylim()[1]]] * 3
+    assert len(marks(umup)) == 2  # no star without a bracket
+    faces = [c.lines[0].get_markerfacecolor() for c in along.containers]
+    assert [face == "white" for face in faces] == [False] * 5 + [True]
+    (panel,) = axis.figure(runs.assign(status="diverged", final_loss=np.nan), DEPTH).axes
+    assert panel.texts[0].get_text() == "not measured: every run diverged"
 
 
 @pytest.mark.parametrize(("name", "value"), [("values", (2, 1)), ("values", (1,)), ("width", 0)])

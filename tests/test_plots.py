@@ -56,6 +56,13 @@ def test_a_drift_is_relative_hollow_at_an_edge_and_open_with_an_arrow(ax: Axes):
     assert arrow.get_xydata().tolist() == [[8, 0.25]]
 
 
+def test_a_trend_goes_through_the_mean_of_the_optima_and_says_its_slope(ax: Axes):
+    found = {8: optimum(2.5), 2: optimum(1.0), 4: optimum(1.0)}
+    look = plots.trend(ax, found, Interval(0.5, 0.25, 1.0), LOOK, base=1.0)
+    assert ax.lines[0].get_xydata().tolist() == [[2, 0], [4, 0.5], [8, 1]]
+    assert look.title == "ours: 0.50 [0.25, 1.00]"
+
+
 def test_a_forest_has_its_rows_from_the_top_and_an_arrow_for_what_is_infinite(ax: Axes):
     found = {"b": Interval(0.2, 0.1, 0.4), "a": Interval(math.inf, 0.0, math.inf)}
     plots.forest(ax, {"a": "first", "b": "second"}, [(LOOK, found)])
@@ -64,6 +71,15 @@ def test_a_forest_has_its_rows_from_the_top_and_an_arrow_for_what_is_infinite(ax
     assert ax.get_ylim() == (1.5, -0.5)
     (arrow,) = [line for line in ax.lines if line.get_marker() == ">"]
     assert arrow.get_xydata().tolist() == [[0.98, 0]]
+
+
+def test_what_a_claim_allows_reaches_the_edge_where_it_is_open(ax: Axes):
+    ax.set(xlim=(-2, 3), ylim=(4.5, -0.5))
+    plots.allowed(ax, 1, -math.inf, 0.5, along="x")
+    plots.allowed(ax, 2, 0.5, math.inf)
+    shown = [line.get_xydata().tolist() for line in ax.lines]
+    assert shown == [[[-2, 1], [0.5, 1]], [[2, 0.5], [2, 4.5]]]
+    assert (ax.get_xlim(), ax.get_ylim()) == ((-2, 3), (4.5, -0.5))
 
 
 def test_a_window_shows_the_optima_and_no_more_than_there_is():

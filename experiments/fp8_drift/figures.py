@@ -50,7 +50,7 @@ HP_NAMES = {
     "alpha_attn_softmax": "α_attn",
     "alpha_output": "α_output",
     "alpha_residual": "α_residual",
-    "alpha_residual_attn_ratio": "α_res-attn-ratio",
+    "alpha_residual_attn_ratio": "α_res-attn\n-ratio",
     "alpha_ffn_act": "α_ffn-act",
     "alpha_loss_softmax": "α_loss",
 }
@@ -70,7 +70,7 @@ def distribution(results: Results) -> Figure:
     low = min(np.log2(means["rms"].min()), -17) - 1
     with figures.style():
         height, shared = 1.5 + 1.75 * len(schemes), {"sharex": True, "sharey": True}
-        figure, axes = grid(7.6, height, len(schemes), 2, **shared)
+        figure, axes = grid(7.2, height, len(schemes), 2, **shared)
         for i, scheme in enumerate(schemes):
             for ax, (step, stage) in zip(axes[i], stages.items(), strict=False):
                 at = means[(means["scheme"] == scheme) & (means["step"] == step)]
@@ -112,7 +112,7 @@ def lost(results: Results) -> Figure:
     panels = {s: _matrix(means[means["scheme"] == s]) for s in schemes}
     rows = max(len(shares) for shares, _ in panels.values())
     with figures.style():
-        figure, axes = grid(7.8, 1.6 + 0.21 * rows, 1, len(schemes))
+        figure, axes = grid(7.2, 1.6 + 0.21 * rows, 1, len(schemes))
         images = []
         for ax, (scheme, (shares, clipped)) in zip(axes[0], panels.items(), strict=True):
             values = np.clip(shares.to_numpy(float), 1e-4, 1.0)
@@ -210,8 +210,9 @@ def shapes(results: Results) -> Figure:
 
 def _panels(varied: list[str], titles: list[str]) -> tuple[Figure, np.ndarray]:
     """A row for the loss and one for each of ``FOLLOWED``, one column per thing varied."""
-    width, shared = max(1.35 * len(varied) + 0.6, 5.0), {"sharex": "col", "sharey": "row"}
-    figure, axes = grid(width, 6.2, 4, len(varied), **shared)
+    width, shared = min(1.35 * len(varied) + 0.6, 7.2), {"sharex": "col", "sharey": "row"}
+    figure, axes = grid(max(width, 5.0), 6.2, 4, len(varied), **shared)
+    figure.get_layout_engine().set(wspace=0.06)  # type: ignore[union-attr]
     labels = [
         "loss (nats)",
         "(a) readout\nweight RMS",
@@ -260,7 +261,7 @@ def slopes(results: Results) -> Figure:
     reach = 1.15 * max(table["slope"].abs().max(), 2 * steep)
     with figures.style():
         height = 1.5 + 0.36 * max(map(len, rows.values()))
-        figure, axes = grid(7.6, height, 1, len(schemes), sharex=True)
+        figure, axes = grid(7.2, height, 1, len(schemes), sharex=True)
         for ax, scheme in zip(axes[0], schemes, strict=True):
             plots.band(ax, -steep, steep, along="x")
             own = table[table["scheme"] == scheme]
@@ -291,7 +292,7 @@ def speed(results: Results) -> Figure:
     if gemms.empty and steps.empty:
         raise NotMeasured("speeds, which need a device with FP8 units")
     with figures.style():
-        figure, (left, right) = figures.subplots(7.6, 3.9, 2)
+        figure, (left, right) = figures.subplots(7.2, 3.9, 2)
         _gemms(left, gemms)
         _steps(right, steps)
         for ax in (left, right):

@@ -133,7 +133,7 @@ Markdown(this.words.departures_table(results, design.digits))
 #
 # Equal seeds mean equal draws and equal batches, so losses are compared pair by pair with the float32 runs.
 
-# %% tags=["hide-input", "claim:umup-direct-cast", "claim:umup-e5m2-gradients", "claim:mup-direct-cast-fails", "claim:mup-e5m2-gradients-do", "claim:mup-scaled-does", "claim:scaling-gains-umup-nothing", "claim:bf16-is-free"] mystnb={"figure": {"name": "fig-fp8-losses", "caption": "Left: training curves (the paper's Figures 1 right and 7). Right: held-out loss minus float32's, with 95 % intervals over paired seeds; the band is the claims' bound. Under the u-μP paper's recipe u-μP ends {glue:text}`umup_seed_difference` nats from float32, μP {glue:text}`mup_seed_difference`."}, "image": {"alt": "Training curves of every recipe and differences of the held-out loss from float32"}}
+# %% tags=["hide-input", "claim:umup-direct-cast", "claim:umup-e5m2-gradients", "claim:mup-direct-cast-fails", "claim:mup-e5m2-gradients-do", "claim:mup-scaled-does", "claim:scaling-gains-umup-nothing", "claim:bf16-is-free"] mystnb={"figure": {"name": "fig-fp8-losses", "caption": "Left: training curves (the paper's Figures 1 right and 7). Right: held-out loss minus float32's, with 95 % intervals over paired seeds; the band is the claims' bound, an arrow at the edge divergence or more than twenty times the bound. Under the u-μP paper's recipe u-μP ends {glue:text}`umup_seed_difference` nats from float32, μP {glue:text}`mup_seed_difference`."}, "image": {"alt": "Training curves of every recipe and differences of the held-out loss from float32"}}
 this.figures.losses(results)
 
 # %% tags=["hide-input"]

@@ -14,7 +14,7 @@ from umup.lab.absent import required
 from umup.lab.claims import bound
 from umup.lab.records import Results
 from umup.lab.tables import NAMES
-from umup.lab.words import cell, table
+from umup.lab.words import cell, listed, table, trained
 from umup.text import decimals
 
 from . import results as tables
@@ -42,8 +42,8 @@ def _same(results: Results) -> str:
     gaps, device = {n: _gap(results, n) for n in twins["twin"]}, twins["device_kind"].iloc[0]
     if set(gaps.values()) == {report.ABSENT}:
         return f"A GPU's losses beside the CPU's are {report.ABSENT} (device here: {device})."
-    listed = ", ".join(f"{name} {gap}" for name, gap in gaps.items())
-    return f"Losses on the {device} are the CPU's to so many parts per million: {listed}."
+    named = ", ".join(f"{name} {gap}" for name, gap in gaps.items())
+    return f"Losses on the {device} are the CPU's to so many parts per million: {named}."
 
 
 @report.known
@@ -69,21 +69,14 @@ def _costs(results: Results, digits: int) -> str:
 def what_ran(results: Results) -> str:
     """One sentence: how many runs, of what, on what, and where."""
     runs = tables.shown(results)
-    first = runs.iloc[0]
-    done, seeds = first["done"], runs["seed"].nunique()
-    cut = ""
-    if done != first["steps"]:
+    done, cut = runs["done"].iloc[0], ""
+    if done != runs["steps"].iloc[0]:
         cut = (
             f" Time ended at step {done}: what is shown are means over the last tenth of those "
             "steps, and no claim is judged on them."
         )
-    devices = ", ".join(sorted(runs["device"].astype(str).unique()))
-    return (
-        f"{len(runs)} runs in {len(runs.groupby(['scheme', 'arm']))} arms, "
-        f"{int((runs['status'] == 'diverged').sum())} of them diverged: width {first['d_model']}, "
-        f"depth {first['n_layers']}, {first['batch_size']} sequences of {first['seq_len']} tokens "
-        f"per step, {first['steps']} steps, {seeds} seed{'s' * (seeds > 1)}; on: {devices}.{cut}"
-    )
+    kind = f"runs in {len(runs.groupby(['scheme', 'arm']))} arms"
+    return f"{trained(runs, kind)} On: {listed(runs['device'].astype(str))}.{cut}"
 
 
 def texts(results: Results, digits: int = 2) -> dict[str, str]:

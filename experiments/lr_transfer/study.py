@@ -103,7 +103,7 @@ Markdown(this.words.optima_table(results, design.digits))
 # learns fast early need not win later, and the ranking of two parametrizations at one budget is no law. The
 # first table shows another thing to keep in mind: transfer over width is not transfer over the horizon.
 
-# %% tags=["hide-input", "claim:umup-default-vs-mup", "claim:umup-default-vs-sp", "claim:umup-default-vs-mup-short", "claim:umup-default-vs-sp-short", "claim:umup-default-vs-mup-long", "claim:umup-default-vs-sp-long"] mystnb={"figure": {"name": "fig-default-losses", "caption": "Best loss with all other hyperparameters at their defaults: against width, and against the horizon as the difference from u-μP (above zero, u-μP is better), paired by seed."}, "image": {"alt": "Best loss against width and against horizon"}}
+# %% tags=["hide-input", "claim:umup-default-vs-mup", "claim:umup-default-vs-sp", "claim:umup-default-vs-mup-short", "claim:umup-default-vs-sp-short", "claim:umup-default-vs-mup-long", "claim:umup-default-vs-sp-long"] mystnb={"figure": {"name": "fig-default-losses", "caption": "How far the best loss lies above u-μP's, all other hyperparameters at their defaults (above zero, u-μP is better): against width, and against the horizon. Bars are 95 % intervals, paired by seed; below the dotted line a claim fails."}, "image": {"alt": "Best loss above that of u-μP, against width and against horizon"}}
 this.figures.default_losses(results)
 
 # %% tags=["hide-input"]

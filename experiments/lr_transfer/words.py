@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from umup.lab import report, tables
+from umup.lab import report, tables, words
 from umup.lab.absent import otherwise, required
 from umup.lab.records import Results
 from umup.text import decimals
@@ -18,14 +18,9 @@ def what_ran(results: Results) -> str:
     """One sentence: how many runs, of what, on what."""
     runs = required(results.runs, report.NO_RUNS)
     first = runs.iloc[0]
-    diverged = int((runs["status"] == "diverged").sum())
-    widths = ", ".join(str(w) for w in sorted(runs["d_model"].unique()))
-    steps = ", ".join(str(s) for s in sorted(runs["steps"].unique()))
-    return (
-        f"{len(runs)} runs, {diverged} of them diverged: {first['n_layers']} layers, heads of "
-        f"{first['d_head']}, widths {widths}; {first['batch_size']} sequences of "
-        f"{first['seq_len']} tokens a step, {steps} steps; up to {runs['seed'].nunique()} seeds."
-    )
+    widths = words.listed(runs["d_model"])
+    shape = f"{first['n_layers']} layers, heads of {first['d_head']}, widths {widths}"
+    return words.trained(runs, shape=shape)
 
 
 def drift_texts(results: Results, schemes: Sequence[str], digits: int = 2) -> dict[str, str]:

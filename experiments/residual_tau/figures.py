@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from umup.lab import claims, figures, plots
+from umup.lab import claims, figures, folders, plots
 from umup.lab.absent import NotMeasured, otherwise, required
 from umup.lab.plots import Look
 from umup.lab.records import Results
@@ -24,9 +24,9 @@ LOOKS = {
     "derived": Look(plots.GREEN, "D", "derived"),
     "library": Look(plots.ORANGE, "^", "library"),
     "printed": Look(plots.PURPLE, "v", "printed"),
-    "mup": Look(plots.BLUE, "o", "mup"),
-    "completep": Look(plots.SKY, "P", "completep"),
-    "sp": Look(plots.VERMILION, "s", "sp"),
+    "mup": Look(plots.BLUE, "o", "μP"),
+    "completep": Look(plots.SKY, "P", "CompleteP"),
+    "sp": Look(plots.VERMILION, "s", "SP"),
 }
 PARTS = {
     "embedding": Look("#555555", "o", "embedding"),
@@ -50,7 +50,7 @@ def contributions(results: Results) -> Figure:
     table = tables.contributions(results)
     depths = sorted(table["n_layers"].unique())
     with figures.style():
-        figure, axes = figures.subplots(7.6, 3.5, len(CONVENTIONS), sharey=True)
+        figure, axes = figures.subplots(7.2, 3.5, len(CONVENTIONS), sharey=True)
         for ax, convention in zip(axes, CONVENTIONS, strict=True):
             exact = [_exact(convention, n) for n in depths]
             mine = table[table["arm"] == convention].sort_values("n_layers")
@@ -83,7 +83,7 @@ def realised(results: Results) -> Figure:
         "none": long[long["n_layers"] == depth],
     }
     with figures.style():
-        figure, axes = figures.subplots(7.6, 3.9, 2)
+        figure, axes = figures.subplots(7.2, 3.9, 2)
         for ax, what in zip(axes, ("residual", "attention"), strict=True):
             _ratios(ax, models, what, depth)
         axes[0].set_ylabel("σ(attention + FFN) / σ(embedding)")
@@ -137,7 +137,7 @@ def lemma(results: Results) -> Figure:
     table = tables.networks(results)
     depths = sorted(table["n_layers"].unique())
     with figures.style():
-        figure, (left, right) = figures.subplots(7.6, 3.7, 2)
+        figure, (left, right) = figures.subplots(7.2, 3.7, 2)
         for convention in CONVENTIONS:
             look = LOOKS[convention]
             style = {"color": look.colour, "label": convention, "marker": look.marker, "ms": 5}
@@ -179,10 +179,9 @@ def stream(results: Results) -> Figure:
         raise NotMeasured("no walks are on record")
     depths = sorted(set().union(*(t["n_layers"] for t in found.values())))
     colours = plots.sequence(depths)
-    names = {"sp": "SP", "mup": "μP", "completep": "CompleteP", "derived": "u-μP"}
     most = claims.bound("residual_tau", "stream-is-unit-scaled")
     with figures.style():
-        figure, axes = figures.subplots(1.5 * len(found) + 0.5, 3.4, len(found), sharey=True)
+        figure, axes = figures.subplots(1.34 * len(found) + 0.5, 3.4, len(found), sharey=True)
         for ax, ((arm, seq_len), table) in zip(axes, found.items(), strict=True):
             plots.band(ax, 2 - most, most)
             for row in table.sort_values("n_layers").to_dict("records"):
@@ -191,7 +190,8 @@ def stream(results: Results) -> Figure:
                 ax.plot(place, mean, "-", color=colours[n], lw=1.6, label=str(n))
             plots.log2_axis(ax, axis="y")
             tokens = seq_len or int(table["seq_len"].iloc[0])
-            ax.set_title(f"{names[arm]}, T = {tokens}", fontweight="bold")
+            name = "u-μP" if arm == "derived" else LOOKS[arm].title
+            ax.set_title(f"{name}\nT = {tokens}", fontweight="bold")
             ax.set_xticks([0, 0.5, 1], ["0", "½", "1"])
             ax.set_xlabel("branch l / L")
         axes[0].set_ylabel("σ of the skip stream")
@@ -209,7 +209,7 @@ def trained(results: Results) -> Figure:
     table = tables.contributions(results, "trained")
     depths = sorted(table["n_layers"].unique())
     with figures.style():
-        figure, axes = figures.subplots(7.6, 3.5, len(CONVENTIONS), sharey=True)
+        figure, axes = figures.subplots(7.2, 3.5, len(CONVENTIONS), sharey=True)
         for ax, convention in zip(axes, CONVENTIONS, strict=True):
             mine = table[table["arm"] == convention]
             for j, (part, look) in enumerate(PARTS.items()):
@@ -242,14 +242,15 @@ def loss_by_lr(results: Results) -> Figure:
     best = [o.loss for fits in optima.values() for o in fits.values()]
     bottom, top = plots.window(losses["mean"].min(), best, 2.2)
     with figures.style():
-        width = max(1.6 * len(optima), 4)
+        width = max(1.44 * len(optima), 4)
         figure, axes = figures.subplots(width, 3.6, len(optima), sharey=True)
         for ax, (arm, fits) in zip(axes, optima.items(), strict=True):
             for depth, group in losses[losses["arm"] == arm].groupby("depth"):
                 look = Look(colours[depth], title=str(depth))
                 plots.curve(ax, group, look, top=top, band_from=3)
                 plots.star(ax, fits[depth], look.colour)
-            ax.set_title(ARMS[arm].title.replace(", ", "\n"), fontweight="bold")
+            title = ARMS[arm].title.replace(", ", "\n")
+            ax.set_title(title, fontweight="bold", fontsize=10)
             plots.octaves(ax, most=5)
             ax.set_ylim(bottom, top)
         axes[0].set_ylabel(figures.LOSS)
@@ -259,27 +260,60 @@ def loss_by_lr(results: Results) -> Figure:
 
 @figures.drawn
 def over_depth(results: Results) -> Figure:
-    """Left: the optimum's shift from the shallowest model. Right: the best loss over depth.
+    """Over depth: the optimum's shift from the shallowest model, the best loss, and differences.
 
     Error bars are 95 % intervals; hollow markers a sweep that does not bracket its optimum; the
-    band is what the claims allow, ±½ octave, inside which a sweep in factors of two cannot tell a
-    shift from none.
+    left band is what the claims allow, ±½ octave, inside which a sweep in factors of two cannot
+    tell a shift from none. For the right panel see `_differences`.
     """
     optima = tables.optima(results)
     depths = sorted({depth for fits in optima.values() for depth in fits})
     allowed = claims.bound("residual_tau", "umup-transfers-over-depth")
     with figures.style():
-        figure, (left, right) = figures.subplots(7.6, 4.0, 2)
+        figure, (left, middle, right) = figures.subplots(7.2, 4.0, 3)
         plots.band(left, -allowed, allowed)
         for i, (arm, fits) in enumerate(optima.items()):
             look = LOOKS[arm]._replace(title=ARMS[arm].title)
             aside = plots.aside(i, len(optima), 0.07)
             base = fits[min(fits)].x
             plots.optima(left, fits, look, base=base, aside=aside, open_end=0.5)
-            plots.optima(right, fits, look, what="loss", aside=aside, open_end=0.0)
-        for ax in (left, right):
+            plots.optima(middle, fits, look, what="loss", aside=aside, open_end=0.0)
+        for ax in (left, middle):
             plots.log2_axis(ax, depths, DEPTH, room=1.3)
-        left.set_ylabel(f"log₂ η* − log₂ η* at N = {depths[0]} (octaves)")
-        right.set_ylabel(f"best {figures.LOSS}")
-        plots.legend(figure, right, columns=3)
+        _differences(right, results, depths)
+        left.set_ylabel("shift of η* (octaves)")
+        middle.set_ylabel(f"best {figures.LOSS}")
+        right.set_ylabel("difference (nats/token)")
+        plots.legend(figure, middle, columns=3)
     return figure
+
+
+def _differences(ax: Axes, results: Results, depths: list[int]) -> None:
+    """What the claims on differences judge: the best loss minus another arm's, over depth.
+
+    Small marks are single depths, without intervals of their own; right of them the mean, with
+    Student's interval over depths, on what its claim allows.
+    """
+    entries = claims.load(folders.folder("residual_tau") / "claims.yaml")
+    judged = [claim for claim in entries if claim.quantity == "loss_difference"]
+    last, means = 3.0 * depths[-1], []
+    ax.axhline(0, color=plots.GUIDE, lw=0.8)
+    for i, claim in enumerate(judged):
+        place = last * plots.aside(i, len(judged), 0.6)
+        arm, against = (LOOKS[claim.args[name]] for name in ("arm", "against"))
+        by_depth = {k: v for k, v in claim.args.items() if k in ("arm", "against", "from_depth")}
+        found = tables.differences(results, **by_depth)
+        style = {"color": arm.colour, "marker": arm.marker, "ms": 4.5, "lw": 1.0}
+        ax.plot(list(found), list(found.values()), label=f"{arm.title} − {against.title}", **style)
+        mean = otherwise(lambda missing: None)(tables.loss_difference)(results, **claim.args)
+        if mean is not None:
+            plots.points(ax, place, (mean.value, mean.lo, mean.hi), arm._replace(title="_"))
+        means.append((place, claim.bound_min, claim.bound_max))
+    plots.log2_axis(ax, depths, DEPTH, room=0)
+    ax.set_xticks([*depths, last], [*map(str, depths), "mean"])
+    ax.set_xlim(depths[0] / 1.3, 1.8 * last)
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high + 0.35 * (high - low))  # room for the legend
+    for mean in means:
+        plots.allowed(ax, *mean)
+    ax.legend(loc="upper left", handlelength=1.0, borderpad=0.1)

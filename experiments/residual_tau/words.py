@@ -13,7 +13,7 @@ from umup.lab import report, words
 from umup.lab.absent import otherwise, required
 from umup.lab.records import Results
 from umup.lab.report import ABSENT, known, said, text_of, worded
-from umup.lab.words import cell, word
+from umup.lab.words import cell, trained, word
 from umup.rules import residual_taus
 from umup.text import decimals
 
@@ -112,19 +112,10 @@ def what_ran(results: Results) -> str:
     points, runs = results.points, results.runs
     counts = points["what"].value_counts()
     networks = sum(len(errors) for errors in results.table("lemma").get("error", []))
-    diverged = int((runs["status"] == "diverged").sum())
-    text = (
-        f"{networks} random networks for the lemma; {counts.get('walk', 0)} settings walked at "
-        f"initialization and {counts.get('trained', 0)} after training; {len(runs)} training runs, "
-        f"{diverged} of them diverged"
-    )
-    if runs.empty:
-        return f"{text}."
-    first, depths = runs.iloc[0], ", ".join(str(n) for n in sorted(runs["n_layers"].unique()))
     return (
-        f"{text}: width {first['d_model']}, depths {depths}, {first['batch_size']} sequences of "
-        f"{first['seq_len']} tokens a step, {first['steps']} steps, up to "
-        f"{runs['seed'].nunique()} seeds."
+        f"{networks} random networks for the lemma; {counts.get('walk', 0)} settings walked at "
+        f"initialization and {counts.get('trained', 0)} after training. "
+        f"{trained(runs, 'training runs')}"
     )
 
 

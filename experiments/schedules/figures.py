@@ -48,7 +48,7 @@ def ladder(results: Results) -> Figure:
     one, rungs = tables.one_rate(tables.losses(results))
     budgets = sorted(rungs)
     with figures.style():
-        figure, (left, right) = figures.subplots(7.6, 3.9, 2)
+        figure, (left, right) = figures.subplots(7.2, 3.9, 2)
         _curves(left, results, one, budgets)
         right.axhline(0, color=LOOKS["cosine"].colour, lw=1.5)
         for i, (kind, own) in enumerate((("wsd", True), ("wsd", False), ("wsd_sqrt", False))):
@@ -229,12 +229,7 @@ def horizons(results: Results) -> Figure:
         for i, (kind, found) in enumerate(optima.items()):
             look, slope = LOOKS[kind], _slope(results, kind)
             if slope is not None:
-                value, lo, hi = map(decimals, (slope.value, slope.lo, slope.hi))
-                look = look._replace(title=f"{look.title}: {value} [{lo}, {hi}]")
-                x = np.log2(sorted(found))
-                y = np.array([found[n].x for n in sorted(found)])
-                line = y.mean() + slope.value * (x - x.mean())
-                ax.plot(sorted(found), line, "--", color=look.colour, lw=1.2)
+                look = plots.trend(ax, found, slope, look)
             aside = plots.aside(i, 3, 0.07)
             plots.optima(ax, found, look, aside=aside, open_end=0.5)
         plots.log2_axis(ax, budgets, BUDGET)

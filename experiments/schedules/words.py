@@ -12,7 +12,7 @@ from umup.lab import report, words
 from umup.lab.absent import NotMeasured
 from umup.lab.records import Results
 from umup.lab.report import ABSENT, known, said, several, text_of
-from umup.lab.words import cell, nats, word
+from umup.lab.words import cell, nats, trained, word
 from umup.text import decimals
 
 from . import results as tables
@@ -76,14 +76,10 @@ def what_ran(results: Results) -> str:
     forks = sum(len(rung["loss"]) for rungs in ladders.get("rungs", []) for rung in rungs)
     seeds = max((int(n) for n in ladders.get("seeds", [])), default=0)
     steps = sum(int(row["trained"]) * int(row["seeds"]) for row in ladders.to_dict("records"))
-    text = f"{len(ladders)} plateaus of {seeds} seeds, {forks} decays forked from them"
-    if runs.empty:
-        return f"{text}; no runs from scratch."
-    first, diverged = runs.iloc[0], int((runs["status"] == "diverged").sum())
+    kind = f"runs from scratch ({int(runs['steps'].sum())} steps)"
     return (
-        f"{text} ({steps} steps in all); {len(runs)} runs from scratch ({int(runs['steps'].sum())} "
-        f"steps), {diverged} of them diverged. Width {first['d_model']}, {first['n_layers']} "
-        f"layers, {first['batch_size']} sequences of {first['seq_len']} tokens a step."
+        f"{len(ladders)} plateaus of {seeds} seeds, {forks} decays forked from them ({steps} steps "
+        f"in all). {trained(runs, kind)}"
     )
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from umup import data
 from umup.config import HPs, ModelConfig, OptimConfig
 from umup.data import Dataset
 from umup.run import runlog
-from umup.run.loop import Drill, train_run
+from umup.run.loop import Drill, Outcome, train_run
 from umup.run.recovery import RecoveryConfig
 from umup.run.runfile import TrainConfig
 from umup.sampling import n_windows, permute_on_host
@@ -82,11 +83,7 @@ def drill(
     dataset = data.load(corpus, tokenizer, seq_len=shape.seq_len)
     optim = OptimConfig.from_dict(optimizer)
     batches = range(at, at + (1 if kind == "nan" else length))
-    planted = None
-    if kind in ("jump", "nan"):
-        scale = math.nan if kind == "nan" else factor
-        planted = Drill(batches.start, batches.stop - 1, scale)
-    elif kind == "poison":
+    if kind == "poison":
         dataset = poisoned(
             dataset, seed, batches, batch_size=optim.batch_size, seq_len=shape.seq_len
         )
@@ -106,9 +103,22 @@ def drill(
         peak_tflops=1.0,
     )
     with tempfile.TemporaryDirectory(prefix="umup-") as folder:
-        outcome = train_run(config, Path(folder), dataset=dataset, drill=planted, quiet=True)
+        outcome = train_run(
+            config, Path(folder), dataset=dataset, drill=_planted(kind, batches, factor), quiet=True
+        )
         losses = runlog.read(Path(folder)).set_index("step")["loss"].sort_index()
-    tail = losses[losses.index >= optim.steps - max(optim.steps // 10, 1)]
+    return _result(outcome, losses, optim.steps)
+
+
+def _planted(kind: str, batches: range, factor: float) -> Drill | None:
+    """What disturbs the loop itself."""
+    scales = {"jump": factor, "nan": math.nan}
+    return Drill(batches.start, batches.stop - 1, scales[kind]) if kind in scales else None
+
+
+def _result(outcome: Outcome, losses: pd.Series, steps: int) -> dict[str, Any]:
+    """What is recorded of a run with these losses by step, see ``drill``."""
+    tail = losses[losses.index >= steps - max(steps // 10, 1)]
     spikes = outcome.interventions
     return {
         "verdict": outcome.verdict,

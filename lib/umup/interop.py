@@ -147,6 +147,13 @@ def from_unit_scaling(
         "alpha_residual_attn_ratio": residual_attn_ratio,
     }
     model = UnitScalingDecoder(config, Parametrization("umup", config, hps, 1), rngs=nnx.Rngs(0))
+    _fill(model, arrays, config)
+    return model
+
+
+def _fill(model: UnitScalingDecoder, arrays: Mapping[str, np.ndarray], config: ModelConfig) -> None:
+    """Put the weights into a model of their shapes, with the backward scales of its layers."""
+    n_layers, d = config.n_layers, config.d_model
 
     def stacked(name: str) -> Array:
         layers = (arrays[f"layers.{i}.{name}.weight"] for i in range(n_layers))
@@ -162,7 +169,6 @@ def from_unit_scaling(
     # fan_out of gate and of up each is d_ff, not that of the two fused.
     for layer, fan_out in ((mlp.gate_up, config.d_ff), (mlp.down, d)):
         layer.backward[...] = jnp.full_like(layer.backward[...], fan_out**-0.5)
-    return model
 
 
 def to_unit_scaling(tree) -> dict[str, np.ndarray]:

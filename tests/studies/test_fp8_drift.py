@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
 from synthetic import EMPTY, drawn, marks, point_row, rows_of
 from umup import fp8, ops, train
@@ -650,12 +651,25 @@ def test_the_map_of_what_is_lost_has_a_row_for_every_tensor_that_loses(results: 
         assert len(ax.get_yticklabels()) == len(shown) == max(len(largest), 1)
 
 
-def test_differences_from_float32_are_drawn(results: Results) -> None:
+def test_differences_from_float32_are_drawn_and_those_far_beyond_the_bound_are_arrows(
+    results: Results,
+) -> None:
     *curves, last = fp8_drift_figures.losses(results).axes
     table = tables.width_of(tables.loss_differences(results))
-    wanted = table[table["recipe"] != "plain"]["difference"]
-    np.testing.assert_allclose(marks(last)[:, 0], wanted)
+    wanted = table[table["recipe"] != "plain"].set_index("scheme")["difference"]
+    assert wanted["mup"] > 20 * claims.bound("fp8_drift", "umup-direct-cast") > wanted["umup"]
+    assert marks(last)[:, 0] == pytest.approx([wanted["umup"]])
+    (arrow,) = [line for line in last.lines if line.get_marker() == ">"]
+    assert arrow.get_xdata().tolist() == [0.98] and last.get_xlim()[1] <= 0.2
     assert {*drawn(curves[0])} == {"float32", "fp8_seed"}
+
+
+def test_text_of_settings_is_legible_at_seven_inches(results: Results) -> None:
+    for scheme in ("mup", "umup"):
+        figure = fp8_drift_figures.settings(results, scheme)
+        scale = 7 / max(figure.get_size_inches()[0], 7)
+        texts = [t for t in figure.findobj(Text) if t.get_text()]
+        assert texts and min(t.get_fontsize() for t in texts) * scale >= 8.5
 
 
 def test_settings_and_slopes_are_drawn_as_tabled(results: Results) -> None:

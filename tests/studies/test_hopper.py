@@ -376,6 +376,7 @@ def test_figures_show_every_arm(results: Results) -> None:
         assert set(drawn(ax)) == {"bf16", "fp8_seed", "fp8_e5m2_grad"} | (
             {"fp8_seed, scaled"} if ax.get_title() == "μP" else set()
         )
-    assert figure.axes[-1].get_xlabel() == "loss − bf16's (nats/token)"
+    assert figure.axes[-1].get_xlabel() == "loss − bf16's\n(nats/token)"
+    assert figure.axes[-1].get_xlim()[1] <= 20 * claims.bound("hopper", "umup-cast-at-4096")
     assert len(pictures.over_training(results).axes) == 6
     assert "not measured" in pictures.losses(EMPTY).axes[0].texts[0].get_text()

@@ -209,7 +209,7 @@ def test_poor_data_still_draw(name, kind, runs):
     points = {
         "by_lr": losses[losses.n > 0],
         "drift": tables.optima(main).dropna(subset=["log2_lr"]),
-        "default_losses": tables.default_losses(main),
+        "default_losses": tables.default_differences(main),
     }
     if points[name].empty:
         assert figure.axes[0].texts[0].get_text().startswith("not measured: no ")
@@ -251,14 +251,20 @@ def test_by_lr_draws_the_losses_the_optima_and_the_divergences(runs):
 
 
 def test_default_losses_draw_the_gap_with_its_sign(runs):
-    _, right = figures.default_losses(of(runs)).axes
-    table = tables.default_differences(runs).query("d_model == 64")
-    for container in right.containers:
-        scheme = {"SP − u-μP": "sp", "μP − u-μP": "mup"}[container.get_label()]
-        expected = -table[table.against == scheme]["difference"]
-        np.testing.assert_allclose(container[0].get_ydata(), expected)
+    left, right = figures.default_losses(of(runs)).axes
+    table = tables.default_differences(runs)
+    for ax, at in ((left, "steps == 2000"), (right, "d_model == 64")):
+        shown = drawn(ax)
+        assert list(shown) == ["SP − u-μP", "μP − u-μP"]
+        for points, scheme in zip(shown.values(), ("sp", "mup"), strict=True):
+            own = table[table["against"] == scheme].query(at).sort_values(["d_model", "steps"])
+            np.testing.assert_allclose(points[:, 1], -own["difference"])
+            assert len(own) > 1
+    bars = np.concatenate([c.lines[2][0].get_segments()[0] for c in left.containers[:1]])
+    first = table.query("steps == 2000 and against == 'sp'").sort_values("d_model").iloc[0]
+    np.testing.assert_allclose(bars[:, 1], [-first.difference_hi, -first.difference_lo])
+    assert [t.get_text() for t in left.get_xticklabels()] == ["32", "64", "128", "256"]
     assert [t.get_text() for t in right.get_xticklabels()] == ["500", "2000", "8000"]
-    assert len(right.containers) == 2
 
 
 def test_drift_is_relative_to_the_smallest_width_and_open_ends_are_arrows(runs):
@@ -272,4 +278,7 @@ def test_drift_is_relative_to_the_smallest_width_and_open_ends_are_arrows(runs):
             assert min(abs(x - s) for s in starts) < 1e-9, scheme
     hollow = [c for c in ax.containers if c[0].get_markerfacecolor() == "white"]
     assert len(hollow) == 1
+    (arrow,) = [line for line in ax.lines if line.get_marker() == "v"]
+    ((x, y),) = hollow[0][0].get_xydata()
+    np.testing.assert_allclose(arrow.get_xydata(), [[x, y - 0.6]])
     assert "[−∞, " in ax.get_legend().get_texts()[0].get_text()

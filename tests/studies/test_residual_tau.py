@@ -16,7 +16,7 @@ from umup import data, ops, rules, schemes, train
 from umup.config import NUMERICS, HPs, ModelConfig, OptimConfig, RunConfig
 from umup.data import Dataset
 from umup.errors import ConfigError
-from umup.lab import claims, records
+from umup.lab import claims, plots, records
 from umup.lab.folders import code
 from umup.lab.records import Results
 
@@ -520,15 +520,15 @@ def test_the_lemma_and_the_stream_are_drawn_as_measured(results):
         assert drawn(right)[convention][0, 1] == pytest.approx(exact[0] * len(exact))
     axes = {ax.get_title(): ax for ax in figures.stream(results).axes}
     assert list(axes) == [
-        "SP, T = 64",
-        "μP, T = 64",
-        "CompleteP, T = 64",
-        "u-μP, T = 64",
-        "u-μP, T = 1",
+        "SP\nT = 64",
+        "μP\nT = 64",
+        "CompleteP\nT = 64",
+        "u-μP\nT = 64",
+        "u-μP\nT = 1",
     ]
     for row in tables.walks(results, "sp").to_dict("records"):
         mean = np.mean(row["stream"], axis=0)
-        np.testing.assert_allclose(drawn(axes["SP, T = 64"])[str(row["n_layers"])][:, 1], mean)
+        np.testing.assert_allclose(drawn(axes["SP\nT = 64"])[str(row["n_layers"])][:, 1], mean)
 
 
 def test_losses_and_optima_over_depth_are_drawn(results):
@@ -538,8 +538,19 @@ def test_losses_and_optima_over_depth_are_drawn(results):
             np.testing.assert_allclose(drawn(ax)[str(depth)], group[["log2_lr", "mean"]])
         stars = [(o.x, o.loss) for o in optima[arm].values() if not o.edge]
         np.testing.assert_allclose(marks(ax), stars)
-    left, right = figures.over_depth(results).axes
+    left, middle, right = figures.over_depth(results).axes
     shifts = [o.x - fits[min(fits)].x for fits in optima.values() for o in fits.values()]
     np.testing.assert_allclose(marks(left)[:, 1], shifts, atol=1e-12)
     losses = [o.loss for fits in optima.values() for o in fits.values()]
-    np.testing.assert_allclose(marks(right)[:, 1], losses)
+    np.testing.assert_allclose(marks(middle)[:, 1], losses)
+    pairs = {"CompleteP − μP": ("completep", "mup", 3)} | {
+        f"{arm} − derived": (arm, "derived", 1) for arm in ("library", "printed")
+    }
+    for label, points in drawn(right).items():
+        own = tables.differences(results, *pairs.pop(label))
+        np.testing.assert_allclose(points, list(own.items()))
+    assert not pairs
+    means = [tables.loss_difference(results, arm, "derived") for arm in ("library", "printed")]
+    np.testing.assert_allclose(marks(right)[:, 1], [mean.value for mean in means])
+    grey = [line.get_ydata() for line in right.lines if line.get_color() == plots.SHADE]
+    assert [float(ends[1]) for ends in grey] == [0.01, 0.02, 0.02]

@@ -16,7 +16,7 @@ from synthetic import EMPTY, drawn, marks, points_of, rows_of
 from umup.config import PROBE_STATS, RunConfig
 from umup.data import Dataset
 from umup.errors import ConfigError
-from umup.lab import claims
+from umup.lab import claims, folders, plots
 from umup.lab.claims import NotMeasured
 from umup.lab.design import Point
 from umup.lab.folders import code
@@ -288,6 +288,20 @@ def test_gains_and_prices_are_those_of_the_claims(results: Results) -> None:
         wanted = [quantity(results, s, d).value for s in tables.SCHEMES for d in rows]
         np.testing.assert_allclose(marks(ax)[:, 0], wanted)
         assert [round(y) for y in marks(ax)[:, 1]] == [*range(len(rows))] * 3
+        places = dict(zip(((s, d) for s in tables.SCHEMES for d in rows), marks(ax)[:, 1]))
+        grey = [line.get_xydata() for line in ax.lines if line.get_color() == plots.SHADE]
+        judged = [
+            c
+            for c in claims.load(folders.folder("stability") / "claims.yaml")
+            if c.quantity == quantity.__name__
+        ]
+        judged = [claim for claim in judged if claim.args.get("part") is None]
+        assert len(grey) == len(judged) > 2
+        for line, claim in zip(grey, judged, strict=True):
+            ends = np.clip([claim.bound_min, claim.bound_max], *ax.get_xlim())
+            np.testing.assert_allclose(line[:, 0], ends)
+            place = places[claim.args["scheme"], claim.args["defence"]]
+            np.testing.assert_allclose(line[:, 1], place)
 
 
 def test_clips_show_how_far_twins_part_and_how_often_they_are_clipped(results: Results) -> None:

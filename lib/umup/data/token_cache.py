@@ -18,7 +18,7 @@ import re
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -275,6 +275,21 @@ def build(slot: Slot, progress: Progress) -> Dataset:
                 f"at least {HOLD_OUT_EVERY} documents ({SPLIT_RULE}), and a max_tokens that "
                 "reaches them; a file holds one document a line, a folder one a file",
             )
+    try:
+        _store(slot, tokenizer, splits, text_sha256)
+    except OSError as error:
+        raise slot.unusable(error) from error
+    progress(
+        f"{label}: {splits['train'].tokens:,} training and {splits['val'].tokens:,} held-out "
+        f"tokens in {time.monotonic() - start:.0f} s"
+    )
+    return open_slot(slot)
+
+
+def _store(
+    slot: Slot, tokenizer: tokenizing.Tokenizer, splits: Mapping[str, _Split], text_sha256: str
+) -> None:
+    """Write tokens and tokenizer, then the manifest that names them; other files go."""
     info: dict[str, Any] = {
         "format": FORMAT,
         "text_sha256": text_sha256,
@@ -283,40 +298,32 @@ def build(slot: Slot, progress: Progress) -> Dataset:
         "split": SPLIT_RULE,
         "separator": tokenizing.SEPARATOR,
     }
-    try:
-        slot.folder.mkdir(parents=True, exist_ok=True)
-        stored = hashlib.sha256(tokenizer.json.encode()).hexdigest() if tokenizer.json else ""
-        files = {slot.manifest.name}
-        if stored:
-            files.add(_tokenizer_file(stored))
-            _write(slot.folder / _tokenizer_file(stored), tokenizer.json)
-        for name, split in splits.items():
-            tokens = np.concatenate(split.pieces)
-            sha256 = _array_sha256(tokens)
-            info[name] = {
-                "file": f"{name}-{sha256[:16]}.npy",
-                "sha256": sha256,
-                "documents": split.documents,
-                "bytes": split.bytes,
-                "tokens": split.tokens,
-            }
-            files.add(info[name]["file"])
-            _write(slot.folder / info[name]["file"], tokens)
-        manifest = {
-            "corpus": slot.corpus.name,
-            "digest": digest(info),
-            "content": info,
-            "tokenizer_sha256": stored,
+    slot.folder.mkdir(parents=True, exist_ok=True)
+    stored = hashlib.sha256(tokenizer.json.encode()).hexdigest() if tokenizer.json else ""
+    files = {slot.manifest.name}
+    if stored:
+        files.add(_tokenizer_file(stored))
+        _write(slot.folder / _tokenizer_file(stored), tokenizer.json)
+    for name, split in splits.items():
+        tokens = np.concatenate(split.pieces)
+        sha256 = _array_sha256(tokens)
+        info[name] = {
+            "file": f"{name}-{sha256[:16]}.npy",
+            "sha256": sha256,
+            "documents": split.documents,
+            "bytes": split.bytes,
+            "tokens": split.tokens,
         }
-        _write(slot.manifest, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-        _sweep(slot.folder, files)
-    except OSError as error:
-        raise slot.unusable(error) from error
-    progress(
-        f"{label}: {splits['train'].tokens:,} training and {splits['val'].tokens:,} held-out "
-        f"tokens in {time.monotonic() - start:.0f} s"
-    )
-    return open_slot(slot)
+        files.add(info[name]["file"])
+        _write(slot.folder / info[name]["file"], tokens)
+    manifest = {
+        "corpus": slot.corpus.name,
+        "digest": digest(info),
+        "content": info,
+        "tokenizer_sha256": stored,
+    }
+    _write(slot.manifest, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    _sweep(slot.folder, files)
 
 
 def _tokenizer(slot: Slot) -> tokenizing.Tokenizer:

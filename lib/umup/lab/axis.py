@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import math
 
-import matplotlib as mpl
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from umup import laws
-from umup.lab import figures, records, tables
+from umup.lab import figures, plots, records, tables
 from umup.lab.absent import NotMeasured, required
-from umup.laws import Interval
+from umup.lab.plots import Look
+from umup.laws import Interval, Optimum
 
 NO_RUNS = "no runs are on record"
 
@@ -96,52 +95,59 @@ def _losses_at_best(runs: pd.DataFrame, axis: str, scheme: str) -> pd.Series:
 def figure(runs: pd.DataFrame, axis: str) -> Figure:
     """Loss against η at every value, one panel per scheme, and the optimum along the axis.
 
-    Stars are fitted optima, bars 95 % intervals (none where the sweep leaves an end open), the band
-    is half an octave to either side of the first value's optimum.
+    Stars are fitted optima with 95 % intervals, crosses at the top edge learning rates at which a
+    run diverged; losses far above the optima are cut off. Right, the optimum against that at the
+    first value, hollow where a sweep does not bracket it; the band is half an octave to either
+    side of none.
     """
-    table = optima(runs, axis)
-    schemes = list(dict.fromkeys(table["scheme"]))
+    values = by_value(runs, axis)
+    found = {
+        (scheme, value): optimum
+        for value, own in values.items()
+        for (scheme, _, _), optimum in tables.fits(own).items()
+    }
+    curves = {value: tables.loss_by_lr(own) for value, own in values.items()}
+    schemes = list(dict.fromkeys(scheme for scheme, _ in found))
+    means = required(pd.concat(curves.values())["mean"].dropna(), "every run diverged")
+    best = [optimum.loss for optimum in found.values()]
+    limits = plots.window(means.min(), best, 5.0, most=means.max())
     with figures.style():
-        size = 3.3 * (len(schemes) + 1)
+        size = 2.6 * (len(schemes) + 1)
         drawn, (*panels, right) = figures.subplots(size, 3.6, len(schemes) + 1)
-        for ax, scheme in zip(panels, schemes):
-            _curves(ax, runs, axis, scheme)
-        _along(right, table, axis)
+        for ax, scheme in zip(panels, schemes, strict=True):
+            own = {v: optimum for (s, v), optimum in found.items() if s == scheme}
+            _curves(ax, {v: c[c["scheme"] == scheme] for v, c in curves.items()}, own, limits)
+            ax.set_title(tables.NAMES[scheme], fontweight="bold")
+        panels[0].set_ylabel(figures.LOSS)
+        plots.legend(drawn, panels, axis)
+        _along(right, found, list(values))
+        right.set(xlabel=axis, ylabel="log₂ η* − that of the first (octaves)")
     return drawn
 
 
-def _curves(ax: Axes, runs: pd.DataFrame, axis: str, scheme: str) -> None:
+def _curves(
+    ax: Axes,
+    curves: dict[float, pd.DataFrame],
+    found: dict[float, Optimum],
+    limits: tuple[float, float],
+) -> None:
     """Loss against η, one line per value; a star at each optimum."""
-    values = by_value(runs, axis)
-    colours = mpl.colormaps["viridis"](np.linspace(0, 0.85, len(values)))
-    for (value, own), colour in zip(values.items(), colours):
-        own = own[own["scheme"] == scheme]
-        curve = tables.loss_by_lr(own).query("n > 0")
-        x, y = curve["log2_lr"], curve["mean"]
-        ax.plot(x, y, "o-", ms=3, lw=1.5, color=colour, label=f"{value:g}")
-        for o in tables.optima(own).query("not edge").itertuples():
-            ax.plot(o.log2_lr, o.loss, "*", color=colour, mec="black", ms=11)
-    ax.set(title=tables.NAMES[scheme], xlabel="log₂ η", ylabel=figures.LOSS)
-    ax.legend(title=axis)
+    for value, colour in plots.sequence(list(curves)).items():
+        plots.curve(ax, curves[value], Look(colour, title=f"{value:g}"), top=limits[1])
+        if value in found:
+            plots.star(ax, found[value], colour)
+    plots.octaves(ax)
+    ax.set_ylim(limits)
 
 
-def _along(ax: Axes, table: pd.DataFrame, axis: str) -> None:
-    """The optimum at every value against that at the first, one line per scheme."""
-    ax.axhspan(-0.5, 0.5, color="#999999", alpha=0.18, lw=0)
-    values = list(dict.fromkeys(table["value"]))
-    for scheme, line in table.groupby("scheme", sort=False):
-        ends = line[["log2_lr_lo", "log2_lr_hi"]].to_numpy().T
-        reach = np.abs(ends - line["log2_lr"].to_numpy())
-        ax.errorbar(
-            line["value"].map(values.index),
-            line["log2_lr"] - line["log2_lr"].iloc[0],
-            yerr=np.where(np.isfinite(reach), reach, np.nan),
-            fmt=f"{figures.MARKERS[str(scheme)]}-",
-            color=figures.COLOURS[str(scheme)],
-            label=tables.NAMES[str(scheme)],
-            capsize=3,
-            lw=1.4,
-        )
+def _along(ax: Axes, found: dict[tuple[str, float], Optimum], values: list[float]) -> None:
+    """The optimum at every value against that at the first, one mark per scheme."""
+    plots.band(ax, -0.5, 0.5)
+    schemes = list(dict.fromkeys(scheme for scheme, _ in found))
+    for i, scheme in enumerate(schemes):
+        aside = 0.1 * (i - (len(schemes) - 1) / 2)
+        own = {values.index(v) + aside: o for (s, v), o in found.items() if s == scheme}
+        base = own[min(own)].x
+        plots.optima(ax, own, plots.scheme(scheme), base=base, open_end=0.5)
     ax.set_xticks(range(len(values)), [f"{value:g}" for value in values])
-    ax.set(xlabel=axis, ylabel="log₂ η* − that of the first value")
     ax.legend()

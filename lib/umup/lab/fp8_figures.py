@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from umup.lab import figures, plots
 from umup.lab.absent import required
@@ -63,7 +64,7 @@ def over_training(table: pd.DataFrame, order: Sequence[str]) -> Figure:
     bottom, top = min(means["log2"].min(), -14.0) - 1, 10.0
     with figures.style():
         height, shared = 1.0 + 2.6 * len(schemes), {"sharex": True, "sharey": True}
-        figure, axes = grid(7.8, height, len(schemes), 3, **shared)
+        figure, axes = grid(7.2, height, len(schemes), 3, **shared)
         for i, scheme in enumerate(schemes):
             for ax, kind in zip(axes[i], KINDS, strict=True):
                 _ranges(ax, named=kind == "weight")
@@ -135,7 +136,8 @@ def losses(
         runs: of one width, with a column ``arm``, which names the arm of each.
         differences: of them, see ``tables.differences``.
         looks: arm → how it is drawn; the first one is what the others are compared with.
-        bound: of the differences, drawn as a band, nats.
+        bound: of the differences, drawn as a band, nats; what lies beyond twenty times as much is
+            an arrow, as divergence is.
         order: of the schemes.
 
     Raises:
@@ -145,7 +147,7 @@ def losses(
     base, schemes = next(iter(looks)), [s for s in order if (runs["scheme"] == s).any()]
     arms = [a for a in looks if (runs[arm] == a).any()]
     with figures.style():
-        figure, axes = grid(7.8, 4.0, 1, len(schemes) + 1)
+        figure, axes = grid(7.2, 4.0, 1, len(schemes) + 1)
         best = runs["final_loss"].min()  # curves are of the training loss
         top = best + 2.2
         for ax, scheme in zip(axes[0], schemes, strict=False):
@@ -162,7 +164,7 @@ def losses(
         shown = {name: looks[name].title for name in arms if name != base}
         rows = differences.rename(columns={arm: "arm"})
         _differences(axes[0][-1], rows, schemes, shown, bound)
-        axes[0][-1].set_xlabel(f"loss − {looks[base].title}'s (nats/token)")
+        axes[0][-1].set_xlabel(f"loss − {looks[base].title}'s\n(nats/token)")
         plots.legend(figure, (axes[0][0], axes[0][-1]), columns=4)
     return figure
 
@@ -189,12 +191,14 @@ def _differences(
     ax: Axes, table: pd.DataFrame, schemes: list[str], shown: Mapping[str, str], bound: float
 ) -> None:
     plots.band(ax, -bound, bound, along="x")
-    series = []
+    series, most = [], 20 * bound
     for scheme in schemes:
         own = table[(table["scheme"] == scheme) & table["arm"].isin(list(shown))]
         found = zip(own["arm"], *plots.ends(own, "difference"), strict=True)
-        series.append((plots.scheme(scheme), {arm: Interval(*ends) for arm, *ends in found}))
+        gaps = {arm: Interval(*ends) for arm, *ends in found}
+        beyond = {arm: Interval(*3 * [math.inf]) for arm, gap in gaps.items() if gap.value > most}
+        series.append((plots.scheme(scheme), gaps | beyond))
     plots.forest(ax, shown, series, apart=0.3, ms=6, lw=1.5, capsize=3)
-    ax.set_xscale("symlog", linthresh=0.02)
-    ax.set_xticks([-0.1, 0, 0.1, 1], ["−0.1", "0", "0.1", "1"])
-    ax.minorticks_off()
+    low, high = ax.get_xlim()
+    ax.set_xlim(max(low, -most), min(high, most))
+    ax.xaxis.set_major_locator(MaxNLocator(4))

@@ -65,7 +65,6 @@ def execute(
         StudyError: a parameter that the notebook does not have, no cell tagged ``parameters``, a
             cell that failed, a kernel that did not start or died.
     """
-    import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
@@ -79,21 +78,7 @@ def execute(
     output.parent.mkdir(parents=True, exist_ok=True)
     for attempt in (1, 2):
         try:
-            # A user's IPython settings may change formats of pictures: the kernel sees none.
-            with tempfile.TemporaryDirectory(prefix="umup-ipython-") as settings:
-                papermill.execute_notebook(
-                    str(notebook),
-                    str(output),
-                    parameters=changed,
-                    kernel_name="python3",
-                    language="python",
-                    progress_bar=False,
-                    start_timeout=120,
-                    kernel_manager_class=_own_kernel(variables),
-                    # Not papermill's `cwd`, which moves this whole process, other threads too.
-                    resources={"metadata": {"path": str(cwd)}},
-                    extra_arguments=["--log-level=ERROR", f"--ipython-dir={settings}"],
-                )
+            _papermill(notebook, output, changed, cwd, variables)
             break
         except PapermillExecutionError as error:
             received = f"{error.ename}: {error.evalue}"
@@ -111,6 +96,33 @@ def execute(
                 todo = f"a kernel that starts: {sys.executable} -m ipykernel_launcher"
                 raise StudyError(str(notebook), str(error), todo) from None
     return verify(json.loads(output.read_text(encoding="utf-8")), output)
+
+
+def _papermill(
+    notebook: Path,
+    output: Path,
+    changed: Mapping[str, Any],
+    cwd: Path,
+    variables: Mapping[str, str],
+) -> None:
+    """Execute once, see `execute`; raises what papermill does."""
+    import papermill
+
+    # A user's IPython settings may change formats of pictures: the kernel sees none.
+    with tempfile.TemporaryDirectory(prefix="umup-ipython-") as settings:
+        papermill.execute_notebook(
+            str(notebook),
+            str(output),
+            parameters=changed,
+            kernel_name="python3",
+            language="python",
+            progress_bar=False,
+            start_timeout=120,
+            kernel_manager_class=_own_kernel(variables),
+            # Not papermill's `cwd`, which moves this whole process, other threads too.
+            resources={"metadata": {"path": str(cwd)}},
+            extra_arguments=["--log-level=ERROR", f"--ipython-dir={settings}"],
+        )
 
 
 def _own_kernel(variables: Mapping[str, str]) -> type:

@@ -4,9 +4,9 @@ A study's figure is a few panels; it says what lies in them, and this module how
 
 - `curve`, `star`, `crosses`, `window`: loss curves over log₂ of a hyperparameter, with a star at
   each fitted optimum and crosses where runs diverged,
-- `optima`: the drift of an optimum over width, depth or budget,
+- `optima`, `trend`: the drift of an optimum over width, depth or budget, and its fitted slope,
 - `points`: a series with error bars over anything, `forest`: a row of intervals per thing,
-- `band`, `guide`: what a claim allows. Bounds come from ``claims.bound(study, claim)`` alone,
+- `band`, `guide`, `allowed`: what a claim allows. Bounds come from ``claims`` alone,
 - `log2_axis`, `decades`, `powers`, `octaves`: logarithmic axes that carry plain numbers,
 - `stacked`, `heat`: bars of parts, and a table of numbers on colours.
 
@@ -239,6 +239,21 @@ def optima(
         label = "_"
 
 
+def trend(
+    ax: Axes, found: Mapping[Any, Optimum], slope: Interval, look: Look, base: float = 0.0
+) -> Look:
+    """A dashed line of a slope in octaves per doubling, through the mean of the optima.
+
+    Returns:
+        The look, whose title gives the slope with its interval.
+    """
+    place = sorted(found)
+    x, y = np.log2(place), np.array([found[p].x - base for p in place])
+    ax.plot(place, y.mean() + slope.value * (x - x.mean()), "--", color=look.colour, lw=1.2)
+    value, lo, hi = map(decimals, (slope.value, slope.lo, slope.hi))
+    return look._replace(title=f"{look.title}: {value} [{lo}, {hi}]")
+
+
 # Intervals in rows
 
 
@@ -292,6 +307,17 @@ def band(
         (ax.axhline if along == "y" else ax.axvline)(at, color=GUIDE, lw=0.8)
     if text:
         label(ax, high, text)
+
+
+def allowed(ax: Axes, at: float, low: float, high: float, along: Direction = "y") -> None:
+    """Shade what a claim allows of one interval at ``at``, once the panel's limits are set.
+
+    An infinite end reaches the edge.
+    """
+    edges = ax.get_ylim() if along == "y" else ax.get_xlim()
+    ends, place = np.clip((low, high), min(edges), max(edges)), (at, at)
+    style: dict[str, Any] = {"lw": 9, "alpha": 0.35, "solid_capstyle": "butt", "zorder": 0.5}
+    ax.plot(*((place, ends) if along == "y" else (ends, place)), color=SHADE, **style)
 
 
 def guide(ax: Axes, at: float, text: str = "", **options: Any) -> None:
