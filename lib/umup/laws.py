@@ -205,6 +205,7 @@ def fit_optimum(
     seed: ArrayLike,
     *,
     windows: tuple[float, float] = WINDOWS,
+    degree: int = 3,
     n_boot: int = 1000,
     rng_seed: int = 0,
 ) -> Optimum:
@@ -227,8 +228,8 @@ def fit_optimum(
 
     Args:
         log2_lr: shape (n,). loss: nats per token, shape (n,), NaN where diverged. seed: shape (n,).
-        windows: half-widths in octaves, the narrower first. n_boot: bootstrap draws. rng_seed: of
-            the bootstrap.
+        windows: half-widths in octaves, the narrower first. degree: 3, or 2 for the parabola alone.
+        n_boot: bootstrap draws. rng_seed: of the bootstrap.
 
     Returns:
         The optimum; with `edge` true where the runs do not bracket one.
@@ -238,7 +239,7 @@ def fit_optimum(
     runs = _Runs(x[ok], y[ok], np.asarray(seed)[ok], np.unique(x[~ok]))
     n_diverged = int((~ok).sum())
     try:
-        curves = _curves(runs, windows)
+        curves = _curves(runs, windows, degree)
     except _Open as edge:
         level = mean_interval(edge.runs.y[edge.runs.x == edge.x.value])
         return Optimum(
@@ -303,7 +304,7 @@ def _near(runs: _Runs, best: float, window: float) -> _Runs:
     return runs.within(np.abs(runs.x - best) <= reach)
 
 
-def _curves(runs: _Runs, windows: tuple[float, float]) -> list[_Curve]:
+def _curves(runs: _Runs, windows: tuple[float, float], degree: int) -> list[_Curve]:
     """The cubic of each window that has runs enough for one, else a parabola; the widest last.
 
     A window whose curve has no minimum says nothing, as long as the other's has one.
@@ -313,11 +314,12 @@ def _curves(runs: _Runs, windows: tuple[float, float]) -> list[_Curve]:
     """
     best, below, above = _bracket(runs)
     near = [_near(runs, best, window) for window in windows]
-    bent = [r for r in near if r.spare(3) >= SPARE and len(np.unique(r.x)) > MIN_LRS]
+    enough = [r for r in near if r.spare(3) >= SPARE and len(np.unique(r.x)) > MIN_LRS]
+    bent = [(r, 3) for r in enough if degree == 3]
     found, missing = [], None
-    for some, degree in [(r, 3) for r in bent] or [(near[0], 2)]:
+    for some, power in bent or [(near[0], 2)]:
         try:
-            found.append(_Curve(some, best, below, above, degree))
+            found.append(_Curve(some, best, below, above, power))
         except _Open as edge:
             missing = missing or edge
     if missing and not found:
