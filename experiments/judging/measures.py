@@ -178,3 +178,6 @@ def _width(intervals: Sequence[Interval]) -> float:
     """Their mean width; infinite ones are given as a large number that JSON can hold."""
     widths = [i.hi - i.lo for i in intervals]
     return float(np.mean([w if math.isfinite(w) else 1e9 for w in widths]))
+
+
+MEASURES = {"coverage": coverage}

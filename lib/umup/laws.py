@@ -451,6 +451,26 @@ def drift(optima: Mapping[int, Optimum], *, rng_seed: int = 0) -> Drift:
     return Drift(found, found.scaled(float(u[-1] - u[0])), largest, misfit)
 
 
+def price(tuned: Optimum, at: Optimum) -> Interval:
+    """What the best learning rate of one sweep costs in another, nats per token.
+
+    k·Δx² with the other's curvature: to second order, so for optima within ``WINDOWS`` of each
+    other. The interval is of Δx alone.
+
+    Raises:
+        ValueError: one of the two is no bracketed optimum, or they are further apart.
+    """
+    if tuned.edge or at.edge or abs(tuned.x - at.x) > WINDOWS[0]:
+        far = f"optima at {tuned.x:.2f} and {at.x:.2f}"
+        raise ValueError(f"{far}; allowed: bracketed, within {WINDOWS[0]} octaves")
+    rng = np.random.default_rng(0)
+    n = min(len(tuned.draws), len(at.draws))
+    apart = rng.choice(tuned.draws, n) - rng.choice(at.draws, n)
+    draws = at.curvature * apart**2
+    value = at.curvature * (tuned.x - at.x) ** 2
+    return Interval(value, *_percentiles(draws), min(tuned.n_seeds, at.n_seeds))
+
+
 def _least_range(lo: NDArray, hi: NDArray) -> float:
     """What two of some optima are apart at least, 95 % sure.
 

@@ -355,6 +355,7 @@ ARGS = {
     "final": {"scheme": PER_D, "name": "cosine"},
     "entropy_slope": {"scheme": PER_D},
     "optimum_shift": {"hp": "alpha", "scheme": PER_D, "factor": 2},
+    "largest_shift": {"hp": "alpha", "scheme": PER_D, "factor": 2},
     "extra_shift": {"factor": 2},
     "same_family": {},
     "rule_difference": {},

@@ -500,6 +500,7 @@ def test_what_is_absent_is_not_measured(name: str) -> None:
         "growth": {"scheme": "umup", "kinds": ["weight"], "linears": ["readout"]},
         "loss_difference": {"scheme": "umup", "recipe": "fp8_seed"},
         "slope": {"scheme": "umup", "varied": "eta"},
+        "reach": {"scheme": "umup", "varied": "eta"},
         "native_share": {},
         "gemm_speedup": {"size": 8192},
         "step_speedup": {"d_model": 4096, "recipe": "fp8_seed"},

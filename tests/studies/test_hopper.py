@@ -270,15 +270,15 @@ def test_planted_differences_are_found_and_judged(results: Results, reference: l
     assert tables.margin(results, "mup").value == pytest.approx(-5.0)
     found = {v.id: v.verdict for v in claims.evaluate(FOLDER, results, "h100")}
     assert found == {
-        "float32-twin": "holds",
-        "bfloat16-twin": "holds",
-        "fp8-twin": "holds",
+        "float32-twin": "exact",
+        "bfloat16-twin": "exact",
+        "fp8-twin": "exact",
         "umup-cast-at-4096": "holds",
         "umup-e5m2-at-4096": "holds",
         "mup-cast-at-4096": "holds",
         "mup-e5m2-at-4096": "holds",
         "mup-loss-scale-at-4096": "fails",
-        "umup-inside-e4m3-at-4096": "holds",
+        "umup-inside-e4m3-at-4096": "exact",
     }
 
 

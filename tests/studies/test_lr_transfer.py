@@ -40,7 +40,7 @@ def test_the_claims_of_lr_transfer_on_runs_whose_truth_is_known():
     by_id = {v.id: v for v in claims.evaluate(STUDY, runs)}
     expected = {
         "sp-drifts": -1.0,
-        "mup-transfers": -0.3,
+        "mup-transfers": 0.3,
         "umup-transfers": 0.15,
         "umup-default-vs-mup": -0.03,
         "umup-default-vs-sp": -0.05,

@@ -43,7 +43,10 @@ def price(run: RunConfig) -> float:
 
 
 def planted_loss(run: RunConfig) -> float:
-    """0.1 nats an octave above the best η, half of that with QK-norm; twice as much below it."""
+    """0.1 nats an octave above the best η, half of that with QK-norm; twice as much below it.
+
+    Rounded off to a parabola within an octave of the best, which both lines meet there.
+    """
     x = math.log2(run.hps.eta) - BEST[run.scheme]
     slope = 0.05 if run.model.qk_norm else 0.1
     return 2.0 + 0.01 * run.seed + price(run) + max(slope * x, -2 * slope * x)
