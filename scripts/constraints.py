@@ -43,7 +43,7 @@ def lines(found: dict[str, dict[str, str]]) -> list[str]:
 
 
 def main(*pip_arguments: str) -> None:
-    """Resolve and write; `pip_arguments`, say `-c old.txt`, are handed on."""
+    """Resolve and write; `pip_arguments`, say `-c old.txt`, are passed on."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"].values()
     wanted = [*project["dependencies"], *(line for extra in extras for line in extra)]

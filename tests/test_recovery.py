@@ -102,7 +102,7 @@ def test_the_onset_is_where_the_rise_began():
 
 
 def test_a_slow_spike_does_not_hide_itself():
-    # Half a deviation a step: an estimate that took it in would widen as fast as it rises.
+    # Half a deviation per step: an estimate that took it in would widen as fast as it rises.
     noise = np.random.default_rng(0).normal(0, 0.1, 400)
     rise = np.maximum(np.arange(400) - 300, 0) * 0.05
     config = RecoveryConfig()
@@ -264,7 +264,7 @@ def test_no_batch_that_was_left_out_comes_back(spikes, lead: int, trail: int, ma
 
 
 def drill(poisoned: set[int], chunks: Iterable[int], steps: int = 600) -> tuple[list[int], list]:
-    """A toy run: training on a poisoned batch adds 3 nats, which go by 2 % a step.
+    """A toy run: training on a poisoned batch adds 3 nats, which go by 2 % per step.
 
     A checkpoint is taken every 25 steps, whatever the chunks; the host looks after each chunk.
     """

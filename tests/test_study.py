@@ -329,7 +329,7 @@ def test_time_left_rests_on_measured_speed(workplace, pretend):
     wider = tiny(workplace, lr_umup=[-3, 0], workers=2)
     found = study.outlook(wider, study.store("toy", "tiny"), load(workplace))
     assert (found["done"], found["missing"], found["assumed"]) == (3, 1, False)
-    # 10 steps of 16 tokens at 1000 tokens a second, by two workers.
+    # 10 steps of 16 tokens at 1000 tokens per second, by two workers.
     assert found["seconds_left"] == pytest.approx(10 * 16 / 1000 / 2)
 
 

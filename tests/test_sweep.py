@@ -208,7 +208,7 @@ def test_rows_hold_the_run(tmp_path):
     assert {name: found[name] for name in want} == want
     assert RunConfig.from_dict(json.loads(found["spec"])) == run
     assert json.loads(found["hps"]) == run.hps.to_dict()
-    # nats / ln 2 / (2 bytes a token)
+    # nats / ln 2 / (2 bytes per token)
     assert found["val_bits_per_byte"] == pytest.approx(found["val_loss"] / math.log(2) / 2)
     assert found["tokens_per_s"] > 0
 
@@ -236,7 +236,7 @@ def test_stopping_and_going_on_changes_no_loss(tmp_path):
 def test_compilation_is_what_the_first_chunk_took_beyond_its_steps(
     tmp_path, monkeypatch, probe_steps
 ):
-    """On a clock of its own: 2 s a step, 30 s to compile, whatever the first chunk's length."""
+    """On a clock of its own: 2 s per step, 30 s to compile, whatever the first chunk's length."""
     clock, compiled = [0.0], train.programs(make_run())
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
 

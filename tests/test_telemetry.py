@@ -66,8 +66,8 @@ def test_a_step_is_a_line_of_what_was_measured(tmp_path):
     )
     tel.close()
     first, second = lines(tmp_path)
-    # ln 2 nats a token are 1 bit, over 2 bytes; 2 steps of 64 tokens, and of 0.3 s at the peak, in
-    # 2 s; 1.5 GiB
+    # ln 2 nats per token are 1 bit, over 2 bytes; 2 steps of 64 tokens, and of 0.3 s at the peak,
+    # in 2 s; 1.5 GiB
     assert first == {
         "event": "step",
         "step": 4,

@@ -50,7 +50,7 @@ def test_the_status_says_how_far_it_is(run):
     # 150 of 400 steps; 250 are left, at 10 s for 50
     assert run.picture().splitlines()[:2] == [
         "arun   step 150/400 (38 %)   50 s left   no checkpoint yet   interventions 0",
-        "loss 3.0000   2.1640 bits a byte   |g| 1   η 0.5   625 tokens/s",
+        "loss 3.0000   2.1640 bits per byte   |g| 1   η 0.5   625 tokens/s",
     ]
     run.tel.event("checkpoint", 100)
     run.tel.event("eval", 150, loss=3.25)

@@ -158,7 +158,7 @@ const planner = (() => {
     const parts = [
       ["products", t.products, "of linears and readout"], ["attention", t.attention, "its products"],
       ["elementwise", t.elementwise, "at the memory's bandwidth"], ["overhead", t.overhead, "of each block"],
-      ["exposed", t.exposed, "communication that nothing hides"],
+      ["exposed", t.exposed, "communication that does not overlap"],
     ];
     return "<h3>Time of a step</h3>" + bar(parts, t.seconds, time, t.seconds, "seconds of a step")
       + `<p><small>Gathers and sums over fsdp and data take ${time(t.hidden)} and run beside the rest. `
@@ -176,7 +176,7 @@ const planner = (() => {
     const f = a.flops, k = a.communication;
     const flop = [["6ND", f.six_nd], ["exact: products of the model, attention's square", f.model],
       ["executed: causal savings, recomputation", f.compiled], ["of which attention", f.attention],
-      ["of which computed again", f.recomputed]];
+      ["of which recomputed", f.recomputed]];
     const moved = [["fsdp: gathered weights", k.gathered], ["fsdp: summed gradients", k.scattered],
       ["fsdp: embedding", k.lookup], ["data: summed gradients", k.replicas], ["tensor: summed activations", k.sums]];
     return "<details><summary>FLOPs and communication of a step</summary>"

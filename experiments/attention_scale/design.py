@@ -1,8 +1,8 @@
-"""Study: how q·k grows with the head size, and which division keeps its optima still.
+"""Study: how q·k grows with the head size, and under which division optima do not move.
 
-Three parts. *Points* send vectors of known correlation through the attention layer at
-initialization. *Probed runs* watch q·k, the cosine of q and k, and the entropy of the attention
-over training. *Line searches* over η and α_attn at several head sizes find how the optima move.
+It has three parts. *Points* send vectors of known correlation through the attention layer at
+initialization. *Probed runs* follow q·k, the cosine of q and k, and the entropy of attention
+during training. *Line searches* over η and α_attn at several head sizes show how the optima move.
 
 The two divisions are one family: α/√d is (α√d)/d. One curve of loss over α therefore serves both,
 and ``results`` reads it in either unit.
@@ -37,53 +37,53 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class AttentionScale(Curves):
-    """The flat parameters of the study, beside those of every study of curves."""
+    """The flat parameters of the study, in addition to those of every study of curves."""
 
     width: Count = 32
-    """Of every training run; n_heads is width / d_head."""
+    """d_model of every training run; n_heads is width / d_head."""
     seq_len: int = 32
     steps: int = 100
     eval_batches: int = 8
     d_head: int = 16
-    """With ``base_width``, where μP's logits equal SP's; base depth is the model's own."""
+    """With ``base_width``, where μP's logits equal SP's; base depth is that of the model."""
     schemes: tuple[Annotated[str, OneOf(*PROBED)], ...] = PROBED
-    """Probed at their default η and α_attn = 1, at every head size."""
+    """Schemes probed at their default η and α_attn = 1, at every head size."""
     d_heads: tuple[Count, ...] = (4, 16)
     """Head sizes of the probed runs and of the searches over α_attn."""
     eta_d_heads: tuple[Count, ...] = ()
     """Head sizes of the searches over η."""
     probe_steps: tuple[CountOrZero, ...] = (0, 100)
-    """When to look; the step ``steps`` is the end."""
+    """Steps to probe; the step ``steps`` is the end."""
     log2_lr_umup: Octaves = 0.0
     """Default log2 η of the unit-scaled schemes."""
     log2_lr_mup: Octaves = -6.5
     """Default log2 η of the μP schemes."""
     eta: tuple[float, ...] = (-2.0, 2.0)
-    """[low, high] log2 of the coarse grid of η."""
+    """[low, high] in log2 of the coarse grid of η."""
     alpha: tuple[float, ...] = (-2.0, 4.0)
-    """The same of α, as it stands in α·q·k/d."""
+    """The same for α as in α·q·k/d."""
     refine: Spacing = 0.5
-    """Of the search over η, see ``LRSearch``."""
+    """Refinement of the search over η, see ``LRSearch``."""
     window: PositiveOrZero = 1.0
     """Likewise."""
     alpha_refine: Spacing = 1.0
-    """Of the search over α, whose basin is several octaves wide."""
+    """Refinement of the search over α, whose basin is several octaves wide."""
     alpha_window: PositiveOrZero = 2.0
     """Likewise."""
     extend: CountOrZero = 2
-    """Of both searches. The probed runs have all seeds."""
+    """Seeds of both searches. The probed runs have all seeds."""
     layer_d_heads: tuple[Count, ...] = (16, 64)
     """Head sizes of the layer that is measured at initialization."""
     layer_width: Count = 64
     """Its width."""
     layer_seq_len: Annotated[int, Range(2)] = 16
-    """Its sequences' length."""
+    """Sequence length of this layer."""
     layer_batch: Count = 4
-    """How many sequences."""
+    """Number of sequences."""
     layer_seeds: Count = 2
-    """How many layers."""
+    """Number of layers."""
     correlations: tuple[Fraction, ...] = (0.0, 1.0)
-    """Of the coordinates of q and k of one token, there."""
+    """Correlations of the coordinates of one token's q and k in this layer."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -157,7 +157,7 @@ class AttentionScale(Curves):
     def _at(
         self, scheme: str, d_head: int, text: Text, eta: float, alpha: float, seed: int
     ) -> RunConfig:
-        """One run; the one at the defaults is probed, whichever part asks for it."""
+        """One run; the run at the defaults is probed, whichever part requests it."""
         at_default = (eta, alpha) == (self.default(scheme), 0.0)
         probed = at_default and scheme in self.schemes and d_head in self.d_heads
         return self.run(

@@ -33,7 +33,7 @@ def layer(
 
     The layer's key weights become ρ·W_q + √(1−ρ²)·W_k, so that the coordinates of q and k of one
     token have the correlation ρ. Different tokens are independent draws, whose q and k correlate
-    by ρ/√width at most: pairs of a token with itself and with earlier ones are told apart.
+    by ρ/√width at most: so pairs of a token with itself and with earlier ones are separate.
 
     Args:
         scheme, d_head, base_d_head, width, seq_len: of the layer. Its input is (batch_size ·

@@ -1,6 +1,6 @@
 """Tables and quantities of the study ``attention_scale``, from its records alone.
 
-Exponents are slopes of log₂ against log₂ d_head, one a seed, with the t interval of their mean.
+Exponents are slopes of log₂ against log₂ d_head, one per seed, with the t interval of their mean.
 Rows say ``layer`` for the block. Intervals are 95 %.
 """
 
@@ -51,7 +51,7 @@ SEEN = ["qk", "logit", "logit_max", "product", "cosine", "cosine_mean", "entropy
 
 @remembered
 def heads(runs: pd.DataFrame) -> pd.DataFrame:
-    """What the probes saw of the attention: one row a run, step and block.
+    """What the probes saw of the attention: one row per run, step and block.
 
     Columns: scheme, d_head, seed, step, layer; qk (RMS of the raw q·k), logit (RMS of multiplier
     × q·k), logit_max, product (mean of q_i k_i, raw), cosine (RMS of the cosine of q and k),
@@ -88,7 +88,7 @@ def _multipliers(runs: pd.DataFrame) -> list[float]:
 @remembered
 def pooled(runs: pd.DataFrame) -> pd.DataFrame:
     """``heads`` with the blocks pooled: root mean squares of qk, logit and cosine, the largest
-    logit_max, means of the others (``cosine_mean``: of its magnitude). One row a run and step."""
+    logit_max, means of the others (``cosine_mean``: of its magnitude). One row per run and step."""
     table = heads(runs).copy()
     squares = ["qk", "logit", "cosine"]
     table[squares] = table[squares].astype(float) ** 2
@@ -236,7 +236,7 @@ def drift(runs: pd.DataFrame, hp: str, scheme: str) -> Drift:
 
 
 def optima_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row an (hp, scheme, d_head). Columns: hp, scheme, d_head, x, x_lo, x_hi, loss, loss_lo,
+    """One row per (hp, scheme, d_head). Columns: hp, scheme, d_head, x, x_lo, x_hi, loss, loss_lo,
     loss_hi, n (runs in the fit), edge, reason."""
     rows = [
         {
@@ -409,7 +409,7 @@ def same_family(results: Results) -> Interval:
 
 @quantity
 def rule_difference(results: Results, d_head: int | None = None) -> Interval:
-    """Loss under 1/d minus that under 1/√d, u-μP's defaults, nats a token, paired by seed.
+    """Loss under 1/d minus that under 1/√d, u-μP's defaults, nats per token, paired by seed.
 
     At the largest head size unless told.
     """

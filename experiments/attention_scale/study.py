@@ -17,7 +17,7 @@
 # **Question.** SP divides $q\cdot k$ by $\sqrt d$, μP and u-μP by $d$, the head size. The first is right when
 # $q$ and $k$ are independent (central limit theorem, CLT), the second when training has aligned them (law
 # of large numbers, LLN). How does $q\cdot k$ grow with $d$ at initialization and along training, and under
-# which division do the best $\alpha_\text{attn}$ and the best $\eta$ stay where they are?
+# which division do the best $\alpha_\text{attn}$ and the best $\eta$ not move?
 
 # %% tags=["parameters", "hide-input"]
 # Parameters, as papermill sets them; smoke.yaml and h100.yaml hold what differs there.
@@ -82,7 +82,7 @@ Markdown(this.words.answer(results, design.digits))
 # %% [markdown]
 # ## What was run
 #
-# Width is fixed, so larger heads are fewer heads. *Probed* runs are watched along training at the default
+# Width is fixed, so larger heads are fewer heads. *Probed* runs are observed during training at the default
 # $\eta$ and $\alpha_\text{attn} = 1$. *Line searches* over $\alpha_\text{attn}$ and over $\eta$ have a grid in
 # octaves, half octaves around its lowest point, then further seeds there. The two divisions are one
 # family, $\alpha/\sqrt d = (\alpha\sqrt d)/d$, and so is u-μP's model of the output's scale: one curve of loss
@@ -107,7 +107,7 @@ for name, text in this.words.numbers(results, design.digits).items():
 this.figures.layer(results)
 
 # %% [markdown]
-# ## The exponent along training
+# ## The exponent during training
 
 # %% tags=["hide-input", "picture", "claim:init-exponent", "claim:init-exponent-mup", "claim:trained-exponent", "claim:trained-exponent-root", "claim:trained-exponent-mup"] mystnb={"figure": {"name": "fig-attention-exponent", "caption": "The exponent of $q\\cdot k$'s RMS in the head size (left, 95 % intervals over seeds) goes from {glue:text}`start_umup` through {glue:text}`peak` at step {glue:text}`peak_step` to {glue:text}`end_umup` under u-μP with $1/d$, and to {glue:text}`end_umup_sqrt_attention` with $1/\\sqrt d$. Right: the RMS itself, without any multiplier."}, "image": {"alt": "Exponent of q·k over training steps, and q·k against head size at several steps"}}
 this.figures.exponents(results)
@@ -130,19 +130,19 @@ Markdown(this.words.end_table(results, design.digits))
 # %% [markdown]
 # ## Entropy of the attention
 
-# %% tags=["hide-input", "claim:entropy-still-per-d"] mystnb={"figure": {"name": "fig-attention-entropy", "caption": "Entropy of the attention's rows. At the end it changes by {glue:text}`entropy_d` nats per doubling of the head size under $1/d$ and by {glue:text}`entropy_root` under $1/\\sqrt d$ (u-μP)."}, "image": {"alt": "Entropy of attention over training by head size, a panel a division"}}
+# %% tags=["hide-input", "claim:entropy-still-per-d"] mystnb={"figure": {"name": "fig-attention-entropy", "caption": "Entropy of the attention's rows. At the end it changes by {glue:text}`entropy_d` nats per doubling of the head size under $1/d$ and by {glue:text}`entropy_root` under $1/\\sqrt d$ (u-μP)."}, "image": {"alt": "Entropy of attention over training by head size, one panel per division"}}
 this.figures.entropy(results)
 
 # %% [markdown]
 # ## Which division keeps its optimum?
 
-# %% tags=["hide-input", "claim:same-family", "claim:per-d-loss"] mystnb={"figure": {"name": "fig-attention-alpha", "caption": "Held-out loss against $\\alpha_\\text{attn}$: the same runs in the unit of either division; the dotted line is the default. Stars are fitted optima. At the default and the largest head, $1/d$ minus $1/\\sqrt d$ is {glue:text}`difference`."}, "image": {"alt": "Loss against log2 of alpha_attn by head size, a panel a division"}}
+# %% tags=["hide-input", "claim:same-family", "claim:per-d-loss"] mystnb={"figure": {"name": "fig-attention-alpha", "caption": "Held-out loss against $\\alpha_\\text{attn}$: the same runs in the unit of either division; the dotted line is the default. Stars are fitted optima. At the default and the largest head, $1/d$ minus $1/\\sqrt d$ is {glue:text}`difference`."}, "image": {"alt": "Loss against log2 of alpha_attn by head size, one panel per division"}}
 this.figures.curves(results, "alpha")
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-attention-eta", "caption": "Held-out loss against $\\eta$ at $\\alpha_\\text{attn} = 1$. Over the measured head sizes the optimum moves by {glue:text}`shift_eta_d` octaves under $1/d$ and by {glue:text}`shift_eta_root` under $1/\\sqrt d$."}, "image": {"alt": "Loss against log2 of the learning rate by head size, a panel a division"}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-attention-eta", "caption": "Held-out loss against $\\eta$ at $\\alpha_\\text{attn} = 1$. Over the measured head sizes the optimum moves by {glue:text}`shift_eta_d` octaves under $1/d$ and by {glue:text}`shift_eta_root` under $1/\\sqrt d$."}, "image": {"alt": "Loss against log2 of the learning rate by head size, one panel per division"}}
 this.figures.curves(results, "eta")
 
-# %% tags=["hide-input", "claim:alpha-still-per-d", "claim:alpha-moves-per-root", "claim:eta-still-per-d", "claim:eta-still-per-root"] mystnb={"figure": {"name": "fig-attention-drift", "caption": "Fitted optima against head size, relative to the smallest head. The best $\\alpha_\\text{attn}$ moves by {glue:text}`shift_alpha_d` octaves under $1/d$ and by {glue:text}`shift_alpha_root` under $1/\\sqrt d$. Band: half an octave; dotted: where $1/\\sqrt d$ must go if $1/d$ stays."}, "image": {"alt": "Shift of the optimal alpha_attn and learning rate against head size"}}
+# %% tags=["hide-input", "claim:alpha-still-per-d", "claim:alpha-moves-per-root", "claim:eta-still-per-d", "claim:eta-still-per-root"] mystnb={"figure": {"name": "fig-attention-drift", "caption": "Fitted optima against head size, relative to the smallest head. The best $\\alpha_\\text{attn}$ moves by {glue:text}`shift_alpha_d` octaves under $1/d$ and by {glue:text}`shift_alpha_root` under $1/\\sqrt d$. Band: half an octave; dotted: the shift under $1/\\sqrt d$ if there is none under $1/d$."}, "image": {"alt": "Shift of the optimal alpha_attn and learning rate against head size"}}
 this.figures.drift(results)
 
 # %% tags=["hide-input"]
@@ -160,9 +160,8 @@ Markdown(claims.format_table(verdicts, design.digits))
 # %% [markdown]
 # :::{admonition} What to take from it
 # :class: takeaway
-# The division by $\sqrt d$ describes initialization and the division by $d$ an aligned limit. Which of them
-# keeps $\alpha_\text{attn}$ still is read off the measured exponent and the drift of the optimum, not off either
-# limit theorem. Change $d$ at will only after looking at both figures, or keep the head size fixed and add
-# heads, which leaves both divisions the same. These are short runs of small models at one width, so heads
-# become fewer as they grow.
+# The division by $\sqrt d$ describes initialization and the division by $d$ an aligned limit. The measured
+# exponent and the drift of the optimum, not either limit theorem, show under which of them $\alpha_\text{attn}$
+# transfers. Consult both figures before changing $d$, or keep the head size fixed and add heads, for which the
+# two divisions are the same. These are short runs of small models at one width, so larger heads are fewer.
 # :::

@@ -27,7 +27,7 @@ def _shift(results: Results, hp: str, rule: str) -> Interval:
 
 
 def _nats_a_token(measured: Interval, digits: int) -> str:
-    return f"{nats(measured, digits)} nats a token"
+    return f"{nats(measured, digits)} nats per token"
 
 
 RULES = {"d": PER_D, "root": PER_ROOT}

@@ -25,14 +25,14 @@ class CoordStudy(Design):
 
     Args:
         schemes: names in ``rules.SCHEMES``.
-        widths: d_model, at least three; n_heads is the same at all of them.
-        base_width: where μP equals SP, and with it all rungs of the ladder.
-        n_layers: also the base depth, but for CompleteP, which at its base depth is μP: its base
-            depth is 1.
+        widths: d_model, at least three, all with the same n_heads.
+        base_width: width at which μP and all rungs of the ladder equal SP.
+        n_layers: also the base depth, except under CompleteP, which equals μP at its base depth:
+            there the base depth is 1.
         log2_eta_plain, log2_eta_unit: (small, large) η of the plain and of the unit-scaled schemes.
-        seeds: of every point; wide_seeds: at the largest width, the dearest.
-        look_at: numbers of updates after which to look.
-        tolerance: the slope that counts as none in verdicts.
+        seeds: of every point; wide_seeds: at the largest width, the most expensive.
+        look_at: numbers of updates after which to measure.
+        tolerance: the largest slope that counts as zero in verdicts.
     """
 
     schemes: tuple[Annotated[str, OneOf(*rules.SCHEMES)], ...] = ("sp", "mup", "umup")
@@ -85,7 +85,7 @@ class CoordStudy(Design):
             "tokenizer": self.tokenizer,
         }
         points = []
-        for width in sorted(set(self.widths), reverse=True):  # the dearest first
+        for width in sorted(set(self.widths), reverse=True):  # the most expensive first
             seeds = self.wide_seeds if width == max(self.widths) else self.seeds
             for scheme in self.schemes:
                 unit = rules.SCHEMES[scheme].unit_scaled

@@ -141,5 +141,5 @@ def last_block(table: pd.DataFrame) -> str:
 
 
 def last_step(table: pd.DataFrame) -> int:
-    """The largest number of updates looked at."""
+    """The largest number of updates after which a model is measured."""
     return int(table["step"].max())

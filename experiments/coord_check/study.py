@@ -15,8 +15,8 @@
 # # Which rule of width does what?
 #
 # **Question.** As a model widens, every activation should keep its size at initialization and change by the same
-# amount in training: the coordinate check. Which of SP's weights break this, which of μP's rules mends which of
-# them, and does μP keep it for a hundred steps at a learning rate as large as training bears?
+# amount in training: the coordinate check. Which of SP's weights break this, which of μP's rules repairs which of
+# them, and does μP pass for a hundred steps at a learning rate as large as training tolerates?
 
 # %% tags=["parameters", "hide-input"]
 # Parameters, as papermill sets them; smoke.yaml and h100.yaml hold what differs there.
@@ -75,8 +75,8 @@ Markdown(this.words.answer(found, design.digits))
 # the narrowest model's best. Before training and after a few numbers of updates we take, on the same held-out
 # text, the root mean square of every activation and of its change since the start; and for every weight $W$ with
 # multiplier $A$, the spectral norms of $A\,W$ and of $A\,(W - W_0)$ in units of $\sqrt{\text{fan-out}/\text{fan-in}}$.
-# Each is fitted by a power of the width, and each exponent should be 0. What does not widen itself, the logits and
-# the attention logits, may start small: only its change counts.
+# Each is fitted by a power of the width, and each exponent should be 0. Logits and attention logits, whose size does
+# not grow with width, may start small: only their change counts.
 
 # %% tags=["hide-input"]
 Markdown(this.words.what_ran(results))
@@ -87,7 +87,7 @@ for name, text in this.words.glued(found, ladder_step, design.digits).items():
     report.glue(name, text)
 
 # %% [markdown]
-# ## From SP to μP, a rule at a time
+# ## From SP to μP, one rule at a time
 #
 # The ladder replaces one row of SP's rules by μP's at each rung: the initialization, the learning rates, the
 # readout's and the branches' multipliers, and last the attention's $1/d$. At the base width all rungs are one
@@ -96,7 +96,7 @@ for name, text in this.words.glued(found, ladder_step, design.digits).items():
 # %% tags=["hide-input", "picture", "claim:sp-logits-grow", "claim:sp-stream-grows", "claim:mup-stream-steady", "claim:umup-stream-steady", "claim:mup-attention-logits-steady", "claim:attention-rung"] mystnb={"figure": {"name": "fig-ladder", "caption": "Exponent of width in the change of three activations, on the way from SP to μP. The logits' goes from {glue:text}`coord_sp_logits` under SP to {glue:text}`coord_mup_logits` under μP at the large learning rate, that of the attention logits from {glue:text}`coord_sp_qk` to {glue:text}`coord_mup_qk` (95 % intervals in brackets; the band is the tolerance)."}, "image": {"alt": "Slope over width of the change of logits, residual stream and attention logits for each rung of the ladder"}}
 this.figures.ladder(slopes, design.tolerance, ladder_step)
 
-# %% tags=["hide-input", "claim:mup-logits-steady", "claim:umup-logits-steady"] mystnb={"figure": {"name": "fig-coord-growth", "caption": "Change of the logits at the large learning rate, relative to the narrowest model. One step says little: the initial readout is a random matrix whose share in the logits falls with width, and many steps show what the rules keep. Dots are seeds, the dotted line grows like the width."}, "image": {"alt": "Change of the logits against width after several numbers of steps"}}
+# %% tags=["hide-input", "claim:mup-logits-steady", "claim:umup-logits-steady"] mystnb={"figure": {"name": "fig-coord-growth", "caption": "Change of the logits at the large learning rate, relative to the narrowest model. One step is not enough: the initial readout is a random matrix whose share in the logits falls with width; many steps show the effect of the rules. Dots are seeds, the dotted line grows like the width."}, "image": {"alt": "Change of the logits against width after several numbers of steps"}}
 this.figures.growth(results)
 
 # %% [markdown]
@@ -121,8 +121,8 @@ print(found["mup"].text(design.digits))
 Markdown(this.words.broken_table(found, design.digits))
 
 # %% [markdown]
-# The updates tell most. u-μP's embedding stands out by design: its rule, $1/\sqrt{\text{fan-out}}$ on the learning
-# rate, was found by experiment and is at odds with the check.
+# The updates are the most informative. u-μP's embedding stands out by design: its rule, $1/\sqrt{\text{fan-out}}$ on
+# the learning rate, was found by experiment and contradicts the check.
 
 # %% tags=["hide-input", "claim:umup-embedding-slows"] mystnb={"figure": {"name": "fig-coord-weights", "caption": "Exponent of width in the norm of every weight's first update at the large learning rate, relative to √(fan-out/fan-in). That of u-μP's embedding follows width to the power {glue:text}`coord_embed`."}, "image": {"alt": "Heat table of slopes of first updates, schemes by weights"}}
 this.figures.heat(slopes, design.tolerance, kind="weight")
@@ -136,11 +136,11 @@ Markdown(this.words.norms_table(found, design.digits))
 # %% [markdown]
 # ## Does the readout need a further 1/width?
 #
-# A widely read blog post gives the readout's learning rate a factor 1/width beside its 1/width multiplier, since
-# Adam's step has no such factor of its own. Tensor Programs V and u-μP do not. The logits change for two reasons,
-# and we take them apart: the readout's own change, and that of the stream below it.
+# A widely read blog post gives the readout's learning rate a factor 1/width in addition to its 1/width multiplier,
+# since Adam's step has no such factor. Tensor Programs V and u-μP do not. The logits change for two reasons, which
+# we separate: the readout's own change, and that of the stream below it.
 
-# %% tags=["hide-input", "claim:mup-readout-in-step", "claim:mup-readout-in-step-later", "claim:blog-readout-lr-needed", "claim:readout-lr-freezes", "claim:readout-lr-freezes-umup", "claim:readout-lr-logits-shrink"] mystnb={"figure": {"name": "fig-coord-readout", "caption": "Left, the readout's own part of the logits' first change follows width to the power {glue:text}`coord_mup_readout` under μP and {glue:text}`coord_blog_readout` with the further factor (95 % intervals in brackets; the dotted line falls like 1/width): the factor is one too many. Right, the whole change after many steps: the other weights make up for some of what the readout no longer does, not for all."}, "image": {"alt": "The readout's part of the change of the logits and the whole change, against width"}}
+# %% tags=["hide-input", "claim:mup-readout-in-step", "claim:mup-readout-in-step-later", "claim:blog-readout-lr-needed", "claim:readout-lr-freezes", "claim:readout-lr-freezes-umup", "claim:readout-lr-logits-shrink"] mystnb={"figure": {"name": "fig-coord-readout", "caption": "Left, the readout's own part of the logits' first change follows width to the power {glue:text}`coord_mup_readout` under μP and {glue:text}`coord_blog_readout` with the further factor (95 % intervals in brackets; the dotted line falls like 1/width): the factor is one too many. Right, the whole change after many steps: the other weights compensate for some, not all, of the missing change."}, "image": {"alt": "The readout's part of the change of the logits and the whole change, against width"}}
 this.figures.readout(results)
 
 # %% [markdown]
@@ -157,7 +157,7 @@ Markdown(claims.format_table(verdicts, design.digits))
 # :::{admonition} What to take from it
 # :class: takeaway
 # Check your own model with `umup.coord_check`, after many steps and at a learning rate near the largest that
-# trains, and read the weights before the activations. A slope near zero is necessary for transfer and not
+# trains, and read the weights before the activations. A slope near zero is necessary for transfer but not
 # sufficient: the check sees neither weight decay nor the schedule, and u-μP's embedding fails it by design. The
-# widths here are small, where initial randomness still weighs; slopes of a tenth are not evidence.
+# widths here are small, so that initial randomness still matters; slopes of a tenth are not evidence.
 # :::

@@ -25,8 +25,8 @@ def what_ran(results: Results) -> str:
     steps = ", ".join(str(s) for s in first["steps"])
     return (
         f"{len(points)} decoders: {first['n_layers']} blocks of {first['n_heads']} heads, widths "
-        f"{widths}; {first['batch_size']} sequences of {first['seq_len']} tokens a step, looked at "
-        f"after {steps} steps of Adam at a constant η; {points['seed'].nunique()} seeds."
+        f"{widths}; {first['batch_size']} sequences of {first['seq_len']} tokens per step, "
+        f"measured after {steps} steps of Adam at a constant η; {points['seed'].nunique()} seeds."
     )
 
 

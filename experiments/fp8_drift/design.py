@@ -28,7 +28,7 @@ Recipe = Annotated[str, OneOf(*RECIPES)]
 
 @dataclass(frozen=True)
 class Fp8Drift(Trained):
-    """The flat parameters of the study, beside those of every study of trained decoders."""
+    """The flat parameters of the study, in addition to those of every study of decoders."""
 
     schemes: tuple[Annotated[str, OneOf(*SCHEMES)], ...] = SCHEMES
     """Of arms and settings."""
@@ -37,13 +37,13 @@ class Fp8Drift(Trained):
     lr_umup: Octaves = 0.0
     """u-μP's log2 η."""
     recipes: tuple[Recipe, ...] = RECIPES
-    """Of the arms; ``plain`` is what the others are compared with, and is probed."""
+    """Recipes of the arms; the others are compared with ``plain``, which is probed."""
     precise_recipes: tuple[Annotated[str, OneOf(*RECIPES[2:])], ...] = ()
-    """Of the arms, trained again with precise accumulation."""
+    """Recipes of the arms that are also trained with precise accumulation."""
     widths: tuple[Count, ...] = (64,)
-    """Of the arms; heads and depth always equal the base's."""
+    """Widths of the arms; heads and depth always equal those of the base."""
     probe_steps: tuple[CountOrZero, ...] = (0, 50, 100, 200)
-    """When the plain arms are probed, the end too."""
+    """Steps at which the plain arms are probed, besides the end."""
     seeds: int = 2
     effect_width: Count = 32
     """Of the settings."""
@@ -64,15 +64,15 @@ class Fp8Drift(Trained):
     effect_batches: tuple[Count, ...] = ()
     """Batch sizes of the settings, plain."""
     gemm_width: CountOrZero = 0
-    """Of the linears whose compiled products are read (0: none)."""
+    """Width of the linears whose compiled products are read (0: none)."""
     gemm_tokens: Count = 256
     """Their rows."""
     gemm_recipes: tuple[Recipe, ...] = RECIPES
     """Their recipes."""
     gemm_sizes: tuple[Count, ...] = ()
-    """Of single products, timed."""
+    """Sizes of single products that are timed."""
     step_widths: tuple[Count, ...] = ()
-    """Of training steps, timed."""
+    """Widths of training steps that are timed."""
     step_layers: Count = 4
     """Blocks in a timed step."""
     step_seq_len: Count = 256
@@ -80,7 +80,7 @@ class Fp8Drift(Trained):
     step_batch_size: Count = 16
     """Its sequences."""
     step_steps: Annotated[int, Range(10)] = 100
-    """Steps that are timed."""
+    """Number of steps that are timed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

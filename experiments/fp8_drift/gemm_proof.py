@@ -1,4 +1,4 @@
-"""Which products are FP8 as compiled, and what they gain: a table, on the machine at hand.
+"""Which products are FP8 as compiled, and what they gain: a table, on this machine.
 
     python experiments/fp8_drift/gemm_proof.py
     python experiments/fp8_drift/gemm_proof.py --any-device --width 64 --sizes 128 --steps 64

@@ -125,8 +125,8 @@ def step(
         log2_lr: η, constant after the first chunk.
 
     Returns:
-        seconds with seconds_lo, seconds_hi (a step; median and range over the timed chunks),
-        tokens_per_s, tflops (6 FLOPs a weight and token); loss (nats a token, mean of the last
+        seconds with seconds_lo, seconds_hi (per step; median and range over the timed chunks),
+        tokens_per_s, tflops (6 FLOPs per weight and token); loss (nats per token, mean of the last
         chunk); fp8_products and expected (static FP8 products in the step's HLO and as the recipe
         means), emulated (those converted to a wider format), ``device``'s fields.
 
@@ -193,7 +193,7 @@ def step(
 
 
 def expected(model: ModelConfig) -> int:
-    """FP8 products in a step's program: three a linear that is cast to FP8.
+    """FP8 products in a step's program: three per linear that is cast to FP8.
 
     Blocks that cast alike are one loop, whose body stands once in the program.
     """

@@ -1,7 +1,7 @@
 """Tables of the study `fp8_drift`: records in, tidy frames out.
 
-A run with one probe step is a *setting*, every other an *arm*. Tensors are those that a product
-multiplies: ``input``, ``weight`` and ``output_gradient`` of every linear.
+A run with one probe step is a *setting*, any other an *arm*. Tensors are the operands of products:
+``input``, ``weight`` and ``output_gradient`` of every linear.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SHAPE = {"d_model": "width", "n_layers": "depth", "steps": "steps", "batch_size"
 FOLLOWED = ("readout weight", "last FFN-down input", "last FFN-down gradient")
 """The tensors of the paper's Figure 9, those of the largest RMS at the end."""
 LEFT = 0.01
-"""A tensor counts as out of a format's range when so many of its elements are lost."""
+"""Share of lost elements from which a tensor counts as out of a format's range."""
 
 
 def _specified(runs: pd.DataFrame) -> pd.DataFrame:
@@ -73,7 +73,7 @@ def width_of(table: pd.DataFrame, d_model: int | None = None) -> pd.DataFrame:
 
 @remembered
 def drift(results: Results) -> pd.DataFrame:
-    """What the probes of the plain arms saw of every linear, a row a tensor and step.
+    """What the probes of the plain arms saw of every linear, a row per tensor and step.
 
     Columns: scheme, d_model, seed, step, place (``blocks.0.mlp.down``), layer (−1: the readout),
     linear, kind, the statistics of ``config.PROBE_STATS``; e4m3, e5m2 (share lost, clipped or
@@ -100,7 +100,7 @@ def _format(recipe: str, place: str, kind: str) -> str:
 
 @remembered
 def departures(results: Results, d_model: int | None = None) -> pd.DataFrame:
-    """Which tensors leave E4M3's range, a row a scheme and tensor, means over seeds.
+    """Which tensors leave E4M3's range, a row per scheme and tensor, means over seeds.
 
     Columns: scheme, place, kind; first (probe step at which ``LEFT`` of its elements are lost
     first, infinite if never), clipped, flushed (largest shares over the probe steps), lost_e5m2
@@ -134,7 +134,7 @@ def departures(results: Results, d_model: int | None = None) -> pd.DataFrame:
 
 @remembered
 def loss_differences(results: Results, against: str = "plain") -> pd.DataFrame:
-    """Final loss of each recipe minus that of ``against``, paired by seed, nats a token.
+    """Final loss of each recipe minus that of ``against``, paired by seed, nats per token.
 
     Columns: scheme, d_model, recipe, loss, loss_lo, loss_hi (of the recipe itself), difference,
     difference_lo, difference_hi, n (pairs), diverged (runs). A diverged run makes it infinite.
@@ -332,7 +332,7 @@ def lost(
 def loss_difference(
     results: Results, scheme: str, recipe: str, against: str = "plain", d_model: int | None = None
 ) -> Interval:
-    """Final loss under ``recipe`` minus that under ``against``, paired by seed, nats a token."""
+    """Final loss under ``recipe`` minus that under ``against``, paired by seed, nats per token."""
     table = width_of(loss_differences(results, against), d_model)
     table = table[(table["scheme"] == scheme) & (table["recipe"] == recipe)]
     required(table, f"{NAMES.get(scheme, scheme)}: no runs under {recipe} and {against}")

@@ -14,8 +14,8 @@
 # %% [markdown]
 # # Does training stay inside FP8's range?
 #
-# **Question.** u-μP starts every tensor at unit scale so that a plain cast to FP8 loses nothing. Where have
-# inputs, weights and gradients drifted to at the end of training, what moves them, and what does each FP8
+# **Question.** u-μP starts every tensor at unit scale so that a plain cast to FP8 loses nothing. How far have
+# inputs, weights and gradients drifted by the end of training, what moves them, and what does each FP8
 # recipe cost, under μP and under u-μP?
 
 # %% tags=["parameters", "hide-input"]
@@ -106,23 +106,23 @@ for name, text in this.words.texts(results, design.digits).items():
 # %% [markdown]
 # ## Where tensors start and end
 #
-# Each mark is the RMS of one tensor that a product multiplies: the input, the weight or the output-gradient of
-# one linear. Runs are in float32, so that nothing is clipped on the way. The bars are what E4M3 and E5M2 hold,
-# from the smallest normal number to the largest, subnormals in the paler part.
+# Each mark is the RMS of one operand of a product: the input, the weight or the output-gradient of one linear.
+# Runs are in float32, so that nothing is clipped. The bars are the ranges of E4M3 and E5M2, from the smallest
+# normal number to the largest, with subnormals in the paler part.
 
 # %% tags=["hide-input", "claim:umup-starts-at-one", "claim:umup-starts-in-range", "claim:umup-ends-in-range", "claim:mup-gradients-start-low", "claim:mup-starts-outside"] mystnb={"figure": {"name": "fig-fp8-rms", "caption": "RMS at initialization and after training (the paper's Figure 3). μP's output-gradients start at $2^{k}$, k = {glue:text}`mup_gradient_start`; u-μP's tensors start within {glue:text}`umup_furthest_start` octaves of 1 and end at least {glue:text}`umup_margin` octaves inside E4M3's normal range."}, "image": {"alt": "RMS of every tensor before and after training, for both schemes, against the ranges of E4M3 and E5M2"}}
 this.figures.distribution(results)
 
-# %% tags=["hide-input", "picture", "claim:wide-inputs-grow", "claim:readout-weight-grows", "claim:other-inputs-do-not-grow", "claim:wide-gradients-shrink"] mystnb={"figure": {"name": "fig-fp8-drift", "caption": "RMS during training (the paper's Figure 8). Under u-μP the inputs of attention-out and FFN-down grow by up to {glue:text}`umup_wide_growth` octaves and the readout weight by {glue:text}`umup_readout_growth`; inputs behind a norm stay where they are."}, "image": {"alt": "RMS of inputs, weights and output-gradients over training steps, a row a scheme"}}
+# %% tags=["hide-input", "picture", "claim:wide-inputs-grow", "claim:readout-weight-grows", "claim:other-inputs-do-not-grow", "claim:wide-gradients-shrink"] mystnb={"figure": {"name": "fig-fp8-drift", "caption": "RMS during training (the paper's Figure 8). Under u-μP the inputs of attention-out and FFN-down grow by up to {glue:text}`umup_wide_growth` octaves and the readout weight by {glue:text}`umup_readout_growth`; inputs after a norm do not change."}, "image": {"alt": "RMS of inputs, weights and output-gradients over training steps, one row per scheme"}}
 this.figures.over_training(results)
 
 # %% [markdown]
 # ## Which layers leave the range first?
 #
-# RMS says where a tensor is, not what a cast loses: a gradient of RMS 1 can hold many elements too small for
-# E4M3. The next figure counts elements. A flushed element need not matter, a clipped one seldom does not.
+# RMS says where a tensor lies, not what a cast loses: a gradient of RMS 1 can contain many elements too small for
+# E4M3. The next figure counts elements. A flushed element may not matter; a clipped one usually does.
 
-# %% tags=["hide-input", "claim:umup-clips-nothing", "claim:umup-flushes-little", "claim:wide-inputs-need-e5m2", "claim:mup-flushes"] mystnb={"figure": {"name": "fig-fp8-lost", "caption": "Share of elements that a direct cast to E4M3 clips or flushes to zero, tensor by tensor over training. Under μP {glue:text}`mup_first` is lost first; the most that u-μP loses is {glue:text}`umup_lost` %."}, "image": {"alt": "Heat maps of the share of elements lost in E4M3 over training, a panel a scheme"}}
+# %% tags=["hide-input", "claim:umup-clips-nothing", "claim:umup-flushes-little", "claim:wide-inputs-need-e5m2", "claim:mup-flushes"] mystnb={"figure": {"name": "fig-fp8-lost", "caption": "Share of elements that a direct cast to E4M3 clips or flushes to zero, tensor by tensor over training. Under μP {glue:text}`mup_first` is lost first; the most that u-μP loses is {glue:text}`umup_lost` %."}, "image": {"alt": "Heat maps of the share of elements lost in E4M3 over training, one panel per scheme"}}
 this.figures.lost(results)
 
 # %% tags=["hide-input"]
@@ -140,7 +140,7 @@ this.figures.losses(results)
 Markdown(this.words.losses_table(results, design.digits))
 
 # %% [markdown]
-# ## What moves the end of training
+# ## What moves the tensors at the end of training
 #
 # One thing is varied at a time. The three tensors are those with the largest RMS at the end in the paper.
 
@@ -153,15 +153,15 @@ this.figures.settings(results, "mup")
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-fp8-shapes", "caption": "The same against width, depth, steps and batch, both schemes."}, "image": {"alt": "Loss and three RMS values against width, depth, steps and batch size"}}
 this.figures.shapes(results)
 
-# %% tags=["hide-input", "claim:shape-moves-nothing"] mystnb={"figure": {"name": "fig-fp8-slopes", "caption": "Octaves of end-of-training RMS per octave of what is varied, with 95 % intervals. The band is the claims' bound; outside it, furthest out, lies {glue:text}`umup_steepest` under u-μP."}, "image": {"alt": "Slopes of end-of-training RMS against hyperparameters and shapes"}}
+# %% tags=["hide-input", "claim:shape-moves-nothing"] mystnb={"figure": {"name": "fig-fp8-slopes", "caption": "Octaves of end-of-training RMS per octave of what is varied, with 95 % intervals. The band is the claims' bound; outside it, the steepest is {glue:text}`umup_steepest` under u-μP."}, "image": {"alt": "Slopes of end-of-training RMS against hyperparameters and shapes"}}
 this.figures.slopes(results)
 
 # %% [markdown]
 # ## What the compiler makes of it
 #
-# XLA refuses an FP8 product in silence: it converts the operands and multiplies in a wider format. So the
-# operand types of the compiled products are read from the program. `gemm_proof.py` beside this notebook
-# prints the same table on any machine.
+# XLA may silently reject an FP8 product, convert the operands and multiply in a wider format. The operand types
+# of the compiled products are therefore read from the program. `gemm_proof.py` beside this notebook prints the
+# same table on any machine.
 
 # %% tags=["hide-input", "claim:products-are-native"]
 Markdown(this.words.products_table(results))
@@ -184,9 +184,9 @@ Markdown(claims.format_table(verdicts, design.digits))
 # %% [markdown]
 # :::{admonition} What to take from it
 # :class: takeaway
-# Under u-μP cast and multiply: no loss scale, no amax. Under μP the weights fit but the gradients do not; it
-# needs a scale, per tensor or on the loss, and E5M2's wider range need not do instead. RMS inside the range
-# does not mean that no element is lost: look at the readout's gradient above. Watch the inputs of attention-out
-# and FFN-down, which no norm holds, and the readout weight. On the CPU the casts are exact and the products
-# emulated, so the losses are those of FP8 hardware with precise accumulation, and the speeds say nothing.
+# Under u-μP, cast and multiply: no loss scale, no amax. Under μP the weights fit but the gradients do not; it
+# needs a scale, per tensor or on the loss, and E5M2's wider range may not be a substitute. An RMS inside the range
+# does not mean that no element is lost: see the readout's gradient above. Monitor the inputs of attention-out
+# and FFN-down, which no norm bounds, and the readout weight. On the CPU the casts are exact and the products
+# emulated, so the losses are those of FP8 hardware with precise accumulation, and the speeds are meaningless.
 # :::

@@ -71,7 +71,7 @@ def answer(results: Results, digits: int = 2) -> str:
     text = texts(results, digits)
     return (
         f"Cast to FP8 as it is, by the u-μP paper's recipe, u-μP ends "
-        f"{text['umup_seed_difference']} nats a token above float32 and μP "
+        f"{text['umup_seed_difference']} nats per token above float32 and μP "
         f"{text['mup_seed_difference']}. μP's largest output-gradient starts "
         f"{text['mup_gradient_start']} octaves from 1, where E4M3 flushes below −10; u-μP's "
         f"tensors end at least {text['umup_margin']} octaves inside E4M3's normal range."
@@ -194,7 +194,7 @@ def steps_table(results: Results, digits: int = 2) -> str:
         above = row["loss"] - base.get(row["d_model"], math.nan)
         labels = {"width": row["d_model"], "recipe": row["recipe"]}
         labels["accumulation"] = row["accumulation"]
-        times = {"ms a step [range]": report.text_of(seconds, digits)}
+        times = {"ms per step [range]": report.text_of(seconds, digits)}
         times["TFLOP/s"] = decimals(row["tflops"], digits)
         times["loss − bf16's, nats"] = decimals(above, digits + 2)
         native = f"{row['fp8_products']} of {row['expected']}"

@@ -35,14 +35,14 @@ PRODUCTS = ("bf16", "fp8")
 
 @dataclass(frozen=True)
 class Hopper(Trained):
-    """The flat parameters of the study, beside those of every study of trained decoders."""
+    """The flat parameters of the study, in addition to those of every study of decoders."""
 
     product_size: CountOrZero = 512
     """Rows, columns and contraction of the products timed (0: none)."""
     copy_mib: CountOrZero = 64
     """MiB of the buffer whose copy is timed (0: none)."""
     twins: tuple[Annotated[str, OneOf(*TWINS)], ...] = tuple(TWINS)
-    """Which; their shape is the same in every profile that is to be compared."""
+    """The twins to run; their shape is the same in all profiles that are compared."""
     twin_d_model: Count = 64
     """Of the twins."""
     twin_layers: Count = 2
@@ -58,7 +58,7 @@ class Hopper(Trained):
     twin_lr: Octaves = 0.0
     """Their log2 η."""
     recipes: tuple[Annotated[str, OneOf(*RECIPES)], ...] = RECIPES
-    """Of the arms; ``plain`` is what the others are compared with, and is probed."""
+    """Recipes of the arms; the others are compared with ``plain``, which is probed."""
     width: Count = 64
     """Of the runs."""
     lr_umup: Octaves = 0.0
@@ -68,7 +68,7 @@ class Hopper(Trained):
     loss_scale: Octaves = 9.0
     """log2 of the constant loss scale (0: no such arm)."""
     probe_steps: tuple[CountOrZero, ...] = (0, 100)
-    """When the plain arms are probed, the end too."""
+    """Steps at which the plain arms are probed, besides the end."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

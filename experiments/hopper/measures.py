@@ -13,7 +13,7 @@ from umup.plan import products
 
 VOCAB = 256
 TEXT = 2**14
-"""Tokens of the made-up text (``data.chain``) that twins are trained on."""
+"""Number of tokens of the synthetic text (``data.chain``) that twins are trained on."""
 
 
 def twin(
@@ -28,7 +28,7 @@ def twin(
     steps: int,
     log2_lr: float,
 ) -> dict[str, Any]:
-    """The losses of a small u-μP decoder, which another device's are compared with.
+    """The losses of a small u-μP decoder, for comparison between devices.
 
     Args:
         dtype, recipe: of the activations and the linears' operands, see ``ModelConfig``.
@@ -38,7 +38,7 @@ def twin(
         log2_lr: of η.
 
     Returns:
-        losses (steps,), nats a token; text, the CRC-32 of what was trained on (twins are of one
+        losses (steps,), nats per token; text, the CRC-32 of what was trained on (twins are of one
         text); platform and the fields of ``products.device``.
     """
     model = ModelConfig(

@@ -194,7 +194,7 @@ def _at(table: pd.DataFrame, scheme: str, d_model: int | None, what: str) -> pd.
 def loss_difference(
     results: Results, scheme: str, arm: str, d_model: int | None = None
 ) -> Interval:
-    """Final loss of an arm minus that of the plain one, paired by seed, nats a token."""
+    """Final loss of an arm minus that of the plain one, paired by seed, nats per token."""
     return difference_of(arms(results), scheme, arm, d_model)
 
 

@@ -84,10 +84,10 @@ for name, text in this.words.texts(results, design.digits).items():
 # %% [markdown]
 # ## The same numbers?
 #
-# A small u-μP decoder takes a few steps on a made-up text, with equal draws and equal batches on every device.
-# Sums run in another order on each, so that losses part by rounding alone; they part further the fewer bits an
-# operand has. The CPU's losses are on record, and a GPU's are compared with them step by step. In float32 products
-# are asked for at full precision; by default an H100 rounds their operands to TF32.
+# A small u-μP decoder takes a few steps on a synthetic text, with equal draws and equal batches on every device.
+# Each device sums in another order, so that losses differ by rounding alone; they differ more the fewer bits an
+# operand has. The CPU's losses are on record, and a GPU's are compared with them step by step. Float32 products
+# are computed at full precision; by default an H100 rounds their operands to TF32.
 
 # %% tags=["hide-input", "claim:float32-twin", "claim:bfloat16-twin", "claim:fp8-twin"]
 Markdown(this.words.twins_table(results, design.digits))
@@ -95,9 +95,9 @@ Markdown(this.words.twins_table(results, design.digits))
 # %% [markdown]
 # ## How fast it multiplies and copies
 #
-# One square product at a time, operands in bfloat16 or cast to E4M3 beforehand, and one pass over a large buffer.
-# On a device without FP8 units the operands are widened again, so that the second row says nothing of FP8. A CPU's
-# rows are of one core, which had other work.
+# One square product at a time, with operands in bfloat16 or cast to E4M3 beforehand, and one pass over a large
+# buffer. On a device without FP8 units the operands are widened again, so that the second row says nothing about
+# FP8. A CPU's rows are of one core, which also had other work.
 
 # %% tags=["hide-input"]
 Markdown(this.words.peaks_table(results, design.digits))
@@ -106,8 +106,8 @@ Markdown(this.words.peaks_table(results, design.digits))
 # ## What a cast to FP8 costs
 #
 # Every arm of a seed starts from equal draws and sees equal batches, so losses are compared pair by pair with the
-# arm that casts nothing. With a scaled loss the backward pass starts from a constant power of two, which the
-# weights' gradients are divided by at its end: only casts see it.
+# arm that casts nothing. With a scaled loss the backward pass starts from a constant power of two, by which the
+# weights' gradients are divided at its end: it affects casts alone.
 
 # %% tags=["hide-input", "picture", "claim:umup-cast-at-4096", "claim:umup-e5m2-at-4096", "claim:mup-cast-at-4096", "claim:mup-e5m2-at-4096", "claim:mup-loss-scale-at-4096"] mystnb={"figure": {"name": "fig-hopper-losses", "caption": "Figure 1 (right) of the u-μP paper at width {glue:text}`hopper_width`. Left: training curves. Right: held-out loss minus that of the arm that casts nothing, with 95 % intervals over paired seeds; the band is the claims' bound, an arrow at the edge divergence or more than twenty times the bound. The u-μP paper's FP8 recipe costs u-μP {glue:text}`hopper_umup` nats and μP {glue:text}`hopper_mup`; with the loss scaled, μP {glue:text}`hopper_scaled`."}, "image": {"alt": "Training curves of u-μP and μP by recipe, and differences of the held-out loss"}}
 this.figures.losses(results)
@@ -118,9 +118,9 @@ Markdown(this.words.losses_table(results, design.digits))
 # %% [markdown]
 # ## Where the tensors lie
 #
-# RMS of every tensor that a product multiplies, in the arms that cast nothing.
+# RMS of every operand of a product, in the arms that cast nothing.
 
-# %% tags=["hide-input", "claim:umup-inside-e4m3-at-4096"] mystnb={"figure": {"name": "fig-hopper-ranges", "caption": "RMS at the probe steps, against the ranges of E4M3 and E5M2. The tensor of u-μP that comes nearest an end of E4M3's normal range stays {glue:text}`hopper_umup_margin` octaves inside; μP's is {glue:text}`hopper_mup_margin` (below 0: outside)."}, "image": {"alt": "RMS of inputs, weights and output-gradients over training steps, a row a scheme, with bands for the ranges of E4M3"}}
+# %% tags=["hide-input", "claim:umup-inside-e4m3-at-4096"] mystnb={"figure": {"name": "fig-hopper-ranges", "caption": "RMS at the probe steps, against the ranges of E4M3 and E5M2. The tensor of u-μP that comes nearest an end of E4M3's normal range stays {glue:text}`hopper_umup_margin` octaves inside; μP's is {glue:text}`hopper_mup_margin` (below 0: outside)."}, "image": {"alt": "RMS of inputs, weights and output-gradients over training steps, one row per scheme, with bands for the ranges of E4M3"}}
 this.figures.over_training(results)
 
 # %% [markdown]
@@ -137,8 +137,8 @@ Markdown(claims.format_table(verdicts, design.digits))
 # :::{admonition} What to take from it
 # :class: takeaway
 # Compare a new device with one that you trust before you compare schemes on it: a few steps, each dtype, equal
-# draws. What a cast to FP8 costs at width 4096 is for the verdicts above to say; the smaller runs of a CPU do not
-# decide it. A constant loss scale moves all of μP's gradients by one factor: it lifts what is flushed, cannot narrow
-# the gap between tensors, and is one more number to be found. On a CPU the products are emulated, so that its speeds
-# say nothing of FP8 units.
+# draws. The verdicts above say what a cast to FP8 costs at width 4096; the smaller runs on a CPU do not decide it.
+# A constant loss scale moves all of μP's gradients by one factor: it rescues what would be flushed, cannot narrow
+# the gap between tensors, and is one more number to tune. On a CPU the products are emulated, so that its speeds
+# say nothing about FP8 units.
 # :::

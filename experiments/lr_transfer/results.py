@@ -1,4 +1,4 @@
-"""What the claims of this study name: how far optima move with width, and whose loss is lower.
+"""Quantities of this study's claims: how far optima move with width, and whose loss is lower.
 
 Intervals are 95 %. An absent ``steps`` is the horizon with the most widths, then the longest.
 """

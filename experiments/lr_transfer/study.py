@@ -14,8 +14,8 @@
 # %% [markdown]
 # # Does the learning rate transfer?
 #
-# **Question.** One learning rate is tuned on a narrow model and used on a wide one. How far is it from the wide
-# model's own optimum, in the standard parametrization (SP), in μP and in u-μP, all with their other
+# **Question.** A learning rate is tuned on a narrow model and used on a wide one. How far is it from the wide
+# model's own optimum under the standard parametrization (SP), μP and u-μP, all with their other
 # hyperparameters at the defaults? And whose loss is lower?
 
 # %% tags=["parameters", "hide-input"]
@@ -87,7 +87,7 @@ for scheme, text in this.words.drift_texts(results, design.schemes, design.digit
 # %% [markdown]
 # ## The optimum over width
 
-# %% tags=["hide-input", "picture", "claim:mup-wider-is-better", "claim:umup-wider-is-better"] mystnb={"figure": {"name": "fig-lr-transfer", "caption": "Held-out loss against learning rate. SP's optimum (stars) moves by {glue:text}`drift_sp` octaves per doubling of width, μP's by {glue:text}`drift_mup`, u-μP's by {glue:text}`drift_umup` (95 % intervals in brackets)."}, "image": {"alt": "Loss against log2 learning rate, one panel a scheme, one line a width"}}
+# %% tags=["hide-input", "picture", "claim:mup-wider-is-better", "claim:umup-wider-is-better"] mystnb={"figure": {"name": "fig-lr-transfer", "caption": "Held-out loss against learning rate. SP's optimum (stars) moves by {glue:text}`drift_sp` octaves per doubling of width, μP's by {glue:text}`drift_mup`, u-μP's by {glue:text}`drift_umup` (95 % intervals in brackets)."}, "image": {"alt": "Loss against log2 learning rate, one panel per scheme, one line per width"}}
 this.figures.by_lr(results)
 
 # %% tags=["hide-input", "claim:sp-drifts", "claim:mup-transfers", "claim:umup-transfers"] mystnb={"figure": {"name": "fig-drift", "caption": "Fitted optimum against width, relative to the narrowest model, with 95 % intervals. SP leaves the band of half an octave, inside which a sweep in factors of two cannot tell a shift from none."}, "image": {"alt": "Shift of the optimal learning rate against width"}}
@@ -100,8 +100,8 @@ Markdown(this.words.optima_table(results, design.digits))
 # ## Whose loss is lower?
 #
 # Defaults are compared at each scheme's own best learning rate, at more than one horizon: a scheme that
-# learns fast early need not win later, and the ranking of two parametrizations at one budget is no law. The
-# first table shows another thing to keep in mind: transfer over width is not transfer over the horizon.
+# learns fast early need not win later, and the ranking of two parametrizations at one budget is not general. The
+# first table shows another caveat: transfer over width is not transfer over the horizon.
 
 # %% tags=["hide-input", "claim:umup-default-vs-mup", "claim:umup-default-vs-sp", "claim:umup-default-vs-mup-short", "claim:umup-default-vs-sp-short", "claim:umup-default-vs-mup-long", "claim:umup-default-vs-sp-long"] mystnb={"figure": {"name": "fig-default-losses", "caption": "How far the best loss lies above u-μP's, all other hyperparameters at their defaults (above zero, u-μP is better): against width, and against the horizon. Bars are 95 % intervals, paired by seed; below the dotted line a claim fails."}, "image": {"alt": "Best loss above that of u-μP, against width and against horizon"}}
 this.figures.default_losses(results)

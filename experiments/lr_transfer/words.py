@@ -83,8 +83,8 @@ def validation_table(results: Results, digits: int = 2) -> str:
             {
                 "scheme": report.TITLES[b["scheme"]],
                 "width": b["d_model"],
-                "nats a token [range]": nats,
-                "bits a byte [range]": bits,
+                "nats per token [range]": nats,
+                "bits per byte [range]": bits,
                 "seeds": len(at),
             }
         )
@@ -129,4 +129,4 @@ def _lowest(results: Results, digits: int) -> str:
         f"{report.TITLES[b['scheme']]} {decimals(b['loss'], report.loss_digits(digits))}"
         for b in best[best["d_model"] == width].sort_values("loss").to_dict("records")
     )
-    return f"Best loss at width {width} after {steps} steps, nats a token: {losses}."
+    return f"Best loss at width {width} after {steps} steps, nats per token: {losses}."

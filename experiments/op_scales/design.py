@@ -31,9 +31,9 @@ class OpScales(Design):
         widths: of the readout, linears, RMSNorm, residual add, RoPE heads and embeddings.
         readout_vocab_sizes: vocabularies of the readout.
         residual_layers: depth of the model whose first and last branch are measured.
-        tokens: rows of the plain ops and of the readout; the loss has at least so many.
+        tokens: rows of the plain ops and of the readout; the loss has at least as many.
         coordinates: least number of heads times head size of attention.
-        elements: values a tensor and seed otherwise.
+        elements: values per tensor and seed otherwise.
         dtypes: of inputs, weights and cotangents.
     """
 
@@ -65,8 +65,8 @@ class OpScales(Design):
                 raise ConfigError(name, getattr(self, name), "at least one entry")
 
     def _sequences(self, seq_len: int, d_head: int) -> int:
-        """Heads a seed. The first rows have the most of the variance and only ``d_head`` values
-        each, so their number is what makes a measurement sharp, however long the sequence."""
+        """Heads per seed. The first rows have most of the variance and only ``d_head`` values each,
+        so their number determines the precision, however long the sequence."""
         return max(self.elements // (seq_len * d_head), -(-self.coordinates // d_head))
 
     def points(self) -> list[Point]:

@@ -1,8 +1,8 @@
 """What the study ``op_scales`` measures: the RMS of each op's output and gradients.
 
 Inputs and cotangents are drawn at unit scale, the op takes the numbers that ``rules`` gives u-μP,
-and unit scaling says that what comes out has RMS 1. Every function returns plain lists, one value
-a seed, so each result is "measured over model".
+and unit scaling promises that the result has RMS 1. Every function returns plain lists, one value
+per seed, so that each result is "measured over model".
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _normal(key: Array, dtype: str, *shapes: tuple[int, ...]) -> list[Array]:
 
 
 def _over_seeds(seeds: int, measure: Callable[[Array], Mapping[str, Array]]) -> dict[str, Any]:
-    """Name → one float a seed, from a function of the key."""
+    """Name → one float per seed, from a function of the key."""
     if seeds < 1:
         raise ConfigError("seeds", seeds, "an integer >= 1")
     found = [jax.device_get(measure(jax.random.key(seed))) for seed in range(seeds)]
@@ -89,12 +89,12 @@ def attention(
     """Causal attention on unit-scale q, k, v and cotangent (u-μP paper, Table 4).
 
     Args:
-        sequences: heads measured a seed; rounded up to whole blocks.
+        sequences: heads measured per seed; rounded up to whole blocks.
         inputs: distribution of q, k, v and the cotangent: normal, uniform or laplace.
         correlation: ρ between the values of any two positions, v_t = √ρ·c + √(1−ρ)·e_t.
 
     Returns:
-        out, dq, dk, dv (RMS a seed); model, the scale σ that was divided out; positions t (from
+        out, dq, dk, dv (RMS per seed); model, the scale σ that was divided out; positions t (from
         1) and by_position, the RMS of the output there, over all seeds.
 
     Raises:
@@ -147,7 +147,7 @@ def gated_silu(*, alpha: float, elements: int, seeds: int, dtype: str) -> dict[s
     """x · gate · sigmoid(α gate) on unit-scale inputs (u-μP paper, Table 4).
 
     Returns:
-        out, dx, dgate (RMS a seed) and model, the scale that was divided out.
+        out, dx, dgate (RMS per seed) and model, the scale that was divided out.
     """
     inner, out = _numbers(elements, {"alpha_ffn_act": alpha}).gated_silu()
     found = _over_seeds(
@@ -167,7 +167,7 @@ def softmax(*, size: int, mult: float, rows: int, seeds: int, dtype: str) -> dic
     """Softmax over ``size`` unit-scale logits times ``mult``, scaled as ``unit.softmax`` does.
 
     Returns:
-        out, dx (RMS a seed; not the standard deviation: a flat softmax has RMS 1 and none).
+        out, dx (RMS per seed; not the standard deviation: a flat softmax has RMS 1 and none).
     """
     return _over_seeds(seeds, lambda key: _softmax(key, mult, size=size, rows=rows, dtype=dtype))
 
@@ -187,7 +187,7 @@ def cross_entropy(
     """Gradient of the loss with respect to logits of the given RMS, targets independent of them.
 
     Returns:
-        dlogits (RMS a seed).
+        dlogits (RMS per seed).
     """
     numbers = _numbers(tokens, {"alpha_loss_softmax": alpha}, vocab_size=vocab_size)
     inner, grad_scale = numbers.loss(vocab_size)
@@ -221,7 +221,7 @@ def readout(
             1/√fan_in, as the u-μP paper's Table 1 prints it.
 
     Returns:
-        out (logits), dlogits, dx (the gradient that enters the trunk), dw: RMS a seed.
+        out (logits), dlogits, dx (the gradient that enters the trunk), dw: RMS per seed.
 
     Raises:
         ConfigError: another ``backward``.
@@ -257,7 +257,7 @@ def linear(*, fan_in: int, fan_out: int, tokens: int, seeds: int, dtype: str) ->
     """A hidden linear; dx has RMS √(fan_out/fan_in), since it takes the forward scale.
 
     Returns:
-        out, dx, dw (RMS a seed).
+        out, dx, dw (RMS per seed).
     """
     w = _numbers(tokens).weight("hidden", fan_in, fan_out)
     scales = (w.forward, w.backward, w.weight_grad)
@@ -277,7 +277,7 @@ def _elementwise(key, *, op, shape, dtype):
 
 
 def rms_norm(*, width: int, tokens: int, seeds: int, dtype: str) -> dict[str, Any]:
-    """RMSNorm without gain. Returns out, dx (RMS a seed)."""
+    """RMSNorm without gain. Returns out, dx (RMS per seed)."""
     return _over_seeds(
         seeds, lambda key: _elementwise(key, op=ops.rms_norm, shape=(tokens, width), dtype=dtype)
     )
@@ -288,7 +288,7 @@ def _rotate(x: Array) -> Array:
 
 
 def rope(*, seq_len: int, width: int, heads: int, seeds: int, dtype: str) -> dict[str, Any]:
-    """Rotary embedding of heads of ``width`` features. Returns out, dx (RMS a seed)."""
+    """Rotary embedding of heads of ``width`` features. Returns out, dx (RMS per seed)."""
     shape = (heads, seq_len, width)
     return _over_seeds(seeds, lambda key: _elementwise(key, op=_rotate, shape=shape, dtype=dtype))
 
@@ -311,7 +311,7 @@ def residual(
     """One residual branch, a square linear, with the τ of branch number ``branch`` of 2·n_layers.
 
     Returns:
-        out, dx (RMS a seed).
+        out, dx (RMS per seed).
 
     Raises:
         ConfigError: no such branch.
@@ -343,7 +343,7 @@ def _embedding(key, forward, weight_grad, *, tokens, vocab_size, width, dtype):
 def embedding(
     *, vocab_size: int, width: int, tokens: int, seeds: int, dtype: str
 ) -> dict[str, Any]:
-    """Row lookup of ids drawn uniformly. Returns out, dw (RMS a seed)."""
+    """Row lookup of ids drawn uniformly. Returns out, dw (RMS per seed)."""
     w = _numbers(tokens).weight("input", vocab_size, width)
     return _over_seeds(
         seeds,

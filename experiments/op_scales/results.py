@@ -25,7 +25,7 @@ FIELDS = ("out", "dq", "dk", "dv", "dx", "dgate", "dlogits", "dw")
 
 @remembered
 def cells(results: Results, what: str) -> pd.DataFrame:
-    """The points of one kind, one row a cell of the grid.
+    """The points of one kind, one row per cell of the grid.
 
     Every measured field has its mean over seeds and, in ``FIELD_lo`` and ``FIELD_hi``, the 95 %
     interval; ``FIELD_seeds`` keeps the values. Attention has derived fields: ``dq_beta`` and
@@ -86,7 +86,7 @@ def select(table: pd.DataFrame, within: Mapping[str, Any] | None, what: str) -> 
 
 
 def _stretch(wanted: Any) -> str:
-    """What `select` is asked for, in words."""
+    """The arguments of `select` in words."""
     if not isinstance(wanted, list):
         return str(wanted)
     lo, hi = wanted
@@ -128,7 +128,7 @@ def farthest(
 def exponent(
     results: Results, what: str, field: str, over: str, within: Mapping[str, Any] | None = None
 ) -> Interval:
-    """Slope of log ``field`` over log ``over``, from one fit a seed."""
+    """Slope of log ``field`` over log ``over``, from one fit per seed."""
     rows = select(cells(results, what), within, what)
     if rows[over].nunique() < 2:
         raise NotMeasured(f"{what}: fewer than two values of {over}")

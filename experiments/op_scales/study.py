@@ -15,7 +15,7 @@
 # # Are the ops at unit scale?
 #
 # **Question.** u-μP divides every op by a model of its scale, so that unit inputs give unit outputs and unit
-# gradients. Some of these models are exact, others are fits that the paper calls empirical and gives without an
+# gradients. Some of these models are exact; others are fits that the paper calls empirical and states without an
 # error (Table 4 and Appendix B of [arXiv:2407.17465](https://arxiv.org/abs/2407.17465)). Where do they err, and by
 # how much?
 
@@ -63,10 +63,10 @@ Markdown(this.words.answer(results, design.digits))
 # ## What was measured
 #
 # Inputs, weights and cotangents are independent draws of mean 0 and variance 1. Each op runs with the numbers that
-# `umup.rules` gives u-μP, forward and backward, and the RMS of everything that comes out is recorded. Since the
+# `umup.rules` gives u-μP, forward and backward, and the RMS of every output and gradient is recorded. Since the
 # model's scale is already divided out, **every number below is measured over model: 1 is right**, 1.1 is 10 % too
-# large. Error bars are 95 % intervals over seeds, grey bands the bounds that the claims put down beforehand. For
-# scale: one step of E4M3's mantissa is 12.5 %, and what the format cannot tell apart costs nothing.
+# large. Error bars are 95 % intervals over seeds, grey bands the bounds that the claims stated beforehand. For
+# comparison: one step of E4M3's mantissa is 12.5 %, and a difference below the format's resolution costs nothing.
 
 # %% tags=["hide-input"]
 Markdown(this.words.what_ran(results))
@@ -79,7 +79,7 @@ for name, text in this.words.texts(results, design.digits).items():
 # ## Attention
 #
 # The model interpolates, in the logarithm, between one-hot weights (the output is a value, of scale 1) and flat ones,
-# for which it takes $\sqrt{\ln T/T}$. Both the limit and what lies beside it can be derived. The logits are close to
+# for which it uses $\sqrt{\ln T/T}$. Both this limit and its surroundings can be derived. The logits are close to
 # normal with variance $s^2 = \alpha^2/d_{\text{head}}$, row $t$ weighs $t$ values by $e^{z_i}/\sum_j e^{z_j}$, and a
 # ratio of expectations gives
 #
@@ -89,30 +89,30 @@ for name, text in this.words.texts(results, design.digits).items():
 # At $\kappa = 1$ this is $H_T/T = (\ln T + 0.577 + \dots)/T$: Euler's constant is what the paper's limit leaves out,
 # and it is most of the error on short sequences. At $T = 1$ it is 1, with no special case.
 
-# %% tags=["hide-input", "picture", "claim:attention-output", "claim:attention-output-short", "claim:attention-derived"] mystnb={"figure": {"name": "fig-attention-output", "caption": "Attention's output over its model. For T ≥ 64 and α from ¼ to 4 it lies at {glue:text}`out`; over the whole grid at {glue:text}`out_all`. The derived scale (dashed, at the largest head) explains it: measured over derived is {glue:text}`derived` wherever α² ≤ d_head/4."}, "image": {"alt": "RMS of attention's output over the model against sequence length, one panel an alpha, one line a head size"}}
+# %% tags=["hide-input", "picture", "claim:attention-output", "claim:attention-output-short", "claim:attention-derived"] mystnb={"figure": {"name": "fig-attention-output", "caption": "Attention's output over its model. For T ≥ 64 and α from ¼ to 4 it lies at {glue:text}`out`; over the whole grid at {glue:text}`out_all`. The derived scale (dashed, at the largest head) explains it: measured over derived is {glue:text}`derived` wherever α² ≤ d_head/4."}, "image": {"alt": "RMS of attention's output over the model against sequence length, one panel an alpha, one line per head size"}}
 this.figures.attention_output(results)
 
 # %% [markdown]
-# The two disagree in the power of $T$, too. With weight $a$ on the one-hot end the paper's model falls like
-# $T^{-(1-a)/2}$, what it describes like $T^{-1/2}$ once $T \gg \kappa$, so that beyond α ≈ 1 the model's error drifts
-# with the length of the sequence: too small a σ on short ones, too large a σ on long ones.
+# The two also disagree in the power of $T$. With weight $a$ on the one-hot end the paper's model falls like
+# $T^{-(1-a)/2}$, whereas the true scale falls like $T^{-1/2}$ once $T \gg \kappa$, so that beyond α ≈ 1 the model's
+# error depends on the sequence length: σ is too small on short sequences and too large on long ones.
 
 # %% tags=["hide-input", "claim:attention-output-wide"] mystnb={"figure": {"name": "fig-attention-error", "caption": "The model's error over head size and α, in per cent. Left of the turn it is Euler's constant; where α²/d_head leaves 0 the sign changes, the sooner the longer the sequence."}, "image": {"alt": "Heat maps of the relative error of the attention model over head size and alpha"}}
 this.figures.attention_error(results)
 
 # %% [markdown]
-# Unit scale holds on average over positions, not at each: the first position sees one value, undiminished, and
-# is then divided by the σ of the whole.
+# Unit scale holds on average over positions, not at each one: the output at the first position is a single value,
+# which is then divided by the σ of the whole sequence.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-attention-rows", "caption": "RMS of the output by position. At the longest T the first position comes out at {glue:text}`first_row`, the last at {glue:text}`last_row`."}, "image": {"alt": "RMS of attention's output against position, one line a sequence length"}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-attention-rows", "caption": "RMS of the output by position. At the longest T the first position comes out at {glue:text}`first_row`, the last at {glue:text}`last_row`."}, "image": {"alt": "RMS of attention's output against position, one line per sequence length"}}
 this.figures.attention_rows(results)
 
 # %% [markdown]
 # ### The gradients of q, k and v
 #
-# The gradient of v is the transpose of the output and shares its scale. Those of q and k do not: they carry the
-# logits' multiplier $\alpha/d_{\text{head}}$, which the sum over $d_{\text{head}}$ terms in $g\cdot v$ makes up
-# for by $\sqrt{d_{\text{head}}}$ only. With flat weights
+# The gradient of v is the transpose of the output and has its scale. Those of q and k do not: they carry the
+# logits' multiplier $\alpha/d_{\text{head}}$, for which the sum over $d_{\text{head}}$ terms in $g\cdot v$
+# compensates by $\sqrt{d_{\text{head}}}$ only. With flat weights
 #
 # $$\operatorname{RMS}(dq) = \operatorname{RMS}(dk) = \frac{\alpha}{\sqrt{d_{\text{head}}}}
 # \sqrt{\frac{H_T - \sum_{t\le T} 1/t^2}{\ln T}}.$$
@@ -121,16 +121,16 @@ this.figures.attention_rows(results)
 this.figures.attention_gradients(results)
 
 # %% [markdown]
-# What Table 4 gives as $\beta_q = \beta_k$ is thus a convention (one factor for the whole op, so that the
-# branch's gradient stays a true gradient), not a scale. In the paper's model this does no harm, since q and k are
+# Table 4's $\beta_q = \beta_k$ is thus a convention (one factor for the whole op, so that the branch's gradient
+# stays a true gradient), not a scale. In the paper's model this does no harm, since q and k are
 # outputs of linears whose weight gradients Adam normalises; in FP8 it costs $\frac12\log_2 d_{\text{head}}$ bits of
 # range, three for a head of 64.
 #
 # ### Where independence ends
 #
-# Everything above assumes that values at different positions are independent. Values of a real text are not: tokens
-# repeat, and training aligns them. Weights sum to 1, so a part shared by all values passes through attention whole,
-# and is then divided by σ like the rest.
+# Everything above assumes that values at different positions are independent. Those of real text are not: tokens
+# repeat, and training aligns them. Weights sum to 1, so a component shared by all values passes through attention
+# undiminished and is then divided by σ like the rest.
 
 # %% tags=["hide-input", "claim:attention-correlated", "claim:attention-inputs"] mystnb={"figure": {"name": "fig-attention-correlated", "caption": "Attention's output when any two positions' values are correlated by ρ. At ρ = {glue:text}`rho` it is {glue:text}`shared` at T = {glue:text}`shared_t`, as the dashed curve derives. The distribution itself does not matter: normal, uniform and Laplace inputs agree (see the verdicts)."}, "image": {"alt": "RMS of attention's output against the correlation of values"}}
 this.figures.attention_correlated(results)
@@ -138,8 +138,8 @@ this.figures.attention_correlated(results)
 # %% [markdown]
 # ## Gated SiLU and softmax
 #
-# Gated SiLU has one variable, and its exact scale is an integral over the normal density. The fit takes the
-# forward scale for the gradients too; that of x agrees with it exactly, that of the gate need not.
+# Gated SiLU has one parameter, and its exact scale is an integral over the normal density. The fit uses the
+# forward scale for the gradients too; the gradient of x has exactly that scale, that of the gate need not.
 
 # %% tags=["hide-input", "claim:gated-silu-output", "claim:gated-silu-gate"] mystnb={"figure": {"name": "fig-gated-silu", "caption": "Gated SiLU over its model: output at {glue:text}`silu`, gradient of the gate at {glue:text}`silu_gate`. Black: the exact integrals."}, "image": {"alt": "RMS of gated SiLU's output and gradients over the model against alpha"}}
 this.figures.gated_silu(results)
@@ -147,7 +147,7 @@ this.figures.gated_silu(results)
 # %% [markdown]
 # The paper fuses softmax into attention and the loss. The authors' library has it alone as well, with a model of
 # the same form between the flat limit (RMS $1/n$) and the one-hot limit (RMS $1/\sqrt n$); its gradient takes the
-# output's factor by default. Here the wrong power of $n$ shows plainly, since the logits' variance is $\alpha^2$
+# output's factor by default. Here the wrong power of $n$ shows clearly, since the logits' variance is $\alpha^2$
 # whatever the size.
 
 # %% tags=["hide-input", "claim:softmax-output"] mystnb={"figure": {"name": "fig-softmax", "caption": "Softmax over the library's model: output at {glue:text}`softmax`, gradient at {glue:text}`softmax_dx`, proportional to α where weights are flat. Dashed, for α ≤ 1: √(nκ/(κ+n−1)) with κ = exp(α²)."}, "image": {"alt": "RMS of softmax's output and gradient over the model against the number of classes"}}
@@ -170,9 +170,9 @@ this.figures.readout(results)
 # %% [markdown]
 # ## Every op
 #
-# The smallest and the largest RMS of every tensor over its grid. Linears that are not square miss unit scale in dx
-# by √(fan_out/fan_in), on purpose: a residual branch must return its true gradient, and over the FFN the factors
-# cancel.
+# The smallest and the largest RMS of every tensor over its grid. Linears that are not square deviate from unit scale
+# in dx by √(fan_out/fan_in), on purpose: a residual branch must return its true gradient, and over the FFN the
+# factors cancel.
 
 # %% tags=["hide-input", "claim:linear-unit", "claim:residual-unit"]
 Markdown(this.words.worst_table(results, design.digits))
@@ -192,8 +192,8 @@ Markdown(claims.format_table(verdicts, design.digits))
 # :class: takeaway
 # Trust the scale models at initialization, for α near 1 on sequences of 64 and more: there their errors are below what
 # FP8 resolves. For short sequences, or where α² is not small beside the head size, the mean of $\kappa/(\kappa+t-1)$
-# is the better σ, and costs as little. Do not use the library's stand-alone softmax at the size of a vocabulary
-# and expect unit scale. Expect q and k gradients at $\alpha/\sqrt{d_{\text{head}}}$ and leave them that much range. Scale the
-# readout back by $1/\sqrt{\text{fan-out}}$. And do not read unit scale as a law of training: it is a statement about
-# independent inputs, and attention's output is the first to leave it when values become alike.
+# is the better σ, and as cheap. Do not expect unit scale from the library's stand-alone softmax at the size of a
+# vocabulary. Expect q and k gradients at $\alpha/\sqrt{d_{\text{head}}}$ and leave them that much range. Scale the
+# readout's backward pass by $1/\sqrt{\text{fan-out}}$. And do not take unit scale for a law of training: it is a
+# statement about independent inputs, and attention's output is the first to lose it when values become alike.
 # :::

@@ -117,9 +117,9 @@ def answer(results: Results, digits: int) -> str:
     if t["out"] == ABSENT:
         raise NotMeasured("no attention for T ≥ 64 and α from ¼ to 4")
     return (
-        f"Mostly. For T ≥ 64 and α from ¼ to 4 attention's output comes out at {t['out']} of unit "
-        f"scale, gated SiLU's at {t['silu']} over every α tried. Not at unit scale are: attention's"
-        f" q and k gradients, {t['beta']} times 1/√d_head at α = 1 on the longest sequences; the "
+        f"Mostly. For T ≥ 64 and α from ¼ to 4 attention's output is at {t['out']} of unit scale, "
+        f"gated SiLU's at {t['silu']} for every α tried. Not at unit scale are attention's "
+        f"q and k gradients, {t['beta']} times 1/√d_head at α = 1 on the longest sequences; the "
         "gradient that enters the trunk if the readout is scaled back by 1/√fan_in, "
         f"{t['readout_in']} at V = {t['readout_v']} and d_model = {t['readout_d']}; and "
         f"attention's output once values are correlated, {t['shared']} at ρ = {t['rho']} and "

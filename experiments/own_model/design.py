@@ -31,7 +31,7 @@ class OwnModel(Design):
         near, far: half-widths of the grid in octaves, of all seeds at steps of ``spacing`` and of
             one seed at whole octaves.
         steps, mlp_batch, vit_batch, warmup_ratio: of training.
-        seeds: of every width; wide_seeds: at the largest, the dearest.
+        seeds: of every width; wide_seeds: at the largest, the most expensive.
         held_out: images on which the loss at the end is measured.
         wrong_curves, wrong_checks: ``MODEL.path`` of parameters that are marked as hidden though
             they are not, in curves and in checks.
@@ -108,7 +108,7 @@ class OwnModel(Design):
         return sorted(near), sorted(around(self.far, 1.0) - near)
 
     def points(self) -> list[Point]:
-        """A curve for every arm and width, the dearest first, and a check for every arm."""
+        """A curve for every arm and width, the most expensive first, and a check for every arm."""
         curves = []
         for arm in self.arms(self.wrong_curves):
             widths = getattr(self, f"{arm['model']}_widths")

@@ -66,7 +66,7 @@ class Setup(NamedTuple):
 
 
 def cross_entropy(logits: Array, letters: Array) -> Array:
-    """Mean cross-entropy, nats an image."""
+    """Mean cross-entropy, nats per image."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, letters).mean()
 
 

@@ -14,10 +14,10 @@
 # %% [markdown]
 # # Do the rules hold for models that are not ours?
 #
-# **Question.** Give an MLP and a small vision transformer, written in plain Flax NNX by someone who knows no rule of
-# width, the roles and numbers of μP. Does the best learning rate then stay where it is as they widen, biases, norm
-# gains and class token included? Does the coordinate check pass them, and does it catch a parameter whose role is
-# wrong? The chapter "Your own model" shows their code.
+# **Question.** An MLP and a small vision transformer, written in plain Flax NNX without any rule of width, are given
+# the roles and numbers of μP. Does the best learning rate then not move as they widen, biases, norm gains and class
+# token included? Do they pass the coordinate check, and does it catch a parameter with a wrong role? The chapter
+# "Your own model" shows their code.
 
 # %% tags=["parameters", "hide-input"]
 # Parameters, as papermill sets them; smoke.yaml and h100.yaml hold what differs there.
@@ -69,12 +69,12 @@ Markdown(this.words.answer(results, design.digits))
 # %% [markdown]
 # ## What is measured
 #
-# The images are letters in the typefaces that matplotlib ships, turned, stretched, moved and covered with noise: a
-# stream of 26 classes that never repeats. Both models have biases everywhere, LayerNorm with gain and bias, and
+# The images are letters in the typefaces that matplotlib ships, rotated, stretched, shifted and overlaid with noise:
+# a stream of 26 classes that never repeats. Both models have biases everywhere, LayerNorm with gain and bias, and
 # Flax's default initialization; the transformer has a class token, learned positions and four heads at every width,
-# so that the head size grows. Under SP they are as their owner wrote them, with one learning rate for all. Under μP
-# the readout has its multiplier and initialization, the attention its $1/d$, and every parameter the learning-rate
-# factor of its role. At the base width the two are one model.
+# so that the head size grows. Under SP they are as their owner wrote them, with one learning rate for all parameters.
+# Under μP the readout has its multiplier and initialization, the attention its $1/d$, and every parameter the
+# learning-rate factor of its role. At the base width the two are the same model.
 
 # %% tags=["hide-input"]
 Markdown(this.words.what_ran(results))
@@ -89,7 +89,7 @@ for name, text in this.words.numbers(results, design.digits).items():
 # %% tags=["hide-input", "picture", "claim:mlp-mup-wider-better", "claim:vit-mup-wider-better", "claim:mlp-mup-price", "claim:vit-mup-price", "claim:mlp-sp-price", "claim:vit-sp-price"] mystnb={"figure": {"name": "fig-own-transfer", "caption": "Held-out loss against η by width. At 8× the base width the η tuned at the base (dashed) costs {glue:text}`price_mlp_mup` nats for the MLP and {glue:text}`price_vit_mup` for the vision transformer under μP, {glue:text}`price_mlp_sp` and {glue:text}`price_vit_sp` under SP. Dots are means over seeds, bands their range, stars fitted optima with 95 % intervals."}, "image": {"alt": "Loss against learning rate by width, SP beside μP, for the MLP and the vision transformer"}}
 this.figures.transfer(results)
 
-# %% tags=["hide-input", "claim:mlp-mup-steady", "claim:vit-mup-steady", "claim:mlp-sp-falls", "claim:vit-sp-falls", "claim:mlp-sp-moves-more", "claim:vit-sp-moves-more"] mystnb={"figure": {"name": "fig-own-drift", "caption": "Best η against width. Over 8× it moves by {glue:text}`shift_mlp_mup` octaves for the MLP and {glue:text}`shift_vit_mup` for the vision transformer under μP, by {glue:text}`shift_mlp_sp` and {glue:text}`shift_vit_sp` under SP (95 % intervals in brackets; the band is the claims' half octave, the dotted line theory's octave a doubling for hidden weights under SP). With the readout marked as hidden μP loses transfer: {glue:text}`wrong_shift` octaves."}, "image": {"alt": "Best learning rate against width under SP and μP for both models"}}
+# %% tags=["hide-input", "claim:mlp-mup-steady", "claim:vit-mup-steady", "claim:mlp-sp-falls", "claim:vit-sp-falls", "claim:mlp-sp-moves-more", "claim:vit-sp-moves-more"] mystnb={"figure": {"name": "fig-own-drift", "caption": "Best η against width. Over 8× it moves by {glue:text}`shift_mlp_mup` octaves for the MLP and {glue:text}`shift_vit_mup` for the vision transformer under μP, by {glue:text}`shift_mlp_sp` and {glue:text}`shift_vit_sp` under SP (95 % intervals in brackets; the band is the claims' half octave, the dotted line theory's octave per doubling for hidden weights under SP). With the readout marked as hidden μP loses transfer: {glue:text}`wrong_shift` octaves."}, "image": {"alt": "Best learning rate against width under SP and μP for both models"}}
 this.figures.drift(results)
 
 # %% tags=["hide-input"]
@@ -98,10 +98,10 @@ Markdown(this.words.widths_table(results, design.digits))
 # %% [markdown]
 # ## The coordinate check
 #
-# `umup.coord_check` sees every parameter and what every layer gives. SP breaks the rules of the hidden matrices and of
+# `umup.coord_check` sees every parameter and every layer's output. SP breaks the rules of the hidden matrices and of
 # the readout. A bias or gain that is treated as a hidden weight freezes as the model widens.
 
-# %% tags=["hide-input", "claim:mlp-mup-check", "claim:vit-mup-check", "claim:mlp-sp-check", "claim:vit-sp-check", "claim:bias-as-hidden-caught", "claim:gain-as-hidden-caught", "claim:readout-as-hidden-caught"] mystnb={"figure": {"name": "fig-own-updates", "caption": "Exponent of width in the norm of every parameter's first update; 0 is what the rules ask for. Marked as hidden (crosses), the MLP's bias follows width to the power {glue:text}`wrong_bias`, the transformer's last norm gain {glue:text}`wrong_gain` and the MLP's readout {glue:text}`wrong_readout`: the check names each of them."}, "image": {"alt": "Slope over width of the first update of every parameter under SP, under μP and with wrong roles"}}
+# %% tags=["hide-input", "claim:mlp-mup-check", "claim:vit-mup-check", "claim:mlp-sp-check", "claim:vit-sp-check", "claim:bias-as-hidden-caught", "claim:gain-as-hidden-caught", "claim:readout-as-hidden-caught"] mystnb={"figure": {"name": "fig-own-updates", "caption": "Exponent of width in the norm of every parameter's first update; the rules require 0. Marked as hidden (crosses), the MLP's bias follows width to the power {glue:text}`wrong_bias`, the transformer's last norm gain {glue:text}`wrong_gain` and the MLP's readout {glue:text}`wrong_readout`: the check names each of them."}, "image": {"alt": "Slope over width of the first update of every parameter under SP, under μP and with wrong roles"}}
 this.figures.updates(results)
 
 # %% tags=["hide-input", "claim:readout-as-hidden-costs"]
@@ -109,8 +109,8 @@ Markdown(this.words.checks_table(results, design.digits))
 
 # %% [markdown]
 # A readout marked as hidden moves the best η of the MLP by {glue:text}`wrong_shift` octaves over 8× in width, and the
-# loss of the widest, each at its best η, by {glue:text}`wrong_cost` nats: who sweeps every width anew sees little of the
-# error, who carries η over does.
+# loss of the widest, each at its best η, by {glue:text}`wrong_cost` nats: the error hardly shows if every width is
+# swept again, but does if η is transferred.
 
 # %% [markdown]
 # ## Verdicts

@@ -84,7 +84,7 @@ def what_ran(results: Results) -> str:
 
 @worded
 def widths_table(results: Results, digits: int = 2) -> str:
-    """One row a model, scheme and width: the optimum, its loss and accuracy, and the base's η."""
+    """One row per model, scheme and width: the optimum, its loss and accuracy, and the base's η."""
     table, rows, fine = tables.curves(results), [], loss_digits(digits)
     arms = table[["model", "scheme", "wrong"]].drop_duplicates().itertuples(index=False)
     for arm in sorted(arms, key=tables.place):
@@ -103,7 +103,7 @@ def widths_table(results: Results, digits: int = 2) -> str:
 
 
 def checks_table(results: Results, digits: int = 2) -> str:
-    """One row a coordinate check: rules broken, and the parameters whose update breaks one."""
+    """One row per coordinate check: rules broken, and the parameters whose update breaks one."""
     rows = []
     found = tables.checks(results, tables.TOLERANCE)
     for arm in sorted(found, key=tables.place):

@@ -1,9 +1,9 @@
 """The study ``planning``: is the planner right?
 
-Points only: the train step of a list of configurations, compiled ahead of time for meshes that are
-not there. Records hold what the compiler said; what `umup.plan.formulas` predicts is computed when
-they are tabulated, so that a change of the planner shows. Step times are those on record in the
-study ``throughput``.
+Points only: the training step of a list of configurations, compiled ahead of time for absent
+meshes. Records hold the compiler's report; the predictions of `umup.plan.formulas` are computed
+when the tables are made, so that a change of the planner shows. Step times are those on record in
+the study ``throughput``.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Planning(Design):
         sizes: ``name`` and ``model``; each is compiled in every layout with every recipe.
         layouts: meshes.
         recipes: of the linears.
-        sequences: of the batch, a device along ``data`` and ``fsdp``.
-        native: compile for the devices of this machine, not for virtual ones.
-        gpu: compile for as many of these GPUs, too, which need not be there; "": for none. Steps
-            with cuDNN's attention are compiled for them alone.
+        sequences: of the batch, per device along ``data`` and ``fsdp``.
+        native: compile for the devices of this machine rather than virtual ones.
+        gpu: also compile for as many of these GPUs, which may be absent; "": for none. Steps with
+            cuDNN's attention are compiled for them alone.
     """
 
     configurations: tuple[dict, ...] = ()
@@ -64,7 +64,7 @@ class Planning(Design):
             self._check(point)
 
     def _check(self, point: Point) -> None:
-        """What cannot be compiled is an error now, not after an hour."""
+        """Raise the error of a step that cannot be compiled now rather than after an hour."""
         spec = {part: point.spec[part] for part in PARTS}
         name = point.spec["name"]
         try:
@@ -79,7 +79,7 @@ class Planning(Design):
     def points(self) -> list[Point]:
         """The listed configurations, then every size in every layout with every recipe.
 
-        For virtual devices, then for GPUs; or for the devices that are there.
+        They are compiled for virtual devices, then for GPUs; or for the devices present.
         """
         plain: dict[str, Any] = {part: {} for part in PARTS}
         specs = [plain | entry for entry in self.configurations]

@@ -1,4 +1,4 @@
-"""What the study ``planning`` measures: steps as compilers see them."""
+"""What the study ``planning`` measures: compilers' reports on training steps."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def compiled(
 def native(
     *, name: str, model: Mapping[str, Any], optim: Mapping[str, Any], mesh: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The same by the compiler of the accelerator that is there, with all its passes.
+    """The same by the compiler of the accelerator present, with all its passes.
 
     Raises:
         StudyError: there is none.
@@ -50,7 +50,7 @@ def hopper(
     mesh: Mapping[str, Any],
     device: str,
 ) -> dict[str, Any]:
-    """The same by the compiler of a GPU that need not be there, see `umup.plan.compiler`.
+    """The same by the compiler of a GPU, which may be absent, see `umup.plan.compiler`.
 
     Args:
         device: of ``compiler.DEVICES``.

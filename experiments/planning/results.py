@@ -1,7 +1,7 @@
-"""Points of the study ``planning`` beside what the planner says of them; its claims' quantities.
+"""Points of the study ``planning`` beside the planner's predictions; its claims' quantities.
 
-What is compiled is exact and the same every time, so that its numbers have no interval; those of
-step times are percentile bootstraps of the median over the timed samples.
+Compiled numbers are exact and reproducible, so they have no interval; the intervals of step times
+are percentile bootstraps of the median over the timed samples.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ CALIBRATED = (32, 256)
 
 
 def case(point: Mapping[str, Any], machine: str) -> formulas.Case:
-    """What the formulas ask of a point's configuration on a machine."""
+    """A point's configuration on a machine in the terms of the formulas."""
     return plan.case(
         ModelConfig.from_dict(point["model"]),
         OptimConfig.from_dict(point["optim"]),
@@ -124,10 +124,10 @@ def _row(point: Mapping[str, Any]) -> Mapping[str, Any]:
 def table(
     results: Results, what: str = "compiled", only: Sequence[str] = (), but: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """One row a configuration: what was compiled, and what the planner predicts of it.
+    """One row per configuration: what was compiled, and what the planner predicts.
 
     Args:
-        what: ``compiled`` (for virtual devices), ``hopper`` (for GPUs that are not there) or
+        what: ``compiled`` (for virtual devices), ``hopper`` (for absent GPUs) or
             ``native``.
         only, but: names of configurations to take (empty: all), and to leave out.
 

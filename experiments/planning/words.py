@@ -1,6 +1,6 @@
-"""What the study ``planning`` says in words: sentences and Markdown tables.
+"""Sentences and Markdown tables of the study ``planning``.
 
-With fewer than two digits, as at smoke, numbers are left out: of so small a program they say
+With fewer than two digits, as at smoke, numbers are left out: those of so small a program mean
 nothing.
 """
 
@@ -24,7 +24,7 @@ from .figures import BOUNDS, LARGE
 
 UNSAID = "…"
 FUSED = ("cuDNN attention", "cuDNN attention, 1.4e9 parameters")
-"""Steps with a kernel that cannot be looked into."""
+"""Steps with a kernel whose products cannot be counted."""
 
 
 def _number(value: float, digits: int, places: int = 1) -> str:
@@ -47,7 +47,7 @@ def answer(results: Results, digits: int = 2) -> str:
     inside = int((wrong <= BOUNDS["memory"]).sum())
     counted = tables.errors(found, "parameters").abs().max()
     said = [
-        f"Of {len(found)} training steps, compiled but never run, the planner foretells the number "
+        f"Of {len(found)} training steps, compiled but never run, the planner predicts the number "
         f"of parameters {'exactly' if not counted else f'to {_number(counted, digits)} %'}, the "
         f"matrix products to {_number(tables.errors(found, 'flops').abs().max(), digits)} %, the "
         f"memory of {inside if digits >= 2 else UNSAID} within {BOUNDS['memory']:g} % (worst: "
@@ -62,7 +62,7 @@ def answer(results: Results, digits: int = 2) -> str:
         fresh = timed[~timed["calibrated"]]["error"].abs()
         near = int((fresh <= BOUNDS["time"]).sum())
         said.append(
-            f"and, of {len(fresh)} measured step times that its constants were not taken from, "
+            f"and, of {len(fresh)} measured step times that were not used for its constants, "
             f"{near} within {BOUNDS['time']:g} %"
         )
     except NotMeasured:
@@ -72,7 +72,7 @@ def answer(results: Results, digits: int = 2) -> str:
 
 @worded
 def hopper_answer(results: Results, digits: int = 2) -> str:
-    """How near the planner comes to what XLA compiles for GPUs."""
+    """How close the planner's predictions are to what XLA compiles for GPUs."""
     found = tables.table(results, "hopper")
     signed = tables.errors(found, "memory")
     wrong, under = signed.abs(), max(0.0, -signed.min())
@@ -82,9 +82,9 @@ def hopper_answer(results: Results, digits: int = 2) -> str:
     if len(outside) and digits >= 2:
         beyond = f"; beyond, in some layout: {'; '.join(outside)}"
     said = (
-        f"Compiled for GPUs that were not there, {inside} of {len(found)} memories lie within "
+        f"Compiled for absent GPUs, {inside} of {len(found)} memory predictions are within "
         f"{BOUNDS['memory']:g} % (worst: {_number(wrong.max(), digits)} %{beyond}), and none is "
-        f"foretold more than {_number(under, digits)} % too small."
+        f"more than {_number(under, digits)} % too small."
     )
     axes = [axis for axis in AXES if (found[axis] > 0).any()]
     if not axes:
@@ -109,7 +109,7 @@ def what_ran(results: Results) -> str:
 
 @worded
 def memory_table(results: Results, digits: int = 2, kind: str = "") -> str:
-    """Every configuration: compiled memory and temporaries a device, and the errors, %.
+    """Every configuration: compiled memory and temporaries per device, and the errors, %.
 
     Args:
         kind: of the points; "": ``native`` where there are such, else ``compiled``.
@@ -168,13 +168,13 @@ def collectives_table(results: Results, digits: int = 2, kind: str = "compiled")
 
 @worded
 def large_table(results: Results, digits: int = 2) -> str:
-    """7B and 70B: seconds to compile, memory of the compiler, bytes a device, and on an H100."""
+    """7B and 70B: seconds to compile, memory of the compiler, bytes per device, and on an H100."""
     found = tables.table(results, only=LARGE)
     labels = {"name": "model", "recipe": "linears", "mesh": "mesh", "devices": "devices"}
     sizes = {
         "rss": "compiler, GiB",
-        "state": "state, GiB a device",
-        "memory": "all, GiB a device",
+        "state": "state, GiB per device",
+        "memory": "all, GiB per device",
         "memory_predicted": "predicted",
         "on_h100": "predicted for H100",
     }

@@ -27,25 +27,25 @@ TRAINED = tuple(arm for arm in ARMS if arm != "sp")
 
 @dataclass(frozen=True)
 class ResidualTau(Curves):
-    """The flat parameters of the study, beside those of every study of curves."""
+    """The flat parameters of the study, in addition to those of every study of curves."""
 
     alphas: tuple[Positive, ...] = (0.25, 1.0, 4.0)
-    """α_residual of the lemma and of the walks."""
+    """Values of α_residual for the lemma and the walks."""
     ratios: tuple[Positive, ...] = (0.25, 1.0, 4.0)
     """α_residual_attn_ratio, likewise."""
     lemma_depths: tuple[Count, ...] = (1, 4, 16)
     """N of the lemma's networks."""
     lemma_seeds: Count = 2
-    """Random networks at every setting."""
+    """Number of random networks at every setting."""
     walk_depths: tuple[Count, ...] = (2, 8)
     """N of the walks: real models at initialization, random tokens; those of u-μP also at T = 1,
     where attention passes its value on and every branch has unit scale."""
     walk_arms: tuple[Annotated[str, OneOf(*ARMS)], ...] = tuple(ARMS)
     """What walks."""
     walk_width: Count = 64
-    """Of the models that walk."""
+    """Width of the models that are walked."""
     walk_seeds: Count = 2
-    """Models per walk."""
+    """Number of models per walk."""
     grid_depth: Count = 2
     """N of the walks over ``alphas`` and ``ratios``."""
     trained_depths: tuple[Count, ...] = ()
@@ -65,7 +65,7 @@ class ResidualTau(Curves):
     unroll: CountOrZero = 1
     """Layers per loop body of the scan over depth; 1 keeps the compile time flat over depth."""
     lr_umup: tuple[float, ...] = (-1.0, 2.0)
-    """[low, high] log2 η of the u-μP arms' coarse grid."""
+    """[low, high] in log2 η of the u-μP arms' coarse grid."""
     lr_mup: tuple[float, ...] = (-7.0, -4.0)
     """The same of the other arms."""
     refine: Spacing = 1.0

@@ -130,7 +130,7 @@ def walk(
         The others: shape.
 
     Returns:
-        ``scales``, each a list with an entry a seed.
+        ``scales``, each a list with an entry per seed.
     """
     model = ModelConfig(
         d_model=d_model,
@@ -181,7 +181,7 @@ def trained(
 
     Returns:
         ``scales`` after training, and with ``_before`` behind the name those before it, each a
-        list with an entry a seed; ``loss``, that of the last tenth of the steps.
+        list with an entry per seed; ``loss``, that of the last tenth of the steps.
     """
     dataset = data.load(corpus, tokenizer, seq_len=seq_len)
     model = ModelConfig(

@@ -123,7 +123,7 @@ def _walks(results: Results, what: str) -> pd.DataFrame:
 
 @remembered
 def walks(results: Results, arm: str | None = None, seq_len: int | None = None) -> pd.DataFrame:
-    """Walks at initialization, one row a setting; every measured column a list over seeds.
+    """Walks at initialization, one row per setting; every measured column a list over seeds.
 
     Args:
         arm: that arm alone. seq_len: T of the walks, by default the longest (1 is the control).
@@ -175,7 +175,7 @@ def realised(results: Results, seq_len: int | None = None) -> pd.DataFrame:
 
 @remembered
 def contributions(results: Results, what: str = "walk") -> pd.DataFrame:
-    """Share of the output's mean square from embedding, attention and FFN, a row an arm and depth.
+    """Share of the output's mean square from embedding, attention and FFN, a row per arm and depth.
 
     At α = 1. At initialization the parts are independent and the shares sum to 1; after training
     (``what="trained"``) they are correlated and need not. Columns: arm, n_layers, stage ("init" or
@@ -203,7 +203,7 @@ def _worst(intervals: Sequence[Interval], far: Callable[[float], float]) -> Inte
 
 
 def networks(results: Results) -> pd.DataFrame:
-    """The random networks of Lemma C.1, one row a convention and depth.
+    """The random networks of Lemma C.1, one row per convention and depth.
 
     Raises:
         NotMeasured: there are none.
@@ -310,7 +310,7 @@ def _fits(results: Results, arm: str) -> dict[int, Optimum]:
 
 
 def differences(results: Results, arm: str, against: str, from_depth: int = 1) -> dict[int, float]:
-    """Depth → best loss of ``arm`` minus that of ``against``, nats a token, from fitted optima.
+    """Depth → best loss of ``arm`` minus that of ``against``, nats per token, from fitted optima.
 
     Depths at which a sweep does not bracket its optimum are left out.
     """
@@ -326,7 +326,7 @@ def differences(results: Results, arm: str, against: str, from_depth: int = 1) -
 def loss_difference(
     results: Results, arm: str, against: str, from_depth: int = 1, depths: int = 3
 ) -> Interval:
-    """Mean over depths of the best loss of ``arm`` minus ``against``'s, nats a token.
+    """Mean over depths of the best loss of ``arm`` minus ``against``'s, nats per token.
 
     The interval is Student's over depths: a difference that grows with depth widens it. At least
     ``depths`` of them are needed.
@@ -342,7 +342,7 @@ def loss_difference(
 
 @quantity
 def deeper_gain(results: Results, arm: str, factor: float) -> Interval:
-    """Best loss of the deepest model minus that of the shallowest, nats a token."""
+    """Best loss of the deepest model minus that of the shallowest, nats per token."""
     fits = {depth: o for depth, o in _fits(results, arm).items() if not o.edge}
     if not fits or max(fits) < factor * min(fits):
         raise NotMeasured(f"{ARMS[arm].title}: no two bracketed optima {factor:g}× apart in depth")

@@ -15,9 +15,9 @@
 # # The residual scheme: what τ does over depth
 #
 # **Question.** u-μP runs depth-μP with a skip stream of unit scale: $\hat R_l = a_l f_l + b_l \hat R_{l-1}$ with
-# $a_l^2 = \tau_l/(\tau_l+1)$, $b_l^2 = 1/(\tau_l+1)$. Three formulas for $\tau_l$ are about: the one the lemma
-# gives (*derived*), the authors' library's (*library*) and the one the paper prints as equation (22)
-# (*printed*). Which of them equal a plain network, what do embedding, attention and FFN contribute at the
+# $a_l^2 = \tau_l/(\tau_l+1)$, $b_l^2 = 1/(\tau_l+1)$. There are three formulas for $\tau_l$: the one that the lemma
+# gives (*derived*), that of the authors' library (*library*) and the one that the paper prints as equation (22)
+# (*printed*). Which of them are equivalent to a plain network, what do embedding, attention and FFN contribute at the
 # output, does the stream keep its scale, and does the learning rate transfer over depth?
 
 # %% tags=["parameters", "hide-input"]
@@ -112,16 +112,16 @@ for name, text in this.words.texts(results, design.digits).items():
 this.figures.lemma(results)
 
 # %% [markdown]
-# ## Who writes the output?
+# ## What makes up the output?
 #
 # At $\alpha_r = \alpha_\rho = 1$ the derived $\tau$ gives the embedding half of the output's variance and attention and
 # FFN a quarter each, at any depth. Lines are the recursion for branches of unit scale, markers the real model
 # at initialization on independent random tokens.
 
-# %% tags=["hide-input", "picture"] mystnb={"figure": {"name": "fig-tau-contributions", "caption": "Contribution of embedding, attention and FFN to the output over depth. At N = {glue:text}`depth` the embedding's exact share is {glue:text}`emb_derived` % (derived), {glue:text}`emb_library` % (library), {glue:text}`emb_printed` % (printed). In the real model attention writes more than its part, as the next figures explain."}, "image": {"alt": "Shares of the output's variance over depth, a panel a convention"}}
+# %% tags=["hide-input", "picture"] mystnb={"figure": {"name": "fig-tau-contributions", "caption": "Contribution of embedding, attention and FFN to the output over depth. At N = {glue:text}`depth` the embedding's exact share is {glue:text}`emb_derived` % (derived), {glue:text}`emb_library` % (library), {glue:text}`emb_printed` % (printed). In the real model attention contributes more than its share, as the next figures explain."}, "image": {"alt": "Shares of the output's variance over depth, one panel per convention"}}
 this.figures.contributions(results)
 
-# %% tags=["hide-input", "claim:alpha-residual-realised", "claim:alpha-ratio-realised", "claim:alpha-ratio-realised-long", "claim:library-is-root-two"] mystnb={"figure": {"name": "fig-tau-realised", "caption": "The ratios at the output against the hyperparameters that are to set them. With one token a sequence every branch has unit scale, and the real model (filled) lies on the exact lines; with full sequences (hollow) attention writes more."}, "image": {"alt": "Realised ratios against alpha_residual and its attention ratio"}}
+# %% tags=["hide-input", "claim:alpha-residual-realised", "claim:alpha-ratio-realised", "claim:alpha-ratio-realised-long", "claim:library-is-root-two"] mystnb={"figure": {"name": "fig-tau-realised", "caption": "The ratios at the output against the hyperparameters meant to set them. With one token per sequence every branch has unit scale, and the real model (filled) lies on the exact lines; with full sequences (hollow) attention contributes more."}, "image": {"alt": "Realised ratios against alpha_residual and its attention ratio"}}
 this.figures.realised(results)
 
 # %% tags=["hide-input"]
@@ -130,24 +130,24 @@ Markdown(this.words.realised_table(results, design.digits))
 # %% [markdown]
 # ## The scale along the skip stream
 #
-# Unit scaling keeps $\sigma = 1$ on the stream *if every branch has unit scale*. Attention's scale model takes the
-# values that it averages as independent. From the second block on they are not: earlier attention has
-# written nearly the same vector at many positions, averaging no longer shrinks it, and the branch comes out
+# Unit scaling keeps $\sigma = 1$ on the stream *if every branch has unit scale*. Attention's scale model assumes
+# that the values it averages are independent. From the second block on they are not: earlier attention has
+# written nearly the same vector at many positions, which averaging does not shrink, and the branch's output is
 # above unit scale. FFN branches do have unit scale.
 
-# %% tags=["hide-input", "claim:stream-is-unit-scaled", "claim:stream-is-unit-scaled-control", "claim:sp-stream-grows", "claim:mup-stream-does-not-grow"] mystnb={"figure": {"name": "fig-tau-stream", "caption": "σ along the skip stream at initialization. SP's grows with depth; μP's and CompleteP's depth rules bound it. u-μP's furthest value is {glue:text}`stream`; with one token a sequence it is {glue:text}`stream_control`. In the deepest u-μP model {glue:text}`common` % of the last attention branch is common to all positions of a sequence."}, "image": {"alt": "Scale along the skip stream for SP, μP, CompleteP and u-μP"}}
+# %% tags=["hide-input", "claim:stream-is-unit-scaled", "claim:stream-is-unit-scaled-control", "claim:sp-stream-grows", "claim:mup-stream-does-not-grow"] mystnb={"figure": {"name": "fig-tau-stream", "caption": "σ along the skip stream at initialization. SP's grows with depth; μP's and CompleteP's depth rules bound it. u-μP's furthest value is {glue:text}`stream`; with one token per sequence it is {glue:text}`stream_control`. In the deepest u-μP model {glue:text}`common` % of the last attention branch is common to all positions of a sequence."}, "image": {"alt": "Scale along the skip stream for SP, μP, CompleteP and u-μP"}}
 this.figures.stream(results)
 
 # %% [markdown]
 # ## After training
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-tau-trained", "caption": "The same contributions on held-out text, before and after training. Parts are correlated after training, so that shares need not sum to one."}, "image": {"alt": "Contributions before and after training, a panel a convention"}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-tau-trained", "caption": "The same contributions on held-out text, before and after training. Parts are correlated after training, so that shares need not sum to one."}, "image": {"alt": "Contributions before and after training, one panel per convention"}}
 this.figures.trained(results)
 
 # %% [markdown]
 # ## Does the learning rate transfer over depth?
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-tau-losses", "caption": "Held-out loss against learning rate over depth. Stars are fitted optima with 95 % intervals."}, "image": {"alt": "Loss against log2 learning rate, one panel a scheme, one line a depth"}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-tau-losses", "caption": "Held-out loss against learning rate over depth. Stars are fitted optima with 95 % intervals."}, "image": {"alt": "Loss against log2 learning rate, one panel per scheme, one line per depth"}}
 this.figures.loss_by_lr(results)
 
 # %% tags=["hide-input", "claim:umup-transfers-over-depth", "claim:mup-transfers-over-depth", "claim:completep-transfers-over-depth", "claim:completep-is-better", "claim:library-trains-alike", "claim:printed-trains-alike", "claim:deeper-is-better"] mystnb={"figure": {"name": "fig-tau-depth", "caption": "Left: the optimum relative to the shallowest model's. Over the measured depths it moves by, in octaves: u-μP derived {glue:text}`shift_derived`, library {glue:text}`shift_library`, printed {glue:text}`shift_printed`; μP {glue:text}`shift_mup`; CompleteP {glue:text}`shift_completep`. Middle: the loss there. Right: differences of it at every depth and, on what their claims allow (grey), in the mean."}, "image": {"alt": "Shift of the optimal learning rate, best loss and its differences over depth"}}
@@ -160,7 +160,7 @@ Markdown(this.words.optima_table(results, design.digits))
 # ## Verdicts
 #
 # Bounds were written before the recorded runs, in `claims.yaml`; those on the lemma, the printed equation and the
-# stream's scale with trial runs in sight.
+# stream's scale after trial runs had been seen.
 
 # %% tags=["hide-input", "verdicts"]
 verdicts = claims.evaluate("residual_tau", results, design.profile)

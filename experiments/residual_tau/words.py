@@ -154,7 +154,7 @@ def realised_table(results: Results, digits: int = 2) -> str:
 
 @worded
 def optima_table(results: Results, digits: int = 2) -> str:
-    """Fitted optima: one row an arm and depth."""
+    """Fitted optima: one row per arm and depth."""
     return words.table(
         {
             "scheme": ARMS[arm].title,

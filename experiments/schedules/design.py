@@ -47,7 +47,7 @@ Ends = tuple[Octaves, ...]
 
 @dataclass(frozen=True)
 class Schedules(Decoders):
-    """The flat parameters of the study, beside those of every study of decoders."""
+    """The flat parameters of the study, in addition to those of every study of decoders."""
 
     width: Count = 32
     """Of every run."""
@@ -56,9 +56,9 @@ class Schedules(Decoders):
     base_width: int = 16
     eval_batches: int = 4
     warmup_steps: CountOrZero = 10
-    """The same for every budget, as a plateau that is forked needs it."""
+    """Steps of warm-up, equal for all budgets, since forks of one plateau share it."""
     final_lr_ratio: Fraction = 0.1
-    """Where every schedule but two-step (0.1) ends."""
+    """Final share of η of every schedule but two-step (0.1)."""
     schedules: tuple[Annotated[str, OneOf(*SCHEDULES)], ...] = SCHEDULES
     """Which to train: cosine at every budget, WSD as forks, others at ``main``."""
     budgets: tuple[Count, ...] = (40, 80)
@@ -68,20 +68,20 @@ class Schedules(Decoders):
     compare: tuple[Annotated[str, OneOf("mup", "sp")], ...] = ()
     """Further schemes, at the main budget only."""
     share: Share = 0.2
-    """Of a WSD run's steps that decays."""
+    """Share of a WSD run's steps that decays."""
     shares: tuple[Share, ...] = (0.1,)
-    """Further ones, of linear decay."""
+    """Further shares, of linear decay."""
     share_budgets: tuple[Count, ...] = (80,)
     """Their budgets."""
     lr_umup: Ends = (-1.0, 1.0)
-    """[low, high] log2 η of u-μP's grid."""
+    """[low, high] in log2 η of u-μP's grid."""
     lr_mup: Ends = (-7.0, -5.0)
-    """The same of the other schemes."""
+    """The same for the other schemes."""
     spacing: Spacing = 1.0
     """Octaves between a grid's points, each with all seeds."""
     seeds: int = 2
     fork_budgets: tuple[Count, ...] = (40,)
-    """At which forked and unforked runs are compared bit for bit, at η = 1."""
+    """Step at which forked and unforked runs are compared bit for bit, at η = 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -165,7 +165,7 @@ class Schedules(Decoders):
 
 
 def of_shape(shape: Mapping[str, Any]) -> Schedules:
-    """The design whose runs have a point's ``shape``; its other parameters are not asked for."""
+    """The design whose runs have a point's ``shape``; its other parameters are not needed."""
     long = shape["warmup_steps"] + 100  # a budget must have room for warm-up and decay
     return Schedules(**dict(shape), budgets=(long,), main=long, share_budgets=())
 

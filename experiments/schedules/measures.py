@@ -60,7 +60,7 @@ class _Plateau:
         return states, np.asarray(losses)
 
     def held_out_loss(self, states) -> list[float | None]:
-        """Loss of each seed on the held-out text, nats a token; None where it diverged."""
+        """Loss of each seed on the held-out text, nats per token; None where it diverged."""
         losses = self.programs.evaluate(self.held_out, states)
         limit = math.log(self.runs[0].model.vocab_size)
         return [float(x) if float(x) <= limit else None for x in losses]  # NaN is not <= either
@@ -80,7 +80,7 @@ def _thin(losses, first: int, points: int) -> dict[str, list]:
 def ladder(
     *, scheme: str, log2_lr: float, seeds: int, rungs: list[list], shape: dict[str, Any]
 ) -> dict[str, Any]:
-    """One plateau a seed, and every rung forked from it.
+    """One plateau per seed, and every rung forked from it.
 
     Args:
         scheme, log2_lr, seeds, shape: of all runs.

@@ -1,6 +1,6 @@
 """Tables and quantities of the study ``schedules``: losses, optima, gaps, and what forking saves.
 
-Losses are held out, nats a token, at the end of a run; intervals are 95 %. A *line* is a schedule
+Losses are held out, nats per token, at the end of a run; intervals are 95 %. A *line* is a schedule
 of one scheme at one budget: its losses over η and seeds. A line's own best η is where the parabola
 through the losses near the lowest has its minimum.
 """

@@ -77,12 +77,12 @@ Markdown(this.words.answer(results, design.main, design.digits))
 # %% [markdown]
 # ## What was run
 #
-# Cosine, linear decay and DeepSeek's two steps are trained from scratch. All of WSD is forked: for each $\eta$
-# and seed one plateau is trained, and every decay starts from a copy of its state. That this is the run
-# that was never forked, bit for bit, is checked, not assumed. All schedules have the same warm-up in steps and
-# end at a tenth of $\eta$. Losses are held out and taken at the end: the training loss of the last tenth of the
-# steps would favour schedules that have finished their decay by then. A *gap* is between two schedules,
-# each at its own best $\eta$, paired by seed.
+# Cosine, linear decay and DeepSeek's two steps are trained from scratch. All WSD runs are forked: for each $\eta$
+# and seed one plateau is trained, and every decay starts from a copy of its state. A claim checks that this equals,
+# bit for bit, a run that was never forked. All schedules have the same number of warm-up steps and end at a tenth of
+# $\eta$. Losses are held-out losses at the end: the training loss over the last tenth of the steps would favour
+# schedules that have finished their decay by then. A *gap* is between two schedules, each at its own best $\eta$,
+# paired by seed.
 
 # %% tags=["hide-input", "claim:fork-is-unforked"]
 Markdown(this.words.what_ran(results))
@@ -94,7 +94,7 @@ for name, text in this.words.texts(results, design.main, design.digits).items():
 # %% [markdown]
 # ## At equal tokens
 
-# %% tags=["hide-input", "claim:eta-still-over-schedules", "claim:eta-still-over-schedules-mup"] mystnb={"figure": {"name": "fig-schedules-lr", "caption": "Held-out loss against $\\eta$ at one budget. Above cosine, each at its own best: WSD {glue:text}`gap_wsd`, with $1-\\sqrt x$ {glue:text}`gap_wsd_sqrt`, two-step {glue:text}`gap_two_step`, linear {glue:text}`gap_linear` nats (u-μP). WSD's best $\\eta$ lies {glue:text}`eta_gap` octaves from cosine's under u-μP, {glue:text}`eta_gap_mup` under μP."}, "image": {"alt": "Held-out loss against log2 of the learning rate, a line a schedule and a panel a scheme"}}
+# %% tags=["hide-input", "claim:eta-still-over-schedules", "claim:eta-still-over-schedules-mup"] mystnb={"figure": {"name": "fig-schedules-lr", "caption": "Held-out loss against $\\eta$ at one budget. Above cosine, each at its own best: WSD {glue:text}`gap_wsd`, with $1-\\sqrt x$ {glue:text}`gap_wsd_sqrt`, two-step {glue:text}`gap_two_step`, linear {glue:text}`gap_linear` nats (u-μP). WSD's best $\\eta$ lies {glue:text}`eta_gap` octaves from cosine's under u-μP, {glue:text}`eta_gap_mup` under μP."}, "image": {"alt": "Held-out loss against log2 of the learning rate, one line per schedule and one panel per scheme"}}
 this.figures.by_lr(results, design.main)
 
 # %% tags=["hide-input", "claim:wsd-close-to-cosine", "claim:wsd-close-to-cosine-mup", "claim:two-step-close-to-cosine", "claim:linear-close-to-cosine", "claim:root-beats-linear-decay"]
@@ -103,8 +103,8 @@ Markdown(this.words.schedules_table(results, design.main, design.digits))
 # %% [markdown]
 # ## One plateau, many budgets
 #
-# A plateau has one $\eta$ for all budgets that fork from it, which is its price where the best $\eta$ moves
-# with the budget. It is the one with the lowest mean loss over all budgets.
+# A plateau has one $\eta$ for all budgets that fork from it, which is its price if the best $\eta$ moves with the
+# budget. We use the $\eta$ with the lowest mean loss over all budgets.
 
 # %% tags=["hide-input", "picture", "claim:ladder-close-to-cosine", "claim:ladder-one-rate", "claim:ladder-saves", "claim:wsd-close-to-cosine-long", "claim:root-beats-linear-decay-long"] mystnb={"figure": {"name": "fig-schedules-ladder", "caption": "Left: a plateau, its decays, and cosine from scratch for each budget. Right: the held-out loss above cosine's. With one $\\eta$ for all budgets the ladder ends at most {glue:text}`ladder_wsd` nats above cosine (with $1-\\sqrt x$: {glue:text}`ladder_wsd_sqrt`) and {glue:text}`ladder_own` above WSD at each budget's own best $\\eta$. It saves {glue:text}`saved` % of the steps."}, "image": {"alt": "Training loss of one plateau with forked decays beside cosine runs, and the gaps between them by budget"}}
 this.figures.ladder(results)
@@ -113,9 +113,9 @@ this.figures.ladder(results)
 Markdown(this.words.ladder_table(results, design.digits))
 
 # %% [markdown]
-# ## How long a decay?
+# ## How long must the decay be?
 
-# %% tags=["hide-input", "claim:decay-of-20-is-enough", "claim:decay-of-10-is-enough", "claim:decay-of-10-is-enough-long", "claim:decay-of-5-is-short"] mystnb={"figure": {"name": "fig-schedules-share", "caption": "Held-out loss over the share of the steps that decays, less that at 30 %. At the main budget 5 % costs {glue:text}`share_5`, 10 % {glue:text}`share_10` and 20 % {glue:text}`share_20` nats."}, "image": {"alt": "Loss difference against decay share, a line a budget"}}
+# %% tags=["hide-input", "claim:decay-of-20-is-enough", "claim:decay-of-10-is-enough", "claim:decay-of-10-is-enough-long", "claim:decay-of-5-is-short"] mystnb={"figure": {"name": "fig-schedules-share", "caption": "Held-out loss over the share of the steps that decays, less that at 30 %. At the main budget 5 % costs {glue:text}`share_5`, 10 % {glue:text}`share_10` and 20 % {glue:text}`share_20` nats."}, "image": {"alt": "Loss difference against decay share, one line per budget"}}
 this.figures.shares(results)
 
 # %% [markdown]
@@ -137,8 +137,8 @@ Markdown(claims.format_table(verdicts, design.digits))
 # %% [markdown]
 # :::{admonition} What to take from it
 # :class: takeaway
-# Choosing a schedule and choosing $\eta$ are one choice: compare schedules each at its own best $\eta$ and by a
-# held-out loss at the very end. A plateau need not know its length, and a fork of it is exact, so it is the
-# cheaper way to many budgets; what it costs is one $\eta$ for all of them. Where the best $\eta$ falls with the
-# budget, tune at the longest one that can be afforded. These are short runs of small models on one text.
+# Schedule and $\eta$ must be chosen together: compare schedules each at its own best $\eta$ and by the held-out
+# loss at the very end. A plateau need not know its length, and a fork of it is exact, so it is the cheaper way to
+# many budgets; the price is one $\eta$ for all of them. If the best $\eta$ falls with the budget, tune at the longest
+# budget that you can afford. These are short runs of small models on one text.
 # :::

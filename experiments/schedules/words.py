@@ -61,7 +61,7 @@ def answer(results: Results, main: int, digits: int = 2) -> str:
     t = texts(results, main, digits)
     return (
         f"At equal tokens ({main} steps, u-μP, each at its own best η) the held-out loss above "
-        f"cosine's is, in nats a token: WSD with linear decay {t['gap_wsd']}, with 1 − √x "
+        f"cosine's is, in nats per token: WSD with linear decay {t['gap_wsd']}, with 1 − √x "
         f"{t['gap_wsd_sqrt']}, two-step {t['gap_two_step']}, linear {t['gap_linear']}. One plateau "
         f"with one η, from which budgets of {t['budgets']} steps fork, saves {t['saved']} % of the "
         f"steps and ends at most {t['ladder_wsd']} above cosine from scratch at its best. The best "

@@ -1,4 +1,4 @@
-"""Study: what each defence against instability does, and what it costs a run that is well.
+"""Study: what each defence against instability does, and what it costs a healthy run.
 
 Three parts. *Arms*: the loss over η, from about the best η to far above it, with one defence at a
 time (z-loss, QK-norm, both, clipping, no warm-up; depth-scaled initialization in a deeper model),
@@ -40,7 +40,7 @@ Scheme = Annotated[str, OneOf(*SCHEMES)]
 
 @dataclass(frozen=True)
 class Stability(Trained):
-    """The flat parameters of the study, beside those of every study of trained decoders."""
+    """The flat parameters of the study, in addition to those of every study of decoders."""
 
     schemes: tuple[Scheme, ...] = SCHEMES
     """Of the arms."""
@@ -52,7 +52,7 @@ class Stability(Trained):
     warmup_ratio: Annotated[float, Range(0.0, 1.0, open_lo=True)] = 0.25
     eval_batches: int = 4
     probe_steps: tuple[CountOrZero, ...] = (256,)
-    """When to look; the step ``steps`` is the end, which tables read."""
+    """Steps to probe; the step ``steps`` is the end, which tables read."""
     z_loss: Positive = 1e-4
     """Strength of that defence."""
     clip: Positive = 1.0
@@ -70,9 +70,9 @@ class Stability(Trained):
     lr_umup: Octaves = 0.0
     """log2 of u-μP's lowest η."""
     octaves: Count = 6
-    """Of the grid, upwards from the lowest η."""
+    """Octaves of the grid, upwards from the lowest η."""
     clip_octaves: tuple[Annotated[int, Range(-60, 60)], ...] = (0, 4)
-    """Above the best η, where clipped runs are compared; empty: none."""
+    """Octaves above the best η at which clipped runs are compared; empty: none."""
     best_sp: Octaves = -7.0
     """About SP's best log2 η."""
     best_mup: Octaves = -6.0
@@ -88,15 +88,15 @@ class Stability(Trained):
     drill_kinds: tuple[Annotated[str, OneOf(*KINDS)], ...] = KINDS
     """Of the drills; empty: none."""
     drill_steps: Annotated[int, Range(160)] = 400
-    """Of the drills' runs, which are disturbed half way."""
+    """Steps of the drills' runs, which are disturbed half way."""
     drill_width: Count = 32
     """Of the drills' runs."""
     drill_seeds: Count = 3
     """Of every drill."""
     drill_length: Count = 8
-    """Batches that are disturbed."""
+    """Number of batches that are disturbed."""
     drill_factor: Positive = 64.0
-    """On η, in a jump."""
+    """Factor on η in a jump."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

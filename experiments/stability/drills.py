@@ -70,11 +70,11 @@ def drill(
         recover: whether spikes are detected and healed. scheme, log2_lr, seed: of the run.
         at, length: the first batch that is disturbed, and how many are (one if ``nan``).
         corpus, tokenizer, model, optimizer: what is trained, on what and how.
-        recovery: fields of ``RecoveryConfig``. every, chunk: steps between two checkpoints, and
-            between two looks of the host.
+        recovery: fields of ``RecoveryConfig``. every, chunk: steps between checkpoints, and per
+            chunk.
 
     Returns:
-        verdict; val_loss and loss (mean of the last tenth of the steps), nats a token, NaN where
+        verdict; val_loss and loss (mean of the last tenth of the steps), nats per token, NaN where
         not finite; interventions, steps_lost (trained and thrown away), nonfinite steps; onset and
         detected of the first intervention, −1 without one; curve, the loss at every step that
         counts.

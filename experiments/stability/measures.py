@@ -77,7 +77,7 @@ def clipped(
 
     Returns:
         share of the steps in which the clip was active; medians ``unscaled`` and ``held`` of the
-        norms; losses, one a step.
+        norms; losses, one per step.
     """
     shape = ModelConfig.from_dict(model)
     dataset = data.load(corpus, tokenizer, seq_len=shape.seq_len)

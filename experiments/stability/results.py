@@ -40,11 +40,11 @@ _POINT = ["scheme", "part", "defence", "cap", "x", "seed"]
 
 @remembered
 def curves(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row a run.
+    """One row per run.
 
     Columns: scheme, part ("main" or "deep", the deeper model), defence, cap (the multiplier of
-    q·k times d_head: with QK-norm, what |logit| cannot exceed), x (log₂ η), seed, loss (nats a
-    token, ln V where diverged), ok; at the end of training logit_max (largest attention logit),
+    q·k times d_head: with QK-norm, what |logit| cannot exceed), x (log₂ η), seed, loss (nats per
+    token, ln V if diverged), ok; at the end of training logit_max (largest attention logit),
     out_rms (RMS of the output logits): NaN where a run was cut short.
 
     Raises:
@@ -292,7 +292,7 @@ def logit_bound(results: Results) -> Interval:
 
 @quantity
 def compared(results: Results, scheme: str, against: str, defence: str = "none") -> Interval:
-    """Sensitivity of one scheme minus that of another, nats a token, paired by seed."""
+    """Sensitivity of one scheme minus that of another, nats per token, paired by seed."""
     mine, other = (sensitivities(arm(results, s, defence)) for s in (scheme, against))
     if len(mine) != len(other):
         raise NotMeasured("other seeds")
@@ -343,7 +343,7 @@ def step_time(results: Results, defence: str) -> Interval:
 
 
 def drills(results: Results) -> pd.DataFrame:
-    """One row a drill, its fields and ``cost``: held-out loss above the clean run's, nats a token.
+    """One row per drill: its fields, and ``cost``, held-out loss above the clean run's, nats.
 
     Of the same scheme and seed; a loss that is not finite counts as that of a uniform guess, and
     the cost of a clean run is 0.
@@ -363,7 +363,7 @@ def drills(results: Results) -> pd.DataFrame:
 
 @quantity
 def drilled(results: Results, kind: str, recover: bool, scheme: str | None = None) -> Interval:
-    """Mean ``cost`` of drills of a kind, over schemes and seeds, paired; nats a token."""
+    """Mean ``cost`` of drills of a kind, over schemes and seeds, paired; nats per token."""
     table = drills(results)
     table = table[(table["kind"] == kind) & (table["recover"] == recover)]
     if scheme is not None:

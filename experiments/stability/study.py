@@ -14,10 +14,10 @@
 # %% [markdown]
 # # What does each defence against instability give, and what does it cost?
 #
-# **Question.** Long runs carry a kit of defences: z-loss, QK-norm, clipping, warm-up, depth-scaled
-# initialization, and a loop that goes back when a spike comes. Which of them lets $\eta$ be larger, under SP,
-# μP and u-μP? What does each cost a run that would have been well without it? And does a run that the loop
-# has healed end where a clean one does?
+# **Question.** Long runs use several defences: z-loss, QK-norm, clipping, warm-up, depth-scaled
+# initialization, and a loop that rolls back after a spike. Which of them allows a larger $\eta$, under SP,
+# μP and u-μP? What does each cost a run that is stable without it? And does a run that the loop has healed
+# reach the loss of a clean one?
 
 # %% tags=["parameters", "hide-input"]
 # Parameters, as papermill sets them; smoke.yaml and h100.yaml hold what differs there.
@@ -90,8 +90,8 @@ Markdown(this.words.answer(results, design.digits))
 #
 # Every scheme with one defence at a time, over $\eta$ from below its best to far above it, all seeds at every
 # $\eta$. A run counts as stable while its loss is near the lowest of its seed's curve; a run that diverged
-# counts as a uniform guess. *Clipped runs* train with the clip looking at either of two norms. *Drills* plant
-# a spike half way through a run of the loop that `umup train` is.
+# counts as a uniform guess. *Clipped runs* clip by either of two norms. *Drills* cause a spike half way through a
+# run of `umup train`'s loop.
 
 # %% tags=["hide-input"]
 Markdown(this.words.what_ran(results))
@@ -103,10 +103,10 @@ for name, text in this.words.numbers(results, design.digits).items():
 # %% [markdown]
 # ## Loss over the learning rate
 #
-# QK-norm has no gain here. In SP, and in μP at the base head size, it bounds logits by $\sqrt d$; u-μP's
-# $\alpha_\text{attn}$ is set to $\sqrt d$ along with it, so that its bound is the same.
+# QK-norm has no gain here. Under SP, and under μP at the base head size, it bounds logits by $\sqrt d$; with it, u-μP's
+# $\alpha_\text{attn}$ is set to $\sqrt d$, so that its bound is the same.
 
-# %% tags=["hide-input", "picture", "claim:schemes-sensitivity", "claim:no-warmup-umup", "claim:no-warmup-mup", "claim:no-warmup-sp"] mystnb={"figure": {"name": "fig-stability-curves", "caption": "Held-out loss against $\\eta$ with each defence. QK-norm raises the largest stable $\\eta$ by {glue:text}`gain_qk_norm_sp` octaves under SP, {glue:text}`gain_qk_norm_mup` under μP and {glue:text}`gain_qk_norm_umup` under u-μP; leaving out the warm-up changes it by {glue:text}`gain_no_warmup_sp`, {glue:text}`gain_no_warmup_mup` and {glue:text}`gain_no_warmup_umup`."}, "image": {"alt": "Loss against log2 of the learning rate, a panel a scheme and a line a defence"}}
+# %% tags=["hide-input", "picture", "claim:schemes-sensitivity", "claim:no-warmup-umup", "claim:no-warmup-mup", "claim:no-warmup-sp"] mystnb={"figure": {"name": "fig-stability-curves", "caption": "Held-out loss against $\\eta$ with each defence. QK-norm raises the largest stable $\\eta$ by {glue:text}`gain_qk_norm_sp` octaves under SP, {glue:text}`gain_qk_norm_mup` under μP and {glue:text}`gain_qk_norm_umup` under u-μP; leaving out the warm-up changes it by {glue:text}`gain_no_warmup_sp`, {glue:text}`gain_no_warmup_mup` and {glue:text}`gain_no_warmup_umup`."}, "image": {"alt": "Loss against log2 of the learning rate, one panel per scheme and one line per defence"}}
 this.figures.curves(results)
 
 # %% tags=["hide-input"]
@@ -115,9 +115,9 @@ Markdown(this.words.defences_table(results, design.digits))
 # %% [markdown]
 # ## Logits
 #
-# Too large an $\eta$ lets attention logits grow until the softmax is one-hot, and output logits drift, as
-# nothing in the cross-entropy holds their common level. QK-norm bounds the first by construction, the z-loss
-# pulls at the second.
+# If $\eta$ is too large, attention logits grow until the softmax is one-hot, and output logits drift, as the
+# cross-entropy does not depend on their common level. QK-norm bounds the former by construction; the z-loss
+# restrains the latter.
 
 # %% tags=["hide-input", "claim:qk-bounds-logits", "claim:logits-grow-umup", "claim:logits-grow-mup", "claim:z-holds-logits"] mystnb={"figure": {"name": "fig-stability-logits", "caption": "Largest attention logit (left) and RMS of the output logits (right) at the end of training. Over four octaves above the best $\\eta$ the attention logits grow by {glue:text}`growth_umup` octaves under u-μP and by {glue:text}`growth_mup` under μP; with QK-norm they reach at most {glue:text}`bound` of the bound. At the upper end the z-loss changes u-μP's output logits by {glue:text}`held_umup` octaves."}, "image": {"alt": "Attention and output logits against learning rate, with and without defences"}}
 this.figures.logits(results)
@@ -125,16 +125,16 @@ this.figures.logits(results)
 # %% [markdown]
 # ## What a defence gives, and what it costs
 
-# %% tags=["hide-input", "claim:qk-widens-umup", "claim:qk-widens-mup", "claim:qk-widens-sp", "claim:z-widens-umup", "claim:qk-price-umup", "claim:qk-price-mup", "claim:z-price-umup", "claim:z-price-mup", "claim:clip-price-umup"] mystnb={"figure": {"name": "fig-stability-gains", "caption": "Left: octaves by which the largest stable $\\eta$ rises. Right: the change of the loss at the best $\\eta$; for u-μP QK-norm {glue:text}`price_qk_norm_umup`, z-loss {glue:text}`price_z_loss_umup`, clipping {glue:text}`price_clip_umup` nats a token."}, "image": {"alt": "Gain in stable learning rate and change of loss, a row a defence"}}
+# %% tags=["hide-input", "claim:qk-widens-umup", "claim:qk-widens-mup", "claim:qk-widens-sp", "claim:z-widens-umup", "claim:qk-price-umup", "claim:qk-price-mup", "claim:z-price-umup", "claim:z-price-mup", "claim:clip-price-umup"] mystnb={"figure": {"name": "fig-stability-gains", "caption": "Left: octaves by which the largest stable $\\eta$ rises. Right: the change of the loss at the best $\\eta$; for u-μP QK-norm {glue:text}`price_qk_norm_umup`, z-loss {glue:text}`price_z_loss_umup`, clipping {glue:text}`price_clip_umup` nats per token."}, "image": {"alt": "Gain in stable learning rate and change of loss, one row per defence"}}
 this.figures.gains(results)
 
 # %% tags=["hide-input"]
 Markdown(this.words.times_table(results, design.digits))
 
 # %% [markdown]
-# Under u-μP the logit is $\alpha_\text{attn}\,q\cdot k/d$: with QK-norm, $\alpha_\text{attn}$ is the largest logit
-# there can be, and at 1 no position gets more than $e^2$ times the weight of another. A comparison of QK-norm
-# with none is fair only beside a comparison of $\alpha_\text{attn}$.
+# Under u-μP the logit is $\alpha_\text{attn}\,q\cdot k/d$: with QK-norm, $\alpha_\text{attn}$ is the largest possible
+# logit, and at 1 no position gets more than $e^2$ times the weight of another. A fair comparison with and without
+# QK-norm therefore needs one of $\alpha_\text{attn}$ too.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-stability-caps", "caption": "u-μP at several $\\alpha_\\text{attn}$, without and with QK-norm."}, "image": {"alt": "Loss against learning rate at several alpha_attn, without and with QK-norm"}}
 this.figures.caps(results)
@@ -142,15 +142,15 @@ this.figures.caps(results)
 # %% [markdown]
 # ## Depth-scaled initialization
 
-# %% tags=["hide-input", "claim:depth-init-sp", "claim:depth-init-price-sp"] mystnb={"figure": {"name": "fig-stability-depth", "caption": "The deeper model with and without depth-scaled initialization: the largest stable $\\eta$ changes by {glue:text}`depth_sp` octaves under SP and {glue:text}`depth_mup` under μP. u-μP has no such knob: its residual multipliers do that work."}, "image": {"alt": "Loss against learning rate of a deeper model with and without depth-scaled initialization"}}
+# %% tags=["hide-input", "claim:depth-init-sp", "claim:depth-init-price-sp"] mystnb={"figure": {"name": "fig-stability-depth", "caption": "The deeper model with and without depth-scaled initialization: the largest stable $\\eta$ changes by {glue:text}`depth_sp` octaves under SP and {glue:text}`depth_mup` under μP. u-μP has no such knob: its residual multipliers take that role."}, "image": {"alt": "Loss against learning rate of a deeper model with and without depth-scaled initialization"}}
 this.figures.deep(results)
 
 # %% [markdown]
-# ## Clipping, and which norm it looks at
+# ## Clipping, and by which norm
 #
-# Unit scaling gives every tensor's gradient a scale of its own (the cut-edge rule), so that the global norm of
-# the gradients as held means something else under every scheme, and something else for two forms of one
-# scheme. The loop clips by the norm of the unscaled gradient, that of the weights which the function is made of.
+# Unit scaling gives every tensor's gradient its own scale (the cut-edge rule), so that the global norm of the
+# gradients as held differs in meaning between schemes, and between two forms of one scheme. The loop clips by the
+# norm of the unscaled gradient, which is that of the effective weights.
 
 # %% tags=["hide-input", "claim:clip-twins-unscaled", "claim:clip-twins-held", "claim:clip-rare-umup", "claim:clip-held-always"] mystnb={"figure": {"name": "fig-stability-clips", "caption": "Left: the difference in loss of two forms of one scheme under a clip (dotted: the bound of the claims). Right: how often a clip is active, at the best $\\eta$ (filled) and far above it (open). By the unscaled norm u-μP's is active in a share of {glue:text}`active_unscaled`, by the norm as held, {glue:text}`norm_ratio` octaves larger, in {glue:text}`active_held`."}, "image": {"alt": "Difference in loss of equivalent schemes and share of clipped steps, by norm"}}
 this.figures.clips(results)
@@ -158,11 +158,11 @@ this.figures.clips(results)
 # %% [markdown]
 # ## Drills
 #
-# Three disturbances: batches of random tokens, a jump of $\eta$, and one update that is not a number. Left
-# alone, the run goes on as it can. Healed, the loop finds the spike in loss and gradient norm, goes back to
+# There are three disturbances: batches of random tokens, a jump of $\eta$, and one update that is not a number. A run
+# that is left alone simply continues. In a healed run the loop detects the spike in loss or gradient norm, goes back to
 # a checkpoint before it and leaves out the batches. The clean run shows what the spike cost.
 
-# %% tags=["hide-input", "claim:drill-poison", "claim:drill-jump", "claim:drill-nan", "claim:drill-jump-matters", "claim:drill-poison-matters", "claim:drill-false-alarms"] mystnb={"figure": {"name": "fig-stability-drills", "caption": "A planted spike, left alone and healed (u-μP, one seed). Held-out loss above the clean run's over all seeds and schemes: η jump {glue:text}`drill_jump_alone` alone and {glue:text}`drill_jump_healed` healed, poisoned batches {glue:text}`drill_poison_alone` and {glue:text}`drill_poison_healed` nats a token."}, "image": {"alt": "Loss along runs with a planted spike, left alone, healed and clean"}}
+# %% tags=["hide-input", "claim:drill-poison", "claim:drill-jump", "claim:drill-nan", "claim:drill-jump-matters", "claim:drill-poison-matters", "claim:drill-false-alarms"] mystnb={"figure": {"name": "fig-stability-drills", "caption": "An induced spike, left alone and healed (u-μP, one seed). Held-out loss above the clean run's over all seeds and schemes: η jump {glue:text}`drill_jump_alone` alone and {glue:text}`drill_jump_healed` healed, poisoned batches {glue:text}`drill_poison_alone` and {glue:text}`drill_poison_healed` nats per token."}, "image": {"alt": "Loss during runs with an induced spike, left alone, healed and clean"}}
 this.figures.drills(results)
 
 # %% tags=["hide-input"]
@@ -171,8 +171,8 @@ Markdown(this.words.drills_table(results, design.digits))
 # %% [markdown]
 # ## Verdicts
 #
-# Bounds were written before the runs, in `claims.yaml`, with one trial seed of the plain curves, of QK-norm and
-# of each drill in sight.
+# Bounds were written before the runs, in `claims.yaml`, after one trial seed of the plain curves, of QK-norm and
+# of each drill had been seen.
 
 # %% tags=["hide-input", "verdicts"]
 verdicts = claims.evaluate("stability", results, design.profile)
@@ -181,8 +181,8 @@ Markdown(claims.format_table(verdicts, design.digits))
 # %% [markdown]
 # :::{admonition} What to take from it
 # :class: takeaway
-# A defence is worth its price where the run would otherwise leave the range of stable $\eta$: read both
-# columns of the table, not one. Clip by the unscaled norm, or the clip depends on how the weights are written
-# down. Keep checkpoints closer together than a spike costs, and let the loop skip what broke it. These are
-# short runs of small models; instabilities that build up over long runs do not show here.
+# A defence is worth its price if the run would otherwise leave the range of stable $\eta$: read both columns of the
+# table. Clip by the unscaled norm, or the clip depends on how the weights are parametrized. Save checkpoints often
+# enough that a roll back costs less than a spike, and let the loop skip the batches that caused it. These are short
+# runs of small models; instabilities that build up over long runs do not show here.
 # :::

@@ -54,7 +54,7 @@ def answer(results: Results, digits: int = 2) -> str:
         f"QK-norm raises the largest stable η (at most {MARGIN} nats above the lowest loss) of "
         f"u-μP by {text['gain_qk_norm_umup']} octaves and of μP by {text['gain_qk_norm_mup']}, and "
         f"changes the loss at the best η by {text['price_qk_norm_umup']} and "
-        f"{text['price_qk_norm_mup']} nats a token; the z-loss gives u-μP "
+        f"{text['price_qk_norm_mup']} nats per token; the z-loss gives u-μP "
         f"{text['gain_z_loss_umup']} octaves for {text['price_z_loss_umup']} nats. A clip at norm "
         f"1 of the unscaled gradient is active in a share of {text['active_unscaled']} of u-μP's "
         f"steps, by the norm as held in {text['active_held']}. A planted η jump costs "

@@ -30,10 +30,10 @@ class Throughput(Design):
         big_width, big_layers: a further step, of another depth (0: none).
         settings: our own steps beside the plain one there, of `CHANGES`.
         references: ways to run PyTorch, of `TORCH`; none does without it.
-        compiled_widths: where `torch.compile` is among them: it takes a minute a shape.
-        samples, steps: timed samples, each of so many steps.
-        close_widths, close_samples: widths beside PyTorch that take more samples, being close to
-            a claim's bound, and how many.
+        compiled_widths: widths with `torch.compile`, which takes a minute per shape.
+        samples, steps: number of timed samples, and of steps in each.
+        close_widths, close_samples: widths beside PyTorch that need more samples, being close to a
+            claim's bound, and their number of samples.
         tried: changes of `CHANGES`, each at ``tried_widths``, one after another.
         parts_widths: where the pieces of a step are timed.
         gemm_sizes: square products tried for the peak.
@@ -69,7 +69,7 @@ class Throughput(Design):
     lane_steps: CountOrZero = 0
     memory_width: CountOrZero = 0
     probed_widths: tuple[Annotated[int, Range(4)], ...] = ()
-    """Where a look of the probes is timed beside a step."""
+    """Widths at which an observation by the probes is timed beside a step."""
     point_seconds: float = 8.0
 
     def __post_init__(self) -> None:

@@ -53,7 +53,7 @@ def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
 
 @remembered
 def benched(results: Results, part: str) -> pd.DataFrame:
-    """The measurements of a part of `umup.lab.bench`, one a row.
+    """The measurements of a part of `umup.lab.bench`, one per row.
 
     Raises:
         NotMeasured: there are none.
@@ -73,7 +73,7 @@ def peak(results: Results) -> float:
 
 @remembered
 def steps(results: Results, what: str = "step") -> pd.DataFrame:
-    """One row a width, depth and side: times, and what follows from them.
+    """One row per width, depth and side: times, and what follows from them.
 
     Columns: width, n_layers, dtype, side, ms (list), median, tokens_per_s, share (of the peak of
     this machine, NaN where no product was timed), mib and compile_s (ours alone, else NaN),
@@ -116,7 +116,7 @@ def _pick(
 
 @remembered
 def tried(results: Results) -> pd.DataFrame:
-    """What was tried, one row a change and width.
+    """What was tried, one row per change and width.
 
     Columns: change, title, predicted, width, ratio, ratio_lo, ratio_hi (time with over without),
     mib_ratio (memory), others.
@@ -235,7 +235,7 @@ def pieces_share(results: Results, width: int, pieces: list[str]) -> Interval:
 def lanes_gain(
     results: Results, width: int, lanes: int, compiling: bool = True, dtype: str = "float32"
 ) -> Interval:
-    """Runs a minute of a sweep as lanes of one program, over those of as many separate runs.
+    """Runs per minute of a sweep as lanes of one program, over those of as many separate runs.
 
     With ``compiling`` the times to compile count, for a horizon of the steps measured.
     """
@@ -261,14 +261,14 @@ def compile_growth(results: Results, factor: float) -> Interval:
 
 
 LOOK_EVERY = 50
-"""Steps between two looks, where what probes cost is told."""
+"""Steps between observations, for the cost of the probes."""
 
 
 @remembered
 def probes(results: Results) -> pd.DataFrame:
-    """One row per width: median ms of a step and of a look, and the percentage that looks add.
+    """One row per width: median ms of a step and of an observation, and what these add in %.
 
-    Columns: width, step_ms, look_ms; cost, cost_lo, cost_hi of a look every ``LOOK_EVERY`` steps.
+    Columns: width, step_ms, look_ms; cost, cost_lo, cost_hi of one every ``LOOK_EVERY`` steps.
 
     Raises:
         NotMeasured: no look was timed.

@@ -14,9 +14,9 @@
 # %% [markdown]
 # # How fast is a training step, and where does its time go?
 #
-# **Question.** A library of rules is used when it is not slower than what one has. How does a step compare with
-# `unit_scaling`'s in PyTorch, run eagerly and through `torch.compile`? How near is it to what the machine's matrix
-# products allow? And of what could make it faster, what does?
+# **Question.** A library of rules is only used if it is not slower than the alternative. How does a step compare with
+# `unit_scaling`'s in PyTorch, run eagerly and through `torch.compile`? How close is it to the limit set by the machine's
+# matrix products? And which changes make it faster?
 
 # %% tags=["parameters", "hide-input"]
 # Parameters, as papermill sets them; smoke.yaml and h100.yaml hold what differs there.
@@ -87,9 +87,9 @@ Markdown(this.words.answer(results, design.digits))
 #
 # Steps are timed as users run them: ours as a compiled chunk that draws its batches inside, layers unrolled;
 # PyTorch's as zero the gradients, forward, backward, `unit_scaling.optim.AdamW`. Both decoders have equal width,
-# depth, heads, vocabulary, length and batch, and both use all cores; PyTorch's has no rotary embedding. **All that is
-# compared takes turns sample by sample in one process**, so that a machine whose speed drifts slows both. A ratio is
-# the median over neighbouring samples; its 95 % interval is that of order statistics.
+# depth, heads, vocabulary, length and batch, and both use all cores; PyTorch's has no rotary embedding. **All sides of a
+# comparison take turns sample by sample in one process**, so that a drift of the machine's speed affects both. A ratio
+# is the median over neighbouring samples; its 95 % interval is from order statistics.
 
 # %% tags=["hide-input"]
 Markdown(this.words.what_ran(results, design.digits))
@@ -101,11 +101,11 @@ for name, text in this.words.texts(results, design.digits).items():
 # %% [markdown]
 # ## Beside PyTorch
 
-# %% tags=["hide-input", "picture", "claim:cpu-32", "claim:cpu-64", "claim:cpu-128", "claim:cpu-256", "claim:cpu-compiled"] mystnb={"figure": {"name": "fig-throughput-beside", "caption": "Time of a step against width, and its ratio to PyTorch's. With attention in blocks it is {glue:text}`ratio_32`, {glue:text}`ratio_64`, {glue:text}`ratio_128` and {glue:text}`ratio_256` of the eager time at widths 32, 64, 128 and 256; black bars are the bounds. Beside torch.compile at width 64: {glue:text}`compiled`."}, "image": {"alt": "Milliseconds a training step against width for umup and PyTorch, and their ratios with bounds"}}
+# %% tags=["hide-input", "picture", "claim:cpu-32", "claim:cpu-64", "claim:cpu-128", "claim:cpu-256", "claim:cpu-compiled"] mystnb={"figure": {"name": "fig-throughput-beside", "caption": "Time of a step against width, and its ratio to PyTorch's. With attention in blocks it is {glue:text}`ratio_32`, {glue:text}`ratio_64`, {glue:text}`ratio_128` and {glue:text}`ratio_256` of the eager time at widths 32, 64, 128 and 256; black bars are the bounds. Beside torch.compile at width 64: {glue:text}`compiled`."}, "image": {"alt": "Milliseconds per training step against width for umup and PyTorch, and their ratios with bounds"}}
 this.figures.beside(results)
 
 # %% [markdown]
-# Tokens a second, the share of the machine's peak (floating-point operations by {meth}`umup.config.ModelConfig.step_flops`, over
+# Tokens per second, the share of the machine's peak (floating-point operations by {meth}`umup.config.ModelConfig.step_flops`, over
 # the best matrix product of the same run) and the memory that the compiled program takes:
 
 # %% tags=["hide-input", "claim:cpu-peak", "claim:h100-peak", "claim:h100-fp8"]
@@ -114,27 +114,27 @@ Markdown(this.words.step_table(results, design.digits))
 # %% [markdown]
 # ## Where the time goes
 #
-# Each piece of the step is timed as a program of its own, forward and backward at its size in the model, times how
-# often it occurs. Apart, a piece cannot be fused with its neighbours: the sum is near the step, not it.
+# Each piece of the step is timed as a separate program, forward and backward at its size in the model, and multiplied by
+# how often it occurs. A separate piece cannot be fused with its neighbours, so the sum is only close to the step's time.
 
-# %% tags=["hide-input", "claim:cpu-products"] mystnb={"figure": {"name": "fig-throughput-where", "caption": "Shares of a step: {glue:text}`pieces_small`; {glue:text}`pieces_large`. Pieces beyond 100 % (black line) are what fusing saves."}, "image": {"alt": "Stacked bars of the shares of a training step's time by piece, one bar a width"}}
+# %% tags=["hide-input", "claim:cpu-products"] mystnb={"figure": {"name": "fig-throughput-where", "caption": "Shares of a step: {glue:text}`pieces_small`; {glue:text}`pieces_large`. Pieces beyond 100 % (black line) show what fusion saves."}, "image": {"alt": "Stacked bars of the shares of a training step's time by piece, one bar per width"}}
 this.figures.where(results)
 
 # %% [markdown]
-# The optimizer's share bounds what fusing its many small updates into one could give; the data's what a
-# faster draw could. Two finds of such a profile are in every step above: gate and up projection share one
-# backward pass ({func}`umup.ops.gated_silu_pair`), where autodiff had padded each gradient with zeros and taken every
-# sigmoid twice; and attention in causal blocks, an option because it rounds otherwise. Leaving softmax's
-# normalisation to the output and taking its backward sum from the output, as fused GPU kernels do, gave nothing on a
-# CPU, and no axis order of the scores spares the one product that the library has no kernel for.
+# The optimizer's share bounds the gain from fusing its many small updates into one; the data's share that of a faster
+# draw. Two findings of such a profile are in every step above: gate and up projection share one backward pass
+# ({func}`umup.ops.gated_silu_pair`), where autodiff had padded each gradient with zeros and evaluated every sigmoid
+# twice; and attention in causal blocks, which is an option because its rounding differs. Deferring softmax's
+# normalization to the output and taking its backward sum from the output, as fused GPU kernels do, gained nothing on a
+# CPU, and no axis order of the scores avoids the one product for which the library has no kernel.
 #
 # ## What was tried
 #
-# Every change is timed beside the plain step, in turn; recomputation of scanned layers beside scanned layers. What it
-# was expected to do was put down first; trial runs had been seen for blocks and the compiler's options. Fast math is not for use: it drops the handling of infinities and
-# NaN by which a diverged run is known.
+# Every change is timed in turn with the plain step; recomputation of scanned layers with scanned layers. Its expected
+# effect was written down first; trial runs had been seen for blocks and the compiler's options. Fast math should not be
+# used: it drops the handling of infinities and NaN by which a diverged run is recognized.
 
-# %% tags=["hide-input", "claim:blocks-pay", "claim:remat-time"] mystnb={"figure": {"name": "fig-throughput-tried", "caption": "Time of a step with each change over that without, with 95 % intervals, and as predicted. Best: {glue:text}`best`. Foreseen to a tenth: {glue:text}`foreseen`."}, "image": {"alt": "Measured and predicted ratio of a step's time with each change, one row a change"}}
+# %% tags=["hide-input", "claim:blocks-pay", "claim:remat-time"] mystnb={"figure": {"name": "fig-throughput-tried", "caption": "Time of a step with each change over that without, with 95 % intervals, and as predicted. Best: {glue:text}`best`. Predicted to a tenth: {glue:text}`foreseen`."}, "image": {"alt": "Measured and predicted ratio of a step's time with each change, one row per change"}}
 this.figures.changes(results)
 
 # %% tags=["hide-input", "claim:remat-memory"]
@@ -143,13 +143,13 @@ Markdown(this.words.tried_table(results, design.digits))
 # %% [markdown]
 # ## Beyond the step
 #
-# A study is many short runs. There compiling counts, and so does whether runs share a program.
+# A study consists of many short runs, so compile time matters, and so does whether runs share a program.
 
-# %% tags=["hide-input", "claim:compile-depth", "claim:lanes-together", "claim:h100-lanes", "claim:memory"] mystnb={"figure": {"name": "fig-throughput-beyond", "caption": "Left: compiling the deepest model takes {glue:text}`growth` times as long as the shallowest. Right: as lanes of one program, a sweep comes to {glue:text}`lanes` times the runs a minute, {glue:text}`lanes_running` times without compiling. A process that trains at width 256 takes {glue:text}`memory` of PyTorch's memory."}, "image": {"alt": "Compile time against depth, and seconds of a sweep as separate runs and as lanes"}}
+# %% tags=["hide-input", "claim:compile-depth", "claim:lanes-together", "claim:h100-lanes", "claim:memory"] mystnb={"figure": {"name": "fig-throughput-beyond", "caption": "Left: compiling the deepest model takes {glue:text}`growth` times as long as the shallowest. Right: as lanes of one program, a sweep comes to {glue:text}`lanes` times the runs per minute, {glue:text}`lanes_running` times without compiling. A process that trains at width 256 takes {glue:text}`memory` of PyTorch's memory."}, "image": {"alt": "Compile time against depth, and seconds of a sweep as separate runs and as lanes"}}
 this.figures.beyond(results)
 
 # %% [markdown]
-# A probed run looks at every tensor in a program of its own:
+# A probed run observes every tensor in a separate program:
 
 # %% tags=["hide-input"]
 Markdown(this.words.probes_table(results, design.digits))
@@ -157,9 +157,9 @@ Markdown(this.words.probes_table(results, design.digits))
 # %% [markdown]
 # ## Verdicts
 #
-# Bounds were written before the run, in `claims.yaml`. After a first run the steps beside PyTorch were timed anew, with
-# a rest between samples and, at widths 32 and 64, more of them; recomputation, which saved nothing with layers
-# unrolled, was timed beside scanned layers. What was measured once, such as compile times, has no interval.
+# Bounds were written before the run, in `claims.yaml`. After a first run the steps beside PyTorch were timed again, with
+# a pause between samples and, at widths 32 and 64, more samples; recomputation, which saved nothing with layers
+# unrolled, was timed with scanned layers. Quantities measured once, such as compile times, have no interval.
 
 # %% tags=["hide-input", "verdicts"]
 verdicts = claims.evaluate("throughput", results, design.profile)
@@ -170,7 +170,7 @@ Markdown(claims.format_table(verdicts, design.digits))
 # :class: takeaway
 # On a CPU, leave up to eight layers unrolled, as they are by default, and cut attention into causal blocks
 # (`attention: blocked`); keep float32. Run sweeps as lanes of one program. Where layers are scanned, recompute whole
-# blocks: on this CPU that saves time as well as memory; unrolled it saves neither. On narrow models the rest of
-# the time lies in elementwise work around small products and on wide ones in the products themselves, where the
+# blocks: on this CPU that saves time as well as memory; unrolled it saves neither. The remaining time is spent on
+# elementwise work around small products in narrow models, and on the products themselves in wide ones, where the
 # library's kernels set the limit.
 # :::

@@ -1,7 +1,7 @@
-"""What the study ``throughput`` says in words: sentences and Markdown tables.
+"""Sentences and Markdown tables of the study ``throughput``.
 
-With fewer than two digits, as at smoke, times are left out: they are of tiny shapes and never twice
-the same.
+With fewer than two digits, as at smoke, times are left out: they are of tiny shapes and never
+the same twice.
 """
 
 from __future__ import annotations
@@ -125,13 +125,13 @@ def tried_table(results: Results, digits: int = 2) -> str:
 
 @worded
 def probes_table(results: Results, digits: int = 2) -> str:
-    """What a look of the probes at every tensor costs beside a step."""
+    """The cost of an observation of every tensor by the probes, relative to a step."""
     return words.table(
         {
             "width": row["width"],
             "step, ms": _number(row["step_ms"], digits, 1),
             "look, ms": _number(row["look_ms"], digits, 1),
-            f"a look every {tables.LOOK_EVERY} steps adds, % [95 %]": _interval(
+            f"an observation every {tables.LOOK_EVERY} steps adds, % [95 %]": _interval(
                 Interval.of(row, "cost"), digits
             ),
         }

@@ -52,7 +52,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The names that need JAX, loaded when they are first used: plans and claims need none."""
+    """The names that need JAX, imported when they are first used: plans and claims need no JAX."""
     import importlib
 
     if name in ("interop", "unit"):

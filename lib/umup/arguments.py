@@ -41,8 +41,8 @@ def indices(name: str, value, size: int, besides: int | None = None) -> Array:
     """The value as a JAX array of int32 in [0, ``size``), or equal to ``besides``.
 
     Raises:
-        ConfigError: it is not. A traced array's values cannot be looked at; what is computed from
-            one out of range is NaN.
+        ConfigError: it is not. The values of a traced array cannot be checked; a result computed
+            from one that is out of range is NaN.
     """
     given = value if isinstance(value, np.ndarray) else jnp.asarray(value)  # JAX cuts an int64
     ids = jnp.asarray(given)
@@ -58,10 +58,11 @@ def indices(name: str, value, size: int, besides: int | None = None) -> Array:
 
 
 def positive(name: str, value: Number, *, or_zero: bool = False) -> Number:
-    """The value, a scalar setting: where it is traced, it receives no gradient.
+    """The value, a scalar setting; if traced, it receives no gradient.
 
     Raises:
-        ConfigError: it is no scalar, or a known one that is not finite and > 0 (``or_zero``: ≥ 0).
+        ConfigError: it is not a scalar, or its value is known and not finite and > 0 (``or_zero``:
+            ≥ 0).
     """
     if isinstance(value, Tracer):
         good = value.shape == ()

@@ -1,4 +1,4 @@
-"""Frozen configurations whose fields are checked: type and range stand in a field's annotation.
+"""Frozen configurations with checked fields: a field's annotation holds its type and range.
 
 A configuration is a frozen dataclass that inherits from ``Config``::
 
@@ -7,7 +7,7 @@ A configuration is a frozen dataclass that inherits from ``Config``::
         width: Count = 256
         dtype: Annotated[str, OneOf("float32", "bfloat16")] = "float32"
 
-Bad values are errors that name the field, what was received and what is allowed.
+A bad value raises an error that names the field, what was received and what is allowed.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ Fraction = Annotated[float, FRACTION]
 
 
 def later(default: Any) -> Any:
-    """A field that a configuration got when records existed, whose keys must not change."""
+    """A field added to a configuration after records existed, whose keys must not change."""
     return dataclasses.field(default=default, metadata={"later": True})
 
 
@@ -104,7 +104,7 @@ def _range_in(hint: Any) -> Range | OneOf | None:
 
 
 def _ranges(cls: type[Config]) -> dict[str, Range | OneOf]:
-    """Ranges by field; a field that a subclass declares anew keeps its range if given no other."""
+    """Ranges by field; a field redeclared by a subclass keeps its range unless given another."""
     found: dict[str, Range | OneOf] = {}
     for base in reversed(cls.__mro__):
         if issubclass(base, Config):
@@ -215,7 +215,8 @@ class Config:
         return dataclasses.asdict(self)  # type: ignore[call-overload]
 
     def to_spec(self) -> dict[str, Any]:
-        """As ``to_dict``, for the specification of a point: without `later` fields at defaults."""
+        """As ``to_dict``, without `later` fields at their defaults: the specification of a
+        point."""
         fields = dataclasses.fields(self)  # type: ignore[arg-type]
         later = {f.name: f.default for f in fields if "later" in f.metadata}
         return {k: v for k, v in self.to_dict().items() if k not in later or v != later[k]}
@@ -223,8 +224,8 @@ class Config:
     def essence(self) -> dict[str, Any]:
         """Plain data without the fields at their defaults.
 
-        What digests are made of: a field added later, neutral by default, leaves the keys of old
-        records valid. Changing a default does not, and asks for a new ``NUMERICS``.
+        Digests are made of it, so that a field added later, neutral by default, leaves the keys of
+        old records valid. A changed default invalidates them and needs a new ``NUMERICS``.
         """
         out = {}
         for field in dataclasses.fields(self):  # type: ignore[arg-type]

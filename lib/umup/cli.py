@@ -63,8 +63,8 @@ COMMANDS = {
     ),
     "book": ("book.commands.Book", "Build the book into book/_build/html."),
 }
-"""Subcommand → its dataclass in ``umup``, which is imported when it is asked for, and the first
-line of that class's docstring, so that the list needs no import."""
+"""Subcommand → its dataclass in ``umup``, imported when the subcommand is used, and the first line
+of that class's docstring, so that listing the subcommands needs no import."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -87,11 +87,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 done, 1 bad input (the message says which field) or a file that cannot be read or written,
-        75 told to stop or out of time (the same command goes on), 76 a run that recovery could not
-        heal, 130 interrupted, 141 nobody reads the output any more.
+        75 told to stop or out of time (the same command resumes), 76 a run that recovery could not
+        heal, 130 interrupted, 141 the reader of the output has closed it.
 
     Raises:
-        SystemExit: with 0 after ``--help``; with 2 where the words are no command line of ours.
+        SystemExit: with 0 after ``--help``; with 2 if the command line cannot be parsed.
     """
     terminal.prepare()
     try:

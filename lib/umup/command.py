@@ -17,9 +17,9 @@
 
 A field is a ``bool`` (a flag), ``int``, ``float``, ``str``, ``Path`` or ``Literal``, a tuple of
 these (several values), a tuple of tuples (an option that may be repeated), any of them or None, or
-another such dataclass, whose options are then a group. This is argparse with the spelling of the
-help and of the errors, rather than a library such as tyro: that one prints a bad value as a box of
-ten lines, which only a private module of it could change, and doubles the time to the first word.
+another such dataclass, whose options then form a group. This is argparse with help and errors of
+our own form. A library such as tyro prints a bad value as a box of ten lines, which only one of
+its private modules could change, and doubles the start-up time.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Argument(Option):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """A parser that reports an error in one line."""
 
     def error(self, message: str) -> NoReturn:
         for pattern, replacement in _SPELLINGS:
@@ -96,7 +96,7 @@ def parser(prog: str, about: str) -> argparse.ArgumentParser:
 
 
 def parse(kind: type[Command], argv: Sequence[str], prog: str) -> Command:
-    """The dataclass out of a command line.
+    """The dataclass that a command line describes.
 
     Args:
         kind: the dataclass; fields whose options are not given keep their defaults.
@@ -104,8 +104,8 @@ def parse(kind: type[Command], argv: Sequence[str], prog: str) -> Command:
         prog: the command, as users type it.
 
     Raises:
-        UmupError: as the dataclass itself does; or options of a group are given without the one
-            that the group requires.
+        UmupError: as the dataclass itself raises; or options of a group are given without the
+            option that the group requires.
         SystemExit: with 0 after ``--help``; with 2 after one line on standard error that names the
             option, what was received and what is allowed.
     """
@@ -120,7 +120,7 @@ def parse(kind: type[Command], argv: Sequence[str], prog: str) -> Command:
 
 
 def run(kind: type[Command], argv: Sequence[str] | None, prog: str) -> int:
-    """Parse, call what was parsed, and return its exit status: 1 for an error, told in a line."""
+    """Parse, call the command, and return its exit status: 1 for an error, printed in one line."""
     try:
         return parse(kind, sys.argv[1:] if argv is None else argv, prog)()
     except UmupError as error:
@@ -130,7 +130,7 @@ def run(kind: type[Command], argv: Sequence[str] | None, prog: str) -> int:
 
 @dataclass(frozen=True)
 class _Field:
-    """A field that is an option: its name, type without None, default, and what its note says."""
+    """A field that is an option: its name, type without None, default and annotation."""
 
     name: str
     type: Any
@@ -152,7 +152,7 @@ class _Field:
 
     @property
     def help(self) -> str:
-        """The text, with the default where there is one to tell."""
+        """The help text, with the default if there is one to show."""
         default, text = self.default, self.option.help
         untold = default is None or default is False or default in ("", ())
         if self.required or untold or "(default" in text:
@@ -222,10 +222,10 @@ def _value(kind: Any, text: str) -> Any:
 
 
 def _built(kind: Callable[..., Any], given: Mapping[str, Any]) -> Any:
-    """The dataclass of what was given; None is what was not.
+    """The dataclass of the options that were given; None stands for one that was not.
 
     Raises:
-        UmupError: as the dataclass does; or an option without what the dataclass requires.
+        UmupError: as the dataclass raises; or an option is given without one that it requires.
     """
     fields = list(_fields(kind))  # type: ignore[arg-type]
     values = {}

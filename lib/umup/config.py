@@ -1,6 +1,6 @@
 """The five configurations of a training run: model, optimizer, hyperparameters, mesh, all of it.
 
-Names and defaults of their fields are in the keys of records, so that neither ever changes; what
+The names and defaults of their fields enter the keys of records and so never change. A field that
 is added later does nothing at its default.
 """
 
@@ -30,7 +30,7 @@ NUMERICS = 1
 on purpose and bump it; records of an older version are then shown as stale, never as current."""
 
 FILE_PREFIX = "file:"
-"""Begins the name of a user's own text, ``file:PATH``. Which text it is, its digest says."""
+"""Prefix of the name of a user's own text, ``file:PATH``. Its digest identifies the text."""
 
 PROBE_STATS = (
     "rms",
@@ -48,7 +48,7 @@ RECIPES = ("plain", "bf16", "fp8_seed", "fp8_e5m2_grad", "fp8_current", "fp8_del
 inputs of the attention-out and FFN-down projections (u-μP paper, Appendix E.2).
 ``fp8_e5m2_grad``: E4M3 forward, E5M2 gradients, those two projections in bfloat16 (the paper's
 later scheme). ``fp8_current``, ``fp8_delayed``: E4M3 forward, E5M2 gradients, each tensor scaled
-by its largest magnitude, now or lately: what unit scaling makes unnecessary."""
+by its largest magnitude, in this step or in recent ones; unit scaling makes this unnecessary."""
 
 BLOCK_LINEARS = ("attn.qkv", "attn.out", "mlp.gate_up", "mlp.down")
 
@@ -71,7 +71,7 @@ class ModelConfig(Config):
     d_ff: Count = 1024
     """Hidden features of the feed-forward branch."""
     vocab_size: Annotated[int, Range(2)] = 256
-    """Tokens that the model tells apart."""
+    """Number of distinct tokens."""
     seq_len: Count = 256
     """Tokens in a sequence."""
     base_width: Count = 256
@@ -81,34 +81,36 @@ class ModelConfig(Config):
     base_d_head: Count = 64
     """The ``d_head`` at which μP equals SP."""
     depth_convention: Annotated[str, OneOf("branches", "layers")] = "branches"
-    """Whether depth, where a rule counts it, is that of residual branches, 2N, or of blocks, N."""
+    """What the rules count as depth: residual branches, 2N, or blocks, N."""
     tau_convention: Annotated[str, OneOf("derived", "library", "printed")] = "derived"
-    """Whose formula for u-μP's residual τ, see ``rules.residual_taus``."""
+    """Which formula for u-μP's residual τ to use, see ``rules.residual_taus``."""
     rope: bool = True
     """Whether queries and keys are rotated by their positions."""
     rope_theta: Positive = 10_000.0
     """Base of the rotations' wavelengths, see ``ops.rope_tables``."""
     dtype: FloatType = "float32"
-    """Of the activations."""
+    """Dtype of the activations."""
     unroll: CountOrZero | None = None
-    """Layers per loop body of the scan over depth (0: all): more are faster on a CPU and longer to
-    compile. None leaves it to the library, see ``model.layers_unrolled``."""
+    """Layers per loop body of the scan over depth (0: all). More layers run faster on a CPU and
+    take longer to compile. None leaves it to the library, see ``model.layers_unrolled``."""
     recipe: Annotated[str, OneOf(*RECIPES)] = "plain"
     """How linears cast their operands, see ``umup.fp8``."""
     keep_bf16: tuple[str, ...] = ()
-    """Linears that a recipe of FP8 leaves in bfloat16: of one block, of all blocks, the readout."""
+    """Linears that an FP8 recipe leaves in bfloat16: of one block, of all blocks, or the
+    readout."""
     accumulation: Annotated[str, OneOf("fast", "precise")] = "fast"
-    """How products of FP8 operands add up, see ``umup.fp8``."""
+    """How products of FP8 operands accumulate, see ``umup.fp8``."""
     params_dtype: FloatType = "float32"
-    """In which weights are kept; their optimizer state is float32."""
+    """Dtype of the weights; their optimizer state is float32."""
     remat: Annotated[str, OneOf("none", "dots", "full")] = "none"
-    """What of a block the backward pass computes again: nothing, all but matrix products, all."""
+    """What the backward pass recomputes of a block: nothing, all but matrix products, or all."""
     attention: Annotated[str, OneOf("xla", "blocked", "cudnn")] = "xla"
-    """The implementation, see ``ops.attention``."""
+    """Implementation of attention, see ``ops.attention``."""
     qk_norm: bool = False
-    """RMS norm of queries and keys, against instability."""
+    """Whether queries and keys are RMS-normalized, against instability."""
     depth_scaled_init: bool = False
-    """Init of each branch's last weight divided by √(2N), N = ``n_layers``, against instability."""
+    """Whether the init of each branch's last weight is divided by √(2N), N = ``n_layers``, against
+    instability."""
     z_loss: PositiveOrZero = 0.0
     """Weight of the penalty mean log² Z (PaLM, arXiv 2204.02311, §5), against instability."""
 
@@ -127,26 +129,26 @@ class ModelConfig(Config):
                 raise ConfigError("keep_bf16", name, allowed)
 
     def essence(self) -> dict[str, Any]:
-        """As of every configuration; one layer at a time was the default once, and has its key."""
+        """As for every configuration; ``unroll`` 1 was once the default and keeps its key."""
         essence = super().essence()
         if self.unroll == 1:
             del essence["unroll"]
         return essence
 
     def _has_linear(self, name: str) -> bool:
-        """True of the name of a linear: of one block, of all blocks at once, or the readout."""
+        """True if it names a linear: of one block, of all blocks at once, or the readout."""
         if one := re.fullmatch(r"blocks\.(0|[1-9][0-9]*)\.(.+)", name):
             return int(one[1]) < self.n_layers and one[2] in BLOCK_LINEARS
         return name in ("readout", *BLOCK_LINEARS)
 
     def step_flops(self, batch_size: int) -> int:
-        """Floating-point operations of one training step: 6·weights·tokens, and attention's.
+        """Floating-point operations of one training step: 6·weights·tokens plus attention's.
 
-        Weights are those that multiply: all but the embedding, which is a lookup. q·kᵀ and the
+        Weights are those in matrix products: all but the embedding, which is a lookup. q·kᵀ and the
         weighted sum of values cost 4·T·d_model per token and layer forward, three times that with
         the backward pass, counted over the full T × T square as PaLM does (arXiv 2204.02311,
-        Appendix B). Norms, softmax, loss, optimizer and what is computed again to save memory are
-        not counted.
+        Appendix B). Norms, softmax, loss, optimizer and recomputation (rematerialization) are not
+        counted.
         """
         weights = self.n_params - self.vocab_size * self.d_model
         square = 12 * self.n_layers * self.seq_len * self.d_model
@@ -175,11 +177,11 @@ class OptimConfig(Config):
     warmup_steps: CountOrZero = 2000
     """Updates over which the learning rate rises linearly."""
     final_lr_ratio: Fraction = 0.1
-    """Share of the learning rate at the end of the schedule."""
+    """Learning rate at the end of the schedule, as a share of its peak."""
     beta1: Fraction = 0.9
-    """Decay of the mean gradient, below 1."""
+    """Decay rate of the mean gradient, below 1."""
     beta2: Fraction = 0.999
-    """Decay of the mean squared gradient, below 1."""
+    """Decay rate of the mean squared gradient, below 1."""
     eps: Positive = 1e-8
     """Added to the root of the mean squared gradient."""
     decay: Annotated[str, OneOf("independent", "coupled")] = "independent"
@@ -191,11 +193,10 @@ class OptimConfig(Config):
     clip: PositiveOrZero = 0.0
     """Bound of the global norm of the unscaled gradient, see ``train.step`` (0: none)."""
     accumulate: Count = 1
-    """Parts into which a batch is cut, one after another, to save memory."""
+    """Number of parts of a batch that are processed one after another, to save memory."""
     loss_scale: Positive = later(1.0)  # noqa: RUF009, makes a field
-    """Multiplies the loss before the backward pass and divides the weights' gradients after it, so
-    that only casts see it (Micikevicius et al., arXiv 1710.03740, §3.2); a power of two changes
-    nothing else."""
+    """Factor on the loss before the backward pass that is divided out of the weights' gradients
+    after it (Micikevicius et al., arXiv 1710.03740, §3.2). A power of two affects casts alone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -210,7 +211,7 @@ class OptimConfig(Config):
             raise ConfigError("accumulate", self.accumulate, allowed)
 
     def _check_decay(self) -> None:
-        """A decay belongs to warm-up-stable-decay, and fits between its warm-up and its end."""
+        """Only warm-up-stable-decay has a decay, which fits between its warm-up and its end."""
         room = self.steps - self.warmup_steps
         if not self.schedule.startswith("wsd"):
             if self.decay_steps:
@@ -232,21 +233,21 @@ class HPs(Config):
     eta_emb: Positive = 1.0
     """Factor on the embedding's learning rate."""
     sigma_init: Positive = 1.0
-    """Factor on the standard deviations of the init."""
+    """Factor on the standard deviation of every weight's init."""
     alpha_emb: Positive = 1.0
     """Multiplier of the embedding."""
     alpha_output: Positive = 1.0
     """Multiplier of the readout."""
     alpha_attn_softmax: Positive = 1.0
-    """Multiplier of the attention's logits."""
+    """Multiplier of the attention logits."""
     alpha_residual: Positive = 1.0
-    """Weight of the residual branches against the embedding."""
+    """Weight of the residual branches relative to the embedding."""
     alpha_residual_attn_ratio: Positive = 1.0
-    """Weight of the attention's branches against the feed-forward ones."""
+    """Weight of the attention branches relative to the feed-forward branches."""
     alpha_ffn_act: Positive = 1.0
     """Multiplier of the gate inside SwiGLU's sigmoid."""
     alpha_loss_softmax: Positive = 1.0
-    """Multiplier of the logits in the loss."""
+    """Multiplier of the logits inside the loss's softmax."""
     weight_decay: PositiveOrZero = 2.0**-13
     """λ, see ``OptimConfig.decay``."""
 
@@ -272,32 +273,32 @@ class MeshConfig(Config):
 
 
 def corpus_identity(name: str) -> str:
-    """What of a corpus' name is part of a run's identity: all but the path of one's own text."""
+    """The part of a corpus' name that identifies a run: all but the path of a user's own text."""
     return FILE_PREFIX if name.startswith(FILE_PREFIX) else name
 
 
 @dataclass(frozen=True)
 class RunConfig(Config):
-    """One training run, whole: its digest together with ``NUMERICS`` is the record's key."""
+    """One whole training run: its digest, taken with ``NUMERICS``, is the record's key."""
 
     scheme: str
-    """Of ``rules.SCHEMES``."""
+    """One of ``rules.SCHEMES``."""
     model: ModelConfig
     optim: OptimConfig
     hps: HPs
     seed: Seed
-    """Of the init and of the order of batches."""
+    """Seed of the init and of the order of batches."""
     corpus: str
-    """Name of the text, or ``file:PATH`` of one's own."""
+    """Name of the text, or ``file:PATH`` for a user's own."""
     tokenizer: str
     """Name of the tokenizer, such as ``bytes``."""
     data_digest: str
     """Digest of the tokens."""
     eval_batches: Count = 16
-    """Batches over which validation loss is the mean."""
+    """Number of batches over which validation loss is averaged."""
     probe_steps: tuple[CountOrZero, ...] = ()
-    """Updates before which the model is observed, or at the end where one equals ``optim.steps``;
-    training goes on as if it were not."""
+    """Updates before which the probes observe the model; ``optim.steps`` stands for the end of the
+    run. Observation does not change training."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -307,7 +308,7 @@ class RunConfig(Config):
             raise ConfigError("probe_steps", steps, allowed)
 
     def essence(self) -> dict[str, Any]:
-        """As of every configuration; of one's own text without its path, which may change."""
+        """As for every configuration, without the path of a user's own text, which may change."""
         return super().essence() | {"corpus": corpus_identity(self.corpus)}
 
     def key(self) -> str:
@@ -316,7 +317,7 @@ class RunConfig(Config):
 
     @property
     def shape(self) -> tuple:
-        """What one compiled program serves: runs of equal shape may be lanes of one group."""
+        """What fixes the compiled program: runs of equal shape may be lanes of one group."""
         return (
             self.scheme,
             self.model,

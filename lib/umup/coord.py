@@ -1,9 +1,9 @@
 """The coordinate check, for anyone's model: which weight or activation breaks which rule of width.
 
 ``coord_check`` trains a model at several widths, watches how sizes and changes grow with width,
-and names what grows or shrinks that should not; the rules are in ``umup.slopes``. One step at a
-small learning rate is not enough: a check can pass there and transfer still fail, so look at
-many steps and at a learning rate as large as training bears.
+and names what should not grow or shrink but does; the rules are in ``umup.slopes``. One step at a
+small learning rate is not enough: the check can pass there and transfer still fail. Measure after
+many steps, and at a learning rate as large as training tolerates.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Coord(NamedTuple):
 
     Attributes:
         params: pytree of arrays (nested dicts, ``nnx.State``). Parameters of a Flax model that
-            ``umup.optim.mark`` has marked have the fans that it found. Of any other leaf the last
-            two axes are (fan_in, fan_out), y = x W; earlier axes stack matrices, such as layers or
-            taps of a convolution; a vector counts as (1, n). A leaf's name is its path:
+            ``umup.optim.mark`` has marked have the fans that it found. The last two axes of any
+            other leaf are (fan_in, fan_out), y = x W; earlier axes stack matrices, such as layers
+            or taps of a convolution; a vector counts as (1, n). A leaf's name is its path:
             ``mlp.down.w``.
         loss: (params, batch) → (loss, activations): the loss a scalar, activations a mapping from
-            name to array, of the same names and number of axes at every width. Loss functions
-            and optimizers that are one object for several models are compiled once.
+            name to array, with the same names and numbers of axes at every width. A loss function
+            or optimizer that several models share as one object is compiled once.
         optimizer: optax transformation; ``update(gradients, state, params)`` is called.
         batch: step (from 0) → the batch trained on, of any type.
         multipliers: name of a weight → the factor by which its product is multiplied in the
@@ -66,9 +66,9 @@ def coord_check(
     Args:
         model_fn: (width, seed, eta) → the model at initialization with its optimizer.
         widths: at least three; a factor of 8 or more between the ends tells slopes apart.
-        etas: learning rates, a small one and one as large as training bears.
-        seeds: of the draws. steps: numbers of updates after which to look.
-        tolerance: the slope, either way, that counts as none. Finite widths bend the lines
+        etas: learning rates, a small one and one as large as training tolerates.
+        seeds: of the random draws. steps: numbers of updates after which to measure.
+        tolerance: the largest slope, up or down, that counts as zero. Finite widths bend the lines
             somewhat; a wrong rule shows as a slope of ½ or more.
 
     Returns:
@@ -88,7 +88,7 @@ def coord_check(
     ...     h2 = jax.nn.relu(h1 @ params["hidden"])
     ...     out = multiplier * (h2 @ params["readout"])
     ...     return jnp.mean((out - y) ** 2), {"h1": h1, "h2": h2, "out": out}
-    >>> @functools.cache  # one object a width: compiled once for all seeds
+    >>> @functools.cache  # one object per width: compiled once for all seeds
     ... def adam(eta, hidden):
     ...     lr = {"first": eta, "hidden": eta * hidden, "readout": eta}
     ...     scaled = optax.stateless(lambda u, _: {name: -lr[name] * u[name] for name in u})
@@ -130,7 +130,7 @@ def observe(model: Coord, steps: Sequence[int]) -> pd.DataFrame:
         first measurement that is not finite the rest is filled with NaN, not trained.
 
     Raises:
-        ConfigError: ``model`` is not as ``Coord`` says.
+        ConfigError: ``model`` is not as ``Coord`` describes.
     """
     _check_model(model)
     multipliers = _multipliers(model)
@@ -252,7 +252,7 @@ def _is_variable(leaf: Any) -> bool:
 
 
 def _merged(variable: nnx.Variable) -> Any:
-    """Its matrices (stacked, fan_in, fan_out): heads, taps and parts side by side belong to one."""
+    """A weight as matrices (stacked, fan_in, fan_out) with heads, taps and parts in one matrix."""
     w, meta = variable.get_value(), variable.get_metadata()
     if "fan_in" not in meta or "fan_out" not in meta:
         return w
@@ -321,7 +321,7 @@ def _check_model(model: Any) -> None:
 
 
 def _check_shapes(table: pd.DataFrame) -> None:
-    """Every width has the same tensors, and some weight grows with it."""
+    """Check that every width has the same tensors and that some weight grows with width."""
     named = table.groupby("width").agg({"tensor": set})["tensor"]
     for width, names in named.items():
         if odd := names ^ named.iloc[0]:

@@ -1,8 +1,8 @@
-"""JAX's random keys and normal draws, to the bit, as programs that XLA compiles faster on a CPU.
+"""JAX's random keys and normal draws, bit for bit, as programs that XLA compiles faster on a CPU.
 
 JAX writes Threefry as a loop of rounds, which XLA's CPU backend makes into a dozen programs for
-every key and every draw: most of the time before a small model's first step. Written out, all keys
-of a model are one program, and each of its draws is one.
+every key and every draw, which takes most of the time before a small model's first step. With the
+rounds written out, all keys of a model are one program, and each draw is one.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def split(key: Array, n: int) -> Array:
 def _split(key: Array, n: int) -> Array:
     index = jnp.arange(n, dtype=jnp.uint32)
     words = threefry(_words(key), (jnp.zeros_like(index), index))
-    # A barrier, or every draw would derive its own key over again.
+    # Without the barrier, every draw would derive its own key again.
     return jax.random.wrap_key_data(jax.lax.optimization_barrier(jnp.stack(words, axis=-1)))
 
 
@@ -86,7 +86,7 @@ class Keys:
 
 
 Rngs = nnx.Rngs | Keys
-"""Whose ``params()`` is the next key."""
+"""A stream of keys: ``params()`` is the next one."""
 
 
 def _words(key: Array) -> tuple[Array, Array]:

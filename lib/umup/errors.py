@@ -12,8 +12,8 @@ class UmupError(ValueError):
 
     Args:
         field: the name of the offending field, file or argument.
-        received: what was given.
-        allowed: what would be accepted, or what to do.
+        received: the value that was given.
+        allowed: the values that are accepted, or what to do.
     """
 
     def __init__(self, field: str, received: object, allowed: str):
@@ -47,7 +47,7 @@ class ClaimError(UmupError):
 
 
 class BookError(UmupError):
-    """The book cannot be built from what is there."""
+    """The book's sources are missing or malformed, so that it cannot be built."""
 
 
 class CheckpointError(UmupError):
@@ -59,11 +59,11 @@ class TrainError(UmupError):
 
 
 class PlanError(UmupError):
-    """A plan that cannot be: it does not fit, or there is nothing to plan."""
+    """A plan is impossible: the run does not fit, or there is nothing to plan."""
 
 
 class OutOfMemoryError(UmupError):
-    """The host or a device has less memory than what was asked for needs."""
+    """The host or a device has less memory than the request needs."""
 
 
 @contextlib.contextmanager
@@ -71,7 +71,7 @@ def memory_for(field: str, received: object, allowed: str) -> Iterator[None]:
     """Run a block that may need more memory than there is.
 
     Args:
-        field, received, allowed: of the error: what was asked for, and what needs less.
+        field, received, allowed: those of the error: what was requested, and what needs less.
 
     Raises:
         OutOfMemoryError: the block ran out of memory.

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, files locked, what refusals mean, and where a checkout is."""
+"""Atomic file writes, file locks, what a failed write means, and where a checkout is."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def bases() -> tuple[Path, ...]:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that takes the place of ``path`` when the block ends, and only then.
+    """A binary file that replaces ``path`` when the block ends, and not before.
 
-    Readers see the file before or the file after. What is written goes to a hidden neighbour,
-    ``.NAME.*.tmp``, which is on disk before it is renamed; a block that raises removes it, and a
-    killed process leaves it behind. The folder is created if it does not exist.
+    Readers see the old file or the new one. Data is written to a hidden file beside it,
+    ``.NAME.*.tmp``, which is synced to disk before it is renamed; it is removed if the block
+    raises, and left behind if the process is killed. The folder is created if it does not exist.
 
     Raises:
         OSError: the file cannot be written; ``path`` is as it was.
@@ -66,7 +66,7 @@ def writing(path: Path, kind: type[UmupError], intact: str) -> Iterator[None]:
     """Turn a failed write into an error that says why it failed and what to do.
 
     Args:
-        path: what is written; the error's field.
+        path: the file to be written; the error's field.
         kind: the class of the error.
         intact: what the failure left unharmed, for the end of the message.
     """

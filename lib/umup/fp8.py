@@ -22,7 +22,7 @@ from jax import Array, lax
 from umup.config import RECIPES
 from umup.errors import ConfigError
 
-HISTORY = 16  # steps whose largest magnitude delayed scaling remembers
+HISTORY = 16  # steps whose largest magnitudes delayed scaling remembers
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Operand(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the values."""
+        """Shape of the values."""
         return self.values.shape
 
 
@@ -118,7 +118,7 @@ def saturate(x: Array, fmt: Format) -> Array:
     """x in ``fmt``, magnitudes beyond its largest clipped to it; NaN stays NaN. Any shape."""
     if fmt is BF16:
         return x.astype(fmt.dtype)
-    # In float32: bfloat16 to E5M2 goes by way of float16 on a CPU, which not every one converts.
+    # In float32: on a CPU, bfloat16 to E5M2 goes through float16, which not every CPU converts.
     clipped = jnp.clip(x.astype(jnp.float32), -fmt.largest, fmt.largest)
     return clipped.astype(fmt.dtype)
 
@@ -134,8 +134,8 @@ def cast(x: Array, fmt: Format | None, largest: Array | None = None) -> Operand:
     Args:
         x: any shape.
         fmt: None returns x itself.
-        largest: magnitude to bring to the format's largest, a scalar; None casts x as it is. Zero
-            or a value that is not finite, as before the first step, counts as the format's own.
+        largest: a scalar, the magnitude that is scaled to the format's largest; None casts x
+            unscaled. So does zero or a value that is not finite, as before the first step.
     """
     if fmt is None:
         return Operand(x)
@@ -149,8 +149,8 @@ def cast(x: Array, fmt: Format | None, largest: Array | None = None) -> Operand:
 def dot(a: Operand, b: Operand, contract: tuple[int, int], dtype, precise: bool = False) -> Array:
     """Product of two matrices over ``contract`` = (axis of a, axis of b), in ``dtype``.
 
-    One contracting and one other dimension an operand: XLA's condition for an FP8 GEMM, with
-    dimensions in multiples of 16 and at most one operand in E5M2.
+    Each operand has one contracting and one other dimension, as XLA requires for an FP8 GEMM, along
+    with dimensions that are multiples of 16 and at most one operand in E5M2.
     """
     same = a.values.dtype == b.values.dtype == dtype
     y = lax.dot_general(

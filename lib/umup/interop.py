@@ -1,10 +1,10 @@
 """Weights to and from PyTorch's ``unit_scaling.TransformerDecoder``.
 
-The model built here computes what that one computes, forward and backward, at any shape of ids:
-no RoPE; all three linears of the MLP unconstrained, their gradients scaled by fan_out^−½; its τ
-convention, in which residual_mult averages the contributions of attention and FFN; the depth of
-its learning-rate rule counts layers. PyTorch's weights are (fan_out, fan_in), ours the transpose,
-with q|k|v and gate|up fused. Source: the public package unit-scaling 0.3.5.
+The model built here computes the same as PyTorch's, forward and backward, at any shape of ids: no
+RoPE; all three linears of the MLP unconstrained, their gradients scaled by fan_out^−½; PyTorch's τ
+convention, in which residual_mult averages the contributions of attention and FFN; depth in the
+learning-rate rule counts layers. PyTorch's weights are (fan_out, fan_in), ours the transpose, with
+q|k|v and gate|up fused. Source: the public package unit-scaling 0.3.5.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _EMBEDDING, _PROJECTION = "embedding.weight", "projection.weight"
 
 
 class UnitScalingDecoder(Decoder):
-    """``umup.model.Decoder`` with the scales of the reference, which follow the shape of the ids.
+    """``umup.model.Decoder`` with the reference's scales, which depend on the shape of the ids.
 
-    Its numbers are made for one token; a call scales them to the tokens and length it sees, so
-    that one model serves all shapes.
+    Its numbers are computed for one token; a call rescales them to the number of tokens and the
+    sequence length it receives, so that one model serves all shapes.
     """
 
     def _forward(self, ids: Array, *, watched: bool) -> tuple[Array, dict[str, Array]]:
-        """As the decoder's, whose scales are those of ids (B, T), integers in [0, V).
+        """As the decoder's, with the scales for ids (B, T), integers in [0, V).
 
         Raises:
             ConfigError: ids have another number of dimensions.
@@ -109,7 +109,7 @@ def from_unit_scaling(
     Args:
         weights: name → array (fan_out, fan_in), as ``{name: p.detach().numpy() for name, p in
             decoder.named_parameters()}`` gives them. Sizes are read from the shapes.
-        n_heads: its ``heads``, which no shape tells.
+        n_heads: its ``heads``, which cannot be read from any shape.
         residual_mult, residual_attn_ratio: of its ``transformer_residual_scaling_rule``.
 
     Returns:
@@ -179,7 +179,7 @@ def to_unit_scaling(tree) -> dict[str, np.ndarray]:
             ``nnx.grad`` or ``jax.grad`` gives it, or the same nesting of plain arrays.
 
     Raises:
-        ConfigError: the tree has not the parameters of that model.
+        ConfigError: the tree does not have the parameters of that model.
     """
     if isinstance(tree, nnx.Module):
         tree = split(tree)[1]

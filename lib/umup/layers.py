@@ -26,18 +26,18 @@ class Scale(nnx.Variable):
 
 
 class Amax(nnx.Variable):
-    """Largest magnitudes that delayed scaling remembers; its "gradient" is the next history."""
+    """History of largest magnitudes for delayed scaling; its "gradient" is the next history."""
 
 
 class Tap(nnx.Variable):
-    """The dummy operand of a probe; its "gradient" is the report."""
+    """The dummy operand of a probe; its "gradient" is the probe's report."""
 
 
 class Probe(nnx.Module):
-    """A place that can be looked at: the identity, in the program only when ``on``.
+    """An observable point of the model: the identity, in the program only if ``on``.
 
     Args:
-        tensors: names of what it reports on, the cotangent last.
+        tensors: names of the tensors it reports on, the cotangent last.
         on: whether this model is observed.
     """
 
@@ -47,7 +47,7 @@ class Probe(nnx.Module):
             self.tap = Tap(probe.blank(len(tensors)), tensors=tensors)
 
     def __call__(self, x: Array, *tensors: Array) -> Array:
-        """x unchanged. ``tensors``: the values to report, as named; x's cotangent is added."""
+        """x unchanged. ``tensors``: the values to report; x's cotangent is reported as well."""
         return probe.tap(x, self.tap[...], tensors) if self.on else x
 
 
@@ -57,7 +57,7 @@ def scale(value: Number) -> Scale:
 
 
 class Weight(nnx.Module):
-    """A matrix (fan_in, fan_out) with the numbers that its role gives it.
+    """A matrix (fan_in, fan_out) with the numbers for its role.
 
     Args:
         numbers_of: the parametrization.
@@ -130,16 +130,16 @@ class Linear(Weight):
 
 
 class Embedding(Weight):
-    """ids (tokens,) → (tokens, D); a probe looks at what comes out."""
+    """ids (tokens,) → (tokens, D); a probe observes the output."""
 
     def __init__(self, *args, probed: bool = False, **others):
         super().__init__(*args, **others)
         self.probe = Probe("value", "gradient", on=probed)
 
     def __call__(self, ids: Array) -> Array:
-        # Every device looks up the features it holds, for all rows of its replica; the rows are
-        # spread afterwards. The table, larger than a batch's rows, stays where it is, and so does
-        # its gradient.
+        # Every device looks up the features it holds for all rows of its replica; the rows are
+        # distributed afterwards. The table, which is larger than a batch's rows, is not moved, nor
+        # is its gradient.
         ids = mesh.constrain(ids, "replica")
         y = ops.embed(ids, self.w[...], self.forward[...], self.weight_grad[...])
         y = mesh.constrain(y, "replica", "embed")
@@ -147,7 +147,7 @@ class Embedding(Weight):
 
 
 class Branch(nnx.Module):
-    """The residual numbers of one branch; a probe looks at the stream after it."""
+    """The residual numbers of one branch; a probe observes the stream after it."""
 
     def __init__(self, numbers: ResidualNumbers, *, probed: bool = False):
         self.probe = Probe("value", "gradient", on=probed)
@@ -163,7 +163,7 @@ class Branch(nnx.Module):
 
 
 class BlockCasts(NamedTuple):
-    """How the four linears of a block cast, in the order of ``config.BLOCK_LINEARS``."""
+    """The casts of a block's four linears, in the order of ``config.BLOCK_LINEARS``."""
 
     qkv: Casts = fp8.PLAIN
     attn_out: Casts = fp8.PLAIN
@@ -185,7 +185,7 @@ def linear_casts(config: ModelConfig, linear: str) -> Casts:
 
 
 class Attention(nnx.Module):
-    """Causal self-attention; q|k|v fused: weights of one role and fan-in, side by side."""
+    """Causal self-attention with fused q|k|v: weights of one role and fan-in, side by side."""
 
     def __init__(
         self,
@@ -218,7 +218,7 @@ class Attention(nnx.Module):
     def heads(
         self, x: Array, seq_len: int, casts: BlockCasts = PLAIN_BLOCK
     ) -> tuple[Array, Array, Array]:
-        """Queries, keys and values as the softmax sees them, each (B, H, T, K).
+        """Queries, keys and values as they enter attention, each (B, H, T, K).
 
         Queries and keys are normalized and rotated where the configuration says so.
 

@@ -1,4 +1,4 @@
-"""What this machine is, what memory this process took, and how busy others kept it meanwhile."""
+"""What this machine is, how much memory this process used, and how busy other processes kept it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def cores() -> int:
 
 
 def _lines(path: str) -> list[str]:
-    """The lines of a file of Linux's kernel; none where it is not there or not shown."""
+    """The lines of a file of Linux's kernel; none if it does not exist or cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -44,14 +44,14 @@ def _lines(path: str) -> list[str]:
 
 
 def in_haste() -> str:
-    """``XLA_FLAGS`` as they are and, after them, those that compile a CPU's programs quickly.
+    """``XLA_FLAGS`` as set, followed by flags that make XLA compile CPU programs quickly.
 
     The programs themselves run more slowly: for trials of a few steps.
     """
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
     flags += " --xla_llvm_disable_expensive_passes=true"
     flags += " --xla_cpu_parallel_codegen_split_count=1"  # parts cost more CPU time than a whole
-    # jaxlib 0.11 ends on this flag, which it does not know; the older emitters convert no FP8
+    # jaxlib 0.11 aborts on this flag, which it does not know; the older emitters convert no FP8
     # without float16.
     if version("jaxlib") < "0.11" and converts_float16():
         flags += " --xla_cpu_use_fusion_emitters=false"
@@ -61,8 +61,9 @@ def in_haste() -> str:
 def converts_float16() -> bool:
     """Whether XLA may convert float16 by an instruction, as ``XLA_FLAGS`` and the processor allow.
 
-    No x86 before F16C, AVX2's year, has one. XLA:CPU (jaxlib 0.10.2) has no code of its own for it,
-    and takes FP8 to wider formats by way of float16: there it ends on programs of FP8 recipes.
+    No x86 CPU older than F16C, which came with AVX2, has such an instruction. XLA:CPU (jaxlib
+    0.10.2) has no substitute for it and converts FP8 to wider formats through float16, so that on
+    such a CPU it aborts on programs of FP8 recipes.
     """
     if re.search(r"--xla_cpu_max_isa=(SSE4_2|AVX)\b", os.environ.get("XLA_FLAGS", "")):
         return False
@@ -105,7 +106,7 @@ def others_share(before: Sequence[float] | None, after: Sequence[float] | None) 
 
 
 def gemm_flops(dtype: str, size: int = 0, seconds: float = 0.5) -> float:
-    """FLOP/s of the best of many square matrix products on the default device.
+    """Best FLOP/s over many square matrix products on the default device.
 
     Args:
         dtype: of operands and result.

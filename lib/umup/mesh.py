@@ -1,8 +1,8 @@
-"""Devices as a mesh, and the one table of what is split over which of its axes.
+"""The device mesh, and the one table of what is split over which of its axes.
 
-Arrays name their logical axes (a weight in its metadata, a batch by what it is), the table sends
-them to mesh axes, and XLA's partitioner does the rest. Activations are constrained where a block
-begins and ends and nowhere else.
+Arrays name their logical axes (weights in their metadata), the table maps these to mesh axes, and
+XLA's partitioner does the rest. Activations are constrained at the beginning and end of a block
+and nowhere else.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ TABLE: dict[str, str | tuple[str, ...]] = {
     "heads": "tensor",
     "mlp": "tensor",
 }
-"""Logical axis → mesh axis or axes; what is not here is whole on every device. ``embed`` is
-d_model, as weights have it: activations keep their features whole and split their rows. ``replica``
-is rows whose features are split as the weights' are: what an embedding looks up."""
+"""Logical axis → mesh axis or axes; an axis that is not listed is whole on every device. ``embed``
+is a weight's axis of size d_model: activations keep their features whole and split their rows.
+``replica`` is the axis of rows whose features are split as the weights' are: the embedding's
+output."""
 
 
 def make(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
@@ -51,7 +52,7 @@ def check(config: MeshConfig, model: ModelConfig, optim: OptimConfig) -> None:
     """Refuse a mesh that cannot split the model or the batch evenly.
 
     Raises:
-        ConfigError: naming the axis, what it does not divide, and the largest size that would do.
+        ConfigError: it names the axis, what it does not divide, and the largest size that would.
     """
     rows = config.data * config.fsdp
     part = optim.batch_size // optim.accumulate
@@ -89,7 +90,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def splits_columns() -> bool:
-    """Whether a weight's columns lie on several devices: the mesh now set has a tensor axis."""
+    """Whether a weight's columns lie on several devices: the current mesh has a tensor axis."""
     return jax.sharding.get_abstract_mesh().shape.get("tensor", 1) > 1
 
 

@@ -1,4 +1,4 @@
-"""One Llama-style decoder (RMSNorm, SwiGLU, RoPE, untied) that sees only numbers."""
+"""A Llama-style decoder (RMSNorm, SwiGLU, RoPE, untied) that sees only numbers, never a scheme."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Decoder(nnx.Module):
     Args:
         config: shapes.
         numbers_of: the parametrization: every init std, multiplier and learning-rate factor.
-        rngs: the draws; equal seeds give equal draws under every scheme.
+        rngs: the random keys; equal seeds give equal draws under every scheme.
         probed: whether the model holds probes (``umup.probe``) of its tensors.
 
     Blocks are stacked along a leading layer axis and run by a scan, so compile time does not grow
-    with depth; by one scan each for runs of blocks whose linears cast alike.
+    with depth; each sequence of blocks whose linears cast alike has its own scan.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Decoder(nnx.Module):
         return self._forward(ids, watched=False)[0]
 
     def trace(self, ids: Array) -> tuple[Array, dict[str, Array]]:
-        """The forward pass and its intermediate values, so that nobody takes the model apart.
+        """The forward pass with its intermediate values.
 
         Under ``jax.jit``, values that the caller does not use cost nothing.
 
@@ -109,7 +109,7 @@ class Decoder(nnx.Module):
                 y, seen = run(x, seq_len, casts)
                 return mesh.constrain(y, "batch", None), seen
 
-            # Of a run of blocks, as many as asked for, or all: 0 means all.
+            # The unroll factor of a sequence of blocks: as many as configured, or all (0).
             unroll = min(layers_unrolled(self.config) or last - first, last - first)
             layer = _rematerialized(layer, self.config.remat, inlined=unroll == last - first)
             x, seen = jax.lax.scan(layer, x, part, unroll=unroll)
@@ -119,7 +119,7 @@ class Decoder(nnx.Module):
         return self.logits(z, z).reshape(batch, seq_len, -1), values
 
     def _segments(self) -> list[tuple[BlockCasts, int, int]]:
-        """(casts, first, last + 1) of the longest runs of blocks that cast alike."""
+        """(casts, first, last + 1) of the maximal sequences of blocks that cast alike."""
         of = [block_casts(self.config, layer) for layer in range(self.config.n_layers)]
         starts = [i for i in range(len(of)) if i == 0 or of[i] != of[i - 1]]
         return [(of[a], a, b) for a, b in zip(starts, [*starts[1:], len(of)])]
@@ -131,15 +131,15 @@ class Decoder(nnx.Module):
         return ops.cross_entropy(logits, targets.reshape(-1), *scales, self.config.z_loss)
 
     def gradient_units(self, tokens: int) -> dict[str, Array]:
-        """By what constant each weight's gradient differs from that of its effective weight.
+        """The constant by which each weight's gradient differs from that of its effective weight.
 
-        The effective weight is W times its forward multiplier: what the function computed depends
-        on. Schemes that share a function share its gradient, whatever each holds as W and by what
-        each scales its gradients (the book's Theory, Cut edges): dividing by these constants makes
+        The effective weight is W times its forward multiplier, on which the model's function
+        depends. Schemes with the same function have the same gradient of it, however each one
+        scales W and its gradients (the book's Theory, Cut edges): division by these constants makes
         norms over several tensors mean the same under every scheme.
 
         Args:
-            tokens: in a batch, B·T.
+            tokens: per batch, B·T.
 
         Returns:
             Name of a weight (``embed``, ``blocks.attn.qkv``, …) → scalar, or (L,) in blocks.
@@ -155,7 +155,7 @@ class Decoder(nnx.Module):
             (self.blocks.attn_branch, "attn", ("qkv", attn.qkv), ("out", attn.out)),
             (self.blocks.mlp_branch, "mlp", ("gate_up", mlp.gate_up), ("down", mlp.down)),
         ):
-            # Where the multiplier comes back at the split, gradients inside are free of it.
+            # If the multiplier is applied at the split, gradients inside the branch lack it.
             end = trunk * branch.add_grad[...] / branch.add[...]
             begin = end * _passed(last[1])
             units[f"blocks.{name}.{last[0]}"] = end * last[1].weight_grad[...]
@@ -164,7 +164,7 @@ class Decoder(nnx.Module):
 
 
 def _passed(linear: Linear) -> Array:
-    """By how much the cotangent that a linear passes on differs from the true one."""
+    """The factor between the cotangent that a linear passes on and the true one."""
     return linear.backward[...] / linear.forward[...]
 
 
@@ -192,7 +192,7 @@ def _watched(block: Block) -> Callable[..., tuple[Array, dict[str, Array]]]:
 
 
 def _output(found: Any) -> Any:
-    """What a method, or a module's ``__call__``, returned: captures list one value per call."""
+    """The captured return value of a method; captures hold one value per call."""
     (value,) = found["__call__"] if isinstance(found, nnx.State) else found
     return value
 
@@ -202,12 +202,12 @@ UNROLLED_DEPTH = 8
 
 
 def layers_unrolled(config: ModelConfig) -> int:
-    """How many layers of the scan over depth are one loop body (0: all), by depth and device.
+    """Layers per loop body of the scan over depth (0: all), by depth and device.
 
-    A loop copies what the backward pass needs into arrays over all layers, and out of them: on a
-    CPU a good part of a step (the book's chapter on speed times both). Unrolled layers copy
-    nothing, but compile longer with each layer, undo rematerialization there, and on several
-    devices would let the weights of all layers be gathered at once.
+    A loop copies what the backward pass needs into and out of arrays over all layers, which takes a
+    good part of a step on a CPU (the book's chapter on speed times both). Unrolled layers copy
+    nothing, but compile time grows with each layer, rematerialization is undone on a CPU, and on
+    several devices the weights of all layers could be gathered at once.
     """
     if config.unroll is not None:
         return config.unroll
@@ -217,11 +217,12 @@ def layers_unrolled(config: ModelConfig) -> int:
 
 
 def _rematerialized(layer, remat: str, *, inlined: bool):
-    """The layer with what the policy says computed again in the backward pass.
+    """The layer with recomputation in the backward pass, as the policy says.
 
-    Where the scan is unrolled whole, forward and backward are one program, and XLA would find the
-    second computation equal to the first and keep its results: only a barrier prevents it. (XLA's
-    CPU backend drops barriers before it looks: there, a whole unroll undoes rematerialization.)
+    If the scan is fully unrolled, forward and backward are one program, and XLA would merge the
+    recomputation with the first computation and keep its results: only a barrier prevents that.
+    (XLA's CPU backend removes barriers before it merges, so that a full unroll undoes
+    rematerialization there.)
     """
     if remat == "none":
         return layer
@@ -236,9 +237,9 @@ def _stack(numbers: list[ResidualNumbers]) -> tuple[Array, ...]:
 
 
 def tensor_names(taps: nnx.State, n_layers: int) -> tuple[str, ...]:
-    """Names of what the probes report on, in the order of ``reports``.
+    """Names of the tensors that the probes report on, in the order of ``reports``.
 
-    Such as ``blocks.3.attn.qkv/input``; the ``Tap`` variables name their tensors.
+    A name is such as ``blocks.3.attn.qkv/input``; the ``Tap`` variables name their tensors.
     """
     names = []
     for path, tap in nnx.to_flat_state(taps):

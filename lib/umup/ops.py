@@ -1,10 +1,10 @@
 """The operations of the decoder, each with its own forward and backward scales.
 
-Every op takes its scales as traced scalars and knows no scheme: with all scales as
-``rules.Parametrization`` gives them for SP these are the plain operations with true gradients;
-for u-μP they are the unit-scaled ones (u-μP paper, Table 4 and Appendix B). Scales receive no
-gradient. Activations are (tokens, features) between ops, tokens = B·T flattened row by row:
-two-dimensional operands make the fastest products on the CPU and are what lets XLA emit FP8
+Every op takes its scales as traced scalars and does not depend on the scheme: with the scales that
+``rules.Parametrization`` gives for SP, these are the plain operations with true gradients; with
+those for u-μP they are the unit-scaled ones (u-μP paper, Table 4 and Appendix B). Scales receive
+no gradient. Activations between ops are (tokens, features), tokens = B·T flattened row by row:
+products of two-dimensional operands are the fastest on the CPU, and XLA needs them to emit FP8
 GEMMs on Hopper.
 
 Shapes in this module, in ``layers`` and in ``model`` are written with
@@ -43,7 +43,7 @@ def _linear(x, w, forward, backward, weight_grad, history, casts: Casts, fused: 
 
 
 def _amax(casts: Casts, remembered: Array | None, i: int, operand: Array) -> Array | None:
-    """The magnitude that operand ``i`` (x, w, g) is scaled by, if the casts scale."""
+    """The magnitude by which operand ``i`` (x, w, g) is scaled; None if the casts do not scale."""
     if casts.scaling == "none" or casts[i] is None:
         return None
     return fp8.amax(operand) if remembered is None else remembered[i]
@@ -56,7 +56,7 @@ def _cast_weight(w: Array, dtype, casts: Casts, largest: Array | None, fused: bo
 
 
 def _parts(operand: fp8.Operand) -> list[fp8.Operand]:
-    """A matrix as it is, or the matrices that lie side by side in (rows, parts, columns)."""
+    """The matrix itself, or the matrices that lie side by side in (rows, parts, columns)."""
     if operand.values.ndim == 2:
         return [operand]
     parts = range(operand.values.shape[1])
@@ -75,8 +75,9 @@ def _linear_fwd(x, w, forward, backward, weight_grad, history, casts, fused):
     w8 = _cast_weight(w, x.dtype, casts, w_amax, fused)
     y = _stack([fp8.dot(x8, part, (1, 0), x.dtype, casts.precise) for part in _parts(w8)])
     y = y * jnp.asarray(forward, x.dtype)
-    # The dtype of x as an empty array: a residual must be an array. W stays as it came and is cast
-    # again in the backward pass: kept cast, a scan over layers would hold all weights twice.
+    # An empty array carries the dtype of x, since residuals must be arrays. W is kept uncast and is
+    # cast again in the backward pass: if it were kept cast, a scan over layers would hold all
+    # weights twice.
     dtype = jnp.zeros(0, x.dtype)
     y = y.reshape(x.shape[0], *w.shape[1:])
     return y, (x8, w, w_amax, dtype, backward, weight_grad, history, now, last)
@@ -101,7 +102,7 @@ def _linear_bwd(casts, fused, saved, g):
 
 
 def _narrow_first(product: Callable, a: Any, b: Any) -> Array:
-    """``product(a, b)`` = aᵀ b, on a CPU taken as (bᵀ a)ᵀ where a has more columns.
+    """``product(a, b)`` = aᵀ b, computed on a CPU as (bᵀ a)ᵀ if a has more columns than b.
 
     XLA's CPU products over rows are faster with the narrower matrix on the left. The barrier keeps
     XLA from folding the transposition back into the product.
@@ -130,13 +131,13 @@ def linear(
     Args:
         x: (tokens, fan_in).
         w: (fan_in, fan_out); cast to x's dtype, its gradient returned in its own. Or several
-            matrices side by side, (fan_in, parts, fan_out), cast as one and multiplied one by
-            one: two-dimensional operands, each of which may be split by columns over devices.
+            matrices side by side, (fan_in, parts, fan_out), which are cast together and multiplied
+            separately, so that the columns of each may be split over devices.
         forward, backward, weight_grad: scalars.
         casts: formats of x, W and g in the three products.
-        history: (3, ``fp8.HISTORY``) largest magnitudes of x, W and g, for delayed scaling alone;
+        history: (3, ``fp8.HISTORY``) largest magnitudes of x, W and g, for delayed scaling only;
             its "gradient" is the history after this step.
-        fused: multiply matrices that lie side by side as one, which is faster on one device.
+        fused: multiply matrices that lie side by side as one matrix, faster on one device.
 
     Returns:
         (tokens, fan_out) or (tokens, parts, fan_out), in x's dtype.
@@ -159,8 +160,8 @@ def embed(ids: Array, w: Array, forward, weight_grad) -> Array:
 
 
 def _in_range(indices: Array, size: int) -> Array:
-    """True where an index is in [0, size). Under jit nothing can be refused: gathers would wrap a
-    negative index or clamp a large one, and the numbers would look like any others."""
+    """True where an index is in [0, size). Under jit a bad index cannot raise an error: a gather
+    would silently wrap a negative index or clamp a large one."""
     return (indices >= 0) & (indices < size)
 
 
@@ -189,9 +190,9 @@ def rope_tables(seq_len: int, d_head: int, theta: float = 10_000.0) -> tuple[Arr
 
 
 def rope(x: Array, cos: Array, sin: Array) -> Array:
-    """Rotate the feature pairs of x (..., T, K) by its position's angles.
+    """Rotate the feature pairs of x (..., T, K) by the angles of each position.
 
-    A rotation: norms and unit scale are kept, backward too.
+    Being a rotation, it preserves norms and unit scale, in the backward pass too.
     """
     half = x.shape[-1] // 2
     swapped = jnp.concatenate([x[..., half:], x[..., :half]], axis=-1)
@@ -208,8 +209,8 @@ def _scores(q: Array, k: Array, logit) -> Array:
     allowed = np.tril(np.ones((queries, keys), bool), keys - queries)
     logit, never = jnp.asarray(logit, jnp.float32), -jnp.inf
     if target.platform() != "cpu":
-        # Tied to a number of this layer. Else JAX takes both out of a loop over layers, broadcast
-        # to the shape of all scores: 5 bytes per score, read again for every layer.
+        # Tied to a value of this layer. Otherwise JAX hoists both out of a loop over layers,
+        # broadcast to the shape of all scores: 5 bytes per score, read again for every layer.
         allowed, never, logit = lax.optimization_barrier(
             (jnp.asarray(allowed), jnp.float32(never), logit)
         )
@@ -224,14 +225,14 @@ def _scores_to_weights(q: Array, k: Array, logit) -> Array:
 
 
 def attention_report(q: Array, k: Array, logit) -> tuple[Array, Array, Array]:
-    """What a probe of attention looks at: logits, cosines and entropies, float32.
+    """What a probe of attention observes: logits, cosines and entropies, float32.
 
     Args:
         q, k, logit: as ``attention`` takes them.
 
     Returns:
-        Over the pairs t ≥ s, (..., T(T+1)/2): the softmax's logits and the cosine of q_t and k_s;
-        then the entropy of each row's distribution in nats, (..., T).
+        For the pairs t ≥ s, each (..., T(T+1)/2): the logits of the softmax, and the cosines of q_t
+        and k_s; then the entropy of each row's distribution in nats, (..., T).
     """
     pairs = np.tril_indices(q.shape[-2])
     scores = _scores(q, k, logit)
@@ -253,17 +254,17 @@ def attention(q: Array, k: Array, v: Array, logit, out, implementation: str = "x
         q, k, v: (..., T, K), over batch and heads; position t sees positions ≤ t.
         logit: multiplier of q·k: 1/√d_head (SP), α·√d_base/d_head (μP), α/d_head (u-μP).
         out: multiplier of the output and, in the backward pass, of the cotangent that enters.
-        implementation: ``xla`` forms all T × T weights; ``blocked`` takes the queries in
-            four blocks (two below T = 256), each with the keys that it may see, and so leaves out
-            three eighths of the products (a quarter); ``cudnn`` is the fused kernel of an NVIDIA
-            GPU, in bfloat16, for q, k, v of four dimensions.
+        implementation: ``xla`` forms all T × T weights; ``blocked`` multiplies four blocks of
+            queries (two below T = 256), each by the keys that it may see, and so saves three
+            eighths of the products (a quarter); ``cudnn`` is the fused kernel for NVIDIA GPUs, in
+            bfloat16, for q, k, v of four dimensions.
 
     Returns:
         (..., T, K). The softmax runs in float32.
     """
     if implementation == "cudnn":
         return _cudnn_attention(q, k, v, logit, out)
-    # More blocks leave out little more, up to one half of the products, and make each smaller.
+    # More blocks save little more, at most half of the products, and make each product smaller.
     blocks = 4 if q.shape[-2] >= 256 else 2
     divides = implementation == "blocked" and q.shape[-2] % blocks == 0
     return _attention(q, k, v, logit, out, blocks if divides else 1)
@@ -276,7 +277,7 @@ def _blocks(x: Array, blocks: int) -> list[Array]:
 
 
 def _seen(x: Array, blocks: int) -> list[Array]:
-    """Of x (..., T, K) the positions that each block of queries may see: those up to its last."""
+    """For each block of queries, the positions of x (..., T, K) that it may see: up to its last."""
     size = x.shape[-2] // blocks
     return [x[..., : (i + 1) * size, :] for i in range(blocks)]
 
@@ -331,7 +332,7 @@ _attention.defvjp(_attention_fwd, _attention_bwd)
 
 
 def _cudnn_attention(q, k, v, logit, out):
-    """Fused attention; its own ``scale`` must be a constant, so that ours goes onto q.
+    """Fused attention. The kernel's ``scale`` must be a constant, so q is multiplied by ours.
 
     The kernel takes (B, T, H, K).
     """
@@ -344,8 +345,8 @@ def _cudnn_attention(q, k, v, logit, out):
 def gated_silu(x: Array, gate: Array, alpha, out) -> Array:
     """out · x · gate · sigmoid(alpha · gate): SwiGLU's activation (arXiv 2002.05202) with α inside.
 
-    x and gate share one shape; both receive their true gradient (times ``out``, as the output).
-    The backward pass computes the sigmoid again, which is cheaper than storing it.
+    x and gate have the same shape; both receive their true gradient times ``out``.
+    The backward pass recomputes the sigmoid, which is cheaper than storing it.
     """
     one = gate * jax.nn.sigmoid(jnp.asarray(alpha, gate.dtype) * gate)
     return jnp.asarray(out, x.dtype) * x * one
@@ -371,8 +372,8 @@ gated_silu.defvjp(_gated_silu_fwd, _gated_silu_bwd)
 def gated_silu_pair(pair: Array, alpha, out) -> Array:
     """``gated_silu`` of gate and x side by side, pair (tokens, 2, F) → (tokens, F).
 
-    The same numbers; but the two gradients are made in one pass, where autodiff of the slices
-    would pad each with zeros, add them, and take every sigmoid twice.
+    The numbers are the same, but the two gradients are computed in one pass; autodiff of the slices
+    would pad each gradient with zeros, add them, and evaluate every sigmoid twice.
     """
     return gated_silu(pair[:, 1], pair[:, 0], alpha, out)
 
@@ -393,8 +394,8 @@ gated_silu_pair.defvjp(_gated_silu_pair_fwd, _gated_silu_pair_bwd)
 def residual_split(x: Array, split_grad) -> tuple[Array, Array]:
     """(branch, skip), both x; the branch's cotangent is multiplied by ``split_grad``.
 
-    In the backward pass unit scaling delays the branch multiplier to here, so that gradients inside
-    the branch keep unit scale whatever the multiplier (Unit Scaling, Figure 3c).
+    Unit scaling delays the branch multiplier to this point of the backward pass, so that gradients
+    inside the branch keep unit scale whatever the multiplier (Unit Scaling, Figure 3c).
     """
     return scale_bwd(x, split_grad), x
 
@@ -444,7 +445,7 @@ def _cross_entropy_bwd(z_loss, saved, g):
         error = jnp.where(hit, pulled - 1.0, pulled)
     else:
         error = jnp.where(hit, probabilities - 1.0, probabilities)
-    # A target out of range, such as another library's ignore index, must not train unseen.
+    # A target out of range, such as another library's ignore index, must not go unnoticed.
     row_scale = jnp.where(_in_range(targets, logits.shape[-1]), g * grad_scale, jnp.nan)
     return (error * row_scale[:, None]).astype(logits.dtype), None, None, None
 
@@ -457,14 +458,14 @@ def cross_entropy(logits: Array, targets: Array, alpha, grad_scale, z_loss: floa
 
     Args:
         logits: (tokens, V).
-        targets: (tokens,) integers in [0, V). Any other makes the loss NaN, and the gradient of
-            its row.
+        targets: (tokens,) integers in [0, V). A target out of range makes the loss and the
+            gradient of its row NaN.
         alpha: multiplier of the logits.
         grad_scale: dlogits = grad_scale · (softmax(alpha · logits) − onehot). The true gradient
             is alpha/tokens; the unit-scaled one V/√(V−1), free of alpha (Theory).
         z_loss: weight ζ of the penalty mean log² Z on the log-partition (PaLM, arXiv 2204.02311,
-            §5). It is in the gradient alone, at the cross-entropy's scale: what is returned stays
-            the cross-entropy, so that losses with and without it compare.
+            §5). It enters only the gradient, at the scale of the cross-entropy. The value returned
+            is the cross-entropy alone, so that losses with and without the penalty are comparable.
 
     Returns:
         A scalar.

@@ -5,8 +5,8 @@ Learning rate, decay and factors may be traced. The update of a weight w with fa
     w ← w − s(t)·(η·f·u + λ·w)        independent decay (u-μP paper, Table 6)
     w ← w − s(t)·η·f·(u + λ·w)        coupled decay
 
-with s(t) the schedule and u = m̂/(√v̂ + ε) for Adam, the gradient or its momentum for SGD. Both are
-optax's; what is ours is the factor of each weight, which the rules give.
+with s(t) the schedule and u = m̂/(√v̂ + ε) for Adam, the gradient or its momentum for SGD. Adam and
+momentum are optax's; umup adds the factor of each weight, which the rules give.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def schedule(config: OptimConfig) -> optax.Schedule:
     - ``cosine``, ``linear``: from 1 down to r at the last step (a run of one step has 1);
     - ``wsd``, ``wsd_sqrt``: 1 until ``decay_steps`` are left (MiniCPM, arXiv 2404.06395), then
       r + (1−r)·d with d = 1 − x or 1 − √x (Hägele et al., arXiv 2405.18392), where x is the
-      share of the decay that is done, from 1/decay_steps to 1;
+      completed share of the decay, from 1/decay_steps to 1;
     - ``two_step``: 1, then 0.316 from 80 % of the steps on and 0.1 from 90 % (DeepSeek LLM,
       arXiv 2401.02954, §2.3).
     """
     warmup, ratio, steps = config.warmup_steps, config.final_lr_ratio, config.steps
     span = max(steps - 1 - warmup, 1)
-    # One step after the warm-up is the last one: the decay has no room but to be at its end.
+    # If only one step follows the warm-up, it is the end of the decay.
     first = warmup - (0 < warmup == steps - 1)
 
     def progress(step):
@@ -140,10 +140,10 @@ def _name(path: tuple) -> str:
 def _descend(
     config: OptimConfig, factors, hps: Mapping[str, Number]
 ) -> optax.GradientTransformation:
-    """The step of the module's equations from a direction u.
+    """The update of the module's equations from a direction u.
 
-    Factors are found by the name of the weight: what Flax and optax hand over may be bare arrays,
-    a part of the weights, or a tree with masked nodes, where the factors are an ``nnx.State``.
+    Factors are looked up by the weight's name: the factors are an ``nnx.State``, while Flax and
+    optax may pass bare arrays, a part of the weights, or a tree with masked nodes.
     """
     factor_of = schedule(config)
     eta, decay = hps["eta"], hps["weight_decay"]
@@ -179,10 +179,10 @@ def _descend(
 
 
 def round_at_random(x: Array, dtype: DTypeLike, name: str, step: Array) -> Array:
-    """x, float32, rounded up or down to a value of ``dtype`` so that its expectation is x.
+    """x, float32, rounded at random up or down to a value of ``dtype``, with expectation x.
 
-    Rounded to nearest, a weight in bfloat16 stands still under every update below 1/512 of it: most
-    of its decay and the small steps at the end of a schedule are lost (arXiv 2010.06192, §3).
+    With rounding to nearest, a bfloat16 weight does not change under any update below 1/512 of it:
+    most of its decay and the small steps at the end of a schedule are lost (arXiv 2010.06192, §3).
     Equal names and steps draw equal bits, on one device or many, with or without a restart.
 
     Returns:
@@ -203,7 +203,7 @@ def round_at_random(x: Array, dtype: DTypeLike, name: str, step: Array) -> Array
 
 
 def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Moments in float32, whatever the weights are kept in."""
+    """Keep moments in float32, whatever the weights' dtype."""
 
     def float32(tree):
         return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
@@ -218,20 +218,20 @@ def adamw(config: OptimConfig, factors, hps: Mapping[str, Number]) -> optax.Grad
     """AdamW with per-weight factors.
 
     It can be chained, masked and given to ``nnx.Optimizer``. Moments are float32. Weights in
-    bfloat16 or float16 get updates that take them to a neighbour at random, the expected step being
-    the exact one: apply them as they are, with ``optax.apply_updates``.
+    bfloat16 or float16 get updates that round them at random to a neighbouring value, with the
+    exact step as expectation: apply them unchanged, with ``optax.apply_updates``.
 
     Args:
         config: betas, ε, schedule and kind of decay.
-        factors: tree of learning-rate factors, as ``lr_factors`` gives it; weights are told by
-            their names, so that an optimizer of some weights may have the factors of all.
+        factors: tree of learning-rate factors from ``lr_factors``; weights are matched by name, so
+            that an optimizer of some weights may be given the factors of all.
         hps: ``eta`` and ``weight_decay``, floats or traced scalars.
 
     Returns:
         A transformation whose update needs ``params`` and is float32.
 
     Raises:
-        ConfigError: at an update, of a weight without a factor or without ``params``.
+        ConfigError: at an update with a weight that has no factor, or without ``params``.
     """
     adam = optax.scale_by_adam(config.beta1, config.beta2, config.eps)
     return optax.chain(_in_float32(adam), _descend(config, factors, hps))
@@ -243,7 +243,7 @@ def sgd(
     """SGD with per-weight factors, heavy-ball momentum m ← β·m + g where ``momentum`` β > 0.
 
     Args:
-        config: schedule and kind of decay; its betas and ε are Adam's and not read.
+        config: schedule and kind of decay; its betas and ε belong to Adam and are not used.
         factors: see ``adamw``; as ``lr_factors(..., optimizer="sgd")`` gives it.
         hps: ``eta`` and ``weight_decay``, floats or traced scalars.
         momentum: in [0, 1).

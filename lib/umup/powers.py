@@ -1,4 +1,4 @@
-"""Products of powers of named symbols: the terms in which the rules are written.
+"""Products of powers of named symbols, in which the rules are written.
 
 Evaluation is plain arithmetic, so hyperparameters may be Python floats or traced JAX scalars.
 """

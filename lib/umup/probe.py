@@ -1,9 +1,9 @@
 """Probes: statistics of tensors, carried out of a model as the gradient of a dummy operand.
 
-``tap`` is the identity on its first argument. The "gradient" of its dummy is not one: it holds the
-statistics of the tensors given and of the cotangent that passes. So statistics travel where
-gradients do, through scan over layers, vmap over lanes and shardings, with no global state; and a
-model without taps is the very program it would be without this module.
+``tap`` is the identity on its first argument. The "gradient" of its dummy operand holds statistics
+of the given tensors and of the cotangent that passes. Statistics therefore go wherever gradients
+do, through scan over layers, vmap over lanes and shardings, without global state. A model without
+taps compiles to the same program as if this module did not exist.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def statistics(x: Array) -> Array:
 
 
 def blank(rows: int) -> Array:
-    """The dummy of a tap that reports ``rows`` tensors, its cotangent's row counted."""
+    """The dummy operand of a tap that reports ``rows`` tensors, the cotangent included."""
     return jnp.zeros((rows, len(PROBE_STATS)), jnp.float32)
 
 
@@ -60,7 +60,7 @@ def tap(x: Array, dummy: Array, tensors: tuple[Array, ...]) -> Array:
     Args:
         x: any shape; passes unchanged, as does its cotangent.
         dummy: ``blank(len(tensors) + 1)``.
-        tensors: what else to report on, in order, before the cotangent; receive no gradient.
+        tensors: the tensors to report on before the cotangent, in order; they receive no gradient.
     """
     # Stopped before they enter: a zero cotangent times an infinite derivative would be NaN.
     return _tap(x, dummy, lax.stop_gradient(tensors))

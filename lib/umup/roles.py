@@ -1,8 +1,9 @@
 """Roles and fans of the parameters of any Flax NNX model, read from the layers that hold them.
 
-The number of axes of a parameter says little: a gain of stacked layers has two, as a matrix has,
-and the kernel of an attention head has three. A layer of Flax knows the shape that its parameters
-have in one layer; axes beyond those stack layers. A parameter of no such layer is marked alone.
+The number of axes of a parameter does not say what it is: a gain of stacked layers has two, like a
+matrix, and the kernel of attention heads has three. A Flax layer knows the shape of its parameters
+in a single layer; any further axes stack layers. A parameter outside such a layer must be marked
+by itself.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _NORMS = (nnx.LayerNorm, nnx.RMSNorm, nnx.BatchNorm, nnx.InstanceNorm)
 
 
 class Fans(NamedTuple):
-    """A parameter in one layer: its shape before any stacking, its fans, and what it is."""
+    """A parameter of a single layer: its shape before stacking, its fans, and its kind."""
 
     shape: tuple[int, ...]
     fan_in: int
@@ -37,7 +38,7 @@ def mark(
     fan_out: int | None = None,
     replace: bool = False,
 ) -> None:
-    """Give the parameters of any Flax NNX module what ``lr_factors`` reads.
+    """Mark the parameters of any Flax NNX module with the metadata that ``lr_factors`` reads.
 
     Matrices get ``role``, with the fans that their layer declares, however many axes stack layers
     (``nnx.vmap``) and wherever: input axes and the taps of a convolution count as fan-in, output
@@ -45,20 +46,20 @@ def mark(
     with a fan-in that does not grow: a bias is the weight of a constant 1 and a gain that of one
     feature (Tensor Programs V, arXiv 2203.03466, Appendix B). η̂_emb does not apply to them.
 
-    A parameter that is given alone keeps the role that it is given. With up to two axes its shape
-    is (fan_in, fan_out) or (fan_out,); with more, or where axes stack layers, name its fans.
+    A parameter passed by itself gets the given role. With up to two axes its shape is
+    (fan_in, fan_out) or (fan_out,); with more axes, or if axes stack layers, pass its fans.
 
     Args:
         part: a layer, a whole module, or one parameter.
         role: ``input`` (fan_in fixed, fan_out grows), ``hidden`` (both grow) or ``output``.
         residual: True if it lies on a residual branch.
-        fan_in, fan_out: of one matrix, for a parameter that is given alone.
-        replace: True to change the marks of a parameter that is marked otherwise.
+        fan_in, fan_out: of one matrix, for a parameter passed by itself.
+        replace: True to change the marks of a parameter that is already marked differently.
 
     Raises:
-        ConfigError: unknown role; nothing to mark; a parameter that cannot be told to be a matrix
-            or a vector; an ``nnx.Embed`` with another role than ``input``; or a parameter, perhaps
-            shared by two layers, that is marked otherwise already. Nothing is marked then.
+        ConfigError: unknown role; nothing to mark; a parameter that may be a matrix or a vector;
+            an ``nnx.Embed`` with a role other than ``input``; or a parameter, perhaps shared by two
+            layers, that is already marked differently. Nothing is marked in these cases.
     """
     if role not in ROLES:
         raise ConfigError("role", role, " | ".join(ROLES))
@@ -91,7 +92,7 @@ def mark(
 
 
 def _check_once(name: str, marks: dict[str, Any], before: Mapping[str, Any], todo: str) -> None:
-    """Raise ConfigError unless what a parameter was marked as before, if at all, is the same."""
+    """Raise ConfigError if a parameter is already marked differently."""
     # Metadata set by hand need not have every field.
     other = [f for f in marks if "role" in before and before.get(f, marks[f]) != marks[f]]
     if other:
@@ -158,7 +159,7 @@ def _vector(*shape: int) -> Fans:
 
 
 def _fans(layer: nnx.Module, name: str) -> Fans | None:
-    """What a layer of Flax says of its parameter ``name``; None where it does not."""
+    """The fans of parameter ``name`` according to its Flax layer; None if the layer has none."""
     match layer, name:
         case nnx.Linear(), "kernel":
             shape = layer.in_features, layer.out_features
@@ -188,7 +189,8 @@ def _fans(layer: nnx.Module, name: str) -> Fans | None:
 
 
 def _einsum(layer: nnx.Einsum, name: str) -> Fans:
-    """Axes that only the input shares are fan-in, only the output fan-out, both stack matrices."""
+    """Fans of an einsum: axes shared with the input alone are fan-in, with the output alone
+    fan-out; axes shared with both stack matrices."""
     operands, result = layer.einsum_str.replace(" ", "").split("->")
     inputs, kernel = operands.split(",")
     size = dict(zip(kernel, layer.kernel_shape, strict=True))
@@ -200,7 +202,7 @@ def _einsum(layer: nnx.Einsum, name: str) -> Fans:
 
 
 def _convolution(layer: nnx.Conv | nnx.ConvTranspose) -> Fans | None:
-    """Taps count as fan-in. A depthwise kernel is a vector: each channel has taps of its own."""
+    """Taps count as fan-in. A depthwise kernel is a vector, as each channel has its own taps."""
     shape = tuple(layer.kernel_shape)
     fans = Fans(shape, math.prod(shape) // layer.out_features, layer.out_features)
     groups = getattr(layer, "feature_group_count", 1)

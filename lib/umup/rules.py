@@ -1,8 +1,8 @@
-"""Numbers from the tables of `umup.schemes`: what a scheme says of a weight, a branch, an op.
+"""Numbers from the tables of `umup.schemes`: what a scheme prescribes for a weight, branch or op.
 
 Evaluation is plain arithmetic, so hyperparameters may be Python floats or traced JAX scalars;
-nothing here imports JAX. Also the scale models of attention and gated SiLU, the residual scheme's
-τ, and the rules rendered as tables.
+nothing here imports JAX. The module also has the scale models of attention and gated SiLU, the τ of
+the residual scheme, and the rules rendered as tables.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def residual_taus(
     ``derived`` is Theory's residual scheme (τ_l = r_l²/Σ_{i<l} r_i², exact by Lemma C.1);
     ``library`` is that of the authors' PyTorch package (L/2 in place of L); ``printed`` is
     equation (22) as the u-μP paper prints it: α̂ not squared, and 1/√L before the fraction but
-    not in its sum. It is equivalent to no depth-μP network and exists for comparison alone.
+    not in its sum. No depth-μP network is equivalent to it; it exists for comparison only.
 
     Raises:
         ConfigError: unknown convention or ``n_layers`` < 1.
@@ -125,16 +125,16 @@ class Parametrization:
         hps: Mapping[str, float] | None = None,
         tokens: int = 1,
     ) -> Parametrization:
-        """The same for a model that is not our decoder: of its shape the rules ask only this.
+        """The same for a model other than our decoder, from the sizes that the rules need.
 
         Args:
             scheme: name of the scheme.
             width, base_width: the size to which all growing fans are proportional, and the one at
                 which μP equals SP.
-            depth, base_depth: blocks of two residual branches, where branches are scaled.
-            base_d_head: head size at which μP's attention logits are SP's.
+            depth, base_depth: blocks of two residual branches, for schemes that scale branches.
+            base_d_head: head size at which μP's attention logits equal SP's.
             hps: hyperparameters that are not at their default.
-            tokens: rows that a weight sees in one pass; unit-scaled schemes alone ask.
+            tokens: rows that a weight sees in one pass, which only unit-scaled schemes need.
 
         Raises:
             ConfigError: a size below 1, an unknown scheme, or a hyperparameter it does not have.
@@ -183,8 +183,8 @@ class Parametrization:
         Args:
             role: ``input``, ``hidden`` or ``output``.
             residual: whether it lies on a residual branch (learning-rate factor over depth).
-            ends_branch: whether it is the last there; with ``depth_scaled_init`` its init std is
-                divided by √(2N) (GPT-2, Radford et al. 2019, §2.3).
+            ends_branch: whether it is the last weight of its branch; with ``depth_scaled_init`` its
+                init std is divided by √(2N) (GPT-2, Radford et al. 2019, §2.3).
             base_fan_in: its fan-in in the base model; by default fan_in·base_width/d_model.
 
         Raises:
@@ -219,8 +219,8 @@ class Parametrization:
     def attention(self, d_head: int, seq_len: int) -> tuple[Number, Number]:
         """(multiplier of q·k before the softmax, multiplier of the output).
 
-        The scale model of the output is in terms of α under the 1/d_head rule, which is
-        multiplier·d_head: α itself there, α·√d_head under the 1/√d_head rule.
+        The scale model of the output takes α as the 1/d_head rule defines it, multiplier·d_head:
+        α itself under that rule, α·√d_head under the 1/√d_head rule.
         """
         scheme, symbols = get(self.scheme), self._symbols(d_head=d_head)
         logit = evaluate(scheme.attention_logit, symbols)
@@ -253,8 +253,9 @@ class Parametrization:
     def loss(self, vocab_size: int) -> tuple[Number, Number]:
         """(α on the logits, scale of softmax − onehot in the gradient).
 
-        Unit-scaled schemes take V/√(V−1) per token, sum style and free of α, which is unit scale
-        at initialization; the others the true gradient of the mean, 1/tokens.
+        Unit-scaled schemes use V/√(V−1) per token, neither averaged over tokens nor multiplied by
+        α, which gives unit scale at initialization; the others use the true gradient of the mean,
+        1/tokens.
         """
         if not get(self.scheme).unit_scaled:
             return 1.0, 1.0 / self.tokens
@@ -278,7 +279,7 @@ def _cell(power: Power, style: str) -> str:
 
 
 def _lines(rows: list[list[str]], style: str) -> str:
-    """Rows, the first of them the header, as a table."""
+    """Rows as a table; the first row is the header."""
     if style == "markdown":
         return text.markdown(rows[0], rows[1:])
     if style == "latex":
@@ -319,7 +320,7 @@ def table(scheme: str, style: str = "text") -> str:
 
 
 def variants_table(style: str = "text") -> str:
-    """What every variant changes: name, the scheme it starts from, the number, there and here.
+    """What every variant changes: its name, the scheme it starts from, and the numbers of both.
 
     Raises:
         ConfigError: unknown style.

@@ -1,10 +1,10 @@
 """Batches as pure functions of (seed, step): epochs without replacement, no state, no host.
 
 A window is ``seq_len + 1`` tokens; windows start every ``seq_len`` tokens, so each token of the
-stream is a target once an epoch. Sample ``i = step · batch_size + lane`` of a run belongs to epoch
-``i // n_windows``, and within an epoch a keyed permutation of the window numbers, computed only
-where it is needed, takes the place of a shuffle. All of it is uint32 arithmetic: the same numbers
-on every backend, on one device or many, inside or outside jit.
+stream is a target once per epoch. Sample ``i = step · batch_size + lane`` of a run belongs to epoch
+``i // n_windows``. Within an epoch, a keyed permutation of the window numbers, computed only where
+it is needed, replaces a shuffle. All of it is uint32 arithmetic, with the same results on every
+backend, on one device or many, inside or outside jit.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def check_seq_len(seq_len: object) -> None:
 def n_windows(n_tokens: int, seq_len: int, *, on_host: bool = False) -> int:
     """How many windows of ``seq_len + 1`` tokens at stride ``seq_len`` a stream holds.
 
-    A device indexes tokens in int32; the host (``umup.data.loader``) numbers only windows so.
+    A device indexes tokens in int32; the host (``umup.data.loader``) uses int32 only for windows.
 
     Raises:
         DataError: ``seq_len`` is not a positive integer, or the stream holds no window.
@@ -51,7 +51,7 @@ def n_windows(n_tokens: int, seq_len: int, *, on_host: bool = False) -> int:
 
 
 def permute(index: ArrayLike, n: int, seed: ArrayLike, epoch: ArrayLike) -> Array:
-    """Where a pseudo-random permutation of 0 … n − 1, keyed by (seed, epoch), sends ``index``.
+    """``index`` under a pseudo-random permutation of 0 … n − 1 that is keyed by (seed, epoch).
 
     A Feistel network over ℤ_a × ℤ_b with a·b ≥ n just above n, walked along its cycle until it
     lands below n: Black and Rogaway (2002), "Ciphers with arbitrary finite domains".
@@ -74,9 +74,9 @@ def permute(index: ArrayLike, n: int, seed: ArrayLike, epoch: ArrayLike) -> Arra
 
 
 def permute_on_host(index: ArrayLike, n: int, seed: ArrayLike, epoch: ArrayLike) -> np.ndarray:
-    """``permute`` in NumPy, for the thread that reads a corpus too large for the device.
+    """``permute`` in NumPy, for the thread that reads a corpus that does not fit the device.
 
-    Arguments and result are those of ``permute``, to the bit; nothing touches a device.
+    Arguments and result are those of ``permute``, bit for bit; no device is used.
     """
     index, seed, epoch = (np.asarray(x).astype(np.uint32) for x in (index, seed, epoch))
     with np.errstate(over="ignore"):  # NumPy warns where its scalars wrap around
@@ -88,7 +88,7 @@ def permute_on_host(index: ArrayLike, n: int, seed: ArrayLike, epoch: ArrayLike)
 
 
 def _feistel(n: int, seed: Any, epoch: Any) -> Callable[[Any], Any]:
-    """One pass of the network, on uint32 of NumPy or JAX alike: the operators are all it needs."""
+    """One pass of the network on uint32 arrays of NumPy or JAX; it uses operators alone."""
     a = math.isqrt(n - 1) + 1 if n > 1 else 1
     b = -(-n // a)
     key = mix(mix(seed + np.uint32(0x9E3779B9)) ^ epoch)
@@ -107,17 +107,17 @@ def _feistel(n: int, seed: Any, epoch: Any) -> Callable[[Any], Any]:
 def batch(
     tokens: ArrayLike, seed: ArrayLike, step: ArrayLike, *, batch_size: int, seq_len: int
 ) -> tuple[Array, Array]:
-    """The training batch of ``step``: every window once an epoch, reordered in the next.
+    """The training batch of ``step``: every window once per epoch, reordered in the next.
 
     Args:
         tokens: 1-D token stream (uint16 or uint32), on the device for speed.
         seed: integer scalar; may be traced.
         step: integer scalar from 0; may be traced. ``step · batch_size`` stays below 2³².
-        batch_size: windows a batch, B; static.
-        seq_len: tokens a window, T; static.
+        batch_size: windows per batch, B; static.
+        seq_len: tokens per window, T; static.
 
     Returns:
-        Inputs and targets, int32 (B, T); targets are the inputs moved on by one token.
+        Inputs and targets, int32 (B, T); targets are the inputs shifted by one token.
 
     Raises:
         DataError: the stream is shorter than one window.
@@ -133,15 +133,15 @@ def eval_batch(
 ) -> tuple[Array, Array]:
     """Evaluation batch number ``index``: the same for every run, whatever its seed.
 
-    Window ``j·g mod n`` comes at place j, with g coprime to n and near n over the golden ratio: any
-    number of batches from 0 on is spread evenly over the stream, and no window repeats before all
-    n were used.
+    Window ``j·g mod n`` is the j-th, with g coprime to n and near n over the golden ratio. The
+    first batches, however many, are thus spread evenly over the stream, and no window repeats
+    before all n have been used.
 
     Args:
         tokens: 1-D token stream.
         index: integer scalar from 0; may be traced.
-        batch_size: windows a batch, B; static.
-        seq_len: tokens a window, T; static.
+        batch_size: windows per batch, B; static.
+        seq_len: tokens per window, T; static.
 
     Returns:
         Inputs and targets, int32 (B, T).
@@ -158,8 +158,9 @@ def eval_batch(
 def _golden_stride(n: int) -> int:
     """A stride coprime to n whose multiples modulo n fill the circle evenly at every count.
 
-    Evenness is a matter of small partial quotients in the continued fraction of stride / n, all 1
-    for the golden ratio; of the strides beside n over it, the one whose largest is smallest.
+    The filling is even if the continued fraction of stride / n has small partial quotients; those
+    of the golden ratio are all 1. Of the strides near n over the golden ratio, this is the one
+    whose largest partial quotient is smallest.
     """
 
     def quotients(a: int, b: int) -> Iterator[int]:

@@ -3,12 +3,12 @@
 As the width grows, every activation should keep its size at initialization, and change by an
 amount that does not depend on width; in spectral norms, weights and their updates should stay in
 proportion to √(fan_out/fan_in) (Tensor Programs V, arXiv 2203.03466, Appendix D.1; Yang, Simon and
-Bernstein, arXiv 2310.17813). All of these are slopes over width that should be zero. What does not
-grow with width, such as logits, is exempt at initialization from below: it may start out small.
+Bernstein, arXiv 2310.17813). All of these are slopes over width that should be zero. An activation
+of fixed shape, such as logits, may shrink with width at initialization.
 
 Measurements come as a tidy frame with the columns of ``COLUMNS``:
 
-- width, seed, eta, step: of the run; a step counts updates done.
+- width, seed, eta, step: of the run; ``step`` is the number of updates done.
 - kind, tensor: "weight" or "activation" (or "loss"), and its name.
 - quantity: of activations ``size`` (RMS) and ``change`` (RMS of the difference from step 0 on one
   batch); of weights, times their multiplier, ``norm`` and ``update`` (difference from step 0),
@@ -36,11 +36,11 @@ AFTER = ("change", "update")
 def fit_slope(width: ArrayLike, value: ArrayLike) -> Interval:
     """Exponent p of value ∝ width^p: least squares on logarithms, with a 95 % interval.
 
-    The residuals hold both the spread over seeds and any bend of the curve, so a law that is no
-    power widens the interval. Values that are zero or not finite are left out.
+    The residuals contain both the spread over seeds and any curvature, so that a deviation from a
+    power law widens the interval. Values that are zero or not finite are left out.
 
     Args:
-        width, value: shape (n,), one entry a width and seed.
+        width, value: shape (n,), one entry per width and seed.
 
     Returns:
         NaN with fewer than two widths; an infinite interval with two values.
@@ -83,12 +83,12 @@ def roles(table: pd.DataFrame) -> dict[tuple[str, str], str]:
 def fit(table: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     """The slope over width of every tensor and quantity at every η and step.
 
-    Of a weight with a side that does not grow, the Frobenius norm stands for the spectral one: they
+    For a weight with a side that does not grow, the Frobenius norm replaces the spectral norm: they
     differ by at most √(that side), which is constant, and the Frobenius norm has no crossover
     where the width passes that side.
 
     Args:
-        table: measurements, see the module's head.
+        table: measurements, see the module's docstring.
         by: further columns to keep apart, such as a scheme.
 
     Returns:
@@ -118,7 +118,7 @@ def fit(table: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def band(kind: str, role: str, quantity: str, tolerance: float) -> tuple[float, float]:
-    """The slopes that the rules allow: ±tolerance, and for an output at its start any below."""
+    """The slopes that the rules allow: ±tolerance; an output may also shrink at initialization."""
     start = quantity in AT_START
     exempt = start and (role in ("output", "fixed") if kind == "weight" else role == "fixed")
     return (-math.inf if exempt else -tolerance, tolerance)
@@ -129,13 +129,13 @@ _WHAT = {"size": "size", "change": "change", "norm": "norm", "update": "update's
 
 @dataclass(frozen=True)
 class Finding:
-    """One rule on one tensor.
+    """The outcome of one rule for one tensor.
 
     Attributes:
         tensor, kind, role, quantity: what was judged, as in ``fit``.
-        status: ``breaks`` with an interval outside the allowed slopes at some η and step,
-            ``keeps`` with all intervals inside, else ``undecided``.
-        slope: the one farthest outside; NaN where the tensor does not change at all.
+        status: ``breaks`` if some η and step have an interval outside the allowed slopes,
+            ``keeps`` if all intervals lie inside, else ``undecided``.
+        slope: the slope farthest outside; NaN if the tensor does not change at all.
         allowed: the slopes that keep the rule. eta, step: where ``slope`` was measured.
     """
 
@@ -150,10 +150,10 @@ class Finding:
     step: int
 
     def text(self, digits: int = 2) -> str:
-        """The finding as a line: what grows or shrinks, where, and what that says.
+        """The finding as one line: what grows or shrinks, where, and what that implies.
 
         Args:
-            digits: decimals; below two the interval is left out.
+            digits: decimals; with fewer than two, the interval is omitted.
         """
         what = _WHAT[self.quantity]
         name = f"{self.tensor} ({self.role} {self.kind})"
@@ -182,14 +182,14 @@ class Finding:
 
 
 def judge(slopes: pd.DataFrame, tolerance: float) -> list[Finding]:
-    """Every rule on every tensor: sizes and norms at step 0, changes and updates after it.
+    """Apply every rule to every tensor: to sizes and norms at step 0, to changes and updates after.
 
     Args:
         slopes: rows of ``fit``, of one parametrization.
-        tolerance: largest slope, either way, that counts as none.
+        tolerance: the largest slope, up or down, that counts as zero.
 
     Returns:
-        Findings in the order of the tensors; one a tensor and quantity.
+        Findings in the order of the tensors; one per tensor and quantity.
     """
     starts = slopes["quantity"].isin(AT_START) & (slopes["step"] == 0)
     later = slopes["quantity"].isin(AFTER) & (slopes["step"] > 0)
@@ -247,8 +247,8 @@ class CoordCheck:
     """What a coordinate check found.
 
     Attributes:
-        table: the measurements, see the module's head. slopes: ``fit`` of them.
-        findings: ``judge`` of these. tolerance: the slope that counts as none.
+        table: the measurements, see the module's docstring. slopes: their ``fit``.
+        findings: ``judge`` of the slopes. tolerance: the largest slope that counts as zero.
         diverged: a line for every η at which a run diverged.
     """
 
@@ -282,11 +282,11 @@ class CoordCheck:
 
     @property
     def verdict(self) -> str:
-        """Which weight or activation breaks which rule, a line each, weights first."""
+        """Which weight or activation breaks which rule, one per line, weights first."""
         return self.text()
 
     def text(self, digits: int = 2) -> str:
-        """The verdict to ``digits`` decimals; below two without intervals."""
+        """The verdict to ``digits`` decimals; with fewer than two, without intervals."""
         widths = sorted(set(self.table["width"]))
         if len(widths) < 2:
             return "not measured: a slope needs two widths"

@@ -1,7 +1,7 @@
-"""For which platform programs are traced: that of the default device, unless another is named.
+"""The platform that programs are traced for: the default device's, unless another is named.
 
-A few places trace one program for a CPU and another for an accelerator. They ask here, so that a
-machine without an accelerator can lower, and test, what one with an accelerator would run.
+Some functions trace one program for a CPU and another for an accelerator. They read the platform
+here, so that a machine without an accelerator can lower and test an accelerator's program.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def platform() -> str:
 
 @contextmanager
 def tracing_for(name: str) -> Iterator[None]:
-    """Within it ``platform()`` is ``name``. What is compiled there may not run on this machine."""
+    """A context in which ``platform()`` is ``name``; programs compiled in it may not run here."""
     token = _NAMED.set(name)
     try:
         yield

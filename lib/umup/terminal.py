@@ -1,4 +1,4 @@
-"""What a terminal, pipe or file in the place of one can take, and progress shown there."""
+"""Output to a terminal, or to a pipe or file in its place: its characters, and progress lines."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SPELLED = {
     "”": '"',
     "µ": "mu",
 }
-"""What stands for a character where an encoding lacks it, beside the rules of `spelled`."""
+"""Replacements for characters that an encoding lacks, beside the rules of `spelled`."""
 
 
 def spelled(character: str) -> str:
@@ -61,7 +61,7 @@ def _spell(error: UnicodeError) -> tuple[str, int]:
 
 
 def prepare() -> None:
-    """Let standard output and error take every character, whatever their encoding, or be closed."""
+    """Make standard output and error accept every character, whatever their encoding, or closed."""
     codecs.register_error("umup", _spell)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -72,9 +72,9 @@ def prepare() -> None:
 
 
 def writable() -> bool:
-    """False where standard output's reader is gone or its disk is full; no more is written then.
+    """False if the reader of standard output is gone or its disk is full; output then stops.
 
-    Python writes what is left in its buffer when it ends, and would complain.
+    Otherwise Python would flush its buffer at exit and print an error.
     """
     try:
         sys.stdout.flush()
@@ -87,9 +87,9 @@ def writable() -> bool:
 
 @dataclass
 class Progress:
-    """One line a chunk: to a log file, and to the terminal where there is one.
+    """Progress, one line per chunk, to a log file and to the terminal if there is one.
 
-    Never to a notebook's outputs, which must not depend on the machine's speed.
+    A notebook's outputs get none of it: they must not depend on the machine's speed.
     """
 
     log_file: Path | None = None
@@ -109,7 +109,7 @@ class Progress:
                 with self.log_file.open("a", encoding="utf-8") as file:
                     file.write(stamped + "\n")
         except OSError as error:
-            todo = "a file that can be written, on a disk with room; the same command then goes on"
+            todo = "a file that can be written, on a disk with room; the same command then resumes"
             raise TrainError(str(self.log_file), error.strerror or str(error), todo) from error
         with self._terminal() as terminal, contextlib.suppress(OSError):  # its reader may have left
             if terminal is not None:
@@ -117,7 +117,7 @@ class Progress:
 
     @staticmethod
     def wanted() -> bool:
-        """Whether standard error is where progress belongs: a terminal, or UMUP_PROGRESS=1."""
+        """Whether progress goes to standard error: it is a terminal, or UMUP_PROGRESS=1 is set."""
         asked = os.environ.get("UMUP_PROGRESS") == "1"
         return sys.__stderr__ is not None and (asked or sys.__stderr__.isatty())
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text in columns, as wide as their widest cells."""
+    """Rows of text in aligned columns, each as wide as its widest cell."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
@@ -41,13 +41,13 @@ def _no_number(value: float) -> str:
 
 
 def decimals(value: float, digits: int = 2) -> str:
-    """A number to so many decimals, such as −0.25; "-0.00" is "0.00"."""
+    """A number to the given decimals, such as −0.25; "-0.00" is "0.00"."""
     rounded = f"{round(value, digits) + 0.0:.{digits}f}" if math.isfinite(value) else ""
     return _no_number(value) or rounded.replace("-", "−")
 
 
 def significant(value: float | None, digits: int = 3) -> str:
-    """A number to so many significant digits, such as −1.07; a dash for None."""
+    """A number to the given significant digits, such as −1.07; a dash for None."""
     if value is None:
         return "–"
     return _no_number(value) or f"{value:.{digits}g}".replace("-", "−")

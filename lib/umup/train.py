@@ -1,7 +1,7 @@
 """The pure training step, a compiled scan of steps, and lanes of runs.
 
 A *lane* is one run: its hyperparameters and seed are traced, so that all runs of one shape share
-one program. A *chunk* is a number of steps between two looks of the host.
+one program. A *chunk* is a sequence of steps after which control returns to the host.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HP_NAMES = tuple(HPs().to_dict())
 
 
 class Numbers(NamedTuple):
-    """What the rules say of one run: the model's scales and every weight's learning-rate factor.
+    """What the rules give for one run: the model's scales and every weight's learning-rate factor.
 
     They enter the step as values, so that one compiled program serves every scheme, and two
     schemes whose numbers agree (μP and SP at the base shape) train bit for bit alike.
@@ -43,7 +43,7 @@ class Numbers(NamedTuple):
 class TrainState(NamedTuple):
     """What training carries: the run's numbers, parameters, optimizer state, steps done.
 
-    ``amax`` is the memory of delayed FP8 scaling, empty under every other recipe.
+    ``amax`` is the history of delayed FP8 scaling, empty under every other recipe.
     """
 
     numbers: Numbers
@@ -99,7 +99,7 @@ def _build(numbers_of: Parametrization, seed: Number, probed: bool) -> Decoder:
 
 
 class Parts(NamedTuple):
-    """A model taken apart; ``nnx.merge(*parts)`` puts it together again."""
+    """A model split into parts; ``nnx.merge(*parts)`` restores it."""
 
     graph: nnx.GraphDef
     params: nnx.State
@@ -109,7 +109,7 @@ class Parts(NamedTuple):
 
 
 def parts_of(model: nnx.Module) -> Parts:
-    """The model's structure, weights, memory of delayed scaling, probes and scales."""
+    """The model's structure, weights, history of delayed scaling, probes and scales."""
     return Parts(*nnx.split(model, nnx.Param, Amax, Tap, ...))
 
 
@@ -122,10 +122,10 @@ def abstract(run: RunConfig, *, probed: bool = False) -> Parts:
 def _abstract(
     model: ModelConfig, probed: bool, under: jax.sharding.AbstractMesh
 ) -> tuple[Any, list[Any]]:
-    """Structure and leaves of ``abstract``: each caller has variables of its own.
+    """Structure and leaves of ``abstract``, from which each caller builds its own variables.
 
-    Kept, since a step's trace asks for them more than once, and tracing a model's draws takes
-    longer than tracing the model. Shapes carry the mesh under which they were made.
+    Cached, since tracing a step needs them more than once, and tracing a model's random draws takes
+    longer than tracing the model. The shapes carry the mesh under which they were made.
     """
     numbers_of = Parametrization("sp", model, HPs().to_dict(), tokens=1)
     parts = parts_of(nnx.eval_shape(lambda: _build(numbers_of, 0, probed)))
@@ -143,7 +143,7 @@ def _optimizer(run: RunConfig, factors: nnx.State, lane: Lane) -> optax.Gradient
 
 
 def init(run: RunConfig, lane: Lane) -> TrainState:
-    """The state before the first step; the optimizer's is float32 whatever the weights are."""
+    """The state before the first step; the optimizer's is float32 whatever the weights' dtype."""
     parts = parts_of(build(run, lane))
     params = parts.params
     factors = optim.lr_factors(params, parametrization(run, lane.hps))
@@ -153,7 +153,7 @@ def init(run: RunConfig, lane: Lane) -> TrainState:
 
 
 def _loss(run: RunConfig, model: Decoder, batch: tuple) -> Array:
-    """The model's loss, from which gradients start ``loss_scale`` times as large."""
+    """The model's loss, with gradients ``loss_scale`` times as large."""
     loss = model.loss(*batch)
     scale = run.optim.loss_scale
     return loss if scale == 1.0 else scale_bwd(loss, scale)
@@ -162,11 +162,12 @@ def _loss(run: RunConfig, model: Decoder, batch: tuple) -> Array:
 def gradients(
     run: RunConfig, state: TrainState, batch: tuple
 ) -> tuple[Array, nnx.State, nnx.State]:
-    """Loss, gradients and the next memory of delayed scaling, from one batch.
+    """Loss, gradients and the next history of delayed scaling, from one batch.
 
-    With ``accumulate`` A > 1 its rows are taken in A parts, every A-th row in one, so that rows
-    spread over devices stay spread. Every weight's gradient is a sum over tokens at a scale that
-    the whole batch fixes, so that the parts' gradients add up. ``loss_scale`` is taken out again.
+    With ``accumulate`` A > 1 the batch is processed in A parts, each of every A-th row, so that
+    rows spread over devices stay spread. A weight's gradient is a sum over tokens at a scale that
+    is fixed by the whole batch, so the gradients of the parts add up. ``loss_scale`` is divided
+    out.
     """
     graph, numbers, parts = graph_of(run), state.numbers, run.optim.accumulate
 
@@ -174,8 +175,8 @@ def gradients(
         return _loss(run, nnx.merge(graph, params, amax, numbers.scales), part)
 
     def both(*args):
-        # The "gradient" of the remembered magnitudes is the next memory (ops.linear): no gradient,
-        # and of what the casts see, so that the loss scale stays in it.
+        # The "gradient" of the history is the next history (ops.linear). It is no gradient but
+        # holds magnitudes as the casts see them, so the loss scale stays in it.
         loss, (grads, amax) = jax.value_and_grad(loss_of, argnums=(0, 1))(*args)
         if (scale := run.optim.loss_scale) != 1.0:
             grads = jax.tree.map(lambda grad: grad / scale, grads)
@@ -247,14 +248,14 @@ def _batch(run: RunConfig, tokens: Array, lane: Lane, step: Array) -> tuple[Arra
 
 
 def observed(run: RunConfig) -> tuple[str, ...]:
-    """Names of the tensors that ``observe`` reports on, in its order."""
+    """Names of the tensors that ``observe`` reports on, in the order of its rows."""
     return tensor_names(abstract(run, probed=True).taps, run.model.n_layers)
 
 
 def observe(run: RunConfig, tokens: Array, lane: Lane, state: TrainState) -> Array:
-    """What the probes see on the batch that the next step will take; training is not touched.
+    """What the probes see on the batch of the next step; training is not affected.
 
-    Gradients are as the casts see them, ``loss_scale`` times the loss's.
+    Gradients are those that the casts see: ``loss_scale`` times the loss's.
 
     Returns:
         (tensors, statistics): rows as ``observed``, columns as ``config.PROBE_STATS``.
@@ -283,7 +284,7 @@ def _chunk(run: RunConfig, n_steps: int, tokens: Array, lane: Lane, state: Train
 
 
 def moving(state: TrainState) -> dict[str, Any]:
-    """What of the state a step changes."""
+    """The part of the state that a step changes."""
     return {"params": state.params, "opt": state.opt, "step": state.step, "amax": state.amax}
 
 
@@ -305,9 +306,10 @@ def evaluate(run: RunConfig, tokens: Array, state: TrainState) -> Array:
 def over_lanes(fn: Callable, lanes_at_once: int) -> Callable:
     """Map ``fn`` over a leading lane axis.
 
-    On an accelerator all at once (vmap); on a CPU ``lanes_at_once`` at a time, since vmapped
-    lanes are slower there than one after another. Both give the same numbers. A single lane has
-    no axis on an accelerator: every product stays one of two matrices, as FP8 kernels want it.
+    On an accelerator all lanes run at once (vmap); on a CPU ``lanes_at_once`` at a time, since
+    vmapped lanes are slower there than consecutive ones. Both give the same numbers. On an
+    accelerator a single lane has no lane axis, so that every product is one of two matrices, as
+    FP8 kernels require.
     """
 
     def at_once(*args):
@@ -329,7 +331,7 @@ def over_lanes(fn: Callable, lanes_at_once: int) -> Callable:
 class Programs(NamedTuple):
     """Compiled functions that serve every run of one shape, over lanes.
 
-    ``init(lanes)`` → states, one program a scheme; ``chunk(tokens, lanes, states, n_steps)`` →
+    ``init(lanes)`` → states, one program per scheme; ``chunk(tokens, lanes, states, n_steps)`` →
     (states, losses (lanes, n_steps)), the states' buffers donated; ``evaluate(tokens, states)`` →
     (lanes,); ``observe(tokens, lanes, states)`` → (lanes, tensors, statistics). All but the first
     are shared by all schemes.
@@ -342,7 +344,7 @@ class Programs(NamedTuple):
 
 
 def shape_of(run: RunConfig) -> RunConfig:
-    """What one program serves of a run: whatever hyperparameters, seed and text."""
+    """What fixes a run's programs: all but its hyperparameters, seed and text."""
     return dataclasses.replace(
         run, hps=HPs(), seed=0, corpus="", tokenizer="", data_digest="", probe_steps=()
     )
@@ -371,10 +373,10 @@ def _step_programs(
 
 
 def programs(run: RunConfig, lanes_at_once: int = 1) -> Programs:
-    """The programs of ``run``'s shape; equal shapes share them whatever scheme, HPs and seed."""
+    """The programs of ``run``'s shape, shared by all runs of that shape, whatever their scheme."""
     shape = shape_of(run)
     shared = dataclasses.replace(shape, scheme="sp")
-    # Of the optimizer's settings the first state depends on the batch's tokens alone.
+    # Of the optimizer's settings, only the number of tokens per batch affects the first state.
     first = dataclasses.replace(shape, optim=OptimConfig(batch_size=run.optim.batch_size))
     for_all = lanes_at_once, target.platform()  # a program is traced for one platform
     return Programs(_init_program(first, *for_all), *_step_programs(shared, *for_all))
@@ -383,7 +385,7 @@ def programs(run: RunConfig, lanes_at_once: int = 1) -> Programs:
 def train(run: RunConfig, tokens: np.ndarray, *, chunk_steps: int | None = None) -> np.ndarray:
     """Train one run from its seed and return its losses (steps,), nats per token.
 
-    The plain way for tests and small studies; ``sweep`` adds lanes, records and resumption.
+    For tests and small studies; ``sweep`` adds lanes, records and resumption.
     """
     compiled, lanes = programs(run), lanes_of([run])
     states, device_tokens, losses = compiled.init(lanes), jnp.asarray(tokens), []

@@ -1,7 +1,7 @@
 """Unit-scaled functions for people who come from PyTorch's ``unit_scaling.functional``.
 
 Names, argument names, multipliers and constraints are those of that package, with two differences
-that change numbers silently when they are overlooked:
+that silently change results if they are overlooked:
 
 1. **Weights are (fan_in, fan_out)**, y = x W: the transpose of PyTorch's. The weight of a square
    layer has the same shape either way.
@@ -11,11 +11,11 @@ that change numbers silently when they are overlooked:
 Attention is causal unless told otherwise (theirs is not), and norms take their shape from the gain
 or normalise the last axis. Each function scales its output in the forward pass and its inputs'
 cotangents in the backward pass, by constants of the shapes and of ``mult``, which may be traced.
-Gradients are hence constants times the true ones, not the true ones.
+Gradients are hence constant multiples of the true ones.
 
 Sources: Unit Scaling (arXiv 2303.11257), Appendix B; u-μP (arXiv 2407.17465), Table 4 and
 Appendix B. Bad input raises ``umup.errors.ConfigError``, with the argument, what was received and
-what is allowed; a traced value is not looked at.
+what is allowed; the value of a traced argument is not checked.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def linear(
     """y = x W (+ bias), times fan_in^−½; **w is (fan_in, fan_out)**, the transpose of PyTorch's.
 
     Unconstrained, the gradient of x is scaled by fan_out^−½; that of w and of the bias by
-    tokens^−½, tokens the product of x's leading dimensions. The default constraint scales x's
-    gradient as the output, which residual branches need.
+    tokens^−½, where tokens is the product of x's leading dimensions. The default constraint gives
+    x's gradient the same scale as the output, which residual branches need.
 
     Args:
         x: (..., fan_in), any leading dimensions or none.
@@ -88,7 +88,7 @@ def linear_readout(
 def embedding(ids: Array, w: Array) -> Array:
     """Rows of w (V, d_model) at ``ids`` (any shape) → (*ids.shape, d_model).
 
-    The table's gradient is scaled by √(V/tokens), tokens the number of ids.
+    The table's gradient is scaled by √(V/tokens), where tokens is the number of ids.
     """
     (w,) = arrays(w=w)
     require_shape("w", w, w.ndim == 2, "two dimensions, (V, d_model)")
@@ -111,7 +111,7 @@ def scaled_dot_product_attention(
     Args:
         q: (..., T, d), e.g. (b, h, s, d); leading dimensions (batch, heads) or none.
         k: (..., S, d), the same leading dimensions.
-        v: (..., S, d_head); d_head is read here, as the reference does.
+        v: (..., S, d_head); d_head is taken from v, as in the reference.
         is_causal: position t sees positions ≤ t.
         mult: α of the logits.
 
@@ -140,7 +140,7 @@ def scaled_dot_product_attention(
 
 
 def _attention(q: Array, k: Array, v: Array, logit: Number, out: Number, causal: bool) -> Array:
-    """What ``ops.attention`` does not: without a mask, or with T queries of S ≠ T keys."""
+    """The cases that ``ops.attention`` lacks: no mask, or T queries and S ≠ T keys."""
     q, k, v = (scale_bwd(a, out) for a in (q, k, v))
     scores = jnp.einsum("ntd,nsd->nts", q, k, preferred_element_type=jnp.float32)
     scores = scores * jnp.asarray(logit, jnp.float32)
@@ -151,7 +151,7 @@ def _attention(q: Array, k: Array, v: Array, logit: Number, out: Number, causal:
 
 
 def silu_glu(x: Array, gate: Array, *, mult: Number = 1.0) -> Array:
-    """x · gate · sigmoid(mult · gate) / std, one shape for all; gradients divided by std too.
+    """x · gate · sigmoid(mult · gate) / std, all of one shape; gradients divided by std too.
 
     std models the output on unit-scale inputs, lerp(1/(1 + 1/mult²); ½, 1/√2).
     """
@@ -169,7 +169,7 @@ def _elementwise(
 
 
 def _half_normal_scale(mult: Number) -> Number:
-    """1/std of SiLU and GELU: a line, x/2, at small mult; a ReLU less its mean at large."""
+    """1/std of SiLU and GELU: of the line x/2 at small mult, of a centred ReLU at large mult."""
     return rules.lerp_log(1.0 / (1.0 + 0.25 / mult**2), 2.0, math.sqrt(2.0 / (1.0 - 1.0 / math.pi)))
 
 
@@ -382,11 +382,11 @@ def cross_entropy(
     tokens and not multiplied by mult, which is unit scale at initialization.
 
     Args:
-        logits: (..., V), V at least 2; one row (V,) too.
+        logits: (..., V), V at least 2; leading dimensions or none.
         targets: (...) integers in [0, V).
         reduction: ``mean`` or ``sum``.
-        ignore_index: a target whose token counts 0, forward and backward; the mean still divides
-            by all tokens, as the reference does.
+        ignore_index: a target whose token contributes no loss and no gradient; the mean still
+            divides by all tokens, as in the reference.
     """
     (logits,) = arrays(logits=logits)
     require_shape(
@@ -417,7 +417,7 @@ def transformer_residual_taus(
     """tau of the 2·n_layers residual branches, attention first: **ratios of variances**.
 
     ``convention``: ``derived`` (the book's Theory, The residual scheme), ``library`` (the squares
-    of the reference package's) or ``printed`` (equation (22) as the u-μP paper prints it).
+    of the reference package's values) or ``printed`` (equation (22) as the u-μP paper prints it).
     ``derived`` at residual_mult = 1 is ``library`` at 1/√2.
     """
     if isinstance(n_layers, bool) or not isinstance(n_layers, int):

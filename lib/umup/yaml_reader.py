@@ -1,10 +1,10 @@
 """The one reader of the project's YAML: run files, profiles, claims, and values on a command line.
 
-What is read is what is seen. A scalar without quotes is ``null`` (``~``), ``true`` or ``false``, a
+Text means what it looks like. A scalar without quotes is ``null`` (``~``), ``true`` or ``false``, a
 decimal number (``.inf`` and ``.nan`` too), or the text itself; a key is always text. YAML 1.1,
-which PyYAML and papermill read, would take ``0100`` for 64, ``1:30`` for 90, the key ``on`` for
-true and ``1e-4`` for a word; of two equal keys it would drop the first without a word. Where a
-scalar looks like a switch but is text in YAML 1.2, such as ``off``, it is refused, not guessed at.
+which PyYAML and papermill read, makes ``0100`` 64, ``1:30`` 90, the key ``on`` true and ``1e-4`` a
+string, and silently drops the first of two equal keys. A scalar that looks like a switch but is
+text in YAML 1.2, such as ``off``, is an error.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SWITCHES = ("yes", "no", "on", "off")
 
 
 class _Loader(yaml.BaseLoader):
-    """Composes nodes whose tag is "plain" or "quoted", or what the file says after an ``!``."""
+    """Composes nodes whose tag is "plain", "quoted" or the one that the file gives after ``!``."""
 
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
         return "plain" if kind is yaml.ScalarNode and implicit[0] else "quoted"
@@ -44,12 +44,12 @@ def read_yaml(text: str, place: str, error: type[UmupError] = ConfigError) -> An
 
     Args:
         text: one document.
-        place: the file or option that it is from, for errors.
-        error: the class of these.
+        place: the file or option that it comes from, for errors.
+        error: the class of the errors raised.
 
     Raises:
-        UmupError: of the class ``error``. The text is no YAML, or could be read otherwise than it
-            looks; the message names the line.
+        UmupError: of the class ``error``. The text is not YAML, or has another meaning to some
+            readers than it appears to have; the message names the line.
     """
     return _Reading(text, place, error).value()
 
@@ -88,15 +88,15 @@ def read_overrides(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
     """Fields and their values from ``-p NAME VALUE``; each value is read as YAML.
 
     Raises:
-        ConfigError: a value is no YAML, or one of which YAML would leave out a part.
+        ConfigError: a value is not YAML, or YAML would ignore a part of it.
     """
     return {name: _Reading(text, f"-p {name}", ConfigError).whole_value() for name, text in pairs}
 
 
 def line_of(text: str, field: str) -> int | None:
-    """The line, from 1, of a dotted field in YAML that has been read; None if it is not there.
+    """The line (from 1) of a dotted field in YAML text; None if it is not there.
 
-    A field that is not there, in a group that is, has the line of its group.
+    A missing field of a group that is there has the line of the group.
     """
     node, line = yaml.compose(text, Loader=_Loader), None
     for name in field.split("."):
@@ -140,14 +140,14 @@ class _Reading:
         return self._error(self._place, "groups within groups without end", "a readable YAML file")
 
     def value(self) -> Any:
-        """All of it; None of an empty text."""
+        """All of the text; None if it is empty."""
         try:
             return None if self._root is None else self._plain(self._root)
         except RecursionError:  # also of an alias within its own anchor
             raise self._too_deep() from None
 
     def whole_value(self) -> Any:
-        """All of it, if it ends where the text does: no part is a comment."""
+        """All of the text, provided that no part of it is a comment."""
         if self._root is not None and self._text[self._root.end_mark.index :].strip():
             raise self._error(self._place, self._text, "one value, in quotes if it holds a #")
         return self.value()

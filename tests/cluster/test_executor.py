@@ -425,7 +425,7 @@ def test_tasks_that_fail_are_shown(workplace, monkeypatch, capsys):
     status, out, err = run(capsys, "tiny", "--executor", "local", "--tasks", "1", "--wait")
     assert status == 1
     assert "failed: " in out and "no_such_thing" in out and "_log.out" in out
-    assert err.startswith("umup: tasks: received") and "the same command goes on" in err
+    assert err.startswith("umup: tasks: received") and "the same command resumes" in err
 
 
 def test_what_is_no_submission_is_passed_over(tmp_path):

@@ -117,7 +117,7 @@ def test_answer_names_shift_and_loss(two_widths):
     assert shifts == pytest.approx({"SP": -3.0, "μP": -0.3, "u-μP": 0.15}, abs=0.1)
     assert text.startswith("Over 8× in width")
     # Lowest first: 1.45, 1.48 and 1.50 at width 32, less 0.15 at 256.
-    order = re.findall(r"(?:SP|u-μP|μP) [\d.]+", text.split("nats a token:")[1])
+    order = re.findall(r"(?:SP|u-μP|μP) [\d.]+", text.split("nats per token:")[1])
     assert [o.split()[0] for o in order] == ["u-μP", "μP", "SP"]
     assert float(order[0].split()[1]) == pytest.approx(1.30, abs=0.01)
 

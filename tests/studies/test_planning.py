@@ -304,9 +304,9 @@ def test_words_say_the_planted_numbers(results: Results, steps: None) -> None:
     assert "(+25.0 %)" in words.collectives_table(results)
     assert "| 70B | fp8_seed | 8×64×1 | 512 | 120 | 0.50 |" in words.large_table(results)
     assert "| 64 | plain | 20.0 |" in words.time_table(results)
-    assert "there, 0 of 45 memories lie within 10 % (worst: 20.0 %" in words.hopper_answer(results)
     said = words.hopper_answer(results)
-    assert "none is foretold more than 20.0 % too small" in said and "within 25.0 %" in said
+    assert "GPUs, 0 of 45 memory predictions are within 10 % (worst: 20.0 %" in said
+    assert "none is more than 20.0 % too small" in said and "within 25.0 %" in said
     single = Results(EMPTY.runs, results.points[results.points["spec"].str.contains("narrow")])
     assert "mesh axis" not in words.hopper_answer(single)
     assert words.memory_table(results, kind="hopper").count("\n") == 1 + 45

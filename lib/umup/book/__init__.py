@@ -1,1 +1,1 @@
-"""The published book: `site` runs studies, renders `pages` from their records, checks it all."""
+"""The published book: `site` runs the studies, renders `pages` from their records and checks it."""

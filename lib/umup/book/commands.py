@@ -1,4 +1,4 @@
-"""``umup book`` and ``umup new-study``: their options, and what they do.
+"""``umup book`` and ``umup new-study``: their options and their actions.
 
 What needs more than these is imported when a command is called.
 """
@@ -31,7 +31,7 @@ class Book:
     root: Annotated[Path | None, Option("the checkout (default: found by itself)", "FOLDER")] = None
 
     def __call__(self) -> int:
-        """Do it; 0, or 1 where the site is not whole or cannot be built, which is told."""
+        """Run the command; 0, or 1 if the site is incomplete or cannot be built, with a message."""
         from umup.book import site
 
         try:
@@ -66,10 +66,10 @@ class NewStudy:
     ] = None
 
     def __call__(self) -> int:
-        """Make it, and say what to do with it; 0.
+        """Make the study, and print what to do with it; returns 0.
 
         Raises:
-            StudyError: the name, or that there is no folder ``experiments``.
+            StudyError: the name is malformed, or there is no folder ``experiments``.
         """
         from umup.book import new_study
 

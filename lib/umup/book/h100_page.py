@@ -1,4 +1,4 @@
-"""What the book says of slices of GPU time: what was measured when, and what is still predicted."""
+"""The book's tables of GPU slices: what was measured when, and what is still only predicted."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def whole(value: float) -> str:
 
 
 def done(log: Sequence[Mapping[str, Any]]) -> str:
-    """A row for every job of every slice: when, where, what became of it, predicted and taken."""
+    """A row per job of every slice: when, where, its outcome, predicted and actual time."""
     if not log:
         return "No slice has been run yet: nothing in this book was measured on a GPU.\n"
     rows = []
@@ -46,7 +46,7 @@ def done(log: Sequence[Mapping[str, Any]]) -> str:
 
 
 def ahead(jobs: Sequence[slices.Job]) -> str:
-    """A row for every job: what it decides, what is missing, its predicted seconds and price."""
+    """A row per job: what it decides, what is missing, its predicted seconds and price."""
     price = hardware.get("h100").usd_per_hour
     rows, left = [], 0.0
     for job in jobs:
@@ -70,7 +70,7 @@ def ahead(jobs: Sequence[slices.Job]) -> str:
 
 
 def predicted() -> str:
-    """A row for each of the first jobs' steps, as the planner predicts them on an H100."""
+    """A row per step of the first jobs, as the planner predicts it on an H100."""
     machine = hardware.get("h100")
     rows = []
     for name, job in outlook.JOBS.items():

@@ -1,7 +1,7 @@
-"""A new study from the template: a folder with a notebook that runs; in a checkout a test, a page.
+"""A new study from the template: a folder with a working notebook, and in a checkout a test.
 
-All of it is made and run in a temporary folder first, and moved into place at the end, so that a
-failure leaves nothing behind.
+Everything is first made and run in a temporary folder and then moved into place, so that a failure
+leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PAGE = re.compile(r"^([ \t]*- file: studies/)(\w+)[ \t]*$", re.MULTILINE)
 
 
 def home(start: Path | None = None) -> Path:
-    """Where the new study goes: the current folder, or one above it, that holds ``experiments``.
+    """The folder that contains ``experiments``: the current one or one above it.
 
     Raises:
         StudyError: there is none.
@@ -40,7 +40,7 @@ def home(start: Path | None = None) -> Path:
 
 
 def files(root: Path, name: str) -> dict[str, Path]:
-    """Template file → where the study ``name`` has it, relative to ``root``.
+    """Template file → its place in the study ``name``, relative to ``root``.
 
     Only a checkout of umup has tests.
     """
@@ -62,17 +62,17 @@ def create(
     In a checkout of umup it gets a test, and its page in the book is listed.
 
     Args:
-        root: holds the folder ``experiments``.
+        root: contains the folder ``experiments``.
         name: of the folder ``experiments/NAME``.
         title: first heading of its page; the name in words by default.
         say: receives the progress lines.
 
     Returns:
-        What was made, relative to ``root``; the table of contents comes last.
+        The files made, relative to ``root``; the table of contents comes last.
 
     Raises:
-        StudyError: the name is malformed or taken, the title is, the smoke run failed, or a folder
-            cannot be written. Nothing is left behind.
+        StudyError: the name is malformed or taken, the title is malformed, the smoke run failed,
+            or a folder cannot be written. Nothing is left behind.
         BookError: the table of contents has no part with studies.
     """
     words = name.replace("_", " ").capitalize()
@@ -112,7 +112,7 @@ def _check(root: Path, name: str, title: str, made: Iterable[Path]) -> None:
 
 
 def _listed(root: Path, name: str) -> str:
-    """The table of contents with the study's page after the last study.
+    """The table of contents with the new study's page after those of the other studies.
 
     Raises:
         BookError: it lists no study, or this one already.
@@ -138,14 +138,14 @@ def _write(draft: Path, targets: Mapping[str, Path], name: str, title: str) -> N
 
 
 def _try_out(folder: Path, draft: Path) -> None:
-    """Make the study's notebook, which has no records to show yet, and run it live at smoke."""
+    """Make the study's notebook, which has no records yet, and run it live at smoke."""
     written = notebook.make(folder)
     notebook.execute(written, draft / "smoke.ipynb", study.parameters(folder, "smoke"), draft)
 
 
 @contextlib.contextmanager
 def _all_or_nothing() -> Iterator[Callable[[Path, Path], None]]:
-    """Moves of files and folders that are taken back when the block fails."""
+    """Moves of files and folders that are undone if the block fails."""
     moved: list[Path] = []
 
     def move(source: Path, target: Path) -> None:
@@ -161,7 +161,7 @@ def _all_or_nothing() -> Iterator[Callable[[Path, Path], None]]:
 
 
 def next_steps(name: str, made: list[Path]) -> str:
-    """What was made and what to do with it, for the terminal."""
+    """What was made and what to do next, for the terminal."""
     folder = f"experiments/{name}"
     listed = "\n      ".join(map(str, made))
     return f"""made: {listed}

@@ -1,7 +1,7 @@
-"""What the book says of itself: Markdown fragments made from records, claims and the library.
+"""The generated parts of the book: Markdown fragments made from records, claims and the library.
 
-Every function returns Markdown (MyST) for one page; `generate` writes them all into the staging
-folder of the book, where the hand-written pages include them. No number is typed into a page.
+Every function returns Markdown (MyST) for one page. `generate` writes all fragments into the
+staging folder of the book, where the hand-written pages include them. No page has typed numbers.
 """
 
 from __future__ import annotations
@@ -170,13 +170,13 @@ def picture(studies: Sequence[Study], folder: Path) -> str:
 
 
 def _glued(key: str, study: Study) -> str:
-    """A value glued in a study, as another page must name it: with its notebook and a format."""
+    """A reference from another page to a value glued in a study, with its notebook and a format."""
     key = key if "::" in key else f"studies/{study.name}.ipynb::{key}"
     return f"{{glue:text}}`{key}`" if ":" in key.split("::")[1] else f"{{glue:text}}`{key}:s`"
 
 
 def say_gaps(study: Study) -> None:
-    """Say under the title of a study's page what it lacks, if anything; see `shown.gaps`."""
+    """Add a note on what a study's page lacks, if anything, under its title; see `shown.gaps`."""
     if text := shown.gaps(study.folder, study.profile):
         notebook = study.notebook
         note = f":::{{admonition}} Not all is measured\n:class: note\n{text}\n:::"
@@ -209,7 +209,7 @@ def read_records(experiments: Path) -> pd.DataFrame:
 
 
 def status(runs: pd.DataFrame) -> str:
-    """What the records were made with: counts, hardware, versions, commits, stale records."""
+    """The provenance of the records: counts, hardware, versions, commits, stale records."""
     versions = ", ".join(f"{name} {_version(name)}" for name in ("jax", "jaxlib", "flax", "optax"))
     now = (
         f"This copy of umup ({_version('umup')}) has numerics version **{config.NUMERICS}**. The "
@@ -253,7 +253,7 @@ def _version(package: str) -> str:
 
 
 def prices() -> dict[str, float]:
-    """US dollars an hour by machine, of those that `umup.plan.hardware` has a price for."""
+    """US dollars per hour by machine, of those that `umup.plan.hardware` has a price for."""
     known = hardware.catalogue()
     return {name: machine.usd_per_hour for name, machine in known.items() if machine.usd_per_hour}
 
@@ -275,7 +275,7 @@ def costs(runs: pd.DataFrame, per_hour: Mapping[str, float]) -> str:
         hardware = f"{count} × {device}"
         row = [f"`{study}`", f"`{profile}`", hardware, len(group), f"{hours:.2f}", *dollars]
         rows.append(row)
-    header = ["study", "profile", "hardware", "runs", "device-hours", "$ an hour", "$ in all"]
+    header = ["study", "profile", "hardware", "runs", "device-hours", "$ per hour", "$ in total"]
     return table(header, rows)
 
 
@@ -312,7 +312,7 @@ def rules_tables() -> str:
 
 
 def data_sheet(runs: pd.DataFrame) -> str:
-    """The registry of corpora, and the card of each corpus and tokenizer that records name."""
+    """The registry of corpora, and the data sheet of each corpus and tokenizer in the records."""
     from umup import data
     from umup.data import corpora
 
@@ -343,13 +343,13 @@ def demote(markdown: str, level: int) -> str:
 
 
 def _first_paragraph(path: Path) -> str:
-    """Of a module's docstring, read without importing."""
+    """The first paragraph of a module's docstring, read without importing it."""
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     return " ".join(text.split("\n\n")[0].split())
 
 
 def api(package: Path, folder: Path) -> str:
-    """Write a reference page per package into `folder`, one of them of what lies flat.
+    """Write a reference page per package into `folder`, and one of the modules outside packages.
 
     Returns:
         The table of pages, with the first paragraph of each package.
@@ -359,7 +359,8 @@ def api(package: Path, folder: Path) -> str:
     for home in (package, *sorted(path.parent for path in package.glob("*/__init__.py"))):
         name = ".".join(home.relative_to(package.parent).parts)
         rooms = [f"{name}.{p.stem}" for p in sorted(home.glob("*.py")) if p.stem[0] != "_"]
-        # What umup itself has is documented where it is made, which links need to be unique.
+        # What umup itself exports is documented in its defining module, since link targets must be
+        # unique.
         own = "\n   :no-members:" if home == package else ""
         page = f"# {name}\n\n```{{eval-rst}}\n.. automodule:: {name}{own}\n```\n"
         for room in rooms:

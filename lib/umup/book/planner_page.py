@@ -1,9 +1,9 @@
-"""The chapter on planning: its page of JavaScript, and the numbers of its worked example.
+"""The chapter on planning: its interactive page, and the numbers of its worked example.
 
-The page is one fragment of HTML with its style, data and scripts in it: it loads nothing, works
-from a file, and no other page of the book carries it. Its sources are in ``book/planner``:
-``formulas.js`` has the formulas of `umup.plan` by hand, which a test compares with those in Python,
-and ``planner.js`` the form and the answers. Machines, precisions and presets come from here.
+The page is one fragment of HTML that contains its style, data and scripts: it loads nothing and
+works from a file. Its sources are in ``book/planner``: ``formulas.js`` has the formulas of
+`umup.plan`, translated by hand and compared with the Python ones by a test, and ``planner.js`` has
+the form and the answers. Machines, precisions and presets come from this module.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ PRECISIONS: Mapping[str, Mapping[str, str]] = {
 
 BASE = "55M"
 DEVICES, HOURS, RATIO, BATCH, INFERENCE = 8, 2.0, 20.0, 128, 1e10
-"""The example's budget: H100s, hours, tokens per parameter; sequences of the large run's batch;
-tokens of inference in the large model's life."""
+"""The example's budget: H100s, hours, tokens per parameter; sequences per batch of the large run;
+inference tokens over the large model's life."""
 
 
 def configs(preset: str, precision: str, **model: Any) -> tuple[ModelConfig, OptimConfig]:
@@ -62,7 +62,7 @@ def configs(preset: str, precision: str, **model: Any) -> tuple[ModelConfig, Opt
 
 
 def data() -> dict[str, Any]:
-    """What the page knows beside the formulas: presets, precisions, machines, as plain data."""
+    """The page's data beside the formulas: presets, precisions and machines."""
     machines = {}
     for name, machine in hardware.catalogue().items():
         # The fused attention kernel is cuDNN's.
@@ -90,7 +90,7 @@ def fill(text: str, values: Mapping[str, str]) -> str:
     """Text with each ``{{name}}`` replaced by its value.
 
     Raises:
-        BookError: a name without a value, or a value that no place asks for.
+        BookError: a name without a value, or a value that is not used.
     """
     asked = set(re.findall(r"\{\{(\w+)\}\}", text))
     for name in sorted(asked ^ values.keys()):
@@ -129,7 +129,7 @@ def _percent(value: float, sign: str = "") -> str:
 
 
 def _memory(laptop: Hardware) -> dict[str, str]:
-    """The base model on one device, in four ways; what an estimate leaves out."""
+    """The base model on one device in four ways, and what a simple estimate leaves out."""
     ways = {
         "whole square": {"attention": "xla"},
         "`remat: dots`": {"attention": "xla", "remat": "dots"},
@@ -191,16 +191,16 @@ def _flops() -> dict[str, str]:
 
 
 def widest(c: Case, devices: int, seconds: float, ratio: float) -> tuple[Layout, float]:
-    """The widest decoder of a case's depth that sees ``ratio`` tokens per parameter in the time.
+    """The widest decoder of a case's depth that can see ``ratio`` tokens per parameter in time.
 
-    Widths go in steps of 128, the feed-forward grows along. Such a model has the base model's
-    depth, so that only μP's rules of width carry it there.
+    Widths are multiples of 128, and the feed-forward width grows in proportion. Depth stays that of
+    the base model, so that only μP's rules of width are needed for the transfer.
 
     Returns:
-        its fastest layout, and the tokens that it sees.
+        its fastest layout, and the tokens that it is trained on.
 
     Raises:
-        BookError: not even 128 does.
+        BookError: even a width of 128 is too large.
     """
     best = None
     for width in range(128, 129 * 128, 128):
@@ -216,7 +216,7 @@ def widest(c: Case, devices: int, seconds: float, ratio: float) -> tuple[Layout,
 
 
 def _largest() -> dict[str, str]:
-    """The largest decoder of the example's budget in four ways, and what others would spend."""
+    """The largest decoder of the example's budget in four ways, and other allocations."""
     machine = hardware.get("h100")
     ways = [
         ("bf16", "xla", "whole square"),
@@ -244,7 +244,7 @@ def _largest() -> dict[str, str]:
     (_, _, slow), (fused, tokens, quick) = found[0], found[2]
     size = formulas.parameters(fused).total
     peak = DEVICES * machine.tflops_bfloat16 * 1e12 * HOURS * 3600
-    columns = "linears, attention|width|parameters|tokens|ms a step|MFU|limited by|GiB a device"
+    columns = "linears, attention|width|parameters|tokens|ms per step|MFU|limited by|GiB per device"
     return {
         "budget_hours": f"{HOURS:g}",
         "budget_devices": f"{DEVICES}",
@@ -267,7 +267,7 @@ def _largest() -> dict[str, str]:
 
 
 def _allocations(budget: float) -> str:
-    """How a budget of FLOPs would be spent, as a table."""
+    """Allocations of a budget of FLOPs, as a table."""
     rows = [
         [name, plan_cli.count(n), plan_cli.count(d), f"{d / n:.3g}", f"{loss:.3f}"]
         for name, (n, d, loss) in budgets.allocations(budget, RATIO, INFERENCE).items()

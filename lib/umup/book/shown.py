@@ -1,4 +1,4 @@
-"""Which records a page of the book shows, and what it says of those that are not there."""
+"""Which records a page of the book shows, and what it says about missing ones."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from umup.lab.records import Results, Store
 
 
 def best_profile(folder: Path) -> str:
-    """The first of h100 and cpu that has current committed records; cpu where neither has.
+    """The first of h100 and cpu that has current committed records; cpu if neither has.
 
-    A part of a profile's records is enough: slices of a long study show on the next page.
+    A part of a profile's records is enough, so that slices of a long study show at the next build.
     """
     for profile in PROFILES:
         if any(len(records.current(rows)) for rows in _all(folder, profile)):
@@ -31,9 +31,9 @@ def _all(folder: Path, profile: str) -> Results:
 
 
 def gaps(folder: Path, profile: str) -> str:
-    """What the page of a profile lacks, in sentences: missing and stale records; empty if nothing.
+    """What the page of a profile lacks, in sentences: missing and stale records; "" if nothing.
 
-    Needs no text: what a training run would be trained on is read off the runs on record.
+    This needs no corpus: the data of missing runs is taken from the runs on record.
     """
     sentences = []
     for name in PROFILES:

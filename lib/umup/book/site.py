@@ -1,9 +1,9 @@
 """Build and check the book: run every study, render it from its records, make the site.
 
-``umup book`` does, in order: every notebook live at its smoke profile, unless
-that has been done with this very code; every notebook again, loading the records of its best
-committed profile; the fragments that `umup.book.pages` makes; jupyter-book with warnings as errors;
-`check`. All of it lands in ``book/_build``: ``src/`` for the curious, ``html/`` for the reader.
+``umup book`` runs, in order: every notebook live at its smoke profile, unless that has been done
+with the same code; every notebook again, loading the records of its best committed profile; the
+fragments of `umup.book.pages`; jupyter-book with warnings as errors; and `check`. Everything is
+written to ``book/_build``: the sources to ``src/``, the site to ``html/``.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from umup.lab.notebook import AT_ONCE, execute, finish
 from umup.lab.study import parameters
 
 EXPECTED = {"smoke": 15.0, "render": 8.0, "pages": 10.0, "html": 40.0, "check": 2.0}
-"""Seconds each kind of step takes on two cores, until a build has measured it here."""
+"""Seconds that each kind of step takes on two cores, used until a build has measured it here."""
 
 
 def find_root() -> Path:
-    """The checkout that holds `book/` and `experiments/`, see ``files.bases``.
+    """The checkout that contains `book/` and `experiments/`, see ``files.bases``.
 
     Raises:
         BookError: there is none.
@@ -50,7 +50,7 @@ def find_root() -> Path:
 
 
 class Steps:
-    """Announces steps with the time they took and the time that is left.
+    """Announces steps with the time that they took and the time left.
 
     Args:
         names: (kind, text) of every step, in order; kinds are the keys of `EXPECTED`.
@@ -65,7 +65,7 @@ class Steps:
         self.seconds = json.loads(memory.read_text("utf-8")) if memory.exists() else {}
 
     def left(self) -> str:
-        """Estimate of the time from here to the end."""
+        """Estimate of the time to the end."""
         rest = self.names[self.done :]
         seconds = sum(self.seconds.get(text, EXPECTED[kind]) for kind, text in rest)
         return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
@@ -104,16 +104,16 @@ def study_folders(root: Path) -> list[Path]:
 def smoke(folder: Path, root: Path) -> Path:
     """The study's notebook, executed live at its smoke profile.
 
-    Its programs are compiled in haste, since no number of it is read. It is kept in
-    ``.cache/smoke`` until something that can change it does: the library, the study,
-    a package, the machine's cores, or what the environment tells JAX and its libraries.
+    Its programs are compiled with little optimization, since its numbers are not used. The result
+    is cached in ``.cache/smoke`` until something that can change it does: the library, the study,
+    a package, the machine's cores, or the environment variables of JAX and its libraries.
 
     Args:
         folder: of the study.
         root: the checkout; the kernel runs there.
 
     Returns:
-        The executed notebook. Its last output is the JSON of what was made, which no records keep:
+        The executed notebook. Its last output is JSON of what was made, as no records are kept:
         ``runs`` with key, status and final_loss, ``points`` with key and result.
 
     Raises:
@@ -144,10 +144,10 @@ print(json.dumps({
     "points": results.points[["key", "result"]].to_dict("records"),
 }))
 """
-"""The cell that a smoke run ends with."""
+"""The last cell of a smoke run."""
 
 SMOKE_VARIABLES = ("JAX_", "XLA_", "OMP_", "OPENBLAS_", "MKL_")
-"""Beginnings of the environment variables that may change what a smoke run computes."""
+"""Prefixes of the environment variables that may change what a smoke run computes."""
 
 
 def _smoke_digest(folder: Path, root: Path) -> str:
@@ -175,7 +175,7 @@ def render(study: pages.Study, root: Path) -> None:
 
 @contextmanager
 def _at_once(jobs: Sequence[Callable[[], object]]) -> Iterator[list[Future]]:
-    """Start the jobs, `AT_ONCE` at a time; those that have not begun are dropped on an error."""
+    """Run the jobs, `AT_ONCE` at a time; after an error, no further job is started."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
         try:
             yield [pool.submit(job) for job in jobs]
@@ -191,12 +191,12 @@ def stage(root: Path, staging: Path) -> None:
 
 
 def make_html(root: Path, staging: Path, build_folder: Path) -> list[str]:
-    """Build the site with warnings as errors; return what the log says of plain docstrings.
+    """Build the site with warnings as errors; return the log's notes on plain docstrings.
 
     Raises:
         BookError: jupyter-book warned or failed.
     """
-    # A page whose warning failed one build is cached, silent in the next: always from scratch.
+    # A page that failed one build with a warning is cached and silent in the next: start afresh.
     for name in ("html", ".doctrees", "jupyter_execute"):
         shutil.rmtree(build_folder / name, ignore_errors=True)
     builder = "from jupyter_book.cli.main import main; main()"
@@ -282,7 +282,7 @@ def check(html: Path) -> list[str]:
         html: the folder with `index.html`.
 
     Returns:
-        One line a problem; links to other sites are allowed, loading from them is not.
+        One line per problem; links to other sites are allowed, loading from them is not.
 
     Raises:
         BookError: there is no site in the folder.
@@ -387,7 +387,7 @@ def build(
 
 
 def picture(root: Path) -> Path:
-    """Draw the README's picture anew from the committed records; returns its path."""
+    """Redraw the README's picture from the committed records; returns its path."""
     from umup.lab.folders import code
     from umup.lab.records import read_results
     from umup.lab.study import store

@@ -1,9 +1,9 @@
-"""Corpora to tokens to batches, and the loss in bits a byte: what the rest of umup sees of data.
+"""Corpora, tokens, batches, and the loss in bits per byte: the data interface of umup.
 
 Preparing a corpus reads and checks its text, splits it by document (every tenth is held out, so
 that both splits see every period and part), trains the tokenizer on the training split, and writes
-two token streams and a manifest of their digests. Loading checks all of it again. What differs is
-an error that says what to do; nothing is ever retrained on other text behind the user's back.
+two token streams and a manifest of their digests. Loading checks all of it again. Any difference is
+an error that says what to do; a tokenizer is never silently retrained on other text.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def __getattr__(name: str) -> Any:
 
 
 def nats_to_bits_per_byte(nats: Any, bytes_per_token: float) -> Any:
-    """Loss in bits a byte from nats a token: nats / ln 2 / bytes_per_token; any array type."""
+    """Loss in bits per byte from nats per token: nats / ln 2 / bytes_per_token; any array type."""
     return nats / (math.log(2.0) * bytes_per_token)
 
 
@@ -67,13 +67,13 @@ def load(
     cache_dir: CacheDir = None,
     max_tokens: int | None = None,
 ) -> Dataset:
-    """The tokens of ``corpus``, from the cache, which is prepared first where there is none.
+    """The tokens of ``corpus``, from the cache, which is prepared first if it does not exist.
 
     Args:
         corpus: a registered name (`umup data list`) or ``file:PATH``.
         tokenizer: ``bytes`` or ``bpe512`` to ``bpe32000``.
         seq_len: if given, both splits are checked to hold one window of ``seq_len + 1`` tokens.
-        cache_dir: where tokens are kept; default ``UMUP_CACHE`` or the user's cache folder.
+        cache_dir: folder of the token caches; by default ``UMUP_CACHE`` or the user's cache folder.
         max_tokens: reading stops before the document that would pass this many tokens in all.
 
     Raises:
@@ -92,9 +92,10 @@ def load(
 
 
 def chain(tokens: int, vocab_size: int = 256, seed: int = 0) -> np.ndarray:
-    """A text that can be learnt and needs no file: a Markov chain, (tokens,) uint16.
+    """A learnable text that needs no file: tokens of a Markov chain, (tokens,) uint16.
 
-    Every symbol has one successor, taken three times in four; else the next is uniform.
+    Every symbol has one successor, which follows it with probability ¾; else the next symbol is
+    uniform.
     """
     rng = np.random.default_rng(seed)
     successor = rng.permutation(vocab_size)
@@ -116,10 +117,10 @@ def prepare(
     cache_dir: CacheDir = None,
     max_tokens: int | None = None,
 ) -> Dataset:
-    """Tokenize ``corpus`` into the cache; with ``force`` anew, whatever the cache holds.
+    """Tokenize ``corpus`` into the cache; with ``force``, again even if it is there.
 
-    Two processes may prepare the same corpus at once: every file is written whole under a name
-    that holds its digest, and the manifest that names them comes last.
+    Two processes may prepare the same corpus at once: every file is written atomically under a name
+    with its digest, and the manifest that names the files comes last.
 
     Raises:
         DataError: as ``load``; also when the cache folder cannot be written.
@@ -139,7 +140,7 @@ def verify(
     cache_dir: CacheDir = None,
     max_tokens: int | None = None,
 ) -> list[str]:
-    """Problems of the prepared tokens and of the text they came from; empty when all is well."""
+    """Problems of the prepared tokens and of the text they came from; empty if there are none."""
     problems: list[str] = []
     try:
         slot = find_slot(corpus, tokenizer, cache_dir, max_tokens)
@@ -178,7 +179,7 @@ def card(
         f"| split | {info['split']} |",
         f"| data digest | `{dataset.digest}` |",
         "",
-        "| split | documents | bytes | tokens | bytes a token |",
+        "| split | documents | bytes | tokens | bytes per token |",
         "|---|---:|---:|---:|---:|",
     ]
     for name in ("train", "val"):

@@ -1,4 +1,4 @@
-"""``umup data``: its options, and what it does."""
+"""``umup data``: its options and its action."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Data:
     force: Annotated[bool, Option("prepare again over a changed cache")] = False
 
     def __call__(self) -> int:
-        """Do it; 1 where ``verify`` finds a problem, else 0."""
+        """Run the command; 1 if ``verify`` finds a problem, else 0."""
         if self.action == "list":
             for entry in corpora.list_table():
                 print("  ".join(f"{entry[k]!s}" for k in entry))

@@ -1,9 +1,9 @@
 """The registry of corpora and the readers that turn each into a sequence of documents.
 
 A corpus is a name from ``corpora.toml`` or ``file:PATH``. Reading one yields its documents as text,
-always in the same order; what is read out of a package or a download is checked against its pinned
-SHA-256 first, so that a record's data digest means the same text on every machine. What is left
-out, such as blank lines, is counted; whatever stops the reading is an error that says where.
+always in the same order; the text of a package or a download is checked against its pinned SHA-256
+first, so that a record's data digest means the same text on every machine. Parts left out, such as
+blank lines, are counted; an error that stops the reading says where.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Corpus:
 
     @property
     def needs_network(self) -> bool:
-        """Whether preparing this corpus for the first time needs a network."""
+        """Whether preparing this corpus for the first time needs network access."""
         return self.kind in ("download", "stream")
 
 
@@ -100,7 +100,7 @@ def get(name: str) -> Corpus:
 
 
 def _own_path(name: str) -> Path:
-    """The absolute path of one's own text; links in it are followed."""
+    """The absolute path of a user's own text; links in it are followed."""
     given, reason = name.removeprefix(FILE_PREFIX), ""
     try:
         given.encode()
@@ -116,9 +116,9 @@ def _own_path(name: str) -> Path:
 
 
 def list_table() -> list[dict[str, Any]]:
-    """The registry as rows to show: ``corpus, title, documents, bytes, licence, source, needs``.
+    """The registry as table rows: ``corpus, title, documents, bytes, licence, source, needs``.
 
-    Sizes known only after reading show as a dash. ``needs`` is what reading it asks for.
+    Sizes known only after reading are shown as a dash. ``needs`` is what reading the corpus takes.
     """
     return [
         {
@@ -135,7 +135,7 @@ def list_table() -> list[dict[str, Any]]:
 
 
 def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Where downloads and token caches live: the argument, ``UMUP_CACHE``, or the user's cache."""
+    """Folder of downloads and token caches: the argument, ``UMUP_CACHE``, or the user's cache."""
     if cache_dir is not None:
         return Path(cache_dir)
     try:
@@ -162,11 +162,11 @@ def documents(
     Args:
         corpus: see ``get``.
         cache_dir: see ``cache_root``.
-        left_out: counts what is read and is no part of a document, by what it is.
+        left_out: counts, by kind, what was read but is not part of any document.
 
     Raises:
-        DataError: a package or network is missing, a checksum differs, text is blank, not UTF-8
-            or no text, or reading stopped before the end. The message says where and what to do.
+        DataError: a package or network is missing, a checksum differs, a text is blank, not UTF-8
+            or not text, or reading stopped before the end. The message says where and what to do.
     """
     counts = Counter[str]() if left_out is None else left_out
     reader = _READERS[corpus.kind]
@@ -174,7 +174,7 @@ def documents(
 
 
 def _guarded(items: Callable[[], Iterable[T]], corpus: Corpus, unit: str) -> Iterator[T]:
-    """The items; what the disk, the network or a library raises is a DataError that counts them."""
+    """The items; an error of disk, network or library becomes a DataError that counts them."""
     read = 0
     try:
         for item in items():
@@ -309,7 +309,7 @@ def _read_stream(corpus: Corpus, root: Path, left_out: Counter[str]) -> Iterator
             f"corpus {corpus.name}", "HF_HUB_OFFLINE is set", f"unset HF_HUB_OFFLINE; {advice}"
         )
     load_dataset = _import("datasets", corpus).load_dataset
-    # `datasets` retries for half a minute without a network: ask first, and fail at once.
+    # Without a network `datasets` retries for half a minute: test for one first, and fail at once.
     _require_network(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), corpus, advice)
 
     def rows() -> Iterable[Any]:

@@ -1,7 +1,7 @@
 """Batches of a corpus that does not fit the device: read by the host, one chunk ahead.
 
-The windows are those of ``data.batch``, the same numbers in the same order, so that a run may move
-between device-resident and host-fed tokens without a change of its trajectory.
+The windows are those of ``data.batch``, with the same values in the same order, so that a run may
+switch between device-resident and host-fed tokens without a change of its trajectory.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class HostWindows:
     """Windows of ``seq_len + 1`` tokens by batch index, gathered by the host.
 
     Args:
-        tokens: 1-D stream of uint16 or uint32; a memory map is read where it is needed only. It
+        tokens: 1-D stream of uint16 or uint32; of a memory map, only the parts needed are read. It
             may hold more tokens than a device could index, up to 2³¹ windows.
         seed: the run's seed.
-        batch_size: windows a batch, B.
-        seq_len: tokens a window less one, T.
+        batch_size: windows per batch, B.
+        seq_len: tokens per window less one, T.
         sharding: of the result (n, B, T + 1); each process then reads its own rows only. Without
             one, the result is on the default device.
 
@@ -62,7 +62,7 @@ class HostWindows:
 
         Raises:
             DataError: ``first`` < 0, ``n`` < 1, or sample numbers that leave uint32.
-            OSError: the corpus cannot be read; also when that befell a ``prefetch`` of these.
+            OSError: the corpus cannot be read, now or in a ``prefetch`` of these windows.
         """
         ahead, self._ahead = self._ahead, None
         if ahead is None:
@@ -76,7 +76,7 @@ class HostWindows:
     def prefetch(self, first: int, n: int) -> None:
         """Read these windows in the background for the next ``windows(first, n)``.
 
-        One chunk is kept ready: a second ``prefetch`` gives up the first.
+        Only one chunk is kept ready: a second ``prefetch`` discards the first.
         """
         if self._ahead is not None:
             if self._ahead[0] == (first, n):
@@ -85,7 +85,7 @@ class HostWindows:
         self._ahead = (first, n), self._thread.submit(self._read, first, n)
 
     def close(self) -> None:
-        """End the background thread, after the read it is at; no ``prefetch`` may follow."""
+        """End the background thread after its current read; no ``prefetch`` may follow."""
         self._ahead = None
         self._thread.shutdown(cancel_futures=True)
 

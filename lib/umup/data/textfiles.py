@@ -1,8 +1,8 @@
-"""From the bytes of a user's files to text: formats, compression, encoding, places in errors.
+"""Text from the bytes of a user's files: formats, compression, encoding, and places for errors.
 
-A file holds plain text, or rows: JSON Lines, an object with a string "text" on each line. What a
-name or the first characters show to be neither is refused, so that no braces, commas or compressed
-bytes are ever tokenized as text.
+A file holds plain text or rows (JSON Lines, one object with a string "text" per line). A file
+whose name or first characters show that it is neither is refused, so that braces, commas or
+compressed bytes are never tokenized as text.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def below(
     Args:
         folder: where to look.
         left_out: counts hidden files and folders.
-        above: the folders that this one lies in.
+        above: the folders that contain this one.
 
     Raises:
         DataError: something is neither file nor folder, or a link leads back.
@@ -79,7 +79,7 @@ def below(
 
 
 def lines(path: Path) -> Iterator[tuple[str, str]]:
-    """The place, for errors, and the text of each line, without its end.
+    """The place (for errors) and the text of each line, without its line end.
 
     Raises:
         DataError: the file cannot be read to its end, or a line is not UTF-8 or holds a zero

@@ -1,8 +1,8 @@
-"""The token cache: from a corpus to two streams of tokens on disk, and back with every check.
+"""The token cache: a corpus as two streams of tokens on disk, checked whenever it is read.
 
 A cache folder holds token files and a stored tokenizer, each under a name with its own digest, and
-a manifest that names them. Each file is written whole or not at all and the manifest comes last, so
-a build that is killed leaves no half cache, and two at once leave one that is right.
+a manifest that names them. Each file is written atomically and the manifest comes last, so that a
+killed build leaves no partial cache, and two concurrent builds leave a correct one.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class Dataset:
     """One tokenized corpus.
 
     ``train`` and ``val`` are 1-D uint16 or uint32 token streams (read-only), documents joined by
-    the separator token 0. ``bytes_per_token`` is that of ``val``; a document's separator counts as
-    one byte under every tokenizer, so that bits a byte compare (and bytes have exactly 1).
-    ``digest`` is that of text, tokenizer, split and tokens together; ``tokenizer_digest`` that of
-    the tokenizer alone. ``info`` is the content of the cache's manifest.
+    the separator token 0. ``bytes_per_token`` is that of ``val``; a separator counts as one byte
+    under every tokenizer, so that bits per byte are comparable (and ``bytes`` has exactly 1).
+    ``digest`` covers text, tokenizer, split and tokens together, ``tokenizer_digest`` the tokenizer
+    alone. ``info`` is the content of the cache's manifest.
 
     Raises:
         DataError: a stream is not 1-D uint16 or uint32, or holds tokens outside the vocabulary.
@@ -82,7 +82,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one (corpus, tokenizer, budget) lives, and the command that fills it."""
+    """The cache of one (corpus, tokenizer, budget), and the command that fills it."""
 
     corpus: Corpus
     tokenizer: str
@@ -101,7 +101,7 @@ class Slot:
         """True if there is a manifest, whether or not it is right.
 
         Raises:
-            DataError: the cache cannot be looked at.
+            DataError: the cache cannot be accessed.
         """
         try:
             return self.manifest.exists()
@@ -116,11 +116,11 @@ class Slot:
         return f"umup data prepare {name} --tokenizer {self.tokenizer}{budget}"
 
     def changed(self, where: object, received: object) -> DataError:
-        """The error of a cache that is not what its manifest says."""
+        """The error for a cache that differs from its manifest."""
         return DataError(str(where), received, f"an unchanged cache; run `{self.command} --force`")
 
     def unusable(self, error: OSError) -> DataError:
-        """The error of a cache whose folder the system refuses."""
+        """The error for a cache whose folder cannot be accessed."""
         allowed = "a writable folder with room; point UMUP_CACHE to one"
         return DataError(f"token cache {self.folder}", str(error), allowed)
 
@@ -150,7 +150,7 @@ def open_slot(slot: Slot) -> Dataset:
     """Read a prepared slot and check every digest.
 
     Raises:
-        DataError: anything is missing, cut short or changed; the message has the command to run.
+        DataError: anything is missing, truncated or changed; the message has the command to run.
     """
     try:
         manifest = json.loads(slot.manifest.read_text(encoding="utf-8"))
@@ -185,7 +185,7 @@ def open_slot(slot: Slot) -> Dataset:
 
 
 def check_text(slot: Slot, info: dict[str, Any]) -> None:
-    """Raise a DataError if the corpus' text now is not the text that was tokenized."""
+    """Raise a DataError if the corpus' text has changed since it was tokenized."""
     count = info["train"]["documents"] + info["val"]["documents"]
     texts = corpora.documents(slot.corpus, slot.root)
     now, _, _ = corpora.text_digest(itertools.islice(texts, count))
@@ -234,7 +234,7 @@ def _array_sha256(tokens: np.ndarray) -> str:
 
 @dataclass
 class _Split:
-    """One split while it grows: token arrays with separators between documents, and counts."""
+    """One split being built: token arrays with separators between documents, and counts."""
 
     pieces: list[np.ndarray]
     documents: int = 0
@@ -273,7 +273,7 @@ def build(slot: Slot, progress: Progress) -> Dataset:
                 f"{name} split of {slot.corpus.name}",
                 "no document",
                 f"at least {HOLD_OUT_EVERY} documents ({SPLIT_RULE}), and a max_tokens that "
-                "reaches them; a file holds one document a line, a folder one a file",
+                "reaches them; a file holds one document per line, a folder one per file",
             )
     try:
         _store(slot, tokenizer, splits, text_sha256)
@@ -384,7 +384,7 @@ def _tokenizer_file(sha256: str) -> str:
 
 
 def _sweep(folder: Path, keep: set[str]) -> None:
-    """Drop files no manifest names; an hour's grace spares those of a process still at work."""
+    """Delete files that no manifest names, unless less than an hour old: a build may need them."""
     for path in folder.iterdir():
         with contextlib.suppress(FileNotFoundError):  # another process renamed or swept it
             if path.name not in keep and time.time() - path.stat().st_mtime > _STALE_S:

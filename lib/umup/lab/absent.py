@@ -1,7 +1,7 @@
-"""What is not measured: how a table says so, and how texts and figures answer.
+"""Missing measurements: how a table reports them, and how texts and figures show them.
 
-A study's page is made from whatever is on record, from nothing to all of it. A table or quantity
-that lacks its records raises ``NotMeasured``; a text or figure is decorated with what it says then.
+A study's page is made from whatever is on record, even nothing. A table or quantity that lacks its
+records raises ``NotMeasured``; a decorator of a text or figure says what to show in that case.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class NotMeasured(LookupError):
 
 
 def required(rows: pd.DataFrame, missing: str) -> pd.DataFrame:
-    """``rows``, where there are any.
+    """``rows``, if there are any.
 
     Raises:
-        NotMeasured: there are none; ``missing`` says what they would be.
+        NotMeasured: there are none; ``missing`` says what is missing.
     """
     if rows.empty:
         raise NotMeasured(missing)
@@ -31,7 +31,7 @@ def required(rows: pd.DataFrame, missing: str) -> pd.DataFrame:
 
 
 def otherwise(instead: Callable[[str], Any]) -> Callable[[Callable[P, Any]], Callable[P, Any]]:
-    """A decorator: where the function raises NotMeasured, ``instead`` of its message is returned.
+    """A decorator: if the function raises NotMeasured, return ``instead`` of its message.
 
     `report.known`, `report.worded` and `figures.drawn` are such decorators.
     """

@@ -1,8 +1,8 @@
-"""What timing a training step needs: a decoder's shape, and measurements that are no steps.
+"""Benchmarks beside the training step: a decoder's shape, and measurements other than steps.
 
-The study ``throughput`` times steps beside PyTorch's `unit_scaling` and calls these for the rest:
-matrix products, lanes of a sweep against separate runs, compile time against depth, peak memory.
-``umup bench`` is that study, measured anew on the machine at hand.
+The study ``throughput`` times steps beside PyTorch's `unit_scaling` and uses this module for the
+rest: matrix products, lanes of a sweep against separate runs, compile time against depth, peak
+memory. ``umup bench`` repeats that study on the present machine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from umup.lab.timing import Ours
 
 @dataclass(frozen=True)
 class Plan(Config):
-    """What is measured. Times are of ``samples`` samples, each of ``steps`` training steps."""
+    """What to measure. Times are taken over ``samples`` samples, each of ``steps`` steps."""
 
     profile: Annotated[str, OneOf("cpu", "gpu")] = "cpu"
     widths: tuple[Annotated[int, Range(4)], ...] = (32, 64, 128, 256)
@@ -61,7 +61,7 @@ class Plan(Config):
         )
 
     def run(self, model: ModelConfig, seed: int = 0) -> RunConfig:
-        """A u-μP run of that shape; what it trains on is made up and does not matter here."""
+        """A u-μP run of that shape, trained on synthetic data, which do not matter here."""
         return RunConfig(
             scheme="umup",
             model=model,
@@ -89,7 +89,7 @@ def timed_steps(profile: str) -> list[dict[str, Any]]:
 
 
 def gemm(plan: Plan) -> Iterator[dict[str, Any]]:
-    """GFLOP/s of square products in the plan's dtype: best of the samples, by library and size."""
+    """GFLOP/s of square products in the plan's dtype: the best sample, by library and size."""
     libraries = [
         "jax",
         *(["numpy"] if plan.profile == "cpu" else []),
@@ -100,7 +100,7 @@ def gemm(plan: Plan) -> Iterator[dict[str, Any]]:
 
 
 def lanes(plan: Plan) -> Iterator[dict[str, Any]]:
-    """A sweep of ``plan.lanes`` points: as lanes of one program, and as that many runs."""
+    """A sweep of ``plan.lanes`` points: as lanes of one program, and as separate runs."""
     import jax
 
     run = plan.run(plan.model(min(plan.widths)))
@@ -142,7 +142,7 @@ def compile_times(plan: Plan) -> Iterator[dict[str, Any]]:
 
 
 def probes(plan: Plan) -> Iterator[dict[str, Any]]:
-    """A training step and an observation in turn, at each width."""
+    """A training step and an observation by the probes, alternately, at each width."""
     for width in plan.widths:
         ours = Ours(plan.run(plan.model(width)))
         ours.seconds(plan.steps)  # compiles, as the next
@@ -161,7 +161,7 @@ def probes(plan: Plan) -> Iterator[dict[str, Any]]:
 
 
 def memory(plan: Plan) -> Iterator[dict[str, Any]]:
-    """Peak resident memory of a process that only trains, at the largest width."""
+    """Peak resident memory of a process that does nothing but train, at the largest width."""
     width = max(plan.widths)
     for side in ("umup", *(["pytorch"] if plan.torch else [])):
         small = dataclasses.replace(plan, widths=(width,), torch=side == "pytorch")

@@ -1,7 +1,7 @@
-"""The reference that speed is measured beside: `unit_scaling`'s decoder and AdamW in PyTorch.
+"""The reference for speed: `unit_scaling`'s decoder and AdamW in PyTorch.
 
-Nothing is imported until it is asked for: PyTorch comes with the extra `bench` only. Where PyTorch
-sees a GPU it runs there, else on the CPU.
+PyTorch, which only the extra `bench` installs, is imported when it is first used. It runs on a GPU
+if it sees one, else on the CPU.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PACKAGES = ("torch", "unit-scaling")
 
 
 def versions() -> dict[str, str]:
-    """Package → version of those of `PACKAGES` that are installed."""
+    """Package → version, for the installed ones of `PACKAGES`."""
     found = {}
     for package in PACKAGES:
         try:
@@ -27,20 +27,20 @@ def versions() -> dict[str, str]:
 
 
 def missing() -> str:
-    """Why the reference cannot run here, or an empty string when it can."""
+    """Why the reference cannot run here, or an empty string if it can."""
     absent = [package for package in PACKAGES if package not in versions()]
     return f"{' and '.join(absent)} not installed (pip install 'umup[bench]')" if absent else ""
 
 
 def device() -> str:
-    """Where PyTorch runs: ``cuda`` where it sees a GPU, else ``cpu``."""
+    """PyTorch's device: ``cuda`` if it sees a GPU, else ``cpu``."""
     import torch  # pyright: ignore[reportMissingImports]
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def wait(_: object = None) -> None:
-    """Return when the device has done what it was given."""
+    """Wait until the device has finished its work."""
     import torch  # pyright: ignore[reportMissingImports]
 
     if torch.cuda.is_available():
@@ -50,17 +50,17 @@ def wait(_: object = None) -> None:
 class Step:
     """Training steps of `unit_scaling.TransformerDecoder`.
 
-    As its users run it: zero the gradients, forward, backward, `unit_scaling.optim.AdamW`. Its
-    decoder has no rotary embedding, and its loss leaves out the last of the T positions.
+    They run as users run them: zero the gradients, forward, backward, `unit_scaling.optim.AdamW`.
+    The decoder has no rotary embedding, and its loss leaves out the last of the T positions.
 
     Args:
         width, layers, heads, vocab_size: shape; its MLP is SwiGLU with d_ff = 4·width.
         batch_size, seq_len: of the token windows, drawn once and used in turn.
-        threads: how many PyTorch may use on a CPU.
-        dtype: of weights and activations. In ``bfloat16`` the weights are kept in it too, which
-            spares the casts that ours does from its float32 weights.
-        compiled: whether `torch.compile` compiles the loss and its gradient; the first step then
-            takes the time of it. The optimizer stays eager, as its `foreach` kernels are fused.
+        threads: number of threads that PyTorch may use on a CPU.
+        dtype: of weights and activations. With ``bfloat16`` the weights are bfloat16 too, which
+            saves the casts of our float32 weights.
+        compiled: whether `torch.compile` compiles the loss and its gradient, during the first
+            step. The optimizer stays eager, as its `foreach` kernels are fused.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""``umup studies``, ``run``, ``bench`` and ``status``: their options, and what they do.
+"""``umup studies``, ``run``, ``bench`` and ``status``: their options and their actions.
 
 What needs JAX or pandas is imported when a command is called, so that its help needs neither.
 """
@@ -33,7 +33,7 @@ class Studies:
     """
 
     def __call__(self) -> int:
-        """Print a line per study; 0."""
+        """Print a line per study; returns 0."""
         from umup.lab import folders, study
 
         for name in folders.names():
@@ -70,7 +70,7 @@ class Run:
             0 done or submitted, 75 stopped with work left, 130 no longer followed.
 
         Raises:
-            UmupError: the study, its parameters, its records, or what the cluster says.
+            UmupError: from the study, its parameters, its records or the cluster.
         """
         from umup.lab import folders, notebook, study
 
@@ -96,7 +96,8 @@ class Run:
         return 0
 
     def _worked(self, design: Design, place: Store) -> int | None:
-        """Make what is missing, here or beyond; the exit status, or None: on to the notebook."""
+        """Make what is missing, here or elsewhere; the exit status, or None to go on to the
+        notebook."""
         from umup.lab import executor, study
         from umup.lab.sweep import OutOfTime
 
@@ -143,10 +144,10 @@ class Bench:
     ] = None
 
     def __call__(self) -> int:
-        """Measure, then print the tables of what ended; 0.
+        """Measure, then print the tables of completed measurements; returns 0.
 
         Raises:
-            UmupError: the parameters, or an accelerator or package that they ask for.
+            UmupError: from the parameters, or a missing accelerator or package that they need.
         """
         from umup.lab import bench_torch, study
         from umup.lab.folders import code
@@ -182,7 +183,7 @@ class Status:
     repair: Annotated[bool, Option("move unreadable shards aside, to be run again")] = False
 
     def __call__(self) -> int:
-        """Print a line per study and profile, and one per array of tasks at work; 0."""
+        """Print a line per study and profile, and per array of tasks at work; returns 0."""
         from umup.lab import folders, jobs, study
 
         states, places = [], []
@@ -207,7 +208,7 @@ class Status:
 
 
 def format_status(states: Sequence[dict[str, Any]]) -> str:
-    """The table of ``umup status`` as text, out of what ``study.status`` says."""
+    """The table of ``umup status`` as text, from what ``study.status`` returns."""
     header = ("study", "profile", "done", "running", "missing", "diverged", "stale", "time left")
     rows: list[tuple[str, ...]] = [header]
     for s in states:

@@ -1,8 +1,8 @@
-"""Studies of trained decoders: the shape that they share, and curves of loss over one parameter.
+"""Studies of trained decoders: their common shape, and curves of loss over one parameter.
 
-A study that searches says which curves it wants (``Curves.curves``), each a line search and the
-run at every point of it. The library asks for the runs that are missing, plays the search out to
-say how much is left, and finds finished runs again by their keys.
+A study with searches lists its curves (``Curves.curves``): each is a line search, and the run at
+every point of it. The library requests missing runs, simulates the search to estimate how much is
+left, and finds finished runs by their keys.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from umup.lab.search import LRSearch, Result, next_lrs
 
 
 class Text(NamedTuple):
-    """What of a data set is part of a run's specification."""
+    """The part of a data set that enters a run's specification."""
 
     digest: str
     vocab_size: int
 
     @classmethod
     def of(cls, dataset: Dataset) -> Text:
-        """That of ``dataset``."""
+        """The text of ``dataset``."""
         return cls(dataset.digest, dataset.vocab_size)
 
 
@@ -40,7 +40,7 @@ NO_TEXT = Text("", 2)
 
 @dataclass(frozen=True)
 class Decoders(Design):
-    """The flat parameters of studies that train decoders: one shape, of which few things vary."""
+    """The flat parameters of studies that train decoders: one shape, of which few fields vary."""
 
     n_layers: Count = 2
     """Blocks."""
@@ -55,15 +55,15 @@ class Decoders(Design):
     weight_decay: PositiveOrZero = 2.0**-13
     """As ``HPs.weight_decay``."""
     base_width: Count = 32
-    """The width at which μP equals SP; base depth and head size are the model's own."""
+    """The width at which μP equals SP; base depth and head size are those of the model."""
     dtype: Annotated[str, OneOf("float32", "bfloat16")] = "float32"
-    """Of the activations."""
+    """Dtype of the activations."""
     unroll: CountOrZero = 0
     """Layers per loop body of the scan over depth (0: all)."""
     eval_batches: Count = 16
-    """Batches of held-out text at the end of a run."""
+    """Number of batches of held-out text evaluated at the end of a run."""
     seeds: Count = 3
-    """Runs at every point that decides."""
+    """Number of seeds at each point near the optimum."""
 
     def model(self, d_model: int, text: Text = NO_TEXT, **changes: Any) -> ModelConfig:
         """The model's shape at a width; ``changes`` are fields of ``ModelConfig``."""
@@ -84,7 +84,7 @@ class Decoders(Design):
         return ModelConfig(d_model=d_model, **shape | changes)
 
     def optim(self, **changes: Any) -> OptimConfig:
-        """The optimizer of a run of which nothing else is said."""
+        """The optimizer of a run, unless another is given."""
         raise NotImplementedError
 
     def run(
@@ -102,10 +102,10 @@ class Decoders(Design):
         Args:
             scheme: a name in ``rules.SCHEMES``.
             model: its shape, whose vocabulary is the text's.
-            text: what it is trained on.
-            seed: of its draws and batches.
-            optim: ``self.optim()`` where None.
-            probe_steps: when to look.
+            text: the text it is trained on.
+            seed: of its random draws and batches.
+            optim: ``self.optim()`` if None.
+            probe_steps: steps at which the probes observe the model.
             log2: log2 of hyperparameters, ``eta`` among them; the others are at their defaults.
         """
         return RunConfig(
@@ -125,11 +125,11 @@ class Decoders(Design):
         """The line search between the ends that the parameter ``name`` holds, [low, high] in log2.
 
         Args:
-            name: of the parameter, which an error names.
+            name: of the parameter, for errors.
             options: ``refine``, ``window``, ``seeds`` and ``max_extend`` of ``LRSearch``.
 
         Raises:
-            ConfigError: there are not two ends, or no search has them.
+            ConfigError: there are not two ends, or they are not the ends of a search.
         """
         ends = getattr(self, name)
         if len(ends) != 2:
@@ -150,12 +150,12 @@ class Curve:
 
     def __init__(self, search: LRSearch, run: Callable[[float, int], RunConfig]) -> None:
         self.search = search
-        # A design asks for the same runs after every one that finishes.
+        # A design requests the same runs again after each one that finishes.
         self.run = functools.cache(run)
         self.key = functools.cache(lambda x, seed: self.run(x, seed).key())
 
     def results(self, loss_of: Mapping[str, float], search: LRSearch | None = None) -> list[Result]:
-        """What is finished of all that the search could ever ask for.
+        """The finished runs among all that the search could request.
 
         Args:
             loss_of: key of a finished run → its final loss.
@@ -168,7 +168,7 @@ class Curve:
         ]
 
     def coarse(self) -> list[RunConfig]:
-        """The runs that are wanted whatever the results."""
+        """The runs wanted whatever the results."""
         return [self.run(x, 0) for x in self.search.coarse()]
 
     def missing(self, loss_of: Mapping[str, float]) -> list[RunConfig]:
@@ -178,7 +178,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Trained(Decoders):
-    """Decoders of which most train equally long."""
+    """Decoders most of which train for the same number of steps."""
 
     steps: Count = 400
     """Updates of a run."""
@@ -186,8 +186,8 @@ class Trained(Decoders):
     """Share of the steps that warm up."""
 
     def optim(self, **changes: Any) -> OptimConfig:
-        """The optimizer; ``changes`` are fields of ``OptimConfig``. A share of the steps warms up,
-        however many there are."""
+        """The optimizer; ``changes`` are fields of ``OptimConfig``. Warm-up takes the same share of
+        any number of steps."""
         steps = changes.get("steps", self.steps)
         plain = {
             "steps": steps,
@@ -199,10 +199,10 @@ class Trained(Decoders):
 
 @dataclass(frozen=True)
 class Curves(Trained):
-    """A study of curves: what to run follows from ``curves``."""
+    """A study of curves: its runs follow from ``curves``."""
 
     def curves(self, text: Text) -> Iterable[Curve]:
-        """Every curve, in the order in which to do them."""
+        """Every curve, in the order in which to run them."""
         raise NotImplementedError
 
     def curve(
@@ -223,11 +223,11 @@ class Curves(Trained):
         return Curve(search, run)
 
     def fixed(self, text: Text) -> Iterable[RunConfig]:
-        """Runs that are wanted besides, whatever the results."""
+        """Further runs, wanted whatever the results."""
         return ()
 
     def runs(self, dataset: Dataset) -> list[RunConfig]:
-        """What is wanted whatever the results: the fixed runs and the coarse grids."""
+        """The runs wanted whatever the results: the fixed runs and the coarse grids."""
         fixed, curves = _asked(self, Text.of(dataset))
         coarse = [run for curve in curves for run in curve.coarse()]
         return list(dict.fromkeys([*fixed, *coarse]))
@@ -241,7 +241,7 @@ class Curves(Trained):
         return list(dict.fromkeys(wanted))
 
     def guess(self, run: RunConfig, runs: pd.DataFrame) -> float:
-        """A parabola around the middle of the run's grid: a search without extensions."""
+        """A parabola around the middle of the run's grid, for a search without extensions."""
         text = Text(run.data_digest, run.model.vocab_size)
         for curve in _asked(self, text)[1]:
             for x, seed in curve.search.candidates():

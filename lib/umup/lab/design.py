@@ -1,8 +1,8 @@
-"""What a study wants: training runs and other measurements, from its flat parameters.
+"""What a study wants to measure: training runs and other points, from its flat parameters.
 
 A *run* is a ``RunConfig``. A *point* is any other measurement: a name and a plain specification,
-from which a function of the study's module makes a plain result. Both are known by the digest of
-their specification, so that finished ones are found again and killed work goes on.
+from which a function of the study's module makes a plain result. Both are identified by the digest
+of their specification, so that finished ones are recognized and killed work can resume.
 """
 
 from __future__ import annotations
@@ -66,41 +66,41 @@ class Point:
 
 @dataclass(frozen=True)
 class Design(Config):
-    """The flat parameters that every study has, as papermill hands them to a notebook."""
+    """The flat parameters of every study, as papermill passes them to a notebook."""
 
     profile: str = "smoke"
-    """Name of the profile; column of the records and their folder."""
+    """Name of the profile: a column of the records, and their folder."""
     mode: Annotated[str, OneOf("run", "load")] = "run"
     """``run`` makes what is missing, ``load`` only reads the records."""
     fresh: bool = False
-    """Make everything anew in a temporary store (the smoke profile)."""
+    """True to make everything again in a temporary store (the smoke profile)."""
     digits: Annotated[int, Range(0, 6)] = 2
     """Decimals that the notebook prints."""
     corpus: str = "sotu"
-    """Text of the training runs."""
+    """Corpus of the training runs."""
     tokenizer: str = "bytes"
     """Tokenizer of that text."""
     workers: Annotated[int, Range(0, 256)] = 0
-    """Processes, one CPU core each; 0 works in this process."""
+    """Number of worker processes, one CPU core each; 0 works in this process."""
     lanes: Count = 1
-    """Runs in one program, see ``sweep.Settings``."""
+    """Number of runs in one program, see ``sweep.Settings``."""
     lanes_at_once: Count = 1
-    """Of these, how many side by side."""
+    """Number of these that a CPU advances together."""
     chunk_steps: Count = 250
-    """Updates between two looks of the host."""
+    """Updates per chunk, after which control returns to the host."""
     time_limit_minutes: PositiveOrZero = 0.0
-    """Stop cleanly after so long (0: no limit); the same command resumes."""
+    """Time after which to stop cleanly (0: no limit); the same command resumes."""
     assumed_tflops: Positive = 0.1
-    """Speed of training, assumed for the estimate made before anything is measured."""
+    """Speed of training assumed for estimates before anything is measured."""
     point_seconds: Positive = 2.0
-    """Time per point, assumed likewise."""
+    """Time per point assumed likewise."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build from papermill parameters, however they were handed over.
+        """Build from papermill parameters, however they were passed.
 
-        Papermill hands over text where ``-p`` names a list or ``-r`` anything, and where ``-f`` and
-        ``-y`` read ``1e-4``: text in place of a number, a switch or a list is read as YAML.
+        Papermill passes text for a list given by ``-p``, for anything given by ``-r``, and for
+        ``1e-4`` in ``-f`` or ``-y``: text in place of a number, a switch or a list is read as YAML.
 
         Raises:
             ConfigError: a key is unknown, or a value has a wrong type or is out of range.
@@ -141,7 +141,7 @@ class Design(Config):
         return mine.runs is not Design.runs or mine.pending is not Design.pending
 
     def guess(self, run: RunConfig, runs: pd.DataFrame) -> float:
-        """A made-up loss of ``run``, for adaptive designs to play out what they would ask for."""
+        """A guessed loss of ``run``, with which adaptive designs predict their later requests."""
         return 1.0
 
     def missing_seconds(self, runs: list[RunConfig]) -> float:

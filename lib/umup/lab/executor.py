@@ -1,8 +1,8 @@
-"""A study's missing work beyond this process: one Slurm array, or processes of this machine.
+"""A study's missing work outside this process: one Slurm array, or processes of this machine.
 
-Slurm queues, starts, limits, preempts and requeues; submitit writes its scripts and pickles. What
-a task does is `study.work`: it claims what is missing until nothing is. Tasks, arrays and users
-may therefore share one study, any of them may die, and every run is recorded once.
+Slurm queues, starts, limits, preempts and requeues tasks; submitit writes their scripts and
+pickles. Each task runs `study.work`, which claims missing work until none is left. Tasks, arrays
+and users may therefore share one study, any of them may die, and every run is recorded once.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from umup.lab.sweep import OutOfTime, groups
 from umup.terminal import Progress
 
 MOST_TASKS = 64
-"""Tasks of an array whose number nobody chose."""
+"""Largest default number of tasks of an array."""
 REQUEUES = 1000
-"""Time limits after which submitit gives a task up; work is done before each."""
+"""Number of time limits after which submitit gives a task up; each allows some work."""
 POLL_SECONDS = 10.0
-"""Between two looks at the queue while following an array."""
+"""Seconds between queries of the queue while following an array."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What one task of an array runs; submitit pickles it.
+    """The work of one task of an array; submitit pickles it.
 
     Args:
         study: its name or folder.
         settings: the design as plain data.
         records: folder of the store.
-        seconds: when to stop; the task is then requeued under Slurm, and ends elsewhere.
+        seconds: time after which to stop; a Slurm task is then requeued, another one ends.
     """
 
     study: str | Path
@@ -56,14 +56,14 @@ class Task:
     seconds: float
 
     def __call__(self, number: int) -> None:
-        """Work until nothing is missing that no other process has in flight."""
+        """Work until nothing is missing but what other processes have in flight."""
         os.environ.setdefault("UMUP_PROGRESS", "1")  # into the task's log
         signal.signal(signal.SIGTERM, _told_to_end)
         place = Store(self.records)
         design = study.design_of(self.study).from_dict(self.settings)
         limit = self.seconds / 60 if math.isfinite(self.seconds) else 0.0
         design = replace(design, workers=0, time_limit_minutes=limit)
-        # The results of others may make an adaptive design ask for more: its tasks wait for them.
+        # The results of other tasks may lead an adaptive design to request more: wait for them.
         adaptive = type(design).pending is not Design.pending
         progress = Progress(place.folder / ".progress.log")
         try:
@@ -76,23 +76,23 @@ class Task:
         place.points.compact()
 
     def checkpoint(self, number: int) -> Any:
-        """What submitit runs when the job starts again: the same, since the state is on disk."""
+        """What submitit runs when the job restarts: the same task, since the state is on disk."""
         return jobs.submitit().core.utils.DelayedSubmission(self, number)
 
 
 def _under_slurm() -> bool:
-    """Whether Slurm runs this task: not a process of this machine, inside an allocation or not."""
+    """Whether Slurm started this task; False for local processes, even inside an allocation."""
     return os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
 
 
 def _requeue() -> None:
-    """Have submitit requeue this Slurm job and end this process, as before a time limit."""
+    """Let submitit requeue this Slurm job and end this process, as before a time limit."""
     signal.raise_signal(getattr(signal, f"SIG{jobs.submitit().JobEnvironment.USR_SIG}"))
 
 
 def _told_to_end(*_: object) -> None:
-    """On SIGTERM. Slurm sends it when it has cancelled or requeued the job, which then runs no
-    more; and at the start of a preemption's grace time, when a job that ends counts as done."""
+    """Handler of SIGTERM. Slurm sends it when it has cancelled or requeued the job, which then
+    ends, and at the start of a preemption's grace time, when a job that ends counts as done."""
     if _under_slurm():
         state = _state()
         os.write(2, f"umup: told to end; Slurm's state of this job: {state or 'none'}\n".encode())
@@ -106,8 +106,8 @@ def _told_to_end(*_: object) -> None:
 
 
 def _state() -> str:
-    """The state of this task's job, asked for until Slurm answers, or kills us: to end without
-    knowing might be to end for good."""
+    """The state of this task's job, queried until Slurm answers or kills the process: a task that
+    ends without knowing might not be requeued."""
     ask = ("squeue", "--noheader", "--format=%T", f"--jobs={os.environ['SLURM_JOB_ID']}")
     while True:
         with contextlib.suppress(StudyError):
@@ -118,7 +118,7 @@ def _state() -> str:
 
 
 def wanted_tasks(design: Design, place: Store) -> int:
-    """How many tasks could work at once now: groups of lanes and points that are missing."""
+    """Number of tasks that could work at once: missing groups of lanes and points."""
     n = len(study.missing_points(design, place.points))
     if (dataset := study.dataset_of(design)) is not None:
         n += len(groups(design.pending(current(place.read()), dataset), design.lanes))
@@ -135,8 +135,8 @@ def submit(
 
     Raises:
         StudyError: the design keeps no records or only reads them; submitit or Slurm is not
-            there; sbatch refuses the job (with its own words).
-        ConfigError: more tasks than the site takes in one array, or than this machine has GPUs.
+            available; sbatch refuses the job (its message is quoted).
+        ConfigError: more tasks than the site allows in one array, or than this machine has GPUs.
         RecordError: the folder of the records cannot be written.
     """
     if design.fresh or design.mode != "run":
@@ -190,7 +190,7 @@ def _gpus_here() -> list[int]:
 
 
 def _undo(folder: Path) -> None:
-    """Take back what a submission that failed has made, and folders now empty above its own."""
+    """Remove what a failed submission has made, and parent folders that are now empty."""
     for script in folder.glob("[0-9]*_submission.sh"):  # sbatch had taken it
         subprocess.run(["scancel", script.name.split("_")[0]], capture_output=True)
     shutil.rmtree(folder, ignore_errors=True)
@@ -214,7 +214,7 @@ def _to_slurm(task: Task, tasks: int, folder: Path, options: Options, name: str)
         gpus_per_node=options.gpus or None,
         cpus_per_task=options.cpus,
         stderr_to_stdout=True,
-        # Since Slurm 22.05 a step has the CPUs of its job only where it asks for them.
+        # Since Slurm 22.05 a job step gets the CPUs of its job only if it requests them.
         srun_args=[f"--cpus-per-task={options.cpus}"] if options.cpus else None,
         additional_parameters={"requeue": True}
         | {name: value == "true" or value for name, value in options.slurm},
@@ -269,14 +269,14 @@ def fan_out(
     options: Options,
     say: Callable[[str], None] = print,
 ) -> int | None:
-    """``umup run --executor``: submit, say how to watch and to cancel, and maybe wait.
+    """``umup run --executor``: submit, print how to watch and to cancel, and wait if asked to.
 
     Returns:
-        The exit status, or None when nothing is missing, so that the notebook may be executed.
+        The exit status, or None if nothing is missing, so that the notebook may be executed.
 
     Raises:
-        StudyError: tasks failed and left work missing, or as ``submit``.
-        ConfigError, RecordError: as ``submit``.
+        StudyError: tasks failed and left work missing, or as for ``submit``.
+        ConfigError, RecordError: as for ``submit``.
     """
     shown = f"{Path(name).name} {design.profile}"
     for line in jobs.at_work([(shown, place)]):
@@ -306,9 +306,9 @@ def fan_out(
         say(f"failed: {line}")
     if left and failed:
         todo = f"tasks that end well; see {os.path.relpath(submission.folder)}"
-        raise StudyError("tasks", failed[0], f"{todo}; the same command goes on")
+        raise StudyError("tasks", failed[0], f"{todo}; the same command resumes")
     if left:
-        say(f"{shown}: the tasks were stopped with work left; the same command goes on")
+        say(f"{shown}: the tasks were stopped with work left; the same command resumes")
         return study.EXIT_OUT_OF_TIME
     place.compact()
     place.points.compact()

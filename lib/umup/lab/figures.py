@@ -1,8 +1,8 @@
-"""Figures: tables drawn so that a claim can be checked by eye. Nothing here trains or fits.
+"""Figures, in which a claim can be checked by eye. Nothing here trains or fits.
 
-Every function takes runs (or verdicts) and returns a new Figure, the same pixels for the same
-input. Schemes have the colours of Okabe and Ito's colour-blind-safe set and a marker each; widths
-have a sequential palette. Sizes suit 7 inches and stay legible on a phone.
+Every function takes runs (or verdicts) and returns a new Figure; equal input gives equal pixels.
+Each scheme has a marker and a colour of Okabe and Ito's colour-blind-safe set; widths have a
+sequential palette. Sizes are for a width of 7 inches and stay legible on a phone.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ STYLE: dict[Any, Any] = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Our style for the while; matplotlib's settings are as they were afterwards."""
+    """Use our style in the block; matplotlib's settings are restored afterwards."""
     with sns.axes_style("whitegrid"), mpl.rc_context(STYLE):
         yield
 
 
 class _Picture(Figure):
-    """A figure that notebooks show as PNG by itself, without pyplot's global state."""
+    """A figure that notebooks show as PNG without pyplot's global state."""
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -82,7 +82,7 @@ def subplots(width: float, height: float, columns: int = 1, **options) -> tuple[
 
 
 def empty(message: str) -> Figure:
-    """A figure that says why there is nothing to draw."""
+    """An empty figure that says why there is nothing to draw."""
     figure, (ax,) = subplots(7, 1.2)
     ax.axis("off")
     ax.text(0.5, 0.5, message, ha="center", va="center", color=OTHER)
@@ -90,7 +90,7 @@ def empty(message: str) -> Figure:
 
 
 drawn = otherwise(lambda missing: empty(f"not measured: {missing}"))
-"""Decorator of a function that draws a figure: it says what is not measured."""
+"""Decorator of a function that draws a figure: if records are missing, the figure says which."""
 
 
 def note(ax: Axes, message: str) -> None:
@@ -102,20 +102,20 @@ def note(ax: Axes, message: str) -> None:
 
 
 def panel(ax: Axes, draw: Callable[..., None], *args: Any) -> None:
-    """``draw(ax, *args)``; where that raises NotMeasured, `note` says so in the panel."""
+    """``draw(ax, *args)``; if that raises NotMeasured, `note` says so in the panel."""
     otherwise(lambda missing: note(ax, missing))(draw)(ax, *args)
 
 
 def claims_board(verdicts: Sequence[Verdict]) -> Figure:
-    """Every claim's measurement and 95 % interval (line) against its bound (grey), a row each.
+    """Every claim's measurement and 95 % interval (line) against its bound (grey), one per row.
 
-    Rows have their own scale, since units differ: the bound is the shaded part, open towards the
-    side where there is none.
+    Each row has its own scale, since units differ. The shaded part is within the bound; it is open
+    on a side without a bound.
     """
     if not verdicts:
         return empty("no claims")
     with style():
-        # Rows are placed by hand: the layout engine takes seconds over as many axes.
+        # Rows are placed by hand: the layout engine takes seconds for this many axes.
         row, height = 0.78, 0.78 * len(verdicts)
         figure = Figure(figsize=(7, height))
         FigureCanvasAgg(figure)

@@ -1,16 +1,16 @@
-"""Where the studies lie, and their code: one folder each, read by path.
+"""The studies' folders and code, found by path.
 
-A study is a folder of ``experiments``, named after its question. Beside ``study.ipynb``, its
-source ``study.py``, ``claims.yaml``, the parameter files and the records it has its code:
+A study is a folder in ``experiments``, named after its question. Beside ``study.ipynb``, its source
+``study.py``, ``claims.yaml``, the parameter files and the records, it contains its code:
 
-- ``design.py``: ``DESIGN``, the ``design.Design`` that its parameters make,
+- ``design.py``: ``DESIGN``, the class of its parameters, a ``design.Design``,
 - ``measures.py``: ``MEASURES``, name → function from a point's specification to its plain result,
-  if it measures other things than training runs,
+  if it measures anything besides training runs,
 - ``results.py``: tables of the records, and ``QUANTITIES``, a ``quantities.Quantities`` of what
   its ``claims.yaml`` may name,
 - ``figures.py`` and ``words.py``: what its page shows and says.
 
-Nothing is installed or listed anywhere, so a copied folder runs wherever umup is installed.
+Nothing is installed or listed, so that a copied folder runs wherever umup is installed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from umup.text import did_you_mean
 
 
 def experiments_folder() -> Path:
-    """The ``experiments`` folder: of the current folder or one above it, else of the checkout.
+    """The folder ``experiments`` in the current folder or one above it, else in the checkout.
 
     Raises:
         StudyError: there is none.
@@ -46,7 +46,7 @@ def names() -> list[str]:
 
 
 def folder(study: str | Path) -> Path:
-    """The study's folder; a path is taken as it is.
+    """The study's folder; a path is used unchanged.
 
     Raises:
         StudyError: there is no such study.
@@ -60,12 +60,12 @@ def folder(study: str | Path) -> Path:
 
 
 def choices(received: object, options: list[str]) -> str:
-    """What is allowed, for an error: the options, and the one that is spelled nearly so."""
+    """What is allowed, for an error: the options, and the one with the nearest spelling."""
     return f"one of {', '.join(options)}{did_you_mean(str(received), options)}"
 
 
 class Code(ModuleType):
-    """A study's folder as a package; its modules are attributes, imported when first asked for."""
+    """A study's folder as a package; its modules are attributes, imported when first used."""
 
     def __getattr__(self, name: str) -> ModuleType:
         found = self.find(name)
@@ -74,7 +74,7 @@ class Code(ModuleType):
         return found
 
     def find(self, name: str) -> ModuleType | None:
-        """The module ``name``, or None where the folder has no such file."""
+        """The module ``name``, or None if the folder has no such file."""
         if name.startswith("_") or not (Path(self.__path__[0]) / f"{name}.py").is_file():
             return None
         return importlib.import_module(f"{self.__name__}.{name}")

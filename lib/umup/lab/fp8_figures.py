@@ -26,7 +26,7 @@ LOOKS = {
     "mlp.down": Look(plots.VERMILION, "D", "FFN-down"),
     "readout": Look(plots.PURPLE, "*", "readout"),
 }
-"""Of the linears."""
+"""Colours of the linears."""
 KIND_NAMES = {"input": "input", "weight": "weight", "output_gradient": "output-gradient"}
 FORMATS = {"e4m3": ("E4M3", "#B58900"), "e5m2": ("E5M2", "#777777")}
 
@@ -34,7 +34,7 @@ FORMATS = {"e4m3": ("E4M3", "#B58900"), "e5m2": ("E5M2", "#777777")}
 def grid(
     width: float, height: float, rows: int, columns: int, **options
 ) -> tuple[Figure, np.ndarray]:
-    """A figure and its axes (rows, columns), which a notebook shows as PNG."""
+    """A figure that a notebook shows as PNG, and its axes (rows, columns)."""
     figure, (ax,) = figures.subplots(width, height)
     ax.remove()
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
@@ -48,11 +48,11 @@ def linear_legend(figure: Figure) -> None:
 def over_training(table: pd.DataFrame, order: Sequence[str]) -> Figure:
     """RMS over training, one row per scheme and one column per kind of tensor; deeper is darker.
 
-    Bands: E4M3's normal range, subnormals paler; dotted lines the ends of E5M2's normal range. The
-    step axis is linear up to the second probe and logarithmic from there.
+    Bands show E4M3's normal range, paler its subnormals; dotted lines the ends of E5M2's normal
+    range. The step axis is linear up to the second probe and logarithmic from there.
 
     Args:
-        table: rows as of ``ranges.of_linears``, with scheme and seed, over which means are taken.
+        table: rows of ``ranges.of_linears`` with scheme and seed; means are taken over seeds.
         order: of the schemes.
     """
     schemes = [s for s in order if (table["scheme"] == s).any()]
@@ -92,7 +92,7 @@ def over_training(table: pd.DataFrame, order: Sequence[str]) -> Figure:
 
 
 def _ranges(ax: Axes, named: bool) -> None:
-    """E4M3 as bands, E5M2's smallest normal number as a line; their names where nothing else is."""
+    """E4M3 as bands, E5M2's smallest normal number as a line; their names in a free place."""
     name, colour = FORMATS["e4m3"]
     small, normal, large = (np.log2(d["e4m3"]) for d in (SMALLEST, MIN_NORMAL, LARGEST))
     ax.axhspan(normal, large, color=colour, alpha=0.13, lw=0)
@@ -113,7 +113,7 @@ def _ranges(ax: Axes, named: bool) -> None:
 
 
 def ranges_along_x(ax: Axes, rows: Sequence[float]) -> None:
-    """The formats' ranges as bars in two rows, subnormals paler; dashed, where E4M3's ends."""
+    """The formats' ranges as bars in two rows, subnormals paler; dashed, the ends of E4M3's."""
     for y, (fmt, (_, colour)) in zip(rows, FORMATS.items(), strict=True):
         small, normal, large = (np.log2(d[fmt]) for d in (SMALLEST, MIN_NORMAL, LARGEST))
         ax.barh(y, large - normal, 0.5, normal, color=colour, alpha=0.8)
@@ -130,12 +130,12 @@ def losses(
     bound: float,
     order: Sequence[str],
 ) -> Figure:
-    """Training curves of the arms, one panel per scheme, and final losses against the first look's.
+    """Training curves of the arms, one panel per scheme, and final losses against the first arm's.
 
     Args:
-        runs: of one width, with a column ``arm``, which names the arm of each.
-        differences: of them, see ``tables.differences``.
-        looks: arm → how it is drawn; the first one is what the others are compared with.
+        runs: of one width, with a column ``arm`` that names the arm of each.
+        differences: of these runs, see ``tables.differences``.
+        looks: arm → its style; the others are compared with the first.
         bound: of the differences, drawn as a band, nats; what lies beyond twenty times as much is
             an arrow, as divergence is.
         order: of the schemes.
@@ -170,7 +170,7 @@ def losses(
 
 
 def _mean_curve(ax: Axes, runs: pd.DataFrame, look: Look, width: float) -> float:
-    """Draw the mean curve of some runs, as far as all of them got; returns its last loss."""
+    """Draw the mean curve of some runs up to the end of the shortest; returns its last loss."""
     runs = runs[runs["curve_steps"].map(len) > 0]
     if runs.empty:
         return math.nan

@@ -1,8 +1,8 @@
-"""What was submitted for a study's records, and what Slurm still has of it.
+"""The submissions for a study's records, and what Slurm still has of them.
 
-Each submission has a folder `.jobs/WHEN` beside the records: `job.json`, submitit's script and
-pickles, and the log of every task. The queue is asked through squeue, which every site has, and
-not through sacct, which needs accounting.
+Each submission has a folder `.jobs/WHEN` beside the records, with `job.json`, submitit's script and
+pickles, and the log of every task. The queue is read with squeue, which every site has, rather than
+sacct, which needs accounting.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from umup.lab.records import Store
 
 
 def submitit() -> ModuleType:
-    """submitit, without the logging that importing it sets up, which closes others' handlers.
+    """The module submitit, imported without its logging set-up, which closes others' handlers.
 
     Raises:
         StudyError: it is not installed.
@@ -50,11 +50,11 @@ class Submission:
     """An array of tasks that was submitted.
 
     Args:
-        folder: where its files are.
+        folder: of its files.
         executor: `slurm` or `local`.
         ids: the array's id, or the process of every local task.
-        tasks: how many.
-        user, created: by whom and when (UTC, ISO 8601).
+        tasks: their number.
+        user, created: who submitted it, and when (UTC, ISO 8601).
     """
 
     folder: Path
@@ -71,7 +71,7 @@ class Submission:
 
 
 def submissions(place: Store) -> list[Submission]:
-    """What was submitted for these records, oldest first."""
+    """The submissions for these records, oldest first."""
     found = []
     for path in sorted((place.folder / ".jobs").glob("*/job.json")):
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # being written
@@ -81,7 +81,7 @@ def submissions(place: Store) -> list[Submission]:
 
 
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "OUT_OF_MEMORY", "TIMEOUT"}
-"""States of jobs that squeue still lists for a while, and that do not start again."""
+"""States of jobs that have ended but that squeue still lists for a while."""
 _ENTRY = re.compile(
     r"(?P<job>\d+)(?:_\[(?P<tasks>[\d,-]+)[^\]]*\]|[_+.]\S*)?"  # 7, 7_3, 7_3+0, 7_[1-4,9%2]
     r"(?:\s+(?P<state>[A-Za-z_]+)\S*(?:\s+(?P<reason>.*))?)?"
@@ -99,7 +99,7 @@ class Entry:
 
 
 def entries(answer: str) -> list[Entry]:
-    """What squeue says of tasks, without the lines that sites and federations add to it."""
+    """The tasks in squeue's output, without the lines that sites and federations add to it."""
     found = []
     for line in answer.splitlines():
         if match := _ENTRY.fullmatch(line.strip()):
@@ -112,16 +112,16 @@ def entries(answer: str) -> list[Entry]:
 
 
 def _count(indices: str | None) -> int:
-    """How many tasks a list of an array's indices names, such as ``1-4,9``; 1 without a list."""
+    """Number of tasks in a list of array indices, such as ``1-4,9``; 1 without a list."""
     ranges = [part.split("-") for part in (indices or "0").split(",") if part.strip("-")]
     return sum(int(ends[-1] or ends[0]) - int(ends[0] or ends[-1]) + 1 for ends in ranges)
 
 
 def slurm(*command: str) -> str:
-    """What a Slurm command prints; nothing where it knows no such job.
+    """The output of a Slurm command; empty if it knows no such job.
 
     Raises:
-        StudyError: it failed, or did not answer; with its own words.
+        StudyError: it failed, with its message, or did not answer.
     """
     try:
         done = subprocess.run(
@@ -135,13 +135,13 @@ def slurm(*command: str) -> str:
 
 
 def words(text: str) -> str:
-    """What a Slurm command had to say, in one line."""
+    """The message of a Slurm command, in one line."""
     lines = [re.sub(r"^s\w+: (error: )?", "", line.strip()) for line in text.splitlines()]
     return "; ".join(filter(None, lines)) or "no message"
 
 
 def queue(arrays: Iterable[Submission]) -> dict[str, Counter[str]]:
-    """How many tasks of each array's id Slurm still has, by state; empty without Slurm.
+    """Number of tasks that Slurm still has of each array, by state; empty without Slurm.
 
     States are `running`, `queued (REASON)` and Slurm's other ones in lower case.
 
@@ -168,7 +168,7 @@ def told(states: Counter[str]) -> str:
 
 
 def at_work(places: Iterable[tuple[str, Store]]) -> list[str]:
-    """A line for every array of these named stores that Slurm still has, by one squeue."""
+    """A line for every array of these named stores that Slurm still has; calls squeue once."""
     arrays = [(name, array) for name, place in places for array in submissions(place)]
     try:
         states = queue(array for _, array in arrays)
@@ -183,9 +183,9 @@ def at_work(places: Iterable[tuple[str, Store]]) -> list[str]:
 
 
 def failures(array: Submission) -> list[str]:
-    """What went wrong in the array's tasks, a line for each that ended in an error.
+    """The errors of the array's tasks, one line for each task that ended in an error.
 
-    A task that Slurm killed for good (cancelled, out of memory, past its limit) has left none.
+    A task that Slurm killed (cancelled, out of memory, past its limit) leaves none.
     """
     load = submitit().core.utils.pickle_load
     found = []

@@ -1,4 +1,4 @@
-"""Sweeps of the learning rate: over widths and horizons, and along one other number of the run."""
+"""Sweeps of the learning rate, over widths and horizons or along another field of the run."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Grids(Trained):
     """Parameters of a line search over η for each scheme."""
 
     schemes: tuple[Scheme, ...] = ("sp", "mup", "umup")
-    """Of the curves."""
+    """Schemes of the curves."""
     steps: int = 2000
     lr_sp: Ends = (-12.0, -4.0)
-    """[low, high] log2 η of SP's coarse grid."""
+    """[low, high] in log2 η of SP's coarse grid."""
     lr_mup: Ends = (-11.0, -4.0)
     """The same of μP."""
     lr_umup: Ends = (-4.0, 3.0)
@@ -55,7 +55,7 @@ class Grids(Trained):
 
 @dataclass(frozen=True)
 class Arm(Config):
-    """One curve of loss against η: a scheme at a width and a horizon."""
+    """One curve of loss against η, of a scheme at a width and a horizon."""
 
     scheme: str
     d_model: int
@@ -64,13 +64,13 @@ class Arm(Config):
 
 @dataclass(frozen=True)
 class LRSweep(Grids):
-    """The flat parameters of a sweep over widths, beside those of every study of decoders."""
+    """The flat parameters of a sweep over widths, added to those of every study of decoders."""
 
     widths: tuple[Count, ...] = (32, 64)
-    """Of the main arms, one arm for each scheme and width."""
+    """Widths of the main arms, one arm for each scheme and width."""
     full_grid_width: Count = 128
-    """Above it, the grid is moved around the optimum predicted from smaller widths instead of
-    spanning the scheme's whole range."""
+    """Largest width whose grid spans the scheme's whole range; grids of larger widths are centred
+    on the optimum predicted from smaller ones."""
     d_head: int = 32
     short_steps: CountOrZero = 0
     """A shorter horizon (0: none)."""
@@ -87,8 +87,8 @@ class LRSweep(Grids):
             raise ConfigError("widths", self.widths, "at least one entry")
         for width in (*self.widths, *self.short_widths, *self.long_widths):
             self.model(width)  # heads that do not divide are an error now
-        # An optimum is predicted from narrower widths of the same horizon: without one with a
-        # full grid, the rest of the horizon would wait for ever.
+        # An optimum is predicted from narrower widths of the same horizon: without a width that has
+        # a full grid, the rest of the horizon would wait for ever.
         for steps, widths in self._horizons():
             if steps and widths and min(widths) > self.full_grid_width:
                 allowed = f"at least {min(widths)}, the narrowest width of {steps} steps"
@@ -102,7 +102,7 @@ class LRSweep(Grids):
         )
 
     def arms(self) -> list[Arm]:
-        """All arms: the main horizon's first, and the cheap before the dear."""
+        """All arms: the main horizon's first, and cheap ones before expensive ones."""
         horizons = [(steps, widths) for steps, widths in self._horizons() if steps]
         arms = {
             Arm(scheme, width, steps)
@@ -157,7 +157,7 @@ class LRSweep(Grids):
 
 @functools.lru_cache(maxsize=32)
 def _curves(sweep: LRSweep, text: Text) -> Mapping[Arm, Curve]:
-    """The curve of every arm; kept, since a plan asks for the same keys after every group."""
+    """The curve of every arm; cached, since a plan needs the same keys after every group."""
     return {
         arm: Curve(sweep.search(arm.scheme), functools.partial(sweep.at, arm, text))
         for arm in sweep.arms()
@@ -166,20 +166,20 @@ def _curves(sweep: LRSweep, text: Text) -> Mapping[Arm, Curve]:
 
 @dataclass(frozen=True)
 class AxisSweep(Grids, Curves):
-    """A line search over η at every value of one number of the run.
+    """A line search over η at every value of one field of the run.
 
-    A study's own sweep is a subclass that says ``AXIS`` and, where something has to move along
-    with the axis, ``at``.
+    A study's own sweep is a subclass that sets ``AXIS`` and, if something else changes with the
+    axis, overrides ``at``.
     """
 
     schemes: tuple[Scheme, ...] = ("umup",)
     width: Count = 32
-    """Of every model."""
+    """Width of every model."""
     values: tuple[float, ...] = (1, 2)
-    """Of the axis, rising."""
+    """Values of the axis, increasing."""
 
     AXIS = "model.n_layers"
-    """What is varied: a number of the run's ``model``, ``optim`` or ``hps``, but not η."""
+    """The field that varies: a number in the run's ``model``, ``optim`` or ``hps``, but not η."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -189,7 +189,7 @@ class AxisSweep(Grids, Curves):
             curve.run(0.0, 0)  # a value that the axis cannot take is an error now
 
     def at(self, run: RunConfig, value: float) -> RunConfig:
-        """The run with the axis at ``value``; a whole number where the field holds such."""
+        """The run with the axis at ``value``, converted to an integer if the field is one."""
         name, _, field = self.AXIS.partition(".")
         part = getattr(run, name)
         if isinstance(getattr(part, field), int) and float(value).is_integer():
@@ -197,7 +197,7 @@ class AxisSweep(Grids, Curves):
         return replace(run, **{name: replace(part, **{field: value})})
 
     def curves(self, text: Text) -> Iterator[Curve]:
-        """One for every value and scheme."""
+        """One curve for every value and scheme."""
         for value in self.values:
             for scheme in self.schemes:
                 at = functools.partial(self._at, value, scheme, text)

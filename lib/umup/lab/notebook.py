@@ -1,4 +1,4 @@
-"""Notebooks as files: the parameters they state, their execution, their pair with ``study.py``."""
+"""Notebooks as files: their parameters, their execution, their pairing with ``study.py``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from umup.errors import StudyError, UmupError
 from umup.lab import folders
 
 AT_ONCE = 2
-"""Notebooks executed at one time: half of what a kernel does, compiling, is one thread's."""
+"""Notebooks executed at once: compiling, half of a kernel's work, uses a single thread."""
 
 PLAIN = (int, float, str, bool, list, tuple, dict, type(None))
 """Types of a parameter's value."""
@@ -51,15 +51,15 @@ def execute(
 ) -> dict[str, Any]:
     """Run a notebook with papermill, in this interpreter's own kernel, and return it executed.
 
-    Only values that differ from the notebook's own are injected. A kernel that does not start is
-    tried once more (ports sometimes collide); one that dies later is not.
+    Only values that differ from the notebook's own are injected. If a kernel does not start, one
+    more is started (ports sometimes collide); if it dies later, none is.
 
     Args:
         notebook: the file to run.
         output: the executed notebook, written cell by cell.
         given: values of its parameters.
         cwd: the folder in which the kernel runs.
-        variables: environment variables that the kernel has besides ours.
+        variables: environment variables of the kernel besides those of this process.
 
     Raises:
         StudyError: a parameter that the notebook does not have, no cell tagged ``parameters``, a
@@ -140,9 +140,9 @@ def _own_kernel(variables: Mapping[str, str]) -> type:
 
 
 def _mark_dead(output: Path) -> int:
-    """Mark a notebook whose kernel died, and return the number of the code cell it died in.
+    """Mark a notebook whose kernel died, and return the number of the code cell in which it died.
 
-    Papermill itself calls all its cells completed then, and `verify` would believe it.
+    Papermill marks all cells as completed in that case, and `verify` would accept the notebook.
     """
     left = json.loads(output.read_text(encoding="utf-8"))
     left["metadata"]["papermill"]["exception"] = True
@@ -152,7 +152,7 @@ def _mark_dead(output: Path) -> int:
 
 
 def verify(notebook: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return an executed notebook if it ran to its end.
+    """Return an executed notebook, provided that it ran to its end.
 
     Raises:
         StudyError: papermill's metadata says exception or pending, an output is an error, or a
@@ -176,7 +176,7 @@ def verify(notebook: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def finish(notebook: dict[str, Any]) -> dict[str, Any]:
-    """Make an executed notebook one to be shown: without metadata of the run, pictures small.
+    """Prepare an executed notebook for publication: no metadata of the run, compressed pictures.
 
     Parameters that were injected are hidden in the book.
     """
@@ -195,11 +195,11 @@ def finish(notebook: dict[str, Any]) -> dict[str, Any]:
 
 
 def palette(png: bytes) -> bytes:
-    """The same picture in at most 256 colours, a third of the bytes; equal input, equal output."""
+    """The same picture in at most 256 colours, a third of the bytes; deterministic."""
     from PIL import Image
 
     image = Image.open(io.BytesIO(png)).convert("RGB")
-    # Neighbouring shades are merged, not mixed of dots, so that flat areas and thin lines stay.
+    # Neighbouring shades are merged, not dithered, so that flat areas and thin lines stay intact.
     small = image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     out = io.BytesIO()
     small.save(out, "PNG", optimize=True)
@@ -207,13 +207,13 @@ def palette(png: bytes) -> bytes:
 
 
 def make(folder: Path) -> Path:
-    """Execute a study's ``study.py`` with the parameters it states and write its pair.
+    """Execute a study's ``study.py`` with its own parameters and write the paired notebook.
 
-    Cells get the tags of the source and stable ids, so that the notebook changes where the study
-    does.
+    Cells get the tags of the source and stable ids, so that the notebook changes only where the
+    study does.
 
     Args:
-        folder: of the study, with ``study.py``; gets ``study.ipynb``.
+        folder: of the study, with ``study.py``; ``study.ipynb`` is written into it.
 
     Raises:
         StudyError: a cell failed.
@@ -240,7 +240,7 @@ def make(folder: Path) -> Path:
 
 
 def main(names: Sequence[str]) -> int:
-    """``python -m umup.lab.notebook STUDY ...``, or ``all``: notebooks anew; the exit status."""
+    """``python -m umup.lab.notebook STUDY ...``, or ``all``: remake notebooks; the exit status."""
     try:
         wanted = folders.names() if list(names) == ["all"] else names
         with ThreadPoolExecutor(AT_ONCE) as pool:

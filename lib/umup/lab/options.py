@@ -1,4 +1,4 @@
-"""How a study's missing work is fanned out: the options of ``umup run`` beyond this process."""
+"""The options of ``umup run`` that distribute a study's missing work beyond this process."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from umup.command import Option
 from umup.errors import ConfigError
 
 SLURM_MINUTES = 60.0
-"""Time limit of a Slurm task that nobody chose."""
+"""Default time limit of a Slurm task."""
 OURS = {
     *("account", "array", "cpus-per-task", "error", "gpus", "gpus-per-node", "gpus-per-task"),
     *("job-name", "no-requeue", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output"),
     *("partition", "requeue", "signal", "time", "wrap"),
 }
-"""sbatch options that have a name of their own here, or a value that the tasks rest on."""
+"""sbatch options that have their own option here, or whose value the tasks depend on."""
 
 
 @dataclass(frozen=True)
 class Options(Config):
-    """How missing work is fanned out; each field says what it is.
+    """How missing work is distributed; each field has its own help text.
 
-    Left out, ``tasks`` are one per group of lanes or point now missing, at most
-    ``executor.MOST_TASKS``; a task under Slurm has ``SLURM_MINUTES``, stops before they end and is
-    started again, and a task of this machine has no limit, or is ended by the one it is given. One
-    process uses one GPU; 0 shows it none. Of ``slurm``, the value ``true`` sets a flag.
+    By default there is one task per missing group of lanes or point, at most
+    ``executor.MOST_TASKS``. A Slurm task has a limit of ``SLURM_MINUTES`` by default; it stops
+    before its limit and is requeued. A task of this machine has no limit by default, and ends at a
+    given one. One process uses one GPU; 0 hides all GPUs. In ``slurm``, the value ``true`` sets a
+    flag.
     """
 
     executor: Annotated[
@@ -68,15 +69,15 @@ class Options(Config):
 
     @property
     def limit(self) -> float:
-        """Seconds that a task is given."""
+        """Time limit of a task in seconds."""
         if self.minutes is None and self.executor == "local":
             return math.inf
         return 60 * (self.minutes or SLURM_MINUTES)
 
     @property
     def seconds(self) -> float:
-        """Seconds after which a task stops, its state on disk.
+        """Seconds after which a task stops, with its state on disk.
 
-        What is left, a fifth of the limit but at most two minutes, is for the chunk in flight.
+        The remaining time, a fifth of the limit but at most two minutes, is for the current chunk.
         """
         return self.limit - min(self.limit / 5, 120)

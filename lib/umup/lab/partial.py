@@ -1,4 +1,4 @@
-"""The state of a sweep's group between two chunks: what a killed sweep goes on from."""
+"""The state of a sweep's group between two chunks, from which a killed sweep resumes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Partial:
     """The state of a group between chunks: one file, replaced atomically.
 
     Args:
-        path: the file; its name holds the digest of the group's keys, so a state can never be
-            taken for another group's.
+        path: the file; its name contains the digest of the group's keys, so that a state is never
+            used for another group.
     """
 
     def __init__(self, path: Path):
@@ -40,7 +40,7 @@ class Partial:
         """Write state leaves, losses (lanes, steps), the seconds spent and the probes' reports.
 
         Raises:
-            RecordError: the disk is full or cannot be written; the state before stays.
+            RecordError: the disk is full or cannot be written; the previous state is kept.
         """
         buffer = io.BytesIO()
         arrays = {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}

@@ -1,4 +1,4 @@
-"""What the claims of a study may name: functions from its records to an ``Interval``."""
+"""The quantities that a study's claims may name: functions from its records to an ``Interval``."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Quantities(dict[str, Callable[..., Interval]]):
     """Name → quantity; as a decorator it registers a function under its own name.
 
     A study's ``results.py`` begins with ``quantity = QUANTITIES = Quantities()``. A quantity takes
-    ``records.Results`` first, then what ``args`` of a claim give, and raises NotMeasured where the
-    records lack something.
+    ``records.Results`` and then the ``args`` of a claim, and raises NotMeasured if the records lack
+    something that it needs.
     """
 
     def __call__(self, function: F) -> F:
@@ -25,10 +25,10 @@ class Quantities(dict[str, Callable[..., Interval]]):
 
 
 def spanning(values: Iterable[float], factor: float, what: str) -> tuple[Any, Any]:
-    """The smallest and the largest of ``values``, at least ``factor`` apart.
+    """The smallest and the largest of ``values``, which must differ by at least ``factor``.
 
     Raises:
-        NotMeasured: they are not, or there are none; ``what`` names them ("u-μP: widths").
+        NotMeasured: they differ by less, or there are none; ``what`` names them ("u-μP: widths").
     """
     known = list(values)
     low, high = min(known, default=1), max(known, default=0)

@@ -1,6 +1,6 @@
-"""What FP8 formats hold, and where the probed tensors of a decoder's linears lie in them.
+"""The ranges of FP8 formats, and where the probed tensors of a decoder's linears lie in them.
 
-Tensors are those that a product multiplies: ``input``, ``weight`` and ``output_gradient`` of every
+The tensors are the operands of products: ``input``, ``weight`` and ``output_gradient`` of every
 linear.
 """
 
@@ -21,16 +21,16 @@ SMALLEST = {"e4m3": fp8.E4M3.smallest, "e5m2": fp8.E5M2.smallest}
 
 
 def of_linears(probes: pd.DataFrame) -> pd.DataFrame:
-    """Of ``records.probes`` the tensors that products multiply.
+    """The rows of ``records.probes`` for the operands of products.
 
-    The columns module and tensor are called linear and kind.
+    The columns module and tensor are renamed to linear and kind.
     """
     table = probes.rename(columns={"module": "linear", "tensor": "kind"})
     return table[table["linear"].isin(LINEARS) & table["kind"].isin(KINDS)]
 
 
 def margin(rms: pd.Series) -> pd.Series:
-    """Octaves between an RMS and the nearer end of E4M3's normal range; below 0: outside."""
+    """Octaves between an RMS and the nearer end of E4M3's normal range; negative if outside."""
     above, below = np.log2(rms / MIN_NORMAL["e4m3"]), np.log2(LARGEST["e4m3"] / rms)
     return pd.Series(np.minimum(above, below), rms.index)
 
@@ -39,8 +39,8 @@ def extreme(table: pd.DataFrame, column: str, which: str) -> Interval:
     """The tensor (and step, if kept) whose mean over seeds is extreme: that mean's interval.
 
     Args:
-        table: rows as of ``of_linears``, with or without ``step``.
-        column: whose mean is taken.
+        table: rows of ``of_linears``, with or without ``step``.
+        column: the column whose mean is taken.
         which: ``largest``, ``smallest``, or ``furthest`` from 0.
     """
     by = [name for name in ("place", "kind", "step") if name in table]

@@ -1,11 +1,11 @@
-"""Records: one row a training run or other measurement, in Parquet shards that are never edited.
+"""Records: one row per training run or other measurement, in immutable Parquet shards.
 
-A store is a folder of shards. Every append is a new shard, put in place by one atomic rename, so
-any number of processes may write at once, and a killed one leaves at most an ignored temporary
-file. Nothing overwrites a shard, and one is deleted only after its rows are on disk in another:
-this needs no lock, and holds where locks do nothing. `.locks/KEY.lock` is held (flock) while a
-process runs the point KEY, which saves the time of running it twice; `.damaged/` keeps the shards
-that `repair` moved aside.
+A store is a folder of shards. Every append writes a new shard and puts it in place by one atomic
+rename, so that any number of processes may write at once, and a killed one leaves at most a
+temporary file that is ignored. No shard is overwritten, and a shard is deleted only after its rows
+are on disk in another. This needs no locks and works where locks do nothing. `.locks/KEY.lock` is
+held (flock) while a process runs the point KEY, so that it is not run twice; `.damaged/` keeps the
+shards that `repair` moved aside.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class Store:
     """The records of one study and profile: a folder of immutable shards.
 
     Args:
-        folder: where the shards are; created by the first write.
+        folder: of the shards; created by the first write.
         schema: the kind of record; `points` is the store of the other kind, inside this one.
-        beneath: a store whose rows count as on record here too, and which is never written.
+        beneath: a store whose rows also count as on record, but which is never written to.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Store:
         self.folder = Path(folder)
         self.schema = schema
         self.beneath = beneath
-        # Shards never change: each is read once, since a sweep asks for all after every group.
+        # Shards never change, so each is read only once: a sweep needs all after every group.
         self._known: dict[str, tuple[tuple[int, ...], pa.Table]] = {}
 
     @functools.cached_property
@@ -67,8 +67,8 @@ class Store:
     def append(self, rows: Iterable[Mapping[str, Any]]) -> Path | None:
         """Write `rows` as one new shard, atomically, and return its path (None for no rows).
 
-        When it returns, the rows are on disk; when it raises or is killed, none of them is seen,
-        and earlier shards are untouched.
+        When it returns, the rows are on disk; if it raises or is killed, none of them is visible,
+        and earlier shards are unchanged.
 
         Raises:
             RecordError: a malformed row, or a disk that is full, read-only or not writable.
@@ -79,11 +79,11 @@ class Store:
         return self._write(pa.Table.from_pylist(checked, schema=self.schema.arrow))
 
     def read(self) -> pd.DataFrame:
-        """All rows, one a key (of duplicates the earliest `created`), in a fixed order.
+        """All rows, one per key (of duplicates, the earliest `created`), in a fixed order.
 
         Raises:
             RecordError: a shard is damaged, of another schema or cannot be read; nothing is
-                dropped in silence.
+                silently dropped.
         """
         return self._merged(self.tables()).to_pandas()
 
@@ -93,12 +93,12 @@ class Store:
 
     @contextlib.contextmanager
     def claim(self, key: str) -> Iterator[bool]:
-        """Claim the point `key`: yields True to the one process that should run it now.
+        """Claim the point `key`: yields True to the one process that should run it.
 
-        False means another process (or this one, elsewhere) holds it, or it is on record already.
-        The claim is an flock: the kernel drops it when the process dies, however it dies. Append
-        the row inside the `with`. Where locks do nothing, two processes may both get True: then
-        both run the point, and of their rows the earlier counts.
+        False means that another process (or another part of this one) holds it, or that it is on
+        record already. The claim is an flock, which the kernel releases when the process dies,
+        however it dies. Append the row inside the `with`. Where locks do nothing, two processes may
+        both get True: then both run the point, and the earlier row counts.
 
         Raises:
             RecordError: the lock file cannot be written, or the file system refuses locks.
@@ -115,7 +115,7 @@ class Store:
                 os.close(descriptor)
 
     def running(self) -> set[str]:
-        """The keys that live processes hold a claim on at this moment (on this machine).
+        """The keys that live processes of this machine currently hold a claim on.
 
         Raises:
             RecordError: the file system refuses locks.
@@ -128,14 +128,14 @@ class Store:
         return held
 
     def compact(self) -> Path | None:
-        """Merge all shards into one and return it (None when there are none).
+        """Merge all shards into one and return it (None if there are none).
 
-        The merged shard is in place before those that it holds go, so being killed at any moment
+        The merged shard is in place before the others are deleted, so that a kill at any moment
         leaves duplicates at worst, which `read` removes. Rows that others append meanwhile stay,
-        and so do those of another `compact`: it, too, deletes only what it has read.
+        as do those of a concurrent `compact`, since each deletes only what it has read.
 
         Raises:
-            RecordError: a shard cannot be read, or the folder not be written.
+            RecordError: a shard cannot be read, or the folder cannot be written.
         """
         for stray in self.folder.glob(".*.tmp"):
             with contextlib.suppress(OSError):
@@ -153,8 +153,8 @@ class Store:
     def repair(self) -> list[Path]:
         """Move damaged shards to `.damaged/` and return their new paths.
 
-        The points they held count as missing afterwards, so the next run measures them again. A
-        shard that another umup or user could read stays where it is.
+        The points in them then count as missing, and the next run measures them again. A shard that
+        another version of umup or another user could read stays where it is.
 
         Raises:
             RecordError: the folder cannot be written.
@@ -188,7 +188,7 @@ class Store:
         ]
 
     def _each(self, read: Callable[[Path], T]) -> dict[Path, T]:
-        """Shard → what `read` makes of it, all of one listing of the folder."""
+        """Shard → what `read` makes of it, for all shards in one listing of the folder."""
         for pause in _PAUSES_S:
             try:
                 return {shard: read(shard) for shard in self._shards()}
@@ -198,7 +198,7 @@ class Store:
         raise RecordError(vanished, "listed, but not there", "a folder whose listing holds")
 
     def tables(self) -> Iterable[pa.Table]:
-        """The rows of each shard, and of those beneath. Raises RecordError as `read` does."""
+        """The rows of each shard, including those beneath. Raises RecordError as `read` does."""
         tables = self._each(self._read_shard)
         self._known = {shard.name: self._known[shard.name] for shard in tables}  # not the gone
         return [*tables.values(), *(self.beneath.tables() if self.beneath else ())]
@@ -217,9 +217,9 @@ class Store:
         return shard
 
     def _read_shard(self, path: Path) -> pa.Table:
-        """The rows of one shard; FileNotFoundError if it went since the folder was listed.
+        """The rows of one shard; FileNotFoundError if it was deleted since the folder was listed.
 
-        A file that was touched since it was read, by whatever damages files, is read again.
+        A file that has been modified since it was read, as by damage, is read again.
         """
         try:
             if path.is_symlink() and not path.exists():
@@ -247,7 +247,7 @@ def _writing(path: Path) -> contextlib.AbstractContextManager[None]:
 
 
 def _try_lock(path: Path) -> int | None:
-    """The descriptor of `path` with its flock, or None when another holds that."""
+    """The descriptor of `path` with its flock, or None if another process holds the lock."""
     for attempt in range(100):
         with contextlib.ExitStack() as stack, contextlib.suppress(FileNotFoundError):
             with _writing(path):
@@ -270,15 +270,15 @@ class Results(NamedTuple):
     """The current records of a study's profile.
 
     Attributes:
-        runs: one row a training run, see ``schemas.RUNS``.
-        points: one row another measurement, see ``schemas.POINTS``; ``table`` opens them.
+        runs: one row per training run, see ``schemas.RUNS``.
+        points: one row per other measurement, see ``schemas.POINTS``; ``table`` expands them.
     """
 
     runs: pd.DataFrame
     points: pd.DataFrame
 
     def table(self, what: str) -> pd.DataFrame:
-        """The points of one kind, a column for every field of specification and result.
+        """The points of one kind, with a column for every field of specification and result.
 
         Fields that a point does not have are NaN; without such points the table is empty.
         """
@@ -288,15 +288,15 @@ class Results(NamedTuple):
 
 
 def read_results(store: Store) -> Results:
-    """Runs and points of a store, those of the present numerics."""
+    """The runs and points of a store that have the present numerics."""
     return Results(current(store.read()), current(store.points.read()))
 
 
 def with_spec(runs: pd.DataFrame) -> pd.DataFrame:
     """``runs`` with a column for every field of their specification.
 
-    Named by their place in ``RunConfig``: ``model.tau_convention``, ``hps.alpha_residual``,
-    ``optim.batch_size``. Fields that an older record does not have are NaN.
+    Columns are named by their place in ``RunConfig``: ``model.tau_convention``,
+    ``hps.alpha_residual``, ``optim.batch_size``. Fields that an older record lacks are NaN.
     """
     specs = pd.json_normalize([json.loads(spec) for spec in runs["spec"]])
     specs = specs[[name for name in specs.columns if "." in name]].set_axis(runs.index)
@@ -327,7 +327,7 @@ def probes(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 class _Probe(NamedTuple):
-    """What a name of ``model.tensor_names`` says."""
+    """The parts of a name in ``model.tensor_names``."""
 
     place: str
     layer: int
@@ -345,14 +345,14 @@ class _Probe(NamedTuple):
 
 
 UNFINISHED = "unfinished"
-"""Kind of the points that hold what a run had come to when its time was over."""
+"""Kind of the points that hold the progress of a run that was cut off."""
 
 
 def unfinished(results: Results) -> pd.DataFrame:
-    """The runs that were cut off and that none has finished since, each as far as it came.
+    """The runs that were cut off and have not been finished since, each with its progress.
 
     Columns: key, scheme, d_model, n_layers, vocab_size, batch_size, seq_len, steps (of the whole
-    run), done (steps that were made), seed, device, spec, curve_steps and curve_loss.
+    run), done (steps trained), seed, device, spec, curve_steps and curve_loss.
     """
     rows = []
     for point in results.points[results.points["what"] == UNFINISHED].to_dict("records"):
@@ -371,17 +371,17 @@ def unfinished(results: Results) -> pd.DataFrame:
 
 
 def current(runs: pd.DataFrame) -> pd.DataFrame:
-    """The rows measured with the present numerics; only these may be shown as results."""
+    """The rows with the present numerics; only these may be shown as results."""
     return runs[runs["numerics"] == NUMERICS].reset_index(drop=True)
 
 
 def stale(runs: pd.DataFrame) -> pd.DataFrame:
-    """The rows measured with other numerics than the present: superseded."""
+    """The rows with other numerics than the present, which are superseded."""
     return runs[runs["numerics"] != NUMERICS].reset_index(drop=True)
 
 
 def provenance() -> dict[str, Any]:
-    """What a row says of where it was measured.
+    """The columns of a row that say where it was measured.
 
     Returns:
         device (kind), device_count, jax, jaxlib, flax, python, xla_flags, git_commit, git_dirty,
@@ -408,11 +408,11 @@ def provenance() -> dict[str, Any]:
 
 @functools.cache
 def _git(package: Path = Path(__file__).parents[1]) -> tuple[str, bool]:
-    """(commit, dirty) of the checkout that tracks the package; dirty looks at code alone.
+    """(commit, dirty) of the checkout that tracks the package; dirty concerns code alone.
 
-    That is the package and the studies' modules, but not their pages.
+    Code is the package and the studies' modules, but not their notebooks.
 
-    Asked once a process, when its code was read: later edits do not change what is running.
+    It is determined once per process, when the code was loaded: later edits do not affect it.
     """
 
     def git(*arguments: str) -> str:

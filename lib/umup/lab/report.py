@@ -1,7 +1,7 @@
-"""What a study says in words: sentences and Markdown tables made from its records.
+"""Sentences and Markdown tables made from a study's records.
 
-Notebooks show these instead of prose with numbers typed in. ``digits`` sets the decimals, so that
-what a notebook stores is robust to the last bits of another CPU.
+Notebooks show these rather than prose with typed numbers. ``digits`` sets the decimals, so that a
+notebook's text does not depend on the last bits of another CPU's results.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from umup.slopes import CoordCheck
 from umup.text import decimals
 
 ABSENT = "not measured"
-"""What stands for a number that the records do not have."""
+"""Stands for a number that the records do not have."""
 
 NO_RUNS = "no runs are on record"
 
 known = otherwise(lambda missing: ABSENT)
-"""Decorator of a function that gives a number as text: ``ABSENT`` where it is not measured."""
+"""Decorator of a function that gives a number as text: ``ABSENT`` if it is not measured."""
 
 worded = otherwise(lambda missing: f"{ABSENT.capitalize()}: {missing}.")
-"""Decorator of a function that gives a sentence or table: it says what is not measured."""
+"""Decorator of a function that gives a sentence or table, or says what is not measured."""
 
 
 def several(
     names: Sequence[str], tell: Callable[..., Sequence[str]], *args: Any, **named: Any
 ) -> dict[str, str]:
-    """What ``tell`` says under each of the names, or ``ABSENT`` under all of them."""
+    """The texts that ``tell`` gives under the names, or ``ABSENT`` under all of them."""
     texts = otherwise(lambda missing: [ABSENT] * len(names))(tell)(*args, **named)
     return dict(zip(names, texts, strict=True))
 
@@ -42,9 +42,10 @@ TITLES = schemes.TITLES
 
 
 def interval(value: float, lo: float, hi: float, digits: int = 2) -> str:
-    """``value [lo, hi]``, or the value alone where the data do not bound it.
+    """``value [lo, hi]``, or the value alone if the data do not bound it.
 
-    With fewer than two digits, as at smoke, no interval: one from two seeds says nothing.
+    With fewer than two digits, as at smoke, the interval is omitted: one from two seeds means
+    little.
     """
     text = decimals(value, digits)
     if digits < 2 or not (math.isfinite(lo) and math.isfinite(hi)):
@@ -53,12 +54,12 @@ def interval(value: float, lo: float, hi: float, digits: int = 2) -> str:
 
 
 def said(digits: int, quantity: Callable[..., Interval], *args, **named) -> str:
-    """A claim's quantity of these arguments as `interval`, or ``ABSENT``."""
+    """A claim's quantity at these arguments as `interval`, or ``ABSENT``."""
     return known(lambda: text_of(quantity(*args, **named), digits))()
 
 
 def text_of(measured: Interval, digits: int = 2) -> str:
-    """`interval` of a measurement: infinite where runs diverged, ``ABSENT`` where none is left."""
+    """`interval` of a measurement: infinite if runs diverged, ``ABSENT`` if there is none."""
     if math.isnan(measured.value):
         return ABSENT
     if math.isinf(measured.value):
@@ -67,15 +68,15 @@ def text_of(measured: Interval, digits: int = 2) -> str:
 
 
 def loss_digits(digits: int) -> int:
-    """Decimals of a loss: one more than of octaves, but for smoke's coarse numbers."""
+    """Decimals of a loss: one more than of octaves, except for smoke's coarse numbers."""
     return digits + 1 if digits >= 2 else digits
 
 
 def markdown(table: pd.DataFrame, columns: Mapping[str, str]) -> str:
     """A Markdown table of ``columns`` (name in the table → heading).
 
-    Columns without any text are left out, and so is a number that is not there; a table without
-    rows is said to be not measured.
+    Columns without any text are left out, as are missing numbers; without rows, the table is
+    replaced by "not measured".
     """
     if table.empty:
         return f"{ABSENT.capitalize()}."
@@ -87,7 +88,7 @@ def markdown(table: pd.DataFrame, columns: Mapping[str, str]) -> str:
 
 @known
 def tally(check: CoordCheck) -> str:
-    """How many rules a coordinate check found broken, ``3 of 17``, or ``ABSENT``."""
+    """Number of rules that a coordinate check found broken, ``3 of 17``, or ``ABSENT``."""
     if not check.findings:
         raise NotMeasured("no rule was judged")
     return f"{len(check.broken)} of {len(check.findings)}"
@@ -96,7 +97,7 @@ def tally(check: CoordCheck) -> str:
 def glue(name: str, text: str) -> None:
     """Name a text so that captions and pages can show it: MyST's ``{glue:text}`` role.
 
-    What ``myst_nb.glue`` does, without its package, which a GPU box need not have.
+    It does what ``myst_nb.glue`` does, without that package, which a GPU machine need not have.
     """
     from IPython.display import display
 
@@ -109,7 +110,7 @@ def optima_table(optima: pd.DataFrame, labels: Mapping[str, str], digits: int = 
     """Fitted optima as a Markdown table, one row each.
 
     Args:
-        optima: as ``tables.optima`` has them, perhaps of several sweeps.
+        optima: rows of ``tables.optima``, perhaps of several sweeps.
         labels: column that names a row → its heading, as ``{"d_model": "width"}``.
     """
     rows = [

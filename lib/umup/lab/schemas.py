@@ -1,7 +1,7 @@
-"""The two kinds of records, training runs and points: columns, the check of a row, the shard.
+"""The two kinds of records, training runs and points: columns, checks of rows, shards.
 
 A shard is a Parquet file with a seal before its footer: a mark, the SHA-256 of all other bytes,
-and the mark again. Parquet finds everything by offset, so that other readers pass over the seal.
+and the mark again. Parquet finds everything by offset, so that other readers skip the seal.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Schema:
         groups: (names, type) in order; NumPy types stand for lists of them.
         sort: columns by which rows are ordered.
         check: raises on a row whose values contradict each other.
-        added: columns that schema version 1 did not have; all lists, empty in its rows.
+        added: columns that schema version 1 lacked: lists, which are empty in its rows.
     """
 
     groups: tuple[tuple[str, type], ...]
@@ -74,14 +74,14 @@ class Schema:
 
     @cached_property
     def arrow(self) -> pa.Schema:
-        """The columns as Parquet holds them."""
+        """The columns with their Parquet types."""
         return pa.schema([(name, _ARROW[kind]) for name, kind in self.kinds.items()])
 
     def validate(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Check one row and return it in column order.
 
         Args:
-            row: column name → value; integers pass for floats, NumPy scalars for Python ones.
+            row: column name → value; integers are accepted as floats, NumPy scalars as Python's.
 
         Raises:
             RecordError: names the column that is missing, unknown, of a wrong type or out of
@@ -109,11 +109,11 @@ class Schema:
         """The rows of a shard, in the columns of the present version.
 
         Args:
-            data: the file's bytes; without a seal they are taken as they are.
+            data: the file's bytes; without a seal they are not checked.
             name: of the file, for the errors.
 
         Raises:
-            DamagedShard: bytes that differ from their seal, are no Parquet or hold other columns.
+            DamagedShard: bytes that differ from their seal, are not Parquet or have other columns.
             RecordError: rows that a newer umup wrote.
         """
         if _broken(data):
@@ -141,7 +141,7 @@ class Schema:
         return table
 
     def _upgrade(self, table: pa.Table) -> pa.Table:
-        """A table of schema version 1 as one of the present version; others as they are."""
+        """A table of schema version 1 converted to the present version; others unchanged."""
         if not self.added or table.schema.names != [c for c in self.columns if c not in self.added]:
             return table
         if set(table.column("schema").to_pylist()) != {1}:
@@ -154,7 +154,7 @@ class Schema:
 
 
 class DamagedShard(RecordError):
-    """A shard whose rows cannot be had, by any umup: `Store.repair` moves it aside."""
+    """A shard whose rows no version of umup can read: `Store.repair` moves it aside."""
 
     def __init__(self, name: str, received: str):
         todo = "a whole shard of this version; `umup status --repair` moves it to .damaged/"
@@ -176,7 +176,7 @@ def _broken(data: bytes) -> bool:
 
 
 def check_key(key: str) -> None:
-    """Refuse a key that could not name a lock file.
+    """Raise an error for a key that cannot name a lock file.
 
     Raises:
         RecordError: it is not 1–128 letters, digits, '-' or '_'.
@@ -259,7 +259,7 @@ RUNS = Schema(
     check=_check_run,
     added=("probe_steps", "probe_tensors", "probe_values"),
 )
-"""One row a training run."""
+"""One row per training run."""
 
 POINTS = Schema(
     groups=(
@@ -273,4 +273,4 @@ POINTS = Schema(
     sort=("study", "profile", "what", "spec", "key"),
     check=_check_point,
 )
-"""One row a measurement that is no training run; spec and result are JSON objects."""
+"""One row per measurement other than a training run; spec and result are JSON objects."""

@@ -1,4 +1,4 @@
-"""One study end to end: parameters checked, missing runs trained, records returned.
+"""A study from end to end: check its parameters, train missing runs, return its records.
 
 A notebook needs two calls: ``settings(NAME, globals())`` turns its papermill parameters into a
 checked design, ``run_or_load`` makes what the records lack and returns them.
@@ -40,14 +40,14 @@ KERNEL_NAMES = {"In", "Out", "exit", "quit"}
 
 
 def profiles(study: str | Path) -> list[str]:
-    """The study's profiles: that of its notebook, and its parameter files."""
+    """The study's profiles: the one of its notebook, and those of its parameter files."""
     own = notebook.parameters(folder(study) / "study.ipynb").get("profile")
     stems = {path.stem for path in folder(study).glob("*.yaml")} - {"claims"}
     return sorted(stems | ({own} if own else set()))
 
 
 def parameters(study: str | Path, profile: str) -> dict[str, Any]:
-    """The papermill parameters of a profile: the notebook's own, those of its file over them.
+    """The papermill parameters of a profile: the notebook's, overridden by those of its file.
 
     The notebook's own profile needs no file. Mode is ``run`` unless the file says otherwise.
 
@@ -85,11 +85,11 @@ def _name(study: str | Path) -> str:
 def settings(study: str | Path, namespace: Mapping[str, Any]) -> Any:
     """The checked design of a notebook, from its ``globals()``.
 
-    Every plain value defined so far must be a parameter: papermill itself only warns of one that
-    the notebook does not have, and the run would silently use the default.
+    Every plain value defined so far must be a parameter: papermill only warns of one that the
+    notebook does not have, and the run would silently use the default.
 
     Raises:
-        StudyError: a name that is no parameter.
+        StudyError: a name that is not a parameter.
         ConfigError: a value of the wrong type or out of range.
     """
     design = design_of(study)
@@ -111,14 +111,14 @@ def store(study: str | Path, profile: str) -> Store:
 
 
 def run_or_load(study: str | Path, design: Design) -> Results:
-    """The records of a study's profile, after making what is missing (mode ``run``).
+    """The records of a study's profile; in mode ``run``, missing ones are made first.
 
-    With ``design.fresh`` all is made anew in a temporary store, which is how the smoke profile
+    With ``design.fresh`` everything is made again in a temporary store, so that the smoke profile
     shows that the code works rather than that a file exists.
 
     Returns:
-        Runs and points of the current numerics. In mode ``load`` there may be none: a line is
-        printed then, and the study has still a page, on which nothing is measured.
+        Runs and points of the current numerics. In mode ``load`` there may be none: then a line is
+        printed, and the study's page shows everything as not measured.
 
     Raises:
         StudyError: a worker failed.
@@ -148,7 +148,7 @@ def dataset_of(design: Design) -> data.Dataset | None:
 
 
 def make(study: str | Path, design: Design, place: Store) -> None:
-    """Make what the design wants and the store ``place`` lacks, in as many processes as it says.
+    """Make what the design wants and the store ``place`` lacks, in ``design.workers`` processes.
 
     Raises:
         StudyError: a worker failed.
@@ -176,7 +176,7 @@ def work(
     """Work in this process until nothing is missing or the time limit passes.
 
     Args:
-        wait: stay while other processes have all that is missing in flight; else end then.
+        wait: whether to wait while other processes have everything missing in flight, or to end.
 
     Raises:
         OutOfTime: the time limit passed; run the same command again to go on.
@@ -212,13 +212,13 @@ def measure(
     deadline: float = math.inf,
     fits: Callable[[Point], bool] = lambda point: True,
 ) -> None:
-    """Make the design's missing points, each recorded as it is done.
+    """Make the design's missing points; each is recorded when it is done.
 
-    A point that another process has in flight is left to it, and so is one that does not fit.
+    A point that another process has in flight is left to it; one that does not fit is skipped.
 
     Raises:
-        StudyError: the study's module measures no such thing, or with other arguments; before
-            anything is measured.
+        StudyError: the study's module has no such measurement, or one with other arguments; raised
+            before anything is measured.
         OutOfTime: the deadline passed after a point.
     """
     missing = missing_points(design, place)
@@ -262,8 +262,8 @@ def _measuring(study: str | Path, point: Point) -> Callable[..., Mapping[str, An
 
 
 def _spawn(study: str | Path, design: Design, place: Store, progress: Progress) -> None:
-    """Work in ``workers`` processes, each bound to one core where cores can be bound: two narrow
-    programs side by side use two cores better than one program split over both."""
+    """Work in ``workers`` processes, each bound to one core if possible: two narrow programs use
+    two cores better than one program split over both."""
     bound = [["--core", str(core)] for core in machine.core_numbers()] or [[]]
     given = json.dumps(replace(design, workers=0).to_dict())
     with contextlib.ExitStack() as opened:
@@ -306,10 +306,10 @@ def _spawn(study: str | Path, design: Design, place: Store, progress: Progress) 
 
 
 def outlook(design: Design, place: Store, dataset: data.Dataset | None) -> dict[str, Any]:
-    """What is done and about what is left of a study.
+    """What is done, and an estimate of what is left, of a study.
 
-    An adaptive design's rest is found by playing it out with the losses that it guesses; times
-    come from the records where there are any like it.
+    What is left of an adaptive design is found by simulating it with guessed losses; times come
+    from similar records, if there are any.
 
     Returns:
         done, diverged, stale, missing (counts of runs and points), seconds_left, and assumed
@@ -345,7 +345,7 @@ def outlook(design: Design, place: Store, dataset: data.Dataset | None) -> dict[
 
 
 def missing_runs(design: Design, runs: pd.DataFrame, dataset: data.Dataset) -> list[RunConfig]:
-    """The runs that the design would still ask for, played out with the losses that it guesses."""
+    """The runs that the design would still request, simulated with its guessed losses."""
     mine = current(runs)
     losses = dict(zip(mine["key"], mine["final_loss"], strict=True))
     missing: list[RunConfig] = []
@@ -370,7 +370,7 @@ def status(study: str, profile: str, overrides: Mapping[str, Any] | None = None)
 
 
 def end_with(parent: int) -> None:
-    """End this worker when its parent is gone, however it went: nothing trains unwatched."""
+    """End this worker when its parent has ended, for whatever reason."""
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(1)

@@ -1,7 +1,7 @@
-"""Sweeps: many runs of one shape in one program, recorded, resumable at any moment.
+"""Sweeps: many runs of one shape in one program, recorded and resumable at any moment.
 
 The unit of work is a *group*: up to ``lanes`` runs of one shape. Between chunks of steps the
-group's state is written beside the records, so a killed sweep loses at most the chunk in flight;
+group's state is written beside the records, so that a killed sweep loses at most the current chunk;
 a finished group becomes rows. Any number of processes may work on one study: each run is claimed
 before it starts.
 """
@@ -31,22 +31,22 @@ CHECKPOINT_SECONDS = 30.0
 
 
 class OutOfTime(Exception):
-    """The time limit passed; everything done so far is on disk and the same command goes on."""
+    """The time limit passed; everything done so far is on disk and the same command resumes."""
 
     def __init__(self) -> None:
-        super().__init__("time limit reached; all is on disk, and the same command goes on")
+        super().__init__("time limit reached; all is on disk, and the same command resumes")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a sweep runs, none of which changes its numbers.
+    """How a sweep runs; no setting changes its numbers.
 
     Args:
         lanes: runs trained together in one program.
-        lanes_at_once: of these, how many a CPU advances side by side (an accelerator: all).
-        chunk_steps: steps between two looks of the host.
+        lanes_at_once: number of these that a CPU advances together (an accelerator: all).
+        chunk_steps: steps per chunk, after which control returns to the host.
         deadline: ``time.monotonic()`` after which to stop, or infinity.
-        saves: whether states are saved between chunks, for a killed sweep to go on from.
+        saves: whether states are saved between chunks, so that a killed sweep can resume.
     """
 
     lanes: int = 1
@@ -74,18 +74,18 @@ def run_pending(
     settings: Settings = Settings(),
     progress: Progress | None = None,
 ) -> None:
-    """Run what ``pending`` asks for until it asks for nothing.
+    """Run what ``pending`` requests until it requests nothing.
 
     Args:
-        pending: the runs still wanted, given the records so far; called again after every group,
-            so that adaptive plans see each result. Runs in flight elsewhere may be in it.
+        pending: the runs still wanted, given the records so far. It is called again after every
+            group, so that adaptive plans see each result, and may include runs in flight elsewhere.
         dataset: tokens; their digest must be that of the runs.
-        store: where rows go.
+        store: where rows are recorded.
         study, profile: columns of the rows.
 
     Raises:
-        OutOfTime: the deadline passed; the state of the group in flight is on disk.
-        StudyError: ``pending`` keeps asking for a run that is on record.
+        OutOfTime: the deadline passed; the state of the current group is on disk.
+        StudyError: ``pending`` requests a run that is on record.
         OutOfMemoryError: the lanes of a group do not fit; the records so far are on disk.
     """
     progress = progress or Progress()
@@ -114,7 +114,7 @@ def run_pending(
                         progress=progress,
                     )
                 store.append(rows)
-                # Only now: where the rows could not be written, the same command goes on from it.
+                # Only now: where the rows could not be written, the same command resumes from it.
                 Partial.of(mine, store.folder).path.unlink(missing_ok=True)
                 worked = True
                 break
@@ -137,7 +137,7 @@ def run_group(
 ) -> list[dict]:
     """Train runs of one shape as lanes of one program and return their rows.
 
-    The state that it saved between chunks stays, for a caller that cannot record the rows.
+    The state saved between chunks is kept, in case the caller cannot record the rows.
 
     Raises:
         OutOfTime: see ``run_pending``.
@@ -151,7 +151,7 @@ def run_group(
 
 
 class Group:
-    """Runs of one shape in training, as lanes of one program: a chunk of steps at a time.
+    """Training of runs of one shape as lanes of one program, a chunk of steps at a time.
 
     Args:
         runs: of equal shape.
@@ -211,15 +211,15 @@ class Group:
 
     @property
     def over(self) -> bool:
-        """Whether all steps are done, or no lane's loss is finite any more."""
+        """Whether all steps are done, or every lane's loss is non-finite."""
         lost = self.done > 0 and not np.isfinite(self.losses[:, -1]).any()
         return self.done == self.steps or lost
 
     def advance(self) -> None:
-        """Train a chunk; save the state when that is due.
+        """Train a chunk, and save the state if that is due.
 
         Raises:
-            OutOfTime: the deadline has passed, and the runs are not over.
+            OutOfTime: the deadline has passed, and the runs are not finished.
             RecordError: the state cannot be saved.
         """
         run = self.runs[0]
@@ -252,7 +252,7 @@ class Group:
         return run.optim.batch_size * run.model.seq_len * len(self.runs)
 
     def _look(self) -> None:
-        """Make the observation due now, unless a resumed state holds it already."""
+        """Make the observation that is due, unless a resumed state contains it already."""
         due = self.runs[0].probe_steps
         if self.done in due and len(self.seen) == due.index(self.done):
             self.seen.append(
@@ -267,9 +267,9 @@ class Group:
         self.saved_at = time.monotonic()
 
     def speeds(self) -> dict[str, float]:
-        """tokens_per_s, of all runs together, and compile_s, seconds; NaN where unknown.
+        """tokens_per_s of all runs together, and compile_s in seconds; NaN if unknown.
 
-        Speed is the median chunk's; what the first chunk took beyond it is compilation.
+        Speed is that of the median chunk; the excess time of the first chunk is compilation.
         """
         per_step = [seconds / taken for taken, seconds in self.chunks]
         typical = float(np.median(per_step[1:])) if len(self.chunks) > 1 else math.nan
@@ -279,7 +279,7 @@ class Group:
         return {"tokens_per_s": self._tokens_per_step / typical, "compile_s": compile_s}
 
     def rows(self, study: str, profile: str) -> list[dict]:
-        """The records of the runs, which are over."""
+        """The records of the runs, which must be finished."""
         held_out = device_tokens(self.dataset, "val")
         val = np.asarray(self.compiled.evaluate(held_out, self.states))
         facts = {
@@ -303,7 +303,7 @@ class Group:
 
 
 def reported(run: RunConfig, reports: Sequence[np.ndarray]) -> dict:
-    """The probe columns of a row; a run that diverged has no report of its later probe steps."""
+    """The probe columns of a row; a run that diverged has no reports of later probe steps."""
     if not reports:
         return {"probe_steps": [], "probe_tensors": [], "probe_values": []}
     from umup import train
@@ -319,7 +319,7 @@ _on_device: dict[tuple[str, str], object] = {}
 
 
 def device_tokens(dataset: Dataset, split: str = "train"):
-    """The split's tokens on the device; only the last data set's are kept."""
+    """The split's tokens on the device; only those of the last data set are kept."""
     key = (dataset.digest, split)
     if key not in _on_device:
         import jax.numpy as jnp
@@ -343,7 +343,7 @@ def label(run: RunConfig, n_lanes: int) -> str:
 def thinned(losses: np.ndarray) -> tuple[list[int], list[float]]:
     """At most ``CURVE_POINTS`` steps, counted from 1, and the losses there.
 
-    Each is the mean since the one before, so that the curve is not a noisy sample.
+    Each loss is the mean since the previous one, so that the curve is not a noisy sample.
     """
     at = np.unique(np.linspace(0, len(losses) - 1, CURVE_POINTS).round().astype(int))
     starts = np.concatenate([[0], at[:-1] + 1])
@@ -354,7 +354,7 @@ def thinned(losses: np.ndarray) -> tuple[list[int], list[float]]:
 def summarise(losses: np.ndarray, steps: int, vocab_size: int) -> dict:
     """Status, final and best loss and the thinned curve of one run.
 
-    A run is ``diverged`` when a loss is not finite or the final loss is above ln V, that of a
+    A run is ``diverged`` if a loss is not finite or the final loss is above ln V, the loss of a
     uniform guess. ``final_loss`` is the mean of the last tenth of the steps.
     """
     tail = losses[-max(steps // 10, 1) :]

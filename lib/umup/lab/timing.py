@@ -1,7 +1,7 @@
-"""What the study of throughput times: steps of ours, and matrix products.
+"""The timings of the study ``throughput``: our training steps, and matrix products.
 
-Programs that are compared take turns sample by sample, so that a machine whose speed drifts slows
-all of them.
+Programs that are compared take turns sample by sample, so that a drift of the machine's speed
+affects all of them.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from umup.config import RunConfig
 from umup.lab import bench_torch
 
 GEMM_SECONDS = 0.7
-"""How long each library and size of matrix product is tried for its best time."""
+"""Seconds for which each library and size of matrix product is tried for its best time."""
 SEED = 0
-"""Of the made-up text."""
+"""Number of tokens of the synthetic text."""
 REST = 0.3
-"""Seconds between samples. Threads of one library wait busily for their next work for a while, and
-would take a core from the next side's."""
+"""Seconds between samples. Threads of one library busy-wait for their next work for a while, and
+would take a core from the next side's threads."""
 
 
 @contextlib.contextmanager
 def uncached() -> Iterator[None]:
-    """For the while, compiling is compiling: no program comes from a cache on disk."""
+    """Disable the cache of compiled programs on disk in the block."""
     import jax
 
     before = jax.config.jax_enable_compilation_cache  # pyright: ignore
@@ -45,9 +45,9 @@ class Change(NamedTuple):
     """One change to the step, and what it was expected to do to its time.
 
     Attributes:
-        title: in words. predicted: time over that without it, put down before the recorded run.
+        title: in words. predicted: ratio of times with and without it, written before the run.
         model, optim: fields of the configuration. options: XLA's, by name.
-        base: what it is timed beside: the plain step, or another of `CHANGES`.
+        base: what it is compared with: the plain step, or another of `CHANGES`.
     """
 
     title: str
@@ -77,7 +77,7 @@ CHANGES = {
     "remat_full": Change(
         "scanned, recomputing blocks", 1.3, {"remat": "full", "unroll": 1}, base="scanned"
     ),
-    # XLA's CPU backend finds the second computation equal to the first where both are in line.
+    # In unrolled code, XLA's CPU backend merges the recomputation with the first computation.
     "remat_unrolled": Change("unrolled, recomputing blocks", 1.3, {"remat": "full"}),
     "accumulate": Change("batch in four parts", 1.05, optim={"accumulate": 4}),
     "bfloat16": Change("activations in bfloat16", 0.8, {"dtype": "bfloat16"}),
@@ -93,11 +93,11 @@ CHANGES = {
         "older loop emitters", 1.05, options={"xla_cpu_use_fusion_emitters": False}
     ),
 }
-"""Changes to our step that studies time beside it, by name."""
+"""Changes to our step that studies time for comparison, by name."""
 
 
 class Timed(Protocol):
-    """Something that takes steps."""
+    """Something whose steps can be timed."""
 
     def seconds(self, steps: int) -> float:
         """Wall time of ``steps`` steps."""
@@ -105,11 +105,11 @@ class Timed(Protocol):
 
 
 class Ours:
-    """Training steps as users run them: chunks of the compiled scan, data gathered inside it.
+    """Training steps as users run them: chunks of the compiled scan, which gathers the data.
 
     Args:
-        run: shape and scheme; what it trains on is made up.
-        runs: lanes, each of its own seed. lanes_at_once: see ``train.over_lanes``.
+        run: shape and scheme; the data are synthetic.
+        runs: number of lanes, each with its own seed. lanes_at_once: see ``train.over_lanes``.
     """
 
     def __init__(self, run: RunConfig, *, runs: int = 1, lanes_at_once: int = 1):
@@ -142,10 +142,10 @@ class Ours:
         return traced - start, time.perf_counter() - traced
 
     def mib(self) -> float:
-        """Memory that the compiled program takes, MiB: its operands, results and scratch.
+        """Memory of the compiled program, MiB: its operands, results and temporaries.
 
-        As the compiler plans it; ``compile`` comes first. Results that take an operand's place
-        count once.
+        The numbers are the compiler's; call ``compile`` first. Results that reuse an operand's
+        buffer count once.
         """
         plan = self.program.memory_analysis()
         held = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
@@ -166,9 +166,9 @@ class Ours:
 
 
 def alternate(sides: Mapping[str, Timed], samples: int, steps: int) -> dict[str, list[float]]:
-    """Milliseconds a step of each side, ``samples`` of them, the sides taking turns.
+    """Milliseconds per step of each side: ``samples`` samples, the sides taking turns.
 
-    One sample of each goes before, which compiles and warms up.
+    One sample of each is discarded first, for compilation and warm-up.
     """
     for side in sides.values():
         side.seconds(steps)
@@ -181,7 +181,7 @@ def alternate(sides: Mapping[str, Timed], samples: int, steps: int) -> dict[str,
 
 
 def gemm(libraries: Sequence[str], sizes: Sequence[int], dtype: str) -> Iterator[dict[str, Any]]:
-    """GFLOP/s of square products, the best of what ``GEMM_SECONDS`` allow.
+    """Best GFLOP/s of square products within ``GEMM_SECONDS``.
 
     Args:
         libraries: of ``jax``, ``numpy`` (always float32) and ``torch``.

@@ -1,4 +1,4 @@
-"""The words that every study needs: named numbers for captions, tables, and what was trained.
+"""Texts that every study needs: named numbers for captions, tables, and what was trained.
 
     WORDS = {
         "shift_{scheme}": word(shift, factor=8),
@@ -25,7 +25,7 @@ from umup.laws import Interval
 
 
 class Word(NamedTuple):
-    """A quantity with its arguments, and how its interval is shown with so many digits."""
+    """A quantity with its arguments, and the function that formats its interval."""
 
     quantity: Callable[..., Interval | str]
     show: Callable[[Interval, int], str]
@@ -34,13 +34,13 @@ class Word(NamedTuple):
 
     @report.known
     def text(self, results: Results, digits: int, **args: Any) -> str:
-        """The quantity of these further arguments, or "not measured"; a text stays as it is."""
+        """The quantity at these further arguments, or "not measured"; a text is unchanged."""
         measured = self.quantity(results, **self.args, **args)
         return measured if isinstance(measured, str) else self.show(measured, digits)
 
 
 def nats(measured: Interval, digits: int) -> str:
-    """A loss or a difference of losses: one more digit than others (``report.loss_digits``)."""
+    """A loss or a difference of losses, with one more digit (``report.loss_digits``)."""
     return report.text_of(measured, report.loss_digits(digits))
 
 
@@ -51,7 +51,7 @@ def word(
     /,
     **args: Any,
 ) -> Word:
-    """The ``Word`` of a quantity and of arguments by name; ``over``: axes of its own."""
+    """The ``Word`` of a quantity with arguments by name; ``over``: its own axes."""
     return Word(quantity, show, over or {}, args)
 
 
@@ -61,8 +61,8 @@ def texts(
     """Name → text of all words.
 
     Args:
-        words: the name may have fields, ``shift_{scheme}``: then the word stands for as many texts
-            as the axis ``scheme`` has values, and its quantity is given each as ``scheme``.
+        words: a name may have fields, as ``shift_{scheme}``: then the word stands for one text per
+            value of the axis ``scheme``, which its quantity receives as ``scheme``.
         axes: field → its values, or label in the name → value.
     """
     out = {}
@@ -81,27 +81,27 @@ def _value(axis: Collection[Any], label: Any) -> Any:
 
 
 def table(rows: Iterable[Mapping[str, object]]) -> str:
-    """A Markdown table of rows, each a mapping heading → cell, see ``report.markdown``."""
+    """A Markdown table of rows, each a mapping from heading to cell, see ``report.markdown``."""
     frame = pd.DataFrame(list(rows))
     return report.markdown(frame, {heading: heading for heading in frame.columns})
 
 
 def cell(row: Any, name: str, digits: int = 2) -> str:
-    """``value [lo, hi]`` of the columns NAME, NAME_lo and NAME_hi of a row, or of its fields."""
+    """``value [lo, hi]`` from the columns (or fields) NAME, NAME_lo and NAME_hi of a row."""
     fields = row if isinstance(row, Mapping | pd.Series) else vars(row)
     return report.interval(fields[name], fields[f"{name}_lo"], fields[f"{name}_hi"], digits)
 
 
 def listed(values: Iterable[object]) -> str:
-    """The different values in their order: ``16, 32, 64``."""
+    """The distinct values in order: ``16, 32, 64``."""
     return ", ".join(str(value) for value in sorted(set(values)))  # type: ignore[type-var]
 
 
 @report.worded
 def trained(runs: pd.DataFrame, kind: str = "runs", shape: str = "") -> str:
-    """One sentence on training runs: how many of a kind, of what shape, on how much.
+    """One sentence on training runs: their number, kind, shape and amount of training.
 
-    ``shape`` is that of the models in words, by default their widths and depths.
+    ``shape`` describes the models, by default by their widths and depths.
     """
     first, seeds = required(runs, report.NO_RUNS).iloc[0], runs["seed"].nunique()
     shape = shape or f"width {listed(runs['d_model'])}, {listed(runs['n_layers'])} layers"

@@ -1,7 +1,7 @@
-"""What a run would take before it is paid for: memory, communication, time, cost, and what fits.
+"""What a run would take, before it is paid for: memory, communication, time, cost, and what fits.
 
-`formulas` has the arithmetic and `budgets` the search; here are the cases that they are asked about
-and the answers in words.
+`formulas` has the arithmetic and `budgets` the search; this module makes their cases and puts their
+answers into words.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ TOKENS_PER_PARAMETER = 20.0
 SHAPE = ("d_model", "n_layers", "d_head", "d_ff", "vocab_size", "seq_len", "remat", "attention")
 BYTES = {"float32": 4, "bfloat16": 2}
 SIZES = Range(1, 10**12)
-"""Of every size in a case: products of several still are floating-point numbers."""
+"""Largest size in a case, so that products of several sizes are finite floating-point numbers."""
 DEVICES = Range(1, 2**20)
-"""Numbers of devices whose layouts are searched."""
+"""Largest number of devices whose layouts are searched."""
 HOURS, RATIOS = Range(1e-6, 1e9), Range(1e-3, 1e9)
 INFERENCE = Range(0.0, 1e21)
 
 
 class Precision(NamedTuple):
-    """What a model's types and recipe mean to the formulas.
+    """A model's dtypes and recipe in the terms of the formulas.
 
     Attributes:
         act_bytes, param_bytes, in_bytes, wide_bytes, weight_bytes: see `formulas.Case`.
@@ -49,7 +49,7 @@ class Precision(NamedTuple):
 
 
 def case(model: ModelConfig, optim: OptimConfig, layout: MeshConfig, machine: Hardware) -> Case:
-    """What the formulas ask of a run on a machine.
+    """A run on a machine in the terms of the formulas.
 
     Raises:
         ConfigError: the machine has no products of the model's type.
@@ -93,7 +93,7 @@ def case(model: ModelConfig, optim: OptimConfig, layout: MeshConfig, machine: Ha
 
 
 def _check_sizes(**groups: Config) -> None:
-    """Refuse sizes of which no plan can be computed, by their dotted names."""
+    """Raise an error for sizes too large to plan, by their dotted names."""
     names = {*SHAPE, *MeshConfig().to_dict(), "batch_size", "steps"}
     for group, config in groups.items():
         for name, value in config.to_dict().items():
@@ -102,7 +102,7 @@ def _check_sizes(**groups: Config) -> None:
 
 
 def _float8_share(model: ModelConfig, float8: Mapping[str, float]) -> float:
-    """Of the operations of all linears, the share in float8."""
+    """The share of all linears' operations that is in float8."""
     d, ff = model.d_model, model.d_ff
     attention = 3 * d * d * float8["qkv"] + d * d * float8["out"]
     mlp = 2 * d * ff * float8["gate_up"] + d * ff * float8["down"]
@@ -112,7 +112,7 @@ def _float8_share(model: ModelConfig, float8: Mapping[str, float]) -> float:
 
 
 def precision(model: ModelConfig) -> Precision:
-    """What a model's types and recipe mean to the formulas."""
+    """A model's dtypes and recipe in the terms of the formulas."""
     from umup.fp8 import casts  # needs JAX, which the formulas do not
 
     act = BYTES[model.dtype]
@@ -152,7 +152,7 @@ def _bytes(fmt: Any, act: int) -> int:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the formulas say of a case; bytes are per device.
+    """The formulas' predictions for a case; bytes are per device.
 
     Attributes:
         parameters, flops, memory, communication, step: see `formulas`.
@@ -173,7 +173,7 @@ class Prediction:
 
 
 def predict(c: Case, steps: int) -> Prediction:
-    """Everything about ``steps`` steps of a case."""
+    """The complete prediction for ``steps`` steps of a case."""
     step = formulas.step_time(c)
     hours = steps * step.seconds / 3600
     return Prediction(
@@ -198,11 +198,11 @@ def sent(c: Case) -> dict[str, float]:
 
 
 def check(model: ModelConfig, optim: OptimConfig, layout: MeshConfig, machine: Hardware) -> None:
-    """Refuse a run that divides unevenly or does not fit, with the nearest change that would do.
+    """Raise an error for a run that divides unevenly or does not fit, with the smallest remedy.
 
     Raises:
         ConfigError: the mesh does not split the model or the batch (``mesh.check``).
-        PlanError: too large: by how much, and what would fit.
+        PlanError: too large; the message says by how much, and what would fit.
     """
     from umup import mesh
 
@@ -219,8 +219,8 @@ def check(model: ModelConfig, optim: OptimConfig, layout: MeshConfig, machine: H
 def nearest(c: Case) -> str:
     """The smallest change with which a case would fit, in words.
 
-    One field first (rematerialization, parts of the batch, layout of the same devices), then more
-    devices; of several changes the one whose step is the fastest.
+    First one field (rematerialization, parts of the batch, layout of the same devices), then more
+    devices; of several changes, the one with the fastest step.
     """
     leaner = budgets.REMAT[budgets.REMAT.index(c.remat) + 1 :]
     rows = c.batch_size // (c.data * c.fsdp)
@@ -250,10 +250,10 @@ def nearest(c: Case) -> str:
 
 
 def layouts(c: Case, devices: int) -> list[Layout]:
-    """The layouts over so many devices that fit, fastest first.
+    """The layouts over ``devices`` devices that fit, fastest first.
 
     Raises:
-        PlanError: none does, or ``devices`` is beyond ``DEVICES``.
+        PlanError: none fits, or ``devices`` is beyond ``DEVICES``.
     """
     _check_devices(devices)
     found = sorted(budgets.layouts(c, devices), key=lambda layout: layout.seconds)
@@ -275,11 +275,11 @@ class Budget(NamedTuple):
     """What a number of device hours buys.
 
     Attributes:
-        case: the largest decoder that sees enough tokens, in its fastest layout.
-        bound: what keeps a larger one out (`budgets.Largest`).
-        tokens: that it sees in the time.
+        case: the largest decoder that can be trained on enough tokens, in its fastest layout.
+        bound: why no larger decoder can be (`budgets.Largest`).
+        tokens: that it is trained on in the time.
         flops: training FLOPs in the time, 6ND.
-        allocations: how others would spend them, by name.
+        allocations: other ways to spend these FLOPs, by name.
     """
 
     case: Case
@@ -302,8 +302,8 @@ def budget(
     Args:
         family: a case; its vocabulary, context, batch and types are kept, its depth and widths
             replaced in the proportions of its own (`budgets.with_depth`).
-        devices: how many.
-        hours: for how long.
+        devices: their number.
+        hours: of training.
         tokens_per_parameter: 20 is Chinchilla's rule of thumb.
         inference_tokens: over the model's life, for the over-trained allocation.
 
@@ -342,7 +342,7 @@ def _without_layout(family: Case, devices: int) -> str:
 
 
 def _too_small(family: Case, devices: int, ratio: float) -> str:
-    """Hours of the smallest decoder of the family that has a layout."""
+    """Hours that the smallest decoder of the family with a layout needs."""
     shapes = (budgets.with_depth(family, n) for n in range(2, budgets.DEEPEST + 1))
     fastest = (budgets.fastest_layout(one, devices) for one in shapes)
     c, seconds = next(filter(None, fastest))

@@ -1,9 +1,9 @@
-"""The train step compiled ahead of time for a mesh that is not there, and what the compiler says.
+"""The training step compiled ahead of time for devices that are absent, and the compiler's report.
 
-The very chunk that a run compiles is lowered for abstract arrays over virtual CPU devices, or over
-GPUs that are not there (`umup.plan.compiler`): bytes per device, floating-point operations,
-products and collectives, without the machines and without an array. And the chunk of a sweep
-lowered, not compiled, for a platform that is not there: what it asks of it.
+The same chunk that a run compiles is lowered for abstract arrays over virtual CPU devices, or over
+absent GPUs (`umup.plan.compiler`). This gives bytes per device, floating-point operations, products
+and collectives without the machines and without allocating an array. The chunk of a sweep can also
+be lowered, without compiling, for an absent platform, to see what it requires of it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from umup.rules import SCHEMES
 from umup.run import parallel
 
 LIMIT = 512
-"""Virtual devices at most: compiled in minutes on two cores."""
+"""Largest number of virtual devices: compiled in minutes on two cores."""
 
 _OPTIONS: dict[str, Any] = {
     # The CPU backend widens bfloat16 to float32, and this pass would take the widening of all
@@ -58,7 +58,7 @@ class Job(Config):
     optim: OptimConfig
     mesh: MeshConfig = MeshConfig()  # noqa: RUF009, frozen
     stream_tokens: CountOrZero = 0
-    """Length of the token stream that every device holds; 0: the host reads the windows."""
+    """Length of the token stream that every device holds; 0 if the host reads the windows."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,29 +68,29 @@ class Job(Config):
             raise ConfigError("stream_tokens", self.stream_tokens, allowed)
 
     def run(self) -> RunConfig:
-        """A run of this shape; its hyperparameters, seed and text are no part of the program."""
+        """A run of this shape; the program does not depend on hyperparameters, seed and text."""
         # The mesh stands for accelerators, whatever these virtual devices' own default is.
         model = self.model if self.model.unroll is not None else replace(self.model, unroll=1)
         return RunConfig(self.scheme, model, self.optim, HPs(), 0, "none", "none", "none")
 
 
 class Report(NamedTuple):
-    """What the compiler says of one step.
+    """The compiler's report on one step.
 
     Args:
-        platform: ``cpu`` for virtual devices, ``gpu`` for what is a GPU or stands for one.
+        platform: ``cpu`` for virtual devices, ``gpu`` for a GPU, present or absent.
         devices: of the mesh.
         n_params: trainable parameters of the whole model.
         lower_s, compile_s: seconds.
         peak_rss_mib: peak memory of the process that compiled.
-        argument_bytes, output_bytes, alias_bytes, temp_bytes: a device; ``alias_bytes`` are outputs
-            that take the place of arguments.
-        flops: of a device's matrix products, see ``hlo.Program.flops``.
-        xla_flops: of all operations, a loop's counted once, by XLA's ``cost_analysis``.
-        collectives: a device's, of one step, see ``hlo.traffic``.
-        products: matrix products as they stand in the program, a loop's once: their kind and
-            operand types (``hlo.Product``), ``__cublas$lt$matmul$f8: f8e4m3fn × f8e4m3fn``, with
-            their numbers.
+        argument_bytes, output_bytes, alias_bytes, temp_bytes: per device; ``alias_bytes`` are
+            outputs that reuse the buffers of arguments.
+        flops: of one device's matrix products, see ``hlo.Program.flops``.
+        xla_flops: of all operations, those of a loop counted once, by XLA's ``cost_analysis``.
+        collectives: of one device and step, see ``hlo.traffic``.
+        products: matrix products in the program's text, those of a loop counted once: kind and
+            operand types (``hlo.Product``), such as ``__cublas$lt$matmul$f8: f8e4m3fn ×
+            f8e4m3fn``, with their counts.
     """
 
     platform: str
@@ -110,7 +110,7 @@ class Report(NamedTuple):
 
     @property
     def total_bytes(self) -> int:
-        """Bytes a device while the step runs."""
+        """Bytes per device while the step runs."""
         return self.argument_bytes + self.output_bytes - self.alias_bytes + self.temp_bytes
 
     def to_json(self) -> str:
@@ -127,20 +127,20 @@ class Report(NamedTuple):
 
 
 def compiled(job: Job, *, native: bool = False, device: str = "") -> Report:
-    """Lower and compile the train step of a job, and say what it takes.
+    """Lower and compile the training step of a job, and report what it takes.
 
-    In a process of its own, as the devices must be known before JAX starts. A CPU's program has the
-    partitioner's collectives, which an accelerator's compiler may still merge, or turn (an
-    all-reduce of which each device keeps a part is a reduce-scatter there).
+    This happens in a separate process, as the devices must be known before JAX starts. A CPU's
+    program has the partitioner's collectives, which an accelerator's compiler may still merge or
+    convert (an all-reduce of which each device keeps a part becomes a reduce-scatter).
 
     Args:
         job: what to compile.
-        native: for the devices that this process has, with their compiler as a run would use it.
-        device: one of ``compiler.DEVICES``, which need not be there; "": virtual CPU devices.
+        native: compile for this process's devices, with their compiler, as a run would.
+        device: one of ``compiler.DEVICES``, which need not be present; "": virtual CPU devices.
 
     Raises:
-        ConfigError: the mesh does not divide the model or the batch, or has more devices than
-            ``LIMIT``, or under ``native`` other than there are; before anything starts.
+        ConfigError: the mesh does not divide the model or the batch, has more devices than
+            ``LIMIT``, or under ``native`` a number other than the process has; raised at once.
         TrainError: the compiling process failed.
         ConfigError, TrainError: there is no such ``device``, or no compiler for it.
     """
@@ -169,7 +169,7 @@ def compiled(job: Job, *, native: bool = False, device: str = "") -> Report:
 
 
 def _ending(done: subprocess.CompletedProcess[str]) -> str:
-    """How a process failed: its status or signal, and its last words."""
+    """How a process failed: its status or signal, and the end of its output."""
     code = done.returncode
     how = f"exit status {code}" if code > 0 else f"killed by {signal.Signals(-code).name}"
     lines = done.stderr.strip().splitlines()
@@ -213,24 +213,24 @@ def _report_for(job: Job, devices: jax.sharding.Mesh, options: dict[str, Any]) -
 
 
 class Facts(NamedTuple):
-    """What a chunk of steps asks of a platform, read from its StableHLO.
+    """What a chunk of steps requires of a platform, read from its StableHLO.
 
-    What has the shape of a weight, of all layers or one, is one. Anything else with an axis of
-    tokens, or one of the batch's sequences and one of their positions, is an activation: look at
-    shapes in which d_ff is not the number of tokens. Each operation counts as often as it stands
-    in the text, once in a loop over layers.
+    An array with the shape of a weight, of all layers or one, counts as a weight. Any other with an
+    axis of tokens, or with axes of sequences and positions, counts as an activation: choose shapes
+    in which d_ff differs from the number of tokens. Operations are counted as they occur in the
+    text, once in a loop over layers.
 
     Args:
-        donated: arrays of the state whose buffers the new state takes.
-        copied: names of those for which the new state needs buffers of its own.
+        donated: number of arrays of the state whose buffers the new state reuses.
+        copied: names of the arrays for which the new state needs new buffers.
         host: what waits for the host within the chunk.
-        transposed: transpositions of weights or their gradients; those of products' dimension
-            numbers do not count.
-        wide: float32 copies of activations: conversions whose result another operation than a
-            reduction or a conversion back reads, see `stablehlo.Program.widened`.
-        carried: arrays of activations that loops carry, with their numbers.
-        products: matrix products, two operands' types and the result's, with their numbers.
-        kernels: targets of custom calls, with their numbers.
+        transposed: transpositions of weights or their gradients, without those in the dimension
+            numbers of products.
+        wide: float32 copies of activations: conversions whose result is read by an operation other
+            than a reduction or a conversion back, see `stablehlo.Program.widened`.
+        carried: arrays of activations that loops carry, with their counts.
+        products: matrix products, by the types of operands and result, with their counts.
+        kernels: targets of custom calls, with their counts.
     """
 
     donated: int
@@ -253,17 +253,17 @@ def lowered_for(
 ) -> jax.stages.Lowered:
     """The chunk that `train.programs` compiles, lowered for abstract arguments and a platform.
 
-    Nothing is compiled and no array is made. What asks which platform it is traced for
-    (`umup.target`) is told ``gpu``; where JAX finds no cuDNN, it is told of one.
+    Nothing is compiled and no array is allocated. The platform to trace for (`umup.target`) is
+    ``gpu``; if JAX finds no cuDNN, a version is supplied to it.
 
     Args:
         platform: ``cuda``, as JAX names it in ``lowering_platforms``.
-        run: shapes; scheme, hyperparameters and text are no part of the program.
+        run: shapes; the program does not depend on scheme, hyperparameters and text.
         lanes: runs that advance together.
         chunk_steps: steps of a chunk. stream_tokens: length of the token stream.
 
     Raises:
-        ConfigError: another platform.
+        ConfigError: unknown platform.
     """
     if platform != "cuda":
         raise ConfigError("platform", platform, "cuda")
@@ -279,7 +279,7 @@ def lowered_for(
 
 @contextlib.contextmanager
 def _cudnn() -> Iterator[None]:
-    """JAX asks for cuDNN's version when it traces, not when it compiles: if need be, an answer."""
+    """Supply cuDNN's version to JAX, which needs it to trace, where there is no cuDNN."""
     from jax._src.cudnn import fused_attention_stablehlo as fused
 
     asked = fused.check_cudnn_version
@@ -294,7 +294,7 @@ def _cudnn() -> Iterator[None]:
 
 
 def facts(run: RunConfig, *, lanes: int = 1, platform: str = "cuda") -> Facts:
-    """What a chunk of ``lanes`` runs of this shape asks of a platform that need not be there."""
+    """What a chunk of ``lanes`` runs of this shape requires of a platform, present or absent."""
     program = stablehlo.Program(lowered_for(platform, run, lanes=lanes))
     model, batch = run.model, run.optim.batch_size // run.optim.accumulate
     state = jax.eval_shape(lambda lane: train.init(run, lane), parallel.lane_of(run))
@@ -326,7 +326,7 @@ def facts(run: RunConfig, *, lanes: int = 1, platform: str = "cuda") -> Facts:
 
 
 def _weight_shapes(run: RunConfig, lanes: int) -> set[tuple[int, ...]]:
-    """Axes of every weight, of all layers or one, matrices side by side apart or as one."""
+    """Axes of every weight: of all layers or one, with fused matrices separate or as one."""
     shapes: set[tuple[int, ...]] = set()
     for path, leaf in jax.tree.leaves_with_path(train.abstract(run).params):
         stacked = "blocks" in jax.tree_util.keystr(path)

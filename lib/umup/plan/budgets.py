@@ -1,7 +1,8 @@
 """Which layouts fit a machine, which of them is the fastest, and what a budget buys.
 
-Layouts are searched by `umup.plan.formulas`, budgets spent by published laws. The interactive page
-has the same in JavaScript (``book/planner/formulas.js``): a test compares the two, so change both.
+Layouts are searched with `umup.plan.formulas`, and budgets are spent by published laws. The
+interactive page has the same in JavaScript (``book/planner/formulas.js``); a test compares the two,
+so change both.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from typing import NamedTuple
 from umup.plan.formulas import Case, memory, parameters, step_time
 
 REMAT = ("none", "dots", "full")
-"""Levels of rematerialization, each of which keeps less than the one before."""
+"""Levels of rematerialization, each of which saves less than the previous one."""
 
 LARGEST_CLUSTER = 2**16
-"""Devices up to which a cluster is searched."""
+"""Largest number of devices of a cluster that is searched."""
 
 DEEPEST = 160
-"""Layers up to which the largest decoder is searched."""
+"""Largest number of layers of a decoder that is searched."""
 
 
 class Layout(NamedTuple):
@@ -31,7 +32,7 @@ class Layout(NamedTuple):
 
 
 def spare(c: Case) -> float:
-    """Bytes per device to spare, negative where the step does not fit."""
+    """Spare bytes per device, negative if the step does not fit."""
     return c.memory * c.usable - memory(c).total
 
 
@@ -76,23 +77,23 @@ def meshes(c: Case, total: int) -> Iterator[Case]:
 
 
 def layouts(c: Case, total: int) -> list[Layout]:
-    """Every mesh over ``total`` devices on which the step fits, in its fastest layout."""
+    """Every mesh over ``total`` devices on which the step fits, each in its fastest layout."""
     return [found for mesh in meshes(c, total) if (found := fastest(mesh))]
 
 
 def fastest(c: Case) -> Layout | None:
     """The fastest rematerialization and number of parts that fit the mesh of ``c``.
 
-    Parts of a batch are powers of two. None where nothing fits.
+    Numbers of parts are powers of two. None if nothing fits.
     """
     trials = (_in_parts(replace(c, remat=remat)) for remat in REMAT)
     return _quickest([Layout(one, step_time(one).seconds) for one in trials if one])
 
 
 def _in_parts(c: Case) -> Case | None:
-    """The case with its batch in as many parts as it needs to fit; None where it never does.
+    """The case with the fewest parts of its batch that fit; None if it never fits.
 
-    More parts save memory and never time: the first number that fits is the fastest.
+    More parts save memory but never time, so the first number that fits is the fastest.
     """
     for parts in doublings(1, c.batch_size):
         trial = replace(c, accumulate=parts)
@@ -104,19 +105,19 @@ def _in_parts(c: Case) -> Case | None:
 
 
 def _quickest(found: list[Layout]) -> Layout | None:
-    """The layout with the shortest step, the first of several."""
+    """The layout with the shortest step; of equals, the first."""
     return min(found, key=lambda layout: layout.seconds, default=None)
 
 
 def fastest_layout(c: Case, total: int) -> Layout | None:
-    """The fastest of all layouts over ``total`` devices; None where none fits."""
+    """The fastest of all layouts over ``total`` devices; None if none fits."""
     return _quickest(layouts(c, total))
 
 
 def leanest(c: Case, total: int) -> Case | None:
     """The layout over ``total`` devices that takes the least memory; None if none divides evenly.
 
-    What does not fit anywhere is explained by how much this one lacks.
+    If no layout fits, the error says how much this one lacks.
     """
     trials = (
         replace(mesh, remat="full", accumulate=parts)
@@ -127,10 +128,10 @@ def leanest(c: Case, total: int) -> Case | None:
 
 
 def smallest_cluster(c: Case, total: int) -> Layout | None:
-    """The fastest layout over ``total`` devices, or over as few doublings of them as fit.
+    """The fastest layout over ``total`` devices, doubled as often as it takes to fit.
 
-    Beside more devices a larger batch keeps the rows of each. None where ``LARGEST_CLUSTER`` do
-    not do.
+    The batch grows with the devices, so that each keeps its rows. None if even ``LARGEST_CLUSTER``
+    devices are too few.
     """
     for more in doublings(total, LARGEST_CLUSTER):
         wide = replace(c, batch_size=max(c.batch_size, more))
@@ -140,7 +141,7 @@ def smallest_cluster(c: Case, total: int) -> Layout | None:
 
 
 def with_depth(c: Case, n_layers: int) -> Case:
-    """The case with a decoder of another depth in the proportions of its own.
+    """The case with a decoder of another depth and the same proportions.
 
     d_model grows with the depth and d_ff with d_model, both rounded to multiples of 128; ``d_head``
     stays, and so does the share of products in float8.
@@ -154,10 +155,10 @@ class Largest(NamedTuple):
     """The largest decoder that a budget trains.
 
     Attributes:
-        layout: its case, in its fastest layout; None where not even two layers do.
-        tokens: that it sees in the time.
-        bound: what keeps a deeper one out: ``time``, ``memory`` (none has a layout that divides
-            evenly and fits) or ``depth`` (`DEEPEST`).
+        layout: its case, in its fastest layout; None if even two layers are too many.
+        tokens: that it is trained on in the time.
+        bound: why no deeper decoder is possible: ``time``, ``memory`` (none has a layout that
+            divides evenly and fits) or ``depth`` (`DEEPEST`).
     """
 
     layout: Layout | None
@@ -166,20 +167,20 @@ class Largest(NamedTuple):
 
 
 def largest(c: Case, total: int, seconds: float, tokens_per_parameter: float) -> Largest:
-    """The largest decoder in the proportions of ``c`` that sees enough tokens in the time.
+    """The largest decoder with the proportions of ``c`` that is trained on enough tokens in time.
 
     Args:
         c: whose shape gives the proportions (`with_depth`).
         total: devices.
         seconds: for training.
-        tokens_per_parameter: that are enough, counting all parameters; 20 is Chinchilla's rule of
-            thumb (arXiv 2203.15556).
+        tokens_per_parameter: least number of tokens, counting all parameters; 20 is Chinchilla's
+            rule of thumb (arXiv 2203.15556).
     """
     best = Largest(None, 0.0, "memory")
     for n_layers in range(2, DEEPEST + 1):
         trial = with_depth(c, n_layers)
         size = parameters(trial).total
-        # What no layout can hold, no deeper model's can.
+        # If no layout can hold this model, none can hold a deeper one.
         if size * (c.param_bytes + 8) / total > c.memory * c.usable:
             break
         found = fastest_layout(trial, total)
@@ -193,7 +194,7 @@ def largest(c: Case, total: int, seconds: float, tokens_per_parameter: float) ->
 
 
 class Spent(NamedTuple):
-    """What a run does in a time: steps, tokens, tokens of each parameter, and its price."""
+    """What a run does in a time: steps, tokens, tokens per parameter, and its price."""
 
     steps: float
     tokens: float
@@ -202,7 +203,7 @@ class Spent(NamedTuple):
 
 
 def spent(c: Case, seconds: float) -> Spent:
-    """What a case does in so many seconds."""
+    """What a case does in a number of seconds."""
     tokens = step_time(c).tokens_per_s * seconds
     return Spent(
         steps=tokens / (c.batch_size * c.seq_len),
@@ -213,7 +214,7 @@ def spent(c: Case, seconds: float) -> Spent:
 
 
 class Allocation(NamedTuple):
-    """How FLOPs of training are spent: on how many parameters and tokens, for which loss.
+    """An allocation of training FLOPs: parameters, tokens and the resulting loss.
 
     The loss is in nats per token, by `chinchilla_loss`.
     """
@@ -226,7 +227,7 @@ class Allocation(NamedTuple):
 def allocations(
     budget: float, tokens_per_parameter: float, inference_tokens: float
 ) -> Mapping[str, Allocation]:
-    """How ``budget`` FLOPs are spent by a fixed ratio, by two laws, and for a model much used."""
+    """Allocations of ``budget`` FLOPs: by a fixed ratio, by two laws, and counting inference."""
     return {
         "rule of thumb": rule_of_thumb(budget, tokens_per_parameter),
         "Chinchilla": chinchilla(budget),
@@ -236,7 +237,7 @@ def allocations(
 
 
 def _allocation(budget: float, n: float) -> Allocation:
-    """So many parameters, and tokens from ``budget`` = 6ND FLOPs."""
+    """The allocation with n parameters; tokens follow from ``budget`` = 6ND FLOPs."""
     d = budget / (6 * n)
     return Allocation(n, d, chinchilla_loss(n, d))
 
@@ -257,7 +258,7 @@ def chinchilla_loss(n: float, d: float) -> float:
     """Nats per token of n parameters after d tokens: E + A/n^α + B/d^β.
 
     Hoffmann et al.'s form (arXiv 2203.15556, approach 3) with the constants refitted by Besiroglu
-    et al. (arXiv 2404.10102): for their text and tokenizer, so that only differences carry over.
+    et al. (arXiv 2404.10102). They hold for that text and tokenizer; only differences carry over.
     """
     return E + A / n**ALPHA + B / d**BETA
 
@@ -276,11 +277,11 @@ def rule_of_thumb(budget: float, tokens_per_parameter: float) -> Allocation:
 
 
 def overtrained(budget: float, inference_tokens: float) -> Allocation:
-    """Parameters and tokens that are cheapest over a life, 6ND = ``budget`` of it for training.
+    """Parameters and tokens that are cheapest over the model's life, with 6ND = ``budget``.
 
-    Of all models as good as this one, this one costs the fewest FLOPs in training (6ND) and
-    inference (2N per token) together (Sardana et al., arXiv 2401.00448, eq. 3), found where
-    (6D + 2I)/(6N) equals the ratio of the loss's slopes; by bisection over log N.
+    Of all models with its loss, this one needs the fewest FLOPs for training (6ND) and inference
+    (2N per token) together (Sardana et al., arXiv 2401.00448, eq. 3). It is found by bisection over
+    log N, where (6D + 2I)/(6N) equals the ratio of the loss's slopes.
     """
     low, high = 0.0, math.log(chinchilla(budget).parameters)
     for _ in range(100):

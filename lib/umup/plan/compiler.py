@@ -2,9 +2,8 @@
 
 python -m umup.plan.compiler    install it, 400 MB, beside JAX, which does not load it
 
-What it compiles is what a GPU would run, but for the choice among a product's algorithms, which
-needs a GPU to time them. CUDA's libraries are not needed; a fused attention stays a call that is
-not looked into.
+It compiles what a GPU would run, except for the choice among a product's algorithms, which needs a
+GPU to time them. CUDA's libraries are not needed; a fused attention remains an opaque call.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from umup.plan import hardware
 
 PACKAGES = ("jax-cuda13-plugin", "jax-cuda13-pjrt")
 OPTIONS = {"xla_gpu_enable_triton_gemm": False}
-"""As slices compile (`umup.slices.h100`): products by cuBLASLt, none of them by Triton."""
+"""XLA flags as slices use them (`umup.slices.h100`): products by cuBLASLt, none by Triton."""
 DEVICES = ("h100", "h200")
-"""What is compiled for; the sizes are those of ``hardware``."""
+"""Devices to compile for; their sizes are those of ``hardware``."""
 
 _DESCRIPTION = """
 gpu_device_info {{
@@ -51,7 +50,7 @@ capability 9.0, and the H100's datasheet."""
 
 
 def folder() -> Path:
-    """Where it is installed: ``umup/cuda-VERSION`` in the user's cache, VERSION being jaxlib's."""
+    """Its folder: ``umup/cuda-VERSION`` in the user's cache, with jaxlib's version."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "umup" / f"cuda-{version('jaxlib')}"
 
@@ -62,10 +61,10 @@ def available() -> bool:
 
 
 def install() -> None:
-    """Download and install it, if need be.
+    """Download and install it, if necessary.
 
     Raises:
-        TrainError: pip cannot.
+        TrainError: pip fails.
     """
     if available():
         return
@@ -88,7 +87,7 @@ def install() -> None:
 
 
 def environment(device: str) -> dict[str, str]:
-    """Of a process that is to compile for a device: JAX finds the plugin, and looks for no GPU.
+    """Environment for compiling for a device: JAX finds the plugin and does not look for a GPU.
 
     Raises:
         ConfigError: ``device`` is none of ``DEVICES``.
@@ -110,11 +109,11 @@ def environment(device: str) -> dict[str, str]:
 
 
 def devices(name: str, number: int = 1) -> list[Any]:
-    """Devices to compile for, of one machine, in a process that has ``environment``.
+    """Devices of one machine to compile for, in a process with ``environment``.
 
     Args:
         name: of ``DEVICES``.
-        number: of them.
+        number: of devices.
     """
     from jax.experimental import topologies
 

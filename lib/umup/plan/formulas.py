@@ -1,9 +1,9 @@
 """The planner's arithmetic: bytes, operations, traffic and seconds of one training step.
 
-Plain numbers in, plain numbers out: a `Case` describes a run on a machine, and every function is
-asked about one. Counts are per device unless a name says otherwise; bytes are bytes, times are
-seconds. The interactive page has the same formulas in JavaScript (``book/planner/formulas.js``,
-under the same names): a test compares the two, so change both.
+Inputs and outputs are plain numbers: a `Case` describes a run on a machine, and every function
+takes one. Counts are per device unless a name says otherwise; sizes are bytes, times are seconds.
+The interactive page has the same formulas in JavaScript (``book/planner/formulas.js``, under the
+same names); a test compares the two, so change both.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ class Case:
         d_model, n_layers, d_head, d_ff, vocab_size, seq_len: the decoder's shape.
         remat, attention: as in `umup.config.ModelConfig`.
         batch_size: sequences per step.
-        accumulate: parts of a batch, one after the other.
+        accumulate: parts of a batch, processed one after another.
         act_bytes, param_bytes: of an element of the activations and of the weights.
         in_bytes, wide_bytes: of an element of the cast inputs of q|k|v and gate|up, and of those of
             the attention-out and FFN-down projections.
         weight_bytes: of an element of the cast weights.
-        fp8_share: of the linears' operations, those in float8.
+        fp8_share: share of the linears' operations that is in float8.
         data, fsdp, tensor: devices along each axis of the mesh.
         memory, usable: bytes of a device, and the share of them that a program may take.
-        bandwidth, link_bandwidth, network_bandwidth: bytes per second of a device's memory, from
-            devices of its node, and from devices of others.
+        bandwidth, link_bandwidth, network_bandwidth: bytes per second of a device's memory, of
+            transfers from devices of its node, and of transfers from other nodes.
         node_devices: devices in a node.
         peak_flops, peak_fp8_flops: operations per second of a device's products.
         gemm_efficiency, attention_efficiency: shares of the peak that products reach.
         overhead: seconds that a block costs beside its arithmetic.
         usd_per_hour: price of one device.
         copied_moments: optimizer moments that the compiler cannot update in place.
-        work_bytes: of an element of temporaries, at least.
+        work_bytes: least bytes of an element of temporaries.
         unfused_sums: 1 where sums over ``tensor`` of matrices side by side are not merged.
     """
 
@@ -81,7 +81,7 @@ class Case:
 
     @property
     def local_tokens(self) -> float:
-        """Tokens that one device works on at once: its rows of one part of the batch."""
+        """Tokens that one device processes at once: its rows of one part of the batch."""
         return self.batch_size / self.accumulate * self.seq_len / (self.data * self.fsdp)
 
 
@@ -103,12 +103,12 @@ class Flops:
 
     Attributes:
         blocks, readout, attention: of the program, by part.
-        attended: attention's, without what is computed again.
-        recomputed: what the backward pass computes again.
+        attended: attention's, without recomputation.
+        recomputed: what the backward pass recomputes.
         model: as PaLM counts (arXiv 2204.02311, Appendix B): 6 per weight and token, and
             attention's products over the full square.
         six_nd: 6 per parameter and token.
-        compiled: of the program: the attended share of the square, and what is computed again.
+        compiled: of the program: with the attended share of the square, and recomputation.
     """
 
     blocks: float
@@ -138,10 +138,10 @@ class Memory:
     Attributes:
         state: weights and Adam's two float32 moments.
         gradients: one per weight.
-        copies: moments that the compiler cannot update in place (two on XLA's CPU backend, whose
-            freed originals then serve as workspace).
+        copies: moments that the compiler cannot update in place (two on XLA's CPU backend, where
+            the freed originals then serve as workspace).
         kept: activations that all blocks save for the backward pass.
-        workspace: what one block, or the readout and its loss, needs beside.
+        workspace: what one block, or the readout and its loss, needs in addition.
         total: the sum.
     """
 
@@ -162,7 +162,7 @@ class Communication:
     Attributes:
         gathered: weights over ``fsdp``.
         scattered: sums of gradients over ``fsdp``.
-        lookup: the embedding's way from and to a table split by features, over ``fsdp``.
+        lookup: embeddings from a table split by features and their gradients, over ``fsdp``.
         replicas: sums of gradients over ``data``.
         sums: sums of activations over ``tensor``.
         fsdp_s, data_s, tensor_s: seconds over each axis, those of rings: (n−1)/n of the payload for
@@ -185,12 +185,13 @@ class StepTime:
 
     Attributes:
         seconds: of the step.
-        products, attention, elementwise, overhead: of its parts, which follow one another.
-        hidden: communication that runs beside them.
-        exposed: communication that nothing hides.
-        limit: what takes longest.
-        mfu: the share of the step that its products would take at the machine's peak: those in
-            float8 at that of float8, attention's where it is computed, nothing twice. At most 1.
+        products, attention, elementwise, overhead: of its consecutive parts.
+        hidden: communication that overlaps with them.
+        exposed: communication that does not overlap.
+        limit: the part that takes longest.
+        mfu: the share of the step that its products would take at the machine's peak: float8
+            products at the float8 peak, attention without its masked part, and no recomputation.
+            At most 1.
         tokens_per_s: of all devices.
     """
 
@@ -233,7 +234,7 @@ def flops(c: Case) -> Flops:
     readout = 6 * tokens * p.readout
     square = 12 * tokens * c.n_layers * c.seq_len * c.d_model
     attention = square * attended(c)
-    # All forward products once more but the down-projection, whose output is not needed again.
+    # All forward products once more, except the down-projection, whose output is not needed.
     down = 2 * tokens * c.n_layers * c.d_model * c.d_ff
     blocks_again = blocks / 3 - down if c.remat == "full" else 0.0
     attention_again = 0.0 if c.remat == "none" else attention / 3
@@ -259,7 +260,7 @@ def kept(c: Case) -> Kept:
     act = c.act_bytes
     stream, linears, attention = whole * act, 0.0, 0.0
     if c.remat == "dots":
-        # What products without a batch dimension return: q|k|v, attention-out, gate|up.
+        # Results of products without a batch dimension: q|k|v, attention-out, gate|up.
         linears = (3 * split + whole + 2 * ff) * act
     if c.remat == "none":
         stream = 2 * stream
@@ -291,7 +292,7 @@ def memory(c: Case) -> Memory:
 
 
 def _block_workspace(c: Case) -> float:
-    """Temporary bytes of one block: the fuller of its forward and its backward pass."""
+    """Temporary bytes of one block: the larger of its forward and its backward pass."""
     p = parameters(c)
     tokens = c.local_tokens
     ff = tokens * c.d_ff / c.tensor
@@ -314,25 +315,25 @@ def _block_workspace(c: Case) -> float:
 
 
 def _readout_workspace(c: Case) -> float:
-    """Temporary bytes of the readout: logits in float32 and as activations, and its weight."""
+    """Temporary bytes of the readout: its weight, and logits in float32 and as activations."""
     work = max(c.act_bytes, c.work_bytes)
     logits = c.local_tokens * c.vocab_size / c.tensor * (4 + c.act_bytes)
     return logits + work * c.vocab_size * c.d_model / c.tensor
 
 
 def reach(c: Case, extent: int) -> float:
-    """Bytes per second and device between devices that lie ``extent`` apart in the mesh."""
+    """Bytes per second and device between devices that are ``extent`` apart in the mesh."""
     return c.link_bandwidth if extent <= c.node_devices else c.network_bandwidth
 
 
 def communication(c: Case) -> Communication:
     """Bytes that one device receives in the collectives of a step, by mesh axis, and their seconds.
 
-    ``fsdp`` gathers each linear's weights, cast, once forward and once backward (but for the last
-    of the second branch once more where the block is computed again), and sums gradients. ``data``
-    sums gradients; ``tensor`` sums what leaves a branch and the lookup, and what leaves its first
-    linear backward. What comes of the embedding table is as wide as its weights, all else as the
-    activations.
+    ``fsdp`` gathers each linear's cast weights once forward and once backward (and once more if the
+    block is recomputed, except for the last linear of the second branch), and sums gradients.
+    ``data`` sums gradients; ``tensor`` sums the outputs of branches and of the lookup, and the
+    cotangents of a branch's first linear. The embedding's values have the type of its weights,
+    all others that of the activations.
     """
     gathered = scattered = lookup = replicas = sums = 0.0
     parts, act = c.accumulate, c.act_bytes
@@ -345,7 +346,8 @@ def communication(c: Case) -> Communication:
     again = 1 if c.remat == "full" else 0
     if c.fsdp > 1:
         times = 2 + again
-        # The weights of the two linears that recipes treat apart are cast as wide as their inputs.
+        # The weights of the two linears that recipes treat separately are cast as wide as their
+        # inputs.
         gathered = parts * c.weight_bytes * (times * firsts + 2 * table)
         gathered = gathered + parts * c.wide_bytes * (times * outs + 2 * downs)
         scattered = parts * act * (blocks + table)
@@ -375,9 +377,9 @@ def communication(c: Case) -> Communication:
 def step_time(c: Case) -> StepTime:
     """Seconds of one step and its parts.
 
-    Products run at ``gemm_efficiency`` of the machine's peak, what is between them at its memory
-    bandwidth, one after the other, and every block costs ``overhead``. Gathers and sums over
-    ``fsdp`` and ``data`` hide behind all that where they fit; sums over ``tensor`` do not.
+    Products run at ``gemm_efficiency`` of the machine's peak and the operations between them at its
+    memory bandwidth, one after another, and every block costs ``overhead``. Gathers and sums over
+    ``fsdp`` and ``data`` overlap with all of these as far as they fit; sums over ``tensor`` do not.
     """
     f = flops(c)
     n = c.devices
@@ -414,11 +416,11 @@ def step_time(c: Case) -> StepTime:
 
 
 def _moved(c: Case) -> float:
-    """Bytes that what is between the products of a step reads and writes."""
+    """Bytes that the operations between the products of a step read and write."""
     tokens = c.local_tokens
     heads = c.d_model / c.d_head / c.tensor
-    # What the block would keep, written and read forward, read and written backward, with the
-    # cotangents; again where it is computed again.
+    # What the block would save: written and read forward, read and written backward, with the
+    # cotangents; once more if it is recomputed.
     rows = tokens * (8 * c.d_model + 3 * c.d_ff / c.tensor) * c.act_bytes
     passes = 6 if c.remat == "none" else 8
     square = 0.0

@@ -1,4 +1,4 @@
-"""The machines that the planner knows, and those that a user adds as TOML."""
+"""The machines that the planner knows, and those that a user adds in a TOML file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from umup.checked import Config, Count, Fraction, Range
 from umup.errors import ConfigError
 from umup.text import did_you_mean
 
-# Bounds wide enough for any machine, within which no time or cost is infinite.
+# Bounds wide enough for any machine, within which every time and cost is finite.
 _Rate = Annotated[float, Range(1e-6, 1e9)]
 _RateOrZero = Annotated[float, Range(0.0, 1e9)]
 _Share = Annotated[float, Range(1e-3, 1.0)]
@@ -21,14 +21,14 @@ _Share = Annotated[float, Range(1e-3, 1.0)]
 
 @dataclass(frozen=True)
 class Hardware(Config):
-    """One kind of device and what joins several of them. A gigabyte is 10⁹ bytes."""
+    """A kind of device and its interconnect. A gigabyte is 10⁹ bytes."""
 
     name: str
-    """As it is asked for."""
+    """Name by which to select it."""
     description: str
     """In words."""
     source: str
-    """Where the numbers are from."""
+    """Source of the numbers."""
     tflops_bfloat16: _Rate
     """Dense peak of products in bfloat16."""
     memory_gb: _Rate
@@ -36,13 +36,13 @@ class Hardware(Config):
     memory_gb_s: _Rate
     """Bandwidth of that memory."""
     link_gb_s: _Rate
-    """What one device receives from others of its node."""
+    """Bandwidth at which one device receives from others of its node."""
     network_gb_s: _Rate
-    """What one device receives from devices of other nodes."""
+    """Bandwidth at which one device receives from other nodes."""
     tflops_float32: _RateOrZero = 0.0
-    """Dense peak; 0: there are no such products."""
+    """Dense peak; 0 if the device has no such products."""
     tflops_float8: _RateOrZero = 0.0
-    """Dense peak; 0: there are no such products, and they run in bfloat16."""
+    """Dense peak; 0 if the device has no such products, which then run in bfloat16."""
     node_devices: Count = 8
     """Devices in a node."""
     gemm_efficiency: _Share = 0.7
@@ -50,21 +50,21 @@ class Hardware(Config):
     attention_efficiency: _Share = 0.5
     """Share of the peak that attention's products reach."""
     overhead_us: _RateOrZero = 50.0
-    """What a block costs a step beside its arithmetic: launches, waiting."""
+    """Time per block and step besides its arithmetic: launches, waiting."""
     usable: Fraction = 0.92
-    """Share of the memory that a program may take."""
+    """Share of the memory that a program may use."""
     usd_per_hour: _RateOrZero = 0.0
     """Price of one device."""
     copied_moments: Annotated[int, Range(0, 2)] = 0
     """Optimizer moments that the compiler cannot update in place."""
     widens: bool = False
-    """Computes bfloat16 in float32, so that temporaries take four bytes."""
+    """True if bfloat16 is computed in float32, so that temporaries take four bytes."""
     split_sums: bool = False
-    """The sums over ``tensor`` of matrices side by side are not merged into one."""
+    """True if the sums over ``tensor`` of fused matrices are not merged into one."""
 
 
 def catalogue(extra: Path | str | None = None) -> dict[str, Hardware]:
-    """All machines by name: the built-in ones, and those of a user's file, which come first.
+    """All machines by name: the built-in ones and those of a user's file, which take precedence.
 
     Raises:
         ConfigError: the file cannot be read, or a machine in it lacks a field, has an unknown one,
@@ -87,11 +87,11 @@ def _own(path: Path | str) -> dict[str, Hardware]:
 
 
 def get(name: str, extra: Path | str | None = None) -> Hardware:
-    """The machine of that name, of the user's file where there is one.
+    """The machine of that name, from the user's file if it is there.
 
     Raises:
-        ConfigError: unknown, or a built-in machine beside a file that has no such one; the error
-            lists the known ones.
+        ConfigError: the name is unknown, or is a built-in machine that the given file lacks; the
+            error lists the known ones.
     """
     known = catalogue(extra)
     if name not in known:

@@ -1,8 +1,8 @@
 """What a compiled program computes and sends, read from its HLO text.
 
-Matrix products with their operand types, floating-point operations, and collectives by mesh axis;
-each with how often it runs. XLA refuses an FP8 GEMM in silence, converts the operands and
-multiplies in a wider format, so that the text, and nothing else, says whether a product is native.
+It finds matrix products with their operand types, floating-point operations, and collectives by
+mesh axis, each with how often it runs. XLA may silently reject an FP8 GEMM, convert the operands
+and multiply in a wider format; only the text shows whether a product is native.
 Products are ``dot`` instructions, in fusions too, and custom calls to a matrix library, such as
 ``__cublas$lt$matmul$f8`` on an NVIDIA GPU.
 """
@@ -37,8 +37,8 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 class Instruction(NamedTuple):
     """One line of HLO: ``name = type opcode(operands), attributes``.
 
-    ``inline`` are the operands' types where the text has them, else empty; ``root`` tells whether
-    this is what its computation returns.
+    ``inline`` holds the operands' types if the text has them, else nothing; ``root`` is True if
+    this is the value that its computation returns.
     """
 
     name: str
@@ -57,8 +57,8 @@ class Product(NamedTuple):
     Attributes:
         kind: ``dot``, or the custom call's target.
         operands: element types that are multiplied, such as ``f8e4m3fn``.
-        origins: the float8 types that these were converted from, else the operands' own.
-        result: type and shape of what comes out, ``bf16[64,32]``.
+        origins: the float8 types that the operands were converted from, else their own types.
+        result: type and shape of the result, such as ``bf16[64,32]``.
     """
 
     kind: str
@@ -77,23 +77,23 @@ class Product(NamedTuple):
         return not self.native and all(origin in FLOAT8 for origin in self.origins)
 
     def text(self) -> str:
-        """Such as ``f8e4m3fn × f8e5m2``, or ``f8e4m3fn→f32 × f8e4m3fn→f32`` when converted."""
+        """The types, as ``f8e4m3fn × f8e5m2``, or ``f8e4m3fn→f32 × f8e4m3fn→f32`` if converted."""
         pairs = zip(self.origins, self.operands, strict=True)
         return " × ".join(b if a == b else f"{a}→{b}" for a, b in pairs)
 
 
 class Collective(NamedTuple):
-    """What one collective carries of one element type.
+    """The data of one element type that one collective carries.
 
     Attributes:
         kind: one of ``COLLECTIVES``.
-        axes: mesh axes over which its groups lie; () where the groups are none of the mesh's.
+        axes: mesh axes along which its groups lie; () if the groups lie along none.
         group: devices in a group.
-        dtype: narrowest type that the values had on their way in, as a backend without arithmetic
-            for it (a CPU: bfloat16 and float8) sends wider ones.
+        dtype: narrowest type that the values had before, as a backend without arithmetic for it (a
+            CPU for bfloat16 and float8) sends a wider one.
         compiled: the type that the program sends.
-        bytes: of the result on one device and execution, of a reduce-scatter of the operand, all
-            parts of a tuple summed; at ``dtype``.
+        bytes: of the result (for a reduce-scatter, of the operand) per device and execution, summed
+            over the parts of a tuple, in ``dtype``.
         count: executions.
     """
 
@@ -109,7 +109,7 @@ class Collective(NamedTuple):
 class Traffic(NamedTuple):
     """Collectives of one kind, axes and type together: ``bytes`` and ``count`` of all executions.
 
-    Others as for ``Collective``.
+    The other fields are as for ``Collective``.
     """
 
     kind: str
@@ -121,11 +121,11 @@ class Traffic(NamedTuple):
 
 
 class Program:
-    """The instructions of a compiled module, of one device's program where it runs on several.
+    """The instructions of a compiled module: one device's program.
 
     Args:
-        text: what ``as_text()`` of a compiled function gives.
-        trips: how often a loop runs whose trip count the text does not have.
+        text: result of a compiled function's ``as_text()``.
+        trips: trip count of loops for which the text has none.
     """
 
     def __init__(self, text: str, trips: int = 1):
@@ -150,8 +150,8 @@ class Program:
     def executions(self, computation: str) -> int:
         """How often a computation runs when the program runs once.
 
-        A loop's body runs its trip count times, every branch of a conditional once, and what is
-        applied element by element (in a reduce) once for all of them.
+        A loop's body counts as often as its trip count, every branch of a conditional once, and a
+        computation applied to each element (in a reduce) once for all of them.
         """
         if computation not in self._executions:
             callers = self._callers.get(computation, [])
@@ -176,8 +176,8 @@ class Program:
     def flops(self) -> float:
         """Floating-point operations of all matrix products: 2 for every multiply-add.
 
-        What XLA's ``cost_analysis`` counts, but with the trips of loops, of which that counts one,
-        and without what is not a product. A fused attention kernel is not looked into.
+        Unlike XLA's ``cost_analysis``, this counts every trip of a loop, not just one, and nothing
+        but products. Products inside a fused attention kernel are not counted.
         """
         total = 0
         for instruction in self:
@@ -197,7 +197,7 @@ class Program:
                 last axis fastest.
 
         Raises:
-            ConfigError: the program is none of so many devices.
+            ConfigError: the program is not for that number of devices.
         """
         done = (i for i in self if i.opcode.endswith("-done"))
         ends = {(i.computation, i.operands[0]): i.type for i in done}
@@ -235,7 +235,7 @@ class Program:
     def _origin(self, instruction: Instruction, i: int, depth: int = 32) -> str:
         """The narrowest float type that operand ``i`` had, through moves and conversions.
 
-        Its own type where it is no float.
+        The operand's own type if it is not a float.
         """
         source = self.instructions.get((instruction.computation, instruction.operands[i]))
         if source is None:
@@ -255,7 +255,7 @@ class Program:
         if source.opcode == "parameter":
             at = re.search(r"parameter\((\d+)\)", source.attributes)
             callers = (c for c, _ in self._callers.get(source.computation, ()))
-            # A loop carries more than what it began with; a branch has operands of its own.
+            # A loop carries more values than its initial ones; a branch has its own operands.
             caller = next((c for c in callers if c.opcode not in ("while", "conditional")), None)
             if at and caller and int(at[1]) < len(caller.operands):
                 return self._origin(caller, int(at[1]), depth - 1)
@@ -263,7 +263,7 @@ class Program:
 
 
 def traffic(collectives: Iterable[Collective]) -> list[Traffic]:
-    """Collectives added up by kind, axes and type, the most bytes first."""
+    """Collectives summed by kind, axes and type, the most bytes first."""
     rows: dict[tuple, Traffic] = {}
     for c in collectives:
         key = (c.kind, c.axes, c.group, c.dtype)
@@ -308,7 +308,7 @@ def _arrays(type_: str) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def _bits(element: str) -> int:
-    """Bits an element, 8 for a truth value, none for a token."""
+    """Bits per element: 8 for a truth value, none for a token."""
     if element == "pred":
         return 8
     sized = _BITS.match(element)

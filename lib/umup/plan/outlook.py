@@ -1,9 +1,9 @@
-"""What is expected of jobs on one device, before it is there: seconds, MFU and bytes.
+"""Predictions for jobs on one device before it is available: seconds, MFU and bytes.
 
     python -m umup.plan.outlook [--hardware h100]
 
-prints the jobs of `JOBS` as `umup.plan.formulas` predicts them. A record says later what came of
-it.
+prints the predictions of `umup.plan.formulas` for the jobs of `JOBS`. Records later show the actual
+numbers.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Job(NamedTuple):
 
     Args:
         model, optim: of each run.
-        lanes: how many advance side by side.
-        steps: that the job takes.
+        lanes: number of runs that advance together.
+        steps: of the job.
     """
 
     model: ModelConfig
@@ -36,19 +36,19 @@ class Job(NamedTuple):
     steps: int = 1
 
     def run(self, scheme: str = "umup") -> RunConfig:
-        """One run of this shape; its hyperparameters, seed and text are no part of the program."""
+        """One run of this shape; the program does not depend on hyperparameters, seed and text."""
         return RunConfig(scheme, self.model, self.optim, HPs(), 0, "none", "none", "none")
 
 
 class Outlook(NamedTuple):
-    """What the formulas say of a job on one device.
+    """The formulas' prediction for a job on one device.
 
     Args:
         seconds: of a step of all lanes.
         mfu: share of the step that its products would take at the machine's peak, see
             ``formulas.step_time``.
         tokens_per_s: of all lanes.
-        limit: what the step mostly waits for.
+        limit: the part of the step that takes longest.
         state_bytes: weights and moments, held between steps.
         bytes: while a step runs.
         job_seconds: of all steps, compilation left out.
@@ -66,8 +66,8 @@ class Outlook(NamedTuple):
 def outlook(job: Job, machine: Hardware) -> Outlook:
     """The prediction for a job.
 
-    Lanes are taken as one program whose every product is as many times as large, at the machine's
-    one efficiency: too fast where each lane's products are small.
+    Lanes are treated as one program whose products are larger by the number of lanes, at the same
+    efficiency. This is too optimistic if each lane's products are small.
 
     Raises:
         ConfigError: the machine has no products of the model's type.
@@ -141,11 +141,11 @@ JOBS: Mapping[str, Job] = {
     "width 4096, FP8, cuDNN": _throughput(4096, recipe="fp8_seed", attention="cudnn"),
     "width 128, 8 lanes": _throughput(128, lanes=8, unroll=None),
 }
-"""What the first slices on an H100 run."""
+"""The jobs of the first slices on an H100."""
 
 
 def table(machine: Hardware, jobs: Mapping[str, Job] = JOBS) -> str:
-    """The jobs' outlooks on a machine, a line each."""
+    """The jobs' predictions on a machine, one per line."""
     rows = [("job", "ms per step", "MFU", "tokens/s", "limit", "state, GiB", "in all, GiB")]
     for name, job in jobs.items():
         o = outlook(job, machine)

@@ -1,4 +1,4 @@
-"""``umup plan``: its options, and its answers as text."""
+"""``umup plan``: its options, and its output as text."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _answer(asked: Plan, config: TrainConfig, machine: Hardware) -> tuple[Any, s
 
 
 def _refuse_moot(chosen: Plan, config: TrainConfig, overrides: Mapping[str, Any]) -> None:
-    """Refuse what would do nothing beside the other options.
+    """Raise an error for an option that would have no effect.
 
     Raises:
         PlanError: the option, or the field of ``-p``, that another option makes moot.
@@ -139,7 +139,7 @@ def _case(config: TrainConfig, machine: Hardware) -> Case:
 
 
 def _laid_out(config: TrainConfig, machine: Hardware, devices: int | None) -> TrainConfig:
-    """The run in its own layout, or in the fastest over another number of devices."""
+    """The run in its own layout, or in the fastest one over a given number of devices."""
     if devices is None or devices == config.mesh.devices:
         return config
     best = plan.layouts(_case(config, machine), devices)[0].case
@@ -165,7 +165,7 @@ def _one(config: TrainConfig, machine: Hardware) -> tuple[dict[str, Any], str]:
 
 def layout(c: Case) -> str:
     """A case's layout in words."""
-    parts = f", {c.accumulate} parts a batch" if c.accumulate > 1 else ""
+    parts = f", {c.accumulate} parts per batch" if c.accumulate > 1 else ""
     return f"mesh {_mesh(c)}, remat {c.remat}{parts}"
 
 
@@ -198,13 +198,13 @@ def describe(c: Case, prediction: Prediction) -> str:
     time = {name: f"{1e3 * getattr(s, name):.2f}" for name in parts}
     blocks = [
         block(f"parameters: {count(p.total)}", model),
-        block(f"GiB a device: {verdict} in {room / GIB:.1f}", memory),
-        block("FLOPs a step, all devices", arithmetic),
+        block(f"GiB per device: {verdict} in {room / GIB:.1f}", memory),
+        block("FLOPs per step, all devices", arithmetic),
         block(
-            "GiB a device receives a step",
+            "GiB received per device and step",
             {name: f"{size / GIB:.2f}" for name, size in received.items()},
         ),
-        block(f"ms a step: {1e3 * s.seconds:.2f}, limited by {s.limit}", time),
+        block(f"ms per step: {1e3 * s.seconds:.2f}, limited by {s.limit}", time),
         f"{s.tokens_per_s:,.0f} tokens/s, MFU {s.mfu:.1%}; "
         f"{prediction.hours:.2f} hours, ${prediction.dollars:,.0f}",
     ]
@@ -228,7 +228,7 @@ def count(number: float) -> str:
 
 
 def _layouts(config: TrainConfig, machine: Hardware, devices: int) -> tuple[list, str]:
-    rows = [("mesh", "remat", "parts", "ms a step", "MFU", "GiB a device", "limited by")]
+    rows = [("mesh", "remat", "parts", "ms per step", "MFU", "GiB per device", "limited by")]
     found = []
     for c, seconds in plan.layouts(_case(config, machine), devices):
         step, memory = formulas.step_time(c), formulas.memory(c).total
@@ -288,7 +288,7 @@ def _budget(
 def _compared(
     config: TrainConfig, machine: Hardware, found: dict[str, Any], text: str
 ) -> tuple[dict[str, Any], str]:
-    """The compiled step beside what the planner says of the backend that compiles it.
+    """The compiled step beside the planner's prediction for the backend that compiles it.
 
     For a GPU of ``compiler.DEVICES`` by its own compiler, where that is installed; else by XLA's
     CPU backend.
@@ -323,7 +323,7 @@ def _compared(
 
 
 def compared(c: Case, report: Report) -> list[tuple[str, float, float, float]]:
-    """(name, planned, compiled, unit) of what a compiled step can be asked, of one device."""
+    """(name, planned, compiled, unit) of what a compiled step reports, per device."""
     memory = formulas.memory(c)
     rows: list[tuple[str, float, float, float]] = [
         ("parameters, all", formulas.parameters(c).total, report.n_params, 1),
@@ -343,7 +343,7 @@ def _over(report: Report, axis: str) -> float:
 
 
 def collectives(rows: Sequence[Traffic]) -> str:
-    """What a device receives in the compiled step's collectives, by kind and axis."""
+    """The bytes that a device receives in the compiled step's collectives, by kind and axis."""
     out = [("collective", "over", "type", "times", "GiB")]
     for row in rows:
         axes, size = "×".join(row.axes) or "?", f"{row.bytes / GIB:.3f}"

@@ -1,6 +1,6 @@
 """Speed and error of single matrix products and of copies, as compiled on the default device.
 
-On a device without FP8 units the same functions run, and ``device`` says so.
+The functions also run on a device without FP8 units, and ``device`` says so.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def copy(mib: int, seconds: float = 0.3, repeats: int = 5) -> dict[str, Any]:
     """Speed of reading and writing memory: a buffer of ``mib`` MiB, every element negated.
 
     Args:
-        mib: of the buffer, which is read once and written once.
+        mib: size of the buffer, which is read once and written once.
         seconds, repeats: as for ``gemm``.
 
     Returns:
@@ -121,7 +121,7 @@ def copy(mib: int, seconds: float = 0.3, repeats: int = 5) -> dict[str, Any]:
 def _timings(
     function: Callable, arguments: tuple, seconds: float, repeats: int
 ) -> tuple[list[float], int]:
-    """Seconds a call of ``repeats`` timings, each of as many calls as take ``seconds``."""
+    """Seconds per call in ``repeats`` timings, each of as many calls as take ``seconds``."""
 
     def timed(calls: int) -> float:
         start = time.perf_counter()

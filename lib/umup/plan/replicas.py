@@ -1,7 +1,7 @@
 """Which mesh axes a collective's groups of devices lie along, from its HLO attributes.
 
-XLA writes groups as a list, as a count of the devices reshaped and transposed, or as axes of a
-mesh of its own. Devices are numbered row-major over our mesh, the last axis fastest.
+XLA writes groups as a list, as a reshaped and transposed range of devices, or as axes of its own
+mesh. Devices are numbered row-major over our mesh, the last axis fastest.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def axes_of(attributes: str, mesh: Mapping[str, int]) -> tuple[tuple[str, ...], 
         mesh: axis → size.
 
     Returns:
-        () as axes where groups are of one device, or are none that whole axes make.
+        () as axes if groups have one device, or do not lie along whole axes.
 
     Raises:
-        IndexError: the groups are of other devices than the mesh has.
+        IndexError: the groups contain devices that the mesh does not have.
     """
     if pairs := _PAIRS.search(attributes):
         return _moved(np.array(_numbers(pairs[1])).reshape(-1, 2), mesh)

@@ -1,8 +1,8 @@
-"""What a lowered program does, read from its StableHLO: what can be known without the device.
+"""What a lowered program does, read from its StableHLO, which needs no device.
 
-StableHLO is what JAX hands to XLA. What it holds XLA may still fuse or drop; what it does not
-hold, a transposition, a callback, a buffer of its own for the new state, XLA seldom adds.
-`umup.plan.hlo` reads what XLA made of it.
+StableHLO is what JAX passes to XLA. XLA may still fuse or drop its operations, but seldom adds one,
+such as a transposition, a callback or a new buffer for the new state. `umup.plan.hlo` reads the
+program that XLA makes of it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _FUSED = frozenset(
         "transpose",
     )
 )
-"""What XLA fuses into its consumer, so that its result need not be written out."""
+"""Operations that XLA fuses into their consumers, so that their results are not written out."""
 
 
 class Array(NamedTuple):
@@ -66,18 +66,18 @@ class Array(NamedTuple):
         return math.prod(self.shape)
 
     def text(self) -> str:
-        """As HLO writes it: ``bf16[16,64]``."""
+        """The type in HLO's notation, ``bf16[16,64]``."""
         return f"{self.dtype}[{','.join(map(str, self.shape))}]"
 
 
 class Found(NamedTuple):
-    """One operation that was looked for.
+    """One operation that was found.
 
     Attributes:
         opcode: without its dialect, or a custom call's target.
-        operands, result: arrays; the first result of several, of no type where there is none.
+        operands, result: arrays; of several results the first, without a type if there is none.
         source: ``function, file:line`` of the innermost caller that JAX noted.
-        ends: of a conversion, where its values go: opcodes that no fusion passes, see ``widened``.
+        ends: for a conversion, the opcodes outside fusions that read its values, see ``widened``.
         text: the line of StableHLO, cut at 200 characters.
     """
 
@@ -107,7 +107,7 @@ class Program:
                 self._callers.setdefault(op.attributes["callee"].value, []).append(op)
 
     def donated(self) -> list[bool]:
-        """For every argument, in order: whether a result takes its buffer."""
+        """For every argument, in order: whether a result reuses its buffer."""
         main = self._functions["main"]
         arguments: Any = main.regions[0].blocks[0].arguments
         if "arg_attrs" not in main.attributes:
@@ -124,7 +124,7 @@ class Program:
         ]
 
     def calls(self) -> Counter[str]:
-        """Targets of custom calls, such as ``__cudnn$fmhaSoftmax``, and how often each stands."""
+        """Targets of custom calls, such as ``__cudnn$fmhaSoftmax``, with their counts."""
         return Counter(filter(None, map(_target, self.operations)))
 
     def products(self) -> list[Found]:
@@ -132,10 +132,10 @@ class Program:
         return [self._found(op) for op in self.operations if op.name == "stablehlo.dot_general"]
 
     def transposed(self, least: int) -> list[Found]:
-        """Transpositions that move data of at least so many elements.
+        """Transpositions that move data of at least the given number of elements.
 
-        Those that move axes of one element only are no work. A product's own dimension numbers are
-        no transposition either: libraries read either order.
+        Moving only axes of one element costs nothing and is not counted, nor are the dimension
+        numbers of a product, as libraries read either order.
         """
         found = (op for op in self.operations if op.name == "stablehlo.transpose")
         return [
@@ -143,11 +143,11 @@ class Program:
         ]
 
     def widened(self, least: int) -> list[Found]:
-        """Conversions from a narrower float to float32 of at least so many elements.
+        """Conversions from a narrower float to float32 of at least the given number of elements.
 
-        Their ``ends`` say where the wide values go, through operations that XLA fuses: a
-        ``reduce``, or a ``convert`` back, reads them where they are made; any other opcode, a
-        ``dot_general``, or a ``while`` that carries them, asks for a float32 copy.
+        Their ``ends`` say which operations read the wide values, through operations that XLA fuses.
+        A ``reduce`` or a ``convert`` back is fused with the conversion; any other opcode, such as
+        ``dot_general`` or a ``while`` that carries the values, needs a float32 copy.
         """
         return [
             self._found(op, tuple(sorted(self._ends(op, least))))
@@ -158,7 +158,7 @@ class Program:
         ]
 
     def carried(self) -> Counter[Array]:
-        """What loops carry: arrays that stand in memory as they are, whatever XLA fuses."""
+        """Arrays that loops carry, which lie in memory whatever XLA fuses."""
         loops = (op for op in self.operations if op.name == "stablehlo.while")
         return Counter(_array(result) for loop in loops for result in loop.results)
 
@@ -170,7 +170,7 @@ class Program:
         return Found(opcode, operands, result, _source(op), ends, text)
 
     def _ends(self, op: Any, least: int) -> set[str]:
-        """Where a value goes: opcodes of the first operations that a fusion does not pass."""
+        """The readers of a value: opcodes of the first operations outside its fusion."""
         ends: set[str] = set()
         seen: set[tuple] = set()
         waiting = [(op, 0)]
@@ -185,7 +185,7 @@ class Program:
         return ends
 
     def _beyond(self, user: Any, at: int, least: int, ends: set[str]) -> list[tuple[Any, int]]:
-        """Values to follow on from a use; an end is noted in ``ends``."""
+        """Values to follow from a use; a reader outside the fusion is added to ``ends``."""
         if user.name == "func.call":
             return [(self._functions[user.attributes["callee"].value], at)]
         if user.name == "func.return":
@@ -225,7 +225,7 @@ def _array(value: Any) -> Array:
 
 
 def _opcode(op: Any) -> str:
-    """Without the dialect, of which there are two."""
+    """The opcode without its dialect, of which there are two."""
     return op.name.partition(".")[2]
 
 

@@ -1,8 +1,8 @@
-"""Checkpoints of one run: written in the background, checked when read, free of the mesh.
+"""Checkpoints of one run: written in the background, checked when read, independent of the mesh.
 
-Orbax writes and reads the arrays; a checkpoint is one folder that appears by a rename when it is
-whole, so that a killed run leaves no half of one. Beside the arrays lies a JSON description: of
-what run, by what numerics, and the shape, dtype and checksum of every array by its name.
+Orbax writes and reads the arrays. A checkpoint is one folder that is renamed into place when it is
+complete, so that a killed run leaves no partial one. Beside the arrays lies a JSON description: the
+run, its numerics version, and the shape, dtype and checksum of every array by name.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Restored(NamedTuple):
 
     Attributes:
         step: updates done when it was saved.
-        state: arrays in the tree, and with the shardings, that were asked for.
-        host: the plain data saved beside them.
+        state: the arrays, in the tree and with the shardings requested.
+        host: the plain data saved beside the arrays.
     """
 
     step: int
@@ -51,11 +51,11 @@ class Checkpoints:
     """The checkpoints of one run in a folder. Every process of a run makes the same calls.
 
     Args:
-        folder: where they are, one sub-folder a step.
-        run_key: what tells this run from others; a folder with checkpoints of another is refused.
-        keep: how many of the latest stay.
-        keep_every: those at multiples of it stay for good (0: none).
-        read_only: never write to the folder or tidy it: for another run's, to fork from it.
+        folder: of the checkpoints, one sub-folder per step.
+        run_key: identifies the run; a folder with checkpoints of another run is refused.
+        keep: number of latest checkpoints to keep.
+        keep_every: checkpoints at multiples of it are kept permanently (0: none).
+        read_only: never write to or clean up the folder, which is another run's, to fork from.
 
     Raises:
         CheckpointError: the folder cannot be made, or holds another run's checkpoints or those of
@@ -118,10 +118,10 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, host: dict) -> None:
-        """Start to write a checkpoint; returns when the state's buffers may be reused.
+        """Start writing a checkpoint; returns when the state's buffers may be reused.
 
-        A run has one history: checkpoints at ``step`` and later, left from before a roll back,
-        are dropped.
+        A run has one history: checkpoints at ``step`` and later, which precede a roll back, are
+        deleted.
 
         Args:
             step: updates done.
@@ -164,7 +164,7 @@ class Checkpoints:
                 shutil.rmtree(self.folder / _DROPPED, ignore_errors=True)
 
     def drop_after(self, step: int) -> None:
-        """Delete the checkpoints later than ``step``: a roll back discards them."""
+        """Delete the checkpoints later than ``step``, as a roll back discards them."""
         self._refuse_read_only()
         for later in (s for s in self.steps() if s > step):
             with self._writing():
@@ -174,13 +174,13 @@ class Checkpoints:
         """Read a checkpoint and check it against its checksums.
 
         Args:
-            like: the state's tree with ``jax.ShapeDtypeStruct`` or arrays as leaves; each is
-                read to its ``sharding`` (none: the default device), whatever it was saved from.
-            step: which one; by default the latest, and never another in its place.
+            like: the state's tree with ``jax.ShapeDtypeStruct`` or arrays as leaves; each leaf is
+                read into its ``sharding`` (none: the default device), whatever it was saved with.
+            step: of the checkpoint; by default the latest. No other is ever read instead.
 
         Raises:
-            CheckpointError: there is none, or not at ``step``; it is damaged, of another run, of
-                other numerics, of a newer umup; or its arrays are not those of ``like``.
+            CheckpointError: there is none, or none at ``step``; it is damaged, of another run, of
+                other numerics, or of a newer umup; or its arrays differ from those of ``like``.
         """
         steps = self.steps()
         if not steps:
@@ -242,7 +242,7 @@ class Checkpoints:
         return meta
 
     def _read(self, step: int, **item: Any) -> Any:
-        """One item of a checkpoint; whatever is wrong with its files is an `_Unreadable`."""
+        """One item of a checkpoint; any problem with its files raises `_Unreadable`."""
         ((name, args),) = item.items()
         try:
             with orbax_tidied():
@@ -251,7 +251,7 @@ class Checkpoints:
             raise self._unreadable(step, f"damaged: {_one_line(error)}") from None
 
     def _unreadable(self, step: int, why: str) -> _Unreadable:
-        """The error for a checkpoint that cannot be used, with those that may be."""
+        """The error for a checkpoint that cannot be used; it names those that can."""
         older = [s for s in self.steps() if s < step]
         allowed = "an undamaged checkpoint"
         if older:
@@ -271,7 +271,7 @@ class Checkpoints:
             with orbax_tidied():
                 yield
         except Exception as error:
-            intact = "a writable folder with space; then the same command goes on"
+            intact = "a writable folder with space; then the same command resumes"
             if hasattr(self, "_manager"):
                 self._manager.reload()  # it took old ones for deleted when the write began
                 steps = self._manager.all_steps()
@@ -323,7 +323,7 @@ def _check_fit(saved: dict[str, dict], wanted: dict[str, Any]) -> None:
 
 @jax.jit
 def checksum(x: Array) -> Array:
-    """Two 32-bit sums over an array's bits, each mixed with its place.
+    """Two 32-bit sums over an array's elements, each mixed with its position.
 
     Integer sums modulo 2³² are exact in any order, so that the value does not depend on how the
     array is sharded. A single changed element always changes the first sum, since the mixing is
@@ -355,12 +355,12 @@ def _mix(h: Array) -> Array:
 
 
 def _digest(meta: dict) -> str:
-    """Of the description; not ``checked.digest``, since a host's numbers may be NaN."""
+    """Digest of the description; not ``checked.digest``, since the host's numbers may be NaN."""
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def _odd(value: Any, name: str) -> tuple[str, object] | None:
-    """Name and value of what does not come back from JSON as it went in; None if all does."""
+    """Name and value of data that does not survive a JSON round trip; None if all does."""
     if isinstance(value, dict):
         if odd := [key for key in value if not isinstance(key, str)]:
             return f"a key of {name}", odd[0]
@@ -374,12 +374,12 @@ def _odd(value: Any, name: str) -> tuple[str, object] | None:
 
 
 def _some(items: list[str], separator: str = ", ") -> str:
-    """The first few, and how many more."""
+    """The first few names, and the number of the others."""
     more = f" and {len(items) - 4} more" if len(items) > 4 else ""
     return separator.join(items[:4]) + more
 
 
 def _one_line(error: BaseException) -> str:
-    """What an exception says, without the traces that come below it."""
+    """An exception's message without the traces that follow it."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return text if len(text) <= 300 else text[:297] + "..."

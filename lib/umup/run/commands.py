@@ -1,4 +1,4 @@
-"""``umup train`` and ``umup watch``: their options, and what they do.
+"""``umup train`` and ``umup watch``: their options and their actions.
 
 What needs JAX or pandas is imported when a command is called, so that its help needs neither.
 """
@@ -70,7 +70,7 @@ class Train:
             0 done, 75 stopped with work left, 76 a loss spike that recovery could not heal.
 
         Raises:
-            TrainError: the options do not go together, or as ``loop.train_run``.
+            TrainError: the options exclude one another, or as ``loop.train_run``.
             ConfigError, DataError, CheckpointError: the file, the corpus or the folder.
         """
         from umup import data
@@ -133,7 +133,7 @@ class Watch:
     every: Annotated[float, Option("seconds between pictures", "SECONDS")] = 5.0
 
     def __call__(self) -> int:
-        """Plot until the run's end; 0.
+        """Plot until the run's end; returns 0.
 
         Raises:
             TrainError: there is no log in the folder, or ``every`` is not a time to wait.

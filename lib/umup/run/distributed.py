@@ -1,4 +1,4 @@
-"""Several processes as one run: starting JAX's runtime, and agreeing on what one of them saw."""
+"""Several processes as one run: starting JAX's runtime, and sharing what one process observed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 from umup.errors import TrainError
 
 LAUNCHERS = {"SLURM_NTASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun"}
-"""What tells a process of the number of tasks → the command that starts them."""
+"""Environment variable with the number of tasks → the command that starts them."""
 
 
 def start(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
     """Join the other processes of this run, before anything else touches JAX's devices.
 
-    Under Slurm or Open MPI with several tasks nothing need be given; elsewhere all three are. A
-    single process does nothing.
+    Under Slurm or Open MPI with several tasks no argument is needed; elsewhere all three are. For
+    a single process this does nothing.
 
     Args:
         coordinator: ``HOST:PORT`` of the first process.
@@ -26,8 +26,9 @@ def start(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
         process: the number of this one, from 0.
 
     Raises:
-        TrainError: only some of the three are given, or they do not fit; a launcher's variable is
-            no number, or speaks of tasks that nothing has started; JAX's runtime does not start.
+        TrainError: only some of the three are given, or they are inconsistent; a launcher's
+            variable is not a number, or counts tasks that were not started; JAX's runtime fails to
+            start.
     """
     if coordinator or processes or process != -1:
         if not coordinator or processes < 1:
@@ -49,7 +50,7 @@ def start(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
 
 
 def _tasks(name: str) -> int:
-    """The number of tasks that a launcher's variable speaks of; 1 where it is not set."""
+    """The number of tasks that a launcher's variable gives; 1 if it is not set."""
     value = os.environ.get(name, "").strip() or "1"
     if not (value.isascii() and value.isdigit()):
         raise TrainError(name, value, f"a number of tasks, as {LAUNCHERS[name]} sets it")
@@ -70,7 +71,7 @@ def is_main() -> bool:
 
 
 def any_of(flag: bool) -> bool:
-    """Whether ``flag`` is set on any process; all must call it."""
+    """Whether ``flag`` is set on any process; all processes must call it."""
     if jax.process_count() == 1:
         return flag
     from jax.experimental import multihost_utils

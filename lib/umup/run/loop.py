@@ -1,8 +1,8 @@
-"""One training run from its file to its end: resumed, watched, healed, on one process or many.
+"""One training run from its file to its end, with resumption, monitoring and recovery from spikes.
 
-The devices work in chunks of steps; between two the host looks at every step's loss and gradient
-norm. What it decides follows from these numbers alone, so that a run that is killed and resumed
-takes the same decisions and gives the same losses, bit for bit.
+The devices work in chunks of steps; between chunks the host checks every step's loss and gradient
+norm. Its decisions follow from these numbers alone, so that a run that is killed and resumed makes
+the same decisions and gives the same losses, bit for bit, on one process or many.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ EXIT_GAVE_UP = 76
 
 @dataclass(frozen=True)
 class Drill:
-    """A planted disturbance: updates on batches ``first`` to ``last`` take η times ``eta_scale``.
+    """An artificial disturbance: updates on batches ``first`` to ``last`` use η · ``eta_scale``.
 
-    Tied to batches, not steps, so that leaving these out heals the run.
+    It is tied to batches rather than steps, so that leaving these batches out heals the run.
     """
 
     first: int
@@ -62,14 +62,14 @@ class Outcome(NamedTuple):
     """How a call of ``train_run`` ended.
 
     Args:
-        verdict: ``done``, ``stopped`` (told to, or out of time: the same call goes on) or
+        verdict: ``done``, ``stopped`` (told to, or out of time: the same call resumes) or
             ``gave up``.
         step: updates done.
-        loss: of the last step, nats a token.
+        loss: of the last step, nats per token.
         val_loss: of the held-out text at the end, NaN unless done.
-        interventions: what was done about spikes, plain records.
-        nonfinite: steps left out since loss or gradient was not finite.
-        reason: why it gave up or stopped.
+        interventions: what was done about spikes, as plain records.
+        nonfinite: number of steps left out because loss or gradient was not finite.
+        reason: why the run gave up or stopped.
     """
 
     verdict: str
@@ -92,18 +92,18 @@ def train_run(
     seconds: float = math.inf,
     quiet: bool = False,
 ) -> Outcome:
-    """Start the run, or go on with what its folder holds, until its end.
+    """Train the run to its end, resuming from what its folder holds.
 
-    SIGTERM and SIGINT end it after the chunk in flight with a checkpoint.
+    SIGTERM and SIGINT stop it with a checkpoint after the current chunk.
 
     Args:
         config: the run.
         folder: its own; holds ``run.json``, ``lock``, ``log.jsonl`` and ``checkpoints``.
         dataset: tokens; by default those of the run's corpus.
-        restart_from: go on from this checkpoint and forget later ones.
+        restart_from: resume from this checkpoint and delete later ones.
         forked: start from another run's checkpoint, see ``fork``.
-        drill: a planted disturbance.
-        seconds: stop cleanly after so long.
+        drill: an artificial disturbance.
+        seconds: time after which to stop cleanly.
         quiet: no progress display.
 
     Raises:
@@ -128,7 +128,7 @@ def train_run(
 
 
 def check(config: TrainConfig, dataset: Dataset) -> None:
-    """Refuse what cannot be trained, before any compute.
+    """Raise an error for a run that cannot be trained, before any compute.
 
     Raises:
         ConfigError: the mesh, or a hyperparameter that the scheme lacks.
@@ -149,7 +149,7 @@ def check(config: TrainConfig, dataset: Dataset) -> None:
 
 
 class _Run:
-    """What a run holds while it trains."""
+    """The state of a run while it trains."""
 
     def __init__(
         self, config: TrainConfig, folder: Path, dataset: Dataset, drill: Drill | None, quiet: bool
@@ -200,7 +200,7 @@ class _Run:
         self._handlers = {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                # None stands for a handler that is not Python's, such as the distributed runtime's.
+                # None stands for a handler not set by Python, such as the distributed runtime's.
                 before = signal.signal(number, self._on_signal)
                 self._handlers[number] = signal.SIG_DFL if before is None else before
         return self
@@ -219,7 +219,7 @@ class _Run:
         signal.signal(number, self._handlers[number])  # a second one ends it at once
 
     def start(self, restart_from: int | None, forked: Fork | None) -> None:
-        """The state to go on from: a checkpoint, another run's, or the seed's own."""
+        """The state to start from: a checkpoint, another run's checkpoint, or the initial state."""
         if self.checkpoints.steps():
             found = self.checkpoints.restore(self.like, restart_from)
             self.checkpoints.drop_after(found.step)
@@ -236,7 +236,7 @@ class _Run:
         self.telemetry.start(self.step, mesh=str(self.config.mesh), **origin)
         if forked is not None and not self.checkpoints.steps():
             self._save()  # to go on from, and back to, without the plateau's
-        # Interventions that a kill undid before their checkpoint are replayed, and logged once.
+        # Interventions that a kill undid before their checkpoint are replayed, but logged once.
         path = self.telemetry.log.path
         spikes = events(path, "spike") if path.exists() else []
         self.logged = {(e["detected"], e["first_batch"]) for e in spikes}
@@ -304,12 +304,12 @@ class _Run:
         return self._end("done", "", self._evaluate())
 
     def _control(self, step: int) -> tuple[int, float]:
-        """Batches skipped before update ``step``, and the factor on its η."""
+        """Number of batches skipped before update ``step``, and the factor on its η."""
         shift, scale = self.interventions.shift_at(step), self.interventions.eta_scale_at(step)
         return shift, scale * (self.drill.scale(step + shift) if self.drill else 1.0)
 
     def _chunk(self) -> Spike | None:
-        """Take steps up to the next point where the host must do something."""
+        """Take steps up to the next point at which the host must act."""
         config, control = self.config, self._control(self.step)
         end = min(
             config.optim.steps,
@@ -348,7 +348,7 @@ class _Run:
         return np.asarray(schedule(self.config.optim)(steps))
 
     def _heal(self, plan: Intervention) -> None:
-        """Go back, and leave out what did it."""
+        """Roll back, and leave out the batches around the spike."""
         after = self.interventions.after(plan)
         self.checkpoints.drop_after(plan.rolled_back_to)
         if plan.rolled_back_to in self.checkpoints.steps():
@@ -395,13 +395,13 @@ class _Run:
 
 
 def _peak_flops(config: TrainConfig) -> float:
-    """FLOP/s of all devices together; the forced devices of one CPU share its cores."""
+    """FLOP/s of all devices together; virtual devices of one CPU share its cores."""
     count = 1 if jax.default_backend() == "cpu" else config.mesh.devices
     return (config.peak_tflops * 1e12 or gemm_flops(config.model.dtype)) * count
 
 
 def _memory() -> float | None:
-    """Bytes, the largest use of a device of this process so far; on a CPU of the process."""
+    """Peak memory in bytes of a device of this process so far; on a CPU, of the process."""
     stats = [d.memory_stats() for d in jax.local_devices()]
     peaks = [s["peak_bytes_in_use"] for s in stats if s and "peak_bytes_in_use" in s]
     return float(max(peaks)) if peaks else peak_mib() * 2**20

@@ -1,8 +1,8 @@
-"""What a failed read or write of orbax does to the whole process, held back while orbax works.
+"""Contains the effects of orbax's failed reads and writes on the rest of the process.
 
-Orbax offers no option for either: it logs, traceback and all, the failures that it also raises,
-and of arrays that it reads or writes together it raises the first failure and closes the event
-loop on the others, each of which then complains, unraisably and at any later time.
+Orbax logs, with their tracebacks, failures that it also raises. When it reads or writes several
+arrays together, it raises the first failure and closes the event loop on the others, each of which
+then reports an unraisable error at some later time. It has no option to change either.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 
 class _TidyLoops(asyncio.AbstractEventLoopPolicy):  # pyright: ignore[reportGeneralTypeIssues]
-    """Event loops as before, but one that is closed first ends the tasks that it still holds."""
+    """The usual event loops, except that closing one first cancels its remaining tasks."""
 
     def __init__(self, before: asyncio.AbstractEventLoopPolicy):
         self.before = before
@@ -42,7 +42,7 @@ class _TidyLoops(asyncio.AbstractEventLoopPolicy):  # pyright: ignore[reportGene
             try:
                 return hand_over(*args, **named)
             except RuntimeError:
-                # A read or write that was cancelled may end in its thread after the loop has.
+                # A cancelled read or write may end in its thread after the loop is closed.
                 if not loop.is_closed():
                     raise
 
@@ -56,10 +56,10 @@ _at_work: list[object] = []  # a mark for each operation in hand
 
 @contextlib.contextmanager
 def orbax_tidied() -> Iterator[None]:
-    """While the block runs, what orbax does ends with its failure, and is raised but not logged.
+    """In the block, orbax's failures cancel the operations beside them and are raised, not logged.
 
-    Both settings are the process's: the first of overlapping blocks makes them, and the last to
-    end takes them back. Enter before orbax starts its threads, which make their own loops.
+    Both settings apply to the whole process: the first of overlapping blocks sets them, and the
+    last to end resets them. Enter before orbax starts its threads, which create their own loops.
     """
     mark, absl = object(), logging.getLogger("absl")
     if not _at_work:

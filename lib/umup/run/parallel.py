@@ -1,8 +1,8 @@
 """The training step of one run over a mesh of devices: compiled chunks, guarded and steered.
 
 Parameters, optimizer state and batches are split as `umup.mesh` says; the numerics are those of
-`umup.train`. On top of its step a chunk leaves out steps whose loss or gradient is not finite, and
-takes two numbers from the host: how many batches have been skipped so far and a factor on η.
+`umup.train`. In addition, a chunk leaves out steps whose loss or gradient is not finite, and takes
+two numbers from the host: how many batches have been skipped so far and a factor on η.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from umup.train import Lane, TrainState
 
 
 class Control(NamedTuple):
-    """What the host decides of a chunk.
+    """What the host decides for a chunk.
 
     Args:
-        shift: batches skipped so far: update t takes batch t + shift.
+        shift: number of batches skipped so far: update t takes batch t + shift.
         eta_scale: factor on η.
         n_steps: steps to take, at most the chunk's length.
     """
@@ -40,10 +40,10 @@ class Control(NamedTuple):
 
 
 class Signals(NamedTuple):
-    """What a chunk tells of each of its steps; entries beyond ``n_steps`` are zeros.
+    """What a chunk reports for each of its steps; entries beyond ``n_steps`` are zeros.
 
     Args:
-        loss: (chunk,), nats a token, before the step.
+        loss: (chunk,), nats per token, before the step.
         grad_norm: (chunk,), see ``train.grad_norm``.
         ok: (chunk,), whether both were finite and the step was taken.
     """
@@ -57,8 +57,8 @@ class Programs(NamedTuple):
     """Compiled functions of one run.
 
     ``init()`` → state; ``chunk(source, state, control)`` → (state, signals), the state's buffers
-    donated; ``evaluate(tokens, state)`` → mean loss. ``source`` is the token stream, on the devices
-    whole, or the windows (chunk, B, T+1) of the chunk's batches (`umup.data.loader`).
+    donated; ``evaluate(tokens, state)`` → mean loss. ``source`` is the whole token stream on every
+    device, or the windows (chunk, B, T+1) of the chunk's batches (`umup.data.loader`).
     """
 
     init: Callable[[], TrainState]
@@ -67,12 +67,12 @@ class Programs(NamedTuple):
 
 
 def lane_of(run: RunConfig) -> Lane:
-    """The run's hyperparameters and seed as NumPy scalars: the same on every process."""
+    """The run's hyperparameters and seed as NumPy scalars, the same on every process."""
     return jax.tree.map(lambda leaf: np.asarray(leaf[0]), train.lanes_of([run]))
 
 
 def abstract_state(run: RunConfig, devices: Mesh) -> TrainState:
-    """The run's state as shapes with their shardings, no array allocated."""
+    """The run's state as shapes with their shardings; no array is allocated."""
     state = _abstract_state(train.shape_of(run))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -83,12 +83,12 @@ def abstract_state(run: RunConfig, devices: Mesh) -> TrainState:
 
 @functools.lru_cache(maxsize=64)
 def _abstract_state(run: RunConfig) -> TrainState:
-    """The state as shapes; of a run's shape, since every start of a run asks several times."""
+    """The state as shapes, cached by the run's shape, since a start needs it several times."""
     return jax.eval_shape(functools.partial(train.init, run), lane_of(run))
 
 
 def everywhere(devices: Mesh) -> NamedSharding:
-    """The sharding of what every device holds whole."""
+    """The sharding of an array that every device holds whole."""
     return NamedSharding(devices, PartitionSpec())
 
 
@@ -98,15 +98,15 @@ def windows_sharding(devices: Mesh) -> NamedSharding:
 
 
 def place(array: np.ndarray, devices: Mesh) -> Array:
-    """A host array, equal on every process, whole on every device."""
+    """A host array that is equal on every process, as an array that is whole on every device."""
     return jax.make_array_from_callback(array.shape, everywhere(devices), lambda at: array[at])
 
 
 def programs(run: RunConfig, devices: Mesh, chunk_steps: int) -> Programs:
     """The programs of ``run`` over a mesh; one compiled chunk serves every number of steps.
 
-    Runs of one shape share them, whatever scheme, hyperparameters and seed; each scheme has its
-    own ``init``.
+    Runs of equal shape share them, whatever their scheme, hyperparameters and seed; each scheme has
+    its own ``init``.
     """
     lane = lane_of(run)
     init = _init_program(train.shape_of(run), devices)
@@ -129,12 +129,12 @@ def programs(run: RunConfig, devices: Mesh, chunk_steps: int) -> Programs:
 def lower(
     run: RunConfig, devices: Mesh, *, chunk_steps: int = 1, stream_tokens: int = 0
 ) -> jax.stages.Lowered:
-    """The chunk that ``programs`` compiles, lowered for abstract arguments: no array is made.
+    """The chunk that ``programs`` compiles, lowered for abstract arguments: no array is allocated.
 
     Args:
         run, devices, chunk_steps: as for ``programs``.
-        stream_tokens: length of the token stream, on every device whole; 0: windows (chunk, B,
-            T+1) that the host reads.
+        stream_tokens: length of the token stream, which is whole on every device; 0 stands for
+            windows (chunk, B, T+1) that the host reads.
     """
     if stream_tokens:
         shape, sharding = (stream_tokens,), everywhere(devices)
@@ -153,7 +153,7 @@ def lower(
 
 
 def _scheme_free(run: RunConfig) -> RunConfig:
-    """What a step's program serves of a run: every scheme, too."""
+    """What fixes the program of a run's step: not even its scheme."""
     return dataclasses.replace(train.shape_of(run), scheme="sp")
 
 
@@ -175,8 +175,8 @@ def _step_programs(
         batch = tuple(mesh.constrain(x, "batch", None) for x in batch)
         after, (loss, norm) = train.step(run, lane, state, batch)
         ok = jnp.isfinite(loss) & jnp.isfinite(norm)
-        # A step that is not finite leaves everything as it was but the counts of steps, the run's
-        # and the schedule's: η belongs to a step, however many before it were left out.
+        # A step that is not finite changes nothing but the two counts of steps, the run's and the
+        # schedule's: η depends on the number of the step, however many before it were left out.
         kept = jax.tree.map(
             lambda new, old: new if _counts(new) else jnp.where(ok, new, old),
             after,
@@ -214,12 +214,12 @@ def _step_programs(
 
 
 def _counts(state: Any) -> bool:
-    """Whether a part of an optimizer's state is the schedule's count of steps."""
+    """True if a part of an optimizer's state is the schedule's count of steps."""
     return isinstance(state, optax.ScaleByScheduleState)
 
 
 def _plain(control: Control) -> Control:
-    """With dtypes fixed, so that every call has the same program."""
+    """The control with fixed dtypes, so that every call uses the same program."""
     return Control(
         np.int32(control.shift), np.float32(control.eta_scale), np.int32(control.n_steps)
     )

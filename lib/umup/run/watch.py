@@ -20,7 +20,7 @@ from umup.errors import TrainError
 from umup.run.runlog import GOING_BACK, NAME, Reader, duration, log_path
 
 QUIET = 60.0
-"""Seconds without a new line that are worth saying; more where chunks take more than a third."""
+"""Seconds without a new line after which to say so; more if a chunk takes more than a third."""
 
 SMOOTH = 50
 """The running median is over a fiftieth of the steps so far."""
@@ -39,7 +39,7 @@ class _Panel:
 
 
 PANELS = (
-    _Panel("loss, nats a token (running median)", "loss", "blue"),
+    _Panel("loss, nats per token (running median)", "loss", "blue"),
     _Panel("gradient norm (largest)", "grad_norm", "green", log=True, peaks=True),
     _Panel("η", "eta", "magenta"),
     _Panel("tokens/s", "tokens_per_s", "cyan"),
@@ -49,12 +49,12 @@ PANELS = (
 def render(
     folder: Path | str, width: int, height: int, *, colour: bool = False, now: float | None = None
 ) -> str:
-    """One picture of a run, of at most ``width`` columns and ``height`` lines.
+    """A plot of a run, of at most ``width`` columns and ``height`` lines.
 
     Args:
         folder: the run's folder, or its log.
-        colour: with terminal colours.
-        now: the time, in seconds since 1970, that silence is measured against.
+        colour: whether to use terminal colours.
+        now: the present, in seconds since 1970.
 
     Raises:
         TrainError: there is no log in ``folder``.
@@ -72,14 +72,14 @@ def watch(
     clock: Callable[[], float] = time.time,
     sleep: Callable[[float], object] = time.sleep,
 ) -> int:
-    """Plot a run until its end, at the terminal's size of the moment; 0 when done, or on Ctrl-C.
+    """Plot a run until its end, at the terminal's current size; 0 when done, or on Ctrl-C.
 
-    In a pipe there is no colour, and a picture only where the log has grown.
+    In a pipe there is no colour, and a new plot only when the log has grown.
 
     Args:
         folder: the run's folder, or its log.
-        once: one picture and no more.
-        every: seconds between two looks.
+        once: draw one plot and return.
+        every: seconds between readings of the log.
 
     Raises:
         TrainError: there is no log in ``folder``, or ``every`` is not a time to wait.
@@ -124,7 +124,7 @@ def _open(folder: Path | str) -> Reader:
 
 
 def _near(folder: Path) -> list[str]:
-    """Folders of runs in the folder, beside it, and here: the latest first."""
+    """Folders of runs in the folder, beside it, and in the current one: the latest first."""
     found: dict[Path, float] = {}
     for place in (folder, folder.parent, Path()):
         for depth in ("*", "*/*"):
@@ -149,7 +149,7 @@ def _ended(events: Sequence[dict[str, Any]], name: str = "end") -> dict[str, Any
 
 
 def _words(reader: Reader, width: int, now: float) -> list[str]:
-    """How far the run is, its latest numbers, and what there is to know of it."""
+    """The run's progress, its latest numbers and its status."""
     frame, events = reader.frame, reader.events
     done = int(frame["step"].iloc[-1]) + 1 if len(frame) else 0
     named = [event for event in events if event.get("steps")]
@@ -188,7 +188,7 @@ def _words(reader: Reader, width: int, now: float) -> list[str]:
 
 
 def _filled(parts: Sequence[str], width: int) -> list[str]:
-    """The parts in lines of at most ``width``, cut only where one alone is longer."""
+    """The parts in lines of at most ``width``; only a single longer part is cut."""
     lines: list[str] = []
     for part in parts:
         if lines and len(lines[-1]) + 3 + len(part) <= width:
@@ -203,7 +203,7 @@ def _numbers(frame: pd.DataFrame, events: Sequence[dict[str, Any]]) -> list[str]
         return ["no step yet"]
     said = {
         "loss": "loss {:.4f}",
-        "bits_per_byte": "{:.4f} bits a byte",
+        "bits_per_byte": "{:.4f} bits per byte",
         "grad_norm": "|g| {:.3g}",
         "eta": "η {:.3g}",
         "tokens_per_s": "{:,.0f} tokens/s",
@@ -259,7 +259,7 @@ def _panels(
 
 
 def _draw(plot: Any, panel: _Panel, frame: pd.DataFrame, spikes: Sequence[int], width: int) -> None:
-    """One panel. The limits are always set: with its own, plotext loses curves beside lines."""
+    """One panel. Its limits are always set, as plotext's own lose curves beside lines."""
     import plotext
 
     steps, values = frame["step"].to_numpy(float), frame[panel.column].to_numpy(float)
@@ -298,7 +298,8 @@ def thin(
 
     Args:
         steps, values: (n,), finite.
-        peaks: the largest value since the point before; else the median of the last n/``SMOOTH``.
+        peaks: take the largest value since the previous point; else the median of the last
+            n/``SMOOTH`` steps.
     """
     at = np.unique(np.linspace(0, len(values) - 1, min(points, len(values))).round().astype(int))
     if peaks:
@@ -321,7 +322,7 @@ def ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def decades(low: float, high: float, most: int = 5) -> list[float]:
-    """Powers of ten in [low, high], at most ``most``; plain ticks where there are not two."""
+    """Powers of ten in [low, high], at most ``most``; plain ticks if there are fewer than two."""
     first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
     if last - first < 1:
         return ticks(low, high, most)
@@ -331,7 +332,7 @@ def decades(low: float, high: float, most: int = 5) -> list[float]:
 def _limits(
     low: float, high: float, *, pad: float = 0.03, log: bool = False
 ) -> tuple[float, float]:
-    """Limits that leave some room, also where all values are one."""
+    """Limits that leave some room, even if all values are equal."""
     if log:
         a, b = _limits(math.log10(low), math.log10(high), pad=pad)
         return 10.0**a, 10.0**b

@@ -1,4 +1,4 @@
-"""Writers besides the log: TensorBoard and Weights & Biases, extras that are checked first."""
+"""Optional writers besides the log: TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def open_writers(
     config: Mapping[str, Any] | None = None,
     main: bool = True,
 ) -> list[Any]:
-    """The writers asked for, in this process if it is the one that writes.
+    """The requested writers, in this process if it is the one that writes.
 
-    Every process checks that the packages are there, so that all refuse alike. Call it before any
-    compute.
+    Every process checks that the packages are installed, so that all raise the same error. Call
+    this before any compute.
 
     Args:
         folder: the run's folder; both keep their files in it.
         tensorboard: write event files to ``folder/tensorboard``.
         wandb: a project of Weights & Biases, none if None or empty; ``WANDB_MODE=offline`` keeps
-            the run here.
-        key: the run's key, with which its id there begins; see ``wandb_id``.
+            the run on this machine.
+        key: the run's key, the prefix of its id in Weights & Biases; see ``wandb_id``.
         config: shown with the run.
         main: whether this process writes.
 
@@ -54,7 +54,7 @@ def open_writers(
 
 
 def require(*, tensorboard: bool = False, wandb: str | None = None) -> None:
-    """Raise a TrainError unless the packages of the writers asked for can be imported."""
+    """Raise a TrainError unless the packages of the requested writers can be imported."""
     if tensorboard:
         _load("tensorboardX", "tensorboard", tensorboard)
     if wandb:
@@ -80,12 +80,12 @@ class TensorBoard:
         self._files = itertools.count()
 
     def rewind(self, step: int) -> None:
-        """Begin a file that says that whatever is at or after ``step`` does not count."""
+        """Begin a file that discards everything at or after ``step``."""
         self.close()
         self._begin(step)
 
     def _begin(self, step: int) -> Any:
-        # Names hold the second: without a suffix two files of one second would be one.
+        # File names contain the second: without a suffix, two files of one second would be one.
         suffix = f".{os.getpid()}.{next(self._files)}"
         self._writer = self._open(self._folder, purge_step=step, filename_suffix=suffix)
         return self._writer
@@ -97,7 +97,7 @@ class TensorBoard:
             writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Write what is held back; a later call opens a new file."""
+        """Write what is pending; a later call opens a new file."""
         if self._writer is not None:
             self._writer.close()
         self._writer = None
@@ -106,8 +106,8 @@ class TensorBoard:
 class WandB:
     """A run in a project of Weights & Biases.
 
-    Its own step only ever rises, so ours is logged as a number and named as the axis: after a roll
-    back both passes over the same steps are shown.
+    Its own step can only increase, so ours is logged as a number and used as the axis: after a roll
+    back, both passes over the same steps are shown.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class WandB:
         self._run.define_metric("*", step_metric="step")
 
     def rewind(self, step: int) -> None:
-        """Nothing: see the class."""
+        """Does nothing, see the class."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Log finite numbers of one update."""
@@ -145,9 +145,8 @@ class WandB:
 def wandb_id(folder: Path, key: str) -> str:
     """The id in Weights & Biases of the run in ``folder``: one per folder, kept in ``wandb.json``.
 
-    A folder that is resumed or was moved keeps its id. A copy, whose original is still where the
-    file says, gets an id of its own, as does a folder that was emptied: two runs never write to
-    one place there.
+    A folder that is resumed or was moved keeps its id. A copy whose original still exists gets its
+    own id, as does a folder that was emptied, so that two runs never share an id.
 
     Raises:
         TrainError: the file is damaged, or the folder cannot be written.
@@ -169,7 +168,7 @@ def wandb_id(folder: Path, key: str) -> str:
 
 
 def _is_copy(folder: Path, stored: Mapping[str, str]) -> bool:
-    """True if the folder that the id was made for is still there, and is not this one."""
+    """True if the folder that the id was made for still exists and is not this one."""
     original = Path(stored["folder"])
     try:
         return _stored_id(original) == stored and not original.samefile(folder)

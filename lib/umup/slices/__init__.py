@@ -1,9 +1,9 @@
-"""Slices of GPU time: one queue of jobs, worked through in order, a few minutes at a time.
+"""Slices of GPU time: one queue of jobs, processed in order, a few minutes at a time.
 
 A *job* is a part of a study's ``h100`` profile: the profile with fewer values. ``QUEUE`` lists the
-jobs, best evidence per second first. A slice asks the studies for what the jobs still lack, makes
-as much of it as fits, and packs the new rows; ``merge`` puts a pack into the records. What is on
-record is never made again, so that the next slice goes on where the last one stopped.
+jobs, the most evidence per second first. A slice asks the studies what the jobs still lack, makes
+as much of it as time allows, and packs the new rows; ``merge`` adds a pack to the records. Nothing
+on record is made again, so that the next slice continues where the last one stopped.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ QUEUE = "queue.yaml"
 
 @dataclass(frozen=True)
 class Job(Config):
-    """A part of a study's ``h100`` profile that a slice makes in one go."""
+    """A part of a study's ``h100`` profile that a slice makes as a unit."""
 
     name: str
-    """Of the job."""
+    """Name of the job."""
     study: str
-    """Whose profile it is a part of."""
+    """The study that it is a part of."""
     decides: str
-    """What is known afterwards, in a few words."""
+    """What its result decides, in a few words."""
     kind: Annotated[str, OneOf("points", "runs")]
-    """Which of the profile's measurements it makes."""
+    """The measurements of the profile that it makes."""
     seconds: Positive
-    """Predicted for all of it, compilation included, on an H100."""
+    """Predicted time of the whole job on an H100, compilation included."""
     gib: PositiveOrZero = 8.0
-    """Memory of the device that it needs."""
+    """Device memory that it needs."""
     in_turn: CountOrZero = 0
-    """How many runs advance in turn, see ``turns``; 0 finishes group after group."""
+    """Number of runs that advance in turn, see ``turns``; 0 finishes one group after another."""
     parameters: dict = field(default_factory=dict)
-    """Of the profile, restricted: fewer widths, seeds or the like."""
+    """Restricted parameters of the profile: fewer widths, seeds or the like."""
     rehearse: dict = field(default_factory=dict)
-    """The same over the study's smoke profile, which a rehearsal runs instead."""
+    """The same for the study's smoke profile, which a rehearsal runs instead."""
 
     def design(self, rehearsal: bool = False) -> Design:
         """The parameters of the study that this job makes, recorded under ``PROFILE``.
@@ -93,7 +93,7 @@ def queue(path: Path | None = None) -> list[Job]:
 
 
 def chosen(jobs: Sequence[Job], only: Sequence[str]) -> list[Job]:
-    """The jobs named; all where none is.
+    """The jobs with these names; all jobs if there are none.
 
     Raises:
         StudyError: no job has such a name.
@@ -106,7 +106,7 @@ def chosen(jobs: Sequence[Job], only: Sequence[str]) -> list[Job]:
 
 
 def place(folder: Path, job: Job) -> Store:
-    """Where a job's rows go: a store of the slice over the study's committed records."""
+    """The store of a job's rows: one of the slice, on top of the study's committed records."""
     return Store(folder / job.study, beneath=study.store(job.study, PROFILE))
 
 
@@ -115,8 +115,8 @@ class Todo:
     """What a job lacks.
 
     Args:
-        points, runs: that are missing; of an adaptive design the runs that it is guessed to want.
-        total: of what it has and lacks.
+        points, runs: that are missing; for an adaptive design, the runs it is expected to want.
+        total: number of those on record and missing.
     """
 
     points: list[Point]
@@ -139,5 +139,5 @@ def todo(job: Job, design: Design, store: Store, dataset: data.Dataset | None) -
 
 
 def dataset_of(job: Job, design: Design) -> data.Dataset | None:
-    """The text of a job's runs."""
+    """The data set of a job's runs."""
     return study.dataset_of(design) if job.kind == "runs" else None

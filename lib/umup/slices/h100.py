@@ -1,4 +1,4 @@
-"""``make h100``: work through the queue for so many minutes, then pack what is new."""
+"""``make h100``: work through the queue for a number of minutes, then pack the new rows."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from umup.slices.slice_worker import EXIT_REFUSED, Events
 from umup.text import columns
 
 RESERVE_S = 30.0
-"""Seconds before the limit at which all is packed."""
+"""Seconds before the limit at which rows are packed."""
 START_S = 15.0
-"""Assumed for a process until it computes: imports, and the driver."""
+"""Seconds assumed for a process to start: imports, and the driver."""
 GRACE_S = 15.0
-"""A worker that is late by so much is ended."""
+"""Seconds of delay after which a worker is ended."""
 ENVIRONMENT = {
     # PyTorch shares the GPU in one job, and the next process wants the memory of the last.
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
@@ -42,7 +42,7 @@ ENVIRONMENT = {
 }
 FLAGS = "--xla_gpu_enable_triton_gemm=false"
 """``XLA_FLAGS`` of a slice: products by cuBLASLt alone. By default XLA searches among Triton's
-tilings as well, which for one FP8 step took more than half of a slice."""
+tilings as well, which took more than half of a slice for one FP8 step."""
 
 
 def build_folder() -> Path:
@@ -51,13 +51,13 @@ def build_folder() -> Path:
 
 
 class Slice:
-    """One slice of time: its jobs, and what became of them.
+    """One slice of time: its jobs and their outcomes.
 
     Args:
         jobs: in order.
         folder: of the rows, events and logs.
         minutes: the limit.
-        rehearse: whether this is a rehearsal, on any device, in which no job is too long.
+        rehearse: whether this is a rehearsal, on any device, which skips no job for its length.
         queue: the file of the jobs.
     """
 
@@ -74,7 +74,7 @@ class Slice:
         self.log: dict[str, Any] = {"id": self.id, "minutes": minutes, "numerics": NUMERICS}
 
     def run(self, keep: Path | None) -> int:
-        """Do the jobs; pack into ``keep`` after each process. Returns the exit status."""
+        """Run the jobs; pack into ``keep`` after each process. Returns the exit status."""
         left = list(self.jobs)
         while left and (time.time() < self.until):
             # One process does what one study wants in a row; the next study gets free memory.
@@ -111,7 +111,7 @@ class Slice:
                 worker.wait()
 
     def _close(self, code: int) -> None:
-        """Tell the end of a job that its process did not live to tell."""
+        """Log the end of a job whose process died before it could."""
         states: dict[str, dict[str, Any]] = {}
         for event in self._events():
             if event["event"] in ("begin", "end"):
@@ -148,7 +148,7 @@ class Slice:
         }
 
     def pack(self, keep: Path | None) -> list[Path]:
-        """Keep the slice's log with the rows, and pack all that is in the folder."""
+        """Save the slice's log with the rows, and pack everything in the folder."""
         logs = self.folder / "slices"
         packs.write(logs / f"{self.id}.json", json.dumps(self.record()).encode())
         every = [json.loads(path.read_text("utf-8")) for path in sorted(logs.glob("*.json"))]
@@ -156,7 +156,7 @@ class Slice:
         return packs.pack(stores, every, keep or self.folder / "pack")
 
     def table(self) -> str:
-        """What became of every job, as text."""
+        """The outcome of every job, as text."""
         jobs = {entry["job"]: entry for entry in self.record()["jobs"]}
         rows = [("job", "state", "predicted", "took", "why")]
         for job in self.jobs:
@@ -174,10 +174,10 @@ class Slice:
 
 
 def lacks(job: Job, folder: Path, rehearse: bool = False) -> tuple[int, int]:
-    """How much of a job is missing, and how much it has and lacks.
+    """How many measurements of a job are missing, and how many it has in all.
 
     Raises:
-        DataError: this machine lacks the text of its runs.
+        DataError: this machine lacks the corpus of its runs.
     """
     design = job.design(rehearse)
     store, dataset = slices.place(folder, job), slices.dataset_of(job, design)
@@ -199,7 +199,7 @@ def listing(jobs: Sequence[Job], folder: Path, rehearse: bool) -> str:
 
 
 def lacking(jobs: Sequence[Job], folder: Path) -> list[Job]:
-    """The jobs of which something is missing, or whose text is: they will say so."""
+    """The jobs that lack measurements or their corpus, which they then report."""
     found = []
     for job in jobs:
         with contextlib.suppress(DataError):
@@ -210,10 +210,10 @@ def lacking(jobs: Sequence[Job], folder: Path) -> list[Job]:
 
 
 def check_minutes(minutes: float, first: Job) -> None:
-    """Refuse a limit within which not even the first job ends.
+    """Raise an error if the limit is too short for the first job.
 
     Raises:
-        StudyError: so.
+        StudyError: it is too short.
     """
     least = (START_S + first.seconds + RESERVE_S) / 60
     if not minutes >= least:
@@ -222,7 +222,7 @@ def check_minutes(minutes: float, first: Job) -> None:
 
 @dataclass(frozen=True)
 class H100:
-    """Work through the queue for so many minutes, then pack what is new.
+    """Work through the queue for a number of minutes, then pack the new rows.
 
     examples:
       python -m umup.slices.h100 --minutes 9 --pack OUT   the next jobs, on this box's GPU
@@ -241,7 +241,7 @@ class H100:
     merge: Annotated[Path | None, Option("put a pack into the records", "DIR")] = None
 
     def __call__(self) -> int:
-        """Do it; 0, or 1 where nothing could be done or written.
+        """Run the command; 0, or 1 if nothing could be done or written.
 
         Raises:
             StudyError: an unknown job, or a limit within which none ends.
@@ -278,7 +278,7 @@ class H100:
 
 
 def merged(counts: dict[str, int]) -> str:
-    """What a merge did, in a line."""
+    """What a merge did, in one line."""
     return "merged: " + ", ".join(f"{count} {name}" for name, count in counts.items())
 
 

@@ -1,7 +1,7 @@
-"""Packs: what a slice of GPU time made, in few small files that travel, and back into the records.
+"""Packs: the rows of a slice of GPU time in a few small files, and their merge into the records.
 
 A pack is a folder with ``runs-N.parquet`` and ``points-N.parquet``, shards of all studies together,
-and ``slices.json``: when, where and how long. Merging one twice changes nothing.
+and ``slices.json``: when, where and how long each slice ran. A second merge changes nothing.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from umup.lab.records import Store
 from umup.lab.schemas import POINTS, RUNS, Schema
 
 LIMIT = 16 * 2**20
-"""Bytes of a file."""
+"""Largest file, in bytes."""
 MOST_FILES = 8
 LOG = "slices.json"
-"""Of a pack, and in the folder of the studies: every slice, in the order of time."""
+"""File in a pack, and in the folder of the studies, with every slice in order of time."""
 _KINDS = {"runs": RUNS, "points": POINTS}
 
 
 def pack(stores: Iterable[Store], slices: list[dict[str, Any]], into: Path) -> list[Path]:
-    """Write the rows of ``stores``, without what lies beneath them, and the slices' log.
+    """Write the rows of ``stores``, without those beneath them, and the slices' log.
 
     Args:
-        stores: of runs; their points go along.
+        stores: of runs; their points are written too.
         slices: JSON objects with an ``id``.
         into: the folder of the pack; its files are replaced.
 
@@ -85,20 +85,20 @@ def write(path: Path, content: bytes) -> None:
 
 
 def merge(source: Path, into: Path, *, rehearsal: bool = False) -> dict[str, int]:
-    """Put a pack into the records of its studies; what is there already stays as it is.
+    """Add a pack to the records of its studies; existing rows stay as they are.
 
     Args:
         source: the folder of the pack.
         into: the folder of the studies.
-        rehearsal: whether a rehearsal's pack is taken, whose rows are of shrunken shapes.
+        rehearsal: whether to accept a rehearsal's pack, whose rows are of shrunken shapes.
 
     Returns:
-        Counts: new rows, rows that were on record, stale ones (of other numerics than the present,
-        shown as superseded), slices that are new.
+        Counts: new rows, rows already on record, stale rows (of other numerics than the present,
+        shown as superseded), and new slices.
 
     Raises:
-        StudyError: no pack is there, it is a rehearsal's, or a row is of an unknown study.
-        RecordError: a file of it is damaged, or the records cannot be written.
+        StudyError: there is no pack, it is a rehearsal's, or a row is of an unknown study.
+        RecordError: a file of the pack is damaged, or the records cannot be written.
     """
     slices = _read_log(source / LOG)
     if any(entry.get("rehearsal") for entry in slices) and not rehearsal:
@@ -131,7 +131,7 @@ def merge(source: Path, into: Path, *, rehearsal: bool = False) -> dict[str, int
 
 
 def slices_so_far(folder: Path) -> list[dict[str, Any]]:
-    """The slices that were merged into the folder of the studies, in the order of time."""
+    """The slices that were merged into the folder of the studies, in order of time."""
     return _read_log(folder / LOG) if (folder / LOG).exists() else []
 
 

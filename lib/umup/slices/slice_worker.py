@@ -1,7 +1,7 @@
-"""The process that does a slice's jobs: one study's at a time, told when time is over.
+"""The process that runs a slice's jobs, one study at a time, and is told when time is over.
 
-It is a process of its own so that a crash ends one job, and memory is free for the next study.
-What happened goes into a file of events, one JSON object a line, as it happens.
+It is a separate process so that a crash ends only one job and the next study gets free memory. It
+writes what happens to a file of events, one JSON object per line.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ EXIT_REFUSED = 2
 
 
 class Allowance:
-    """What is left of a slice, and what a job is predicted to take of it.
+    """The time left in a slice, and the time that a job is predicted to take of it.
 
     Args:
-        until: when the slice ends, seconds of ``time.time``.
-        seconds: predicted for all of the job; 0 begins whatever time is left.
-        whole: what all of the job weighs, in the unit that ``fits`` is asked in.
+        until: end of the slice, seconds as of ``time.time``.
+        seconds: predicted for the whole job; with 0 it begins however little time is left.
+        whole: weight of the whole job, in the unit of ``fits``.
     """
 
     def __init__(self, until: float, seconds: float, whole: float):
@@ -51,14 +51,14 @@ class Allowance:
         return self.until - time.time()
 
     def needs(self, weight: float) -> float:
-        """Seconds that a part of the job takes: as predicted, corrected by the parts so far."""
+        """Predicted seconds of a part of the job, corrected by the parts so far."""
         pace = 1.0
         if self._predicted > 0:
             pace = (time.time() - self._began) / self._predicted
         return weight * self._each * pace
 
     def fits(self, weight: float) -> bool:
-        """Whether the next part, of so much weight, would end in time; it is begun if so."""
+        """Whether the next part, of this weight, would end in time; if so, it counts as begun."""
         if self.needs(weight) > self.left() or self.left() <= 0:
             return False
         self._predicted += weight * self._each
@@ -73,13 +73,13 @@ def work(
     allowance: Callable[[float], Allowance],
     progress: Progress,
 ) -> str:
-    """Make what the job lacks, as much of it as fits.
+    """Make as much as fits of what the job lacks.
 
     Args:
-        allowance: of a job that weighs so much in all: points count 1, runs their FLOPs.
+        allowance: of time, for the whole job's weight: a point weighs 1, a run its FLOPs.
 
     Returns:
-        "" if nothing is missing any more, else why the rest was left.
+        "" if nothing is missing any more, else the reason why something is.
     """
     todo = slices.todo(job, design, store, dataset)
     if dataset is None:
@@ -114,7 +114,7 @@ def _train(
         return runs[: job.in_turn] if job.in_turn else next(iter(groups(runs, design.lanes)), [])
 
     def fitting() -> list[RunConfig]:
-        """What is made at once next, if it would end in time."""
+        """The runs to make together next, if they would end in time."""
         unit = unit_of(wanted())
         return unit if unit and allowed.fits(design.missing_seconds(unit)) else []
 
@@ -186,7 +186,7 @@ def on_device(rehearsal: bool) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do the jobs named; ``umup.slices.h100`` calls it."""
+    """Run the jobs with the given names; called by ``umup.slices.h100``."""
     parser = argparse.ArgumentParser(
         prog="python -m umup.slices.slice_worker", description=main.__doc__
     )
@@ -217,7 +217,7 @@ def _do(
     progress: Progress,
     given: argparse.Namespace,
 ) -> None:
-    """One job from its first event to its last; whatever it raises is one of them."""
+    """Run one job from its first event to its last; an exception is logged as an event."""
     began = time.time()
     events.tell("begin", job=job.name)
 

@@ -1,8 +1,8 @@
-"""Runs that are compared with one another, advanced in turn: equal steps at every moment.
+"""Training of runs that are compared with one another, in turn, so that all are equally far.
 
-A sweep finishes one group before the next. Where time may end at any moment and states are too
-large to be kept, that leaves one run whole and its partner unbegun; in turn, both have come
-equally far, and what they have come to is on record.
+A sweep finishes one group before it begins the next. If time may end at any moment and states are
+too large to be saved, that can leave one run finished and its partner not begun. In turn, both have
+come equally far, and their progress is recorded.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ def run_in_turn(
     settings: Settings,
     progress: Progress,
 ) -> None:
-    """Train all ``runs`` at once, a chunk each in turn; record each as it is over.
+    """Train all ``runs`` together, one chunk of each in turn; record each when it ends.
 
-    No state is saved. A round that would not end before the deadline, as the last one took, is not
-    begun: what all runs have come to is recorded then, as points of the kind ``UNFINISHED``.
+    No state is saved. If the next round, taking as long as the last, would not end before the
+    deadline, the progress of all runs is recorded as points of the kind ``UNFINISHED``.
 
     Args:
-        runs: those that are in flight elsewhere or on record are left out.
+        runs: those in flight elsewhere or on record are left out.
         dataset, store, study, profile, settings, progress: as for ``sweep.run_pending``.
 
     Raises:
         OutOfTime: the deadline comes before the end.
-        OutOfMemoryError: the states of all do not fit side by side.
+        OutOfMemoryError: the states of all runs do not fit together.
     """
     with contextlib.ExitStack() as claims:
         mine = [run for run in runs if claims.enter_context(store.claim(run.key()))]
@@ -71,7 +71,7 @@ def run_in_turn(
 
 
 def _record(going: Sequence[Group], store: Store, study: str, profile: str) -> None:
-    """Record what unfinished runs have come to, those that have begun."""
+    """Record the progress of unfinished runs that have begun."""
     rows = []
     for group in [group for group in going if group.done]:
         seconds = sum(seconds for _, seconds in group.chunks) / len(group.runs)
