@@ -27,17 +27,7 @@ fresh: bool = False  # measure everything anew and keep no records
 digits: int = 2  # decimals that are printed
 corpus: str = "sotu"
 tokenizer: str = "bytes"
-schemes: list = [
-    "sp",
-    "ladder_init",
-    "ladder_lr",
-    "ladder_logits",
-    "mup",
-    "umup",
-    "completep",
-    "mup_readout_lr",
-    "umup_readout_lr",
-]
+schemes: list = ["sp", "ladder_init", "ladder_lr", "ladder_logits", "mup", "umup", "completep", "mup_readout_lr", "umup_readout_lr"]
 widths: list = [32, 64, 128, 256, 512]
 base_width: int = 32  # where μP and every rung of the ladder equal SP
 n_heads: int = 2  # at all widths: the head size grows

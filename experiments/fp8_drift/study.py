@@ -45,19 +45,7 @@ weight_decay: float = 2.0**-13
 base_width: int = 32  # where μP equals SP
 dtype: str = "float32"
 unroll: int = 0
-probe_steps: list = [
-    0,
-    5,
-    10,
-    20,
-    50,
-    100,
-    150,
-    200,
-    300,
-    500,
-    700,
-]  # of the plain runs; the end too
+probe_steps: list = [0, 5, 10, 20, 50, 100, 150, 200, 300, 500, 700]  # of the plain runs; the end too
 seeds: int = 3
 eval_batches: int = 16
 effect_width: int = 64  # of the runs in which one thing is varied

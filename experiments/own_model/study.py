@@ -44,9 +44,7 @@ warmup_ratio: float = 0.1
 held_out: int = 2048  # images
 seeds: int = 6
 wide_seeds: int = 3  # at the largest width
-wrong_curves: list = [
-    "mlp.readout.kernel"
-]  # MODEL.path of what is marked as hidden though it is not
+wrong_curves: list = ["mlp.readout.kernel"]  # MODEL.path of what is marked as hidden though it is not
 wrong_checks: list = ["mlp.hidden.bias", "mlp.readout.kernel", "vit.norm.scale"]
 check_etas: list = [-10, -6]  # log2 η of the coordinate checks
 look_at: list = [1, 10]  # numbers of updates

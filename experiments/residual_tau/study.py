@@ -34,27 +34,14 @@ ratios: list = [0.25, 0.5, 1.0, 2.0, 4.0]  # α_residual_attn_ratio
 lemma_depths: list = [1, 2, 4, 8, 16, 32, 64]
 lemma_seeds: int = 3
 walk_depths: list = [2, 4, 8, 16, 32, 64]
-walk_arms: list = [
-    "derived",
-    "library",
-    "printed",
-    "mup",
-    "completep",
-    "sp",
-]  # walked, not trained: those of `arms`, and sp
+walk_arms: list = ["derived", "library", "printed", "mup", "completep", "sp"]  # walked, not trained: those of `arms`, and sp
 walk_width: int = 128
 walk_seeds: int = 5
 grid_depth: int = 8  # depth of the walks over alphas and ratios
 trained_depths: list = [2, 16]
 trained_seeds: int = 2
 trained_lr: float = 0.5  # log2 η
-arms: list = [
-    "derived",
-    "library",
-    "printed",
-    "mup",
-    "completep",
-]  # of derived, library, printed (u-μP's τ), mup, completep
+arms: list = ["derived", "library", "printed", "mup", "completep"]  # of derived, library, printed (u-μP's τ), mup, completep
 depths: list = [2, 4, 8, 16, 32]
 d_model: int = 32
 d_head: int = 16

@@ -48,10 +48,7 @@ compare: list = ["mup"]  # further schemes, at the main budget
 share: float = 0.2  # of a WSD run's steps that decays
 shares: list = [0.05, 0.1, 0.3]  # further decay shares, at the budgets
 share_budgets: list = [1000, 4000]
-lr_umup: list = [
-    -2,
-    2,
-]  # log2 of the ends of the grid of η; [-2, 1] did not bracket cosine at 250 and 500 steps
+lr_umup: list = [-2, 2]  # log2 of the ends of the grid of η; [-2, 1] did not bracket cosine at 250 and 500 steps
 lr_mup: list = [-7.5, -4]  # -5 left cosine open under μP
 spacing: float = 0.5  # octaves between its points
 seeds: int = 3

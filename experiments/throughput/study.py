@@ -43,21 +43,7 @@ samples: int = 13  # timed, the sides in turn
 close_widths: list = [32, 64]  # of more samples
 close_samples: int = 41
 steps: int = 4  # a sample
-tried: list = [
-    "blocked",
-    "no_rope",
-    "scanned",
-    "remat_dots",
-    "remat_full",
-    "remat_unrolled",
-    "accumulate",
-    "bfloat16",
-    "wide_vectors",
-    "fast_math",
-    "no_library",
-    "library_dots",
-    "old_emitters",
-]  # changes to our step
+tried: list = ["blocked", "no_rope", "scanned", "remat_dots", "remat_full", "remat_unrolled", "accumulate", "bfloat16", "wide_vectors", "fast_math", "no_library", "library_dots", "old_emitters"]  # changes to our step
 tried_widths: list = [64]
 parts_widths: list = [32, 256]  # where pieces of a step are timed
 gemm_sizes: list = [512, 1024, 2048]  # square products, for the peak

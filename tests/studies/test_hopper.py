@@ -324,7 +324,7 @@ def test_runs_that_time_ended_are_shown_at_one_step_and_judged_by_no_claim(refer
     runs = tables.shown(own)
     assert set(runs["done"]) == {200} and len(runs) == 5, "the furthest of each, all at one step"
     plain = runs[(runs["scheme"] == "umup") & (runs["arm"] == "plain")].iloc[0]
-    assert plain["val_loss"] == pytest.approx(2 - 195 / 400), "mean over steps 181 to 200"
+    assert plain["loss"] == pytest.approx(2 - 195 / 400), "mean over steps 181 to 200"
     assert tables.difference_of(runs, "umup", "fp8_seed").value == pytest.approx(0.01)
     said = words.answer(own)
     assert "after 200 of 400 steps, where time ended" in said
