@@ -825,6 +825,8 @@ def test_mup_is_sp_at_any_base_shape(heads, d_head, n_layers, d_ff, vocab):
         "completep",
         "mup_sqrt_attention",
         "mup_readout_lr",
+        "mup_sqrt_emb",
+        "sp_emb_lr",
         "ladder_init",
         "ladder_lr",
         "ladder_logits",

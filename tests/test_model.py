@@ -397,7 +397,7 @@ def test_initial_standard_deviations(scheme):
         "['out']": 32**-0.5,
         "gate_up": 32**-0.5,
         "down": 48**-0.5,
-        "readout": (32 if scheme == "sp" else 8) ** -0.5,
+        "readout": (32 if scheme in ("sp", "sp_emb_lr") else 8) ** -0.5,
     }
     for part, std in want.items():
         (name,) = [n for n in found if part in n]

@@ -20,6 +20,7 @@ HOW = {field.name for field in dataclasses.fields(Design)}
 SHOWN = {"tolerance"}
 """What a page judges by."""
 NAMES = ("bfloat16", "mup", "umup", "plain", "bf16", "fp8_seed", "eager", "mlp", "vit", "h200")
+HPS = ("eta_emb", "alpha_emb")
 
 
 def others(value: Any) -> Iterator[Any]:
@@ -34,6 +35,7 @@ def others(value: Any) -> Iterator[Any]:
         for new in others(value[-1]) if value else ():
             yield from ((*value[:-1], new), (*value, new))
         yield from ((name,) for name in NAMES)
+        yield from ((*value[:-1], name) for name in HPS)
     elif isinstance(value, str):
         yield from NAMES
 

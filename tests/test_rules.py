@@ -75,6 +75,18 @@ SQRT_HALF = 0.7071067811865476
         ("mup_readout_lr", READOUT, 1 / 8, 0.25, 0.25),
         ("umup_readout_lr", HIDDEN, 1.0, 1 / 16, 1 / 16 / 4),
         ("umup_readout_lr", READOUT, 1.0, 1 / 256, 1 / 256),
+        # The embedding's rule: without 1/√256, and with √(64/256).
+        ("umup_const_emb", EMBEDDING, 1.0, 1.0, 1.0),
+        ("umup_const_emb", HIDDEN, 1.0, 1 / 16, 1 / 16 / 4),
+        ("umup_const_emb", READOUT, 1.0, 1 / 256, 1.0),
+        ("mup_sqrt_emb", EMBEDDING, 1.0, 1.0, 0.5),
+        ("mup_sqrt_emb", HIDDEN, 1 / 16, 1.0, 0.25 * SQRT_HALF),
+        ("mup_sqrt_emb", READOUT, 1 / 8, 0.25, 1.0),
+        # SP's scales; base-width/width = ¼ on all but the embedding, and nothing of depth.
+        ("sp_emb_lr", EMBEDDING, 1.0, 1.0, 1.0),
+        ("sp_emb_lr", HIDDEN, 1 / 16, 1.0, 0.25),
+        ("sp_emb_lr", DOWN, 1 / 27.712812921102035, 1.0, 0.25),
+        ("sp_emb_lr", READOUT, 1 / 16, 1.0, 0.25),
         # From SP to μP: init, then learning rates, then multipliers.
         ("ladder_init", HIDDEN, 1 / 16, 1.0, 1.0),
         ("ladder_init", READOUT, 1 / 8, 1.0, 1.0),
@@ -105,6 +117,9 @@ HPS = {"eta_emb": 5.0, "sigma_init": 0.5, "alpha_emb": 3.0, "alpha_output": 7.0}
         ("mup_intermediate", EMBEDDING, 1.0, 1.5, 10.0, 80.0),
         ("mup_intermediate", READOUT, 1.0, 7 / 64, 16.0, 4 * 256.0),
         ("umup", EMBEDDING, 1.0, 1.0, 5 / 16, 5 / 16),
+        ("umup_const_emb", EMBEDDING, 1.0, 1.0, 5.0, 5 / 16),
+        ("mup_sqrt_emb", EMBEDDING, 0.5, 3.0, 2.5, 20.0),
+        ("sp_emb_lr", EMBEDDING, 0.5, 1.0, 1.0, 1.0),
         ("ladder_init", EMBEDDING, 0.5, 1.0, 1.0, 1.0),
         ("ladder_init", READOUT, 0.5 / 8, 1.0, 1.0, 1.0),
         ("ladder_lr", EMBEDDING, 0.5, 1.0, 5.0, 20.0),
@@ -155,6 +170,9 @@ def test_backward_scales_of_umup():
         ("umup_sqrt_attention", 2 / 8, 2.0),
         ("mup_readout_lr", 2 * 4 / 64, 2.0),
         ("umup_readout_lr", 2 / 64, 2.0),
+        ("umup_const_emb", 2 / 64, 2.0),
+        ("mup_sqrt_emb", 2 * 4 / 64, 2.0),
+        ("sp_emb_lr", 1 / 8, 1.0),
         ("ladder_init", 1 / 8, 1.0),
         ("ladder_lr", 1 / 8, 1.0),
         ("ladder_logits", 1 / 8, 1.0),
@@ -203,6 +221,10 @@ def test_the_scale_model_follows_the_attention_rule():
         ("umup", DOWN, 1 / 27.712812921102035 / 4),
         ("umup", READOUT, 1.0),
         ("umup_readout_lr", READOUT, 1.0),  # the blog's argument is about Adam
+        # The embedding's rules are about Adam too: under SGD nothing changes.
+        ("umup_const_emb", EMBEDDING, 1 / 16),
+        ("mup_sqrt_emb", EMBEDDING, 4.0),
+        *(("sp_emb_lr", weight, 1.0) for weight in (EMBEDDING, HIDDEN, READOUT)),
         ("ladder_init", READOUT, 1.0),
         ("ladder_lr", READOUT, 4.0),
     ],
@@ -292,6 +314,7 @@ def test_depth_counts_branches_or_layers():
         "umup",
         "umup_sqrt_attention",
         "umup_readout_lr",
+        "umup_const_emb",
     }
 
 
@@ -503,6 +526,8 @@ def test_the_table_of_variants():
     cells = [[c.strip() for c in line if c.strip()] for line in lines]
     assert cells[0] == ["variant", "from", "number", "there", "here"]
     assert ["umup_readout_lr", "umup", "output Adam LR", "1", "1/fan-in"] in cells
+    hat = "η\u0302_emb"
+    assert ["umup_const_emb", "umup", "input Adam LR", f"{hat}/√fan-out", hat] in cells
     assert [
         "umup_sqrt_attention",
         "umup",

@@ -210,12 +210,18 @@ def _sqrt_attention(scheme: Scheme) -> Scheme:
     return _variant(scheme, "sqrt_attention", "attention 1/√d", attention_logit=logit)
 
 
+def _slower(scheme: Scheme, name: str, title: str, **extra: Power) -> Scheme:
+    """Further factors on Adam's learning rate, by weight type: {"output": {"fan_in": -1.0}}."""
+    weights = {
+        role: replace(rule, adam_lr=times(rule.adam_lr, extra.get(role, {})))
+        for role, rule in scheme.weights.items()
+    }
+    return _variant(scheme, name, title, weights=weights)
+
+
 def _readout_lr(scheme: Scheme, extra: Power) -> Scheme:
     """A further factor on the readout's Adam learning rate (Theory, erratum 8)."""
-    output = scheme.weights["output"]
-    slower = replace(output, adam_lr=times(output.adam_lr, extra))
-    weights = {**scheme.weights, "output": slower}
-    return _variant(scheme, "readout_lr", "readout LR 1/width", weights=weights)
+    return _slower(scheme, "readout_lr", "readout LR 1/width", output=extra)
 
 
 def _rung(name: str, title: str, parent: str, *columns: str) -> Scheme:
@@ -256,6 +262,13 @@ VARIANTS = (
     _sqrt_attention(UMUP),
     _readout_lr(MUP, _BASE_OVER_FAN),
     _readout_lr(UMUP, {"fan_in": -1.0}),
+    # The embedding's rule (u-μP paper, Appendix A.3): u-μP without its 1/√fan-out, so that the
+    # factor is η̂_emb alone, as under μP, and μP with it, as a ratio to the base width.
+    _slower(UMUP, "const_emb", "constant embedding LR", input={"fan_out": 0.5}),
+    _slower(MUP, "sqrt_emb", "embedding LR 1/√width", input={"base_fan_out": 0.5, "fan_out": -0.5}),
+    # SP whose η falls as 1/width for every weight but the embedding, whose rate stays. With one η
+    # for all weights, sought at each width, that is an embedding factor of width/base width.
+    _slower(SP, "emb_lr", "embedding LR kept", hidden=_BASE_OVER_FAN, output=_BASE_OVER_FAN),
     _rung("ladder_init", "SP + μP's init", "sp"),
     _rung("ladder_lr", "SP + μP's init, LR", "ladder_init", "lr"),
     _rung("ladder_logits", "SP + μP's init, LR, logits", "ladder_lr", "lr", "multiplier"),

@@ -41,8 +41,10 @@ def kept(results: Results, keep: Callable[[pd.DataFrame], Any]) -> Results:
 
 
 def first(results: Results, share: float) -> Results:
-    """The rows that were made first, at least one."""
+    """The rows that were made first, at least one where there are any."""
     made = sorted(pd.concat([rows["created"] for rows in results]))
+    if not made:
+        return results
     last = made[max(int(share * len(made)), 1) - 1]
     return kept(results, lambda rows: rows["created"] <= last)
 
