@@ -23,8 +23,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +56,10 @@ TESTS = {
 
 RENDERED = ("tables_in_three_styles", "table_of_variants", "table_says", "test_render")
 """Tests of printed tables: left out, so that what kills a mutation of a rule is a number."""
+
+UNREADABLE = [f"Error {what} persistent compilation cache entry" for what in ("reading", "writing")]
+"""JAX's warnings of an entry that another process is still writing, or was killed at: no failure,
+since the program is compiled instead. JAX writes entries in place and without a lock."""
 
 _FORWARD_ONLY = "the value alone is kept, the backward scale is not read"
 _OF_LINEAR = "_linear_fwd(x, w, forward, backward, weight_grad, history, casts, fused)"
@@ -147,7 +151,8 @@ def _child(folder: Path, package: Path, tests: Sequence[str], log: Path) -> str:
         assert where == package, f"the tests would see {where}, not the copy"
         files = [f"tests/{name}" for name in tests]
         chosen = ["-k", " and ".join(f"not {name}" for name in RENDERED)]
-        options = ["-x", "-q", "-p", "no:cacheprovider", *chosen, *files]
+        passed_over = [f"-Wignore:{warning}" for warning in UNREADABLE]
+        options = ["-x", "-q", "-p", "no:cacheprovider", *passed_over, *chosen, *files]
         status = int(pytest.main(options, plugins=[first]))
     log.write_text(out.getvalue(), encoding="utf-8")
     return first.name or (f"pytest's status {status}" if status else "")
@@ -167,8 +172,18 @@ def _fork(job: Callable[[], str], report: Path, core: int | None) -> int:
         result = job()
     except BaseException as error:  # a mutated package may fail in any way at import
         result = f"import: {type(error).__name__}"
-    report.write_text(json.dumps(result), encoding="utf-8")
-    os._exit(0)
+    try:
+        report.write_text(json.dumps(result), encoding="utf-8")
+    finally:  # whatever happens, a child never goes on as its parent
+        os._exit(0)
+
+
+def _kill(pid: int) -> None:
+    """End a child and what it started, wherever it is."""
+    for kill in (os.killpg, os.kill):  # before its `setsid` it leads no group
+        with suppress(ProcessLookupError):
+            kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
 
 
 def _package(folder: Path, snapshot: Path, module: str, source: str) -> Path:
@@ -217,41 +232,45 @@ def _prepare(folder: Path) -> None:
 
 def _pool(
     folder: Path, mutants: Sequence[Mutation], jobs: int, limits: Mapping[str, float]
-) -> Iterator[tuple[int, Outcome]]:
+) -> Generator[tuple[int, Outcome], None, None]:
     """(index, outcome) of each mutation as it ends, ``jobs`` at once, each on its own core.
 
-    ``limits``: seconds by module after which a mutation counts as noticed, since a hang is.
+    ``limits``: seconds by module after which a mutation counts as noticed, since a hang is. Closed
+    before its end, it kills what still runs.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     free = [cores[i] if i < len(cores) else None for i in range(jobs)]
     running: dict[int, tuple[int, float, Path, int | None]] = {}
     waiting = list(enumerate(mutants))
-    while waiting or running:
-        while waiting and free:
-            index, mutant = waiting.pop(0)
-            place, core = folder / f"run{index}", free.pop()
-            package = _package(place, folder / "umup", mutant.module, mutant.source)
+    try:
+        while waiting or running:
+            while waiting and free:
+                index, mutant = waiting.pop(0)
+                place, core = folder / f"run{index}", free.pop()
+                package = _package(place, folder / "umup", mutant.module, mutant.source)
 
-            def job(package=package, tests=TESTS[mutant.module], log=place / "log"):
-                return _child(folder, package, tests, log)
+                def job(package=package, tests=TESTS[mutant.module], log=place / "log"):
+                    return _child(folder, package, tests, log)
 
-            running[_fork(job, place / "report", core)] = (index, time.monotonic(), place, core)
-        time.sleep(0.02)
-        for pid, (index, began, place, core) in list(running.items()):
-            seconds = time.monotonic() - began
-            ended, _ = os.waitpid(pid, os.WNOHANG)
-            if not ended and seconds < limits.get(mutants[index].module, math.inf):
-                continue
-            if not ended:
-                os.killpg(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-            report = place / "report"
-            silence = "a crash" if ended else "no end in time"
-            killer = json.loads(report.read_text("utf-8")) if report.exists() else silence
-            shutil.rmtree(place)
-            del running[pid]
-            free.append(core)
-            yield index, Outcome(killer, seconds)
+                running[_fork(job, place / "report", core)] = (index, time.monotonic(), place, core)
+            time.sleep(0.02)
+            for pid, (index, began, place, core) in list(running.items()):
+                seconds = time.monotonic() - began
+                ended, _ = os.waitpid(pid, os.WNOHANG)
+                if not ended and seconds < limits.get(mutants[index].module, math.inf):
+                    continue
+                if not ended:
+                    _kill(pid)
+                del running[pid]
+                report = place / "report"
+                silence = "a crash" if ended else "no end in time"
+                killer = json.loads(report.read_text("utf-8")) if report.exists() else silence
+                shutil.rmtree(place)
+                free.append(core)
+                yield index, Outcome(killer, seconds)
+    finally:
+        for pid in running:
+            _kill(pid)
 
 
 def run(mutants: Sequence[Mutation], *, jobs: int) -> list[Outcome]:
@@ -274,14 +293,16 @@ def run(mutants: Sequence[Mutation], *, jobs: int) -> list[Outcome]:
         for module in dict.fromkeys(m.module for m in mutants):
             source = (folder / "umup" / module).read_text("utf-8")
             whole.append(Mutation(module, 0, "", "none", "as it is", source))
-        for index, outcome in _pool(folder, whole, jobs, {}):
-            _say(whole[index], outcome, "passes")
-            if outcome.killer:
-                raise SystemExit(f"{whole[index].module} fails as it is: {outcome.killer}")
-            limits[whole[index].module] = 60 + 5 * outcome.seconds
-        for index, outcome in _pool(folder, mutants, jobs, limits):
-            _say(mutants[index], outcome, "SURVIVES")
-            outcomes[index] = outcome
+        with closing(_pool(folder, whole, jobs, {})) as ended:
+            for index, outcome in ended:
+                _say(whole[index], outcome, "passes")
+                if outcome.killer:
+                    raise SystemExit(f"{whole[index].module} fails as it is: {outcome.killer}")
+                limits[whole[index].module] = 60 + 5 * outcome.seconds
+        with closing(_pool(folder, mutants, jobs, limits)) as ended:
+            for index, outcome in ended:
+                _say(mutants[index], outcome, "SURVIVES")
+                outcomes[index] = outcome
     return [outcomes[i] for i in range(len(mutants))]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import shutil
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -81,12 +83,84 @@ def test_every_equivalent_mutation_is_one_that_is_made(scripts):
     assert {key: made[key] for key in mutations.EQUIVALENT if made[key] != 1} == {}
 
 
-@pytest.mark.slow
-def test_a_change_is_noticed_and_a_harmless_one_survives(scripts):
-    """In a process of its own, as it forks before JAX starts."""
-    import subprocess
+def alone(code: str) -> str:
+    """What ``code`` prints in a process of its own: it forks, which must be before JAX starts."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=SCRIPTS.parent,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(SCRIPTS), "PATH": "/usr/bin:/bin"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
-    code = (
+
+def test_a_module_that_fails_as_it_is_ends_everything(tmp_path):
+    said = alone(
+        f"""
+import os, tempfile, time
+import mutations
+from mutants import Mutation
+
+tempfile.tempdir = {str(tmp_path)!r}
+mutations._prepare = lambda folder: None
+
+def child(folder, package, tests, log):
+    if "test_fp8.py" not in tests:
+        (folder.parent / "began").touch()
+        time.sleep(15)
+    while not (folder.parent / "began").exists():
+        time.sleep(0.01)
+    return "broken"
+
+mutations._child = child
+try:
+    mutations.run([Mutation(m, 1, "", "k", "t", "") for m in ("ops.py", "fp8.py")], jobs=2)
+except SystemExit as error:
+    print(error)
+try:
+    print("left:", os.waitpid(-1, os.WNOHANG))
+except ChildProcessError:
+    print("no child is left")
+"""
+    )
+    assert said == "fp8.py fails as it is: broken\nno child is left\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["began"]
+
+
+def test_a_cache_entry_that_another_process_is_writing_is_no_failure(tmp_path):
+    """And every other warning still is one."""
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_it.py").write_text(
+        """
+import warnings
+
+def test_cache():
+    for what in ("reading", "writing"):
+        warnings.warn(f"Error {what} persistent compilation cache entry for 'jit_f': ZlibError")
+
+def test_other():
+    warnings.warn("Error reading something else")
+""",
+        encoding="utf-8",
+    )
+    shutil.copy(SCRIPTS.parent / "pyproject.toml", tmp_path)
+    said = alone(
+        f"""
+from pathlib import Path
+import mutations
+
+folder, package = Path({str(tmp_path)!r}), Path({str(SCRIPTS.parent / "lib")!r})
+print(mutations._child(folder, package, ["test_it.py"], folder / "log"))
+"""
+    )
+    assert said == "tests/test_it.py::test_other\n"
+
+
+@pytest.mark.slow
+def test_a_change_is_noticed_and_a_harmless_one_survives():
+    said = alone(
         "import mutations; from mutants import Mutation\n"
         "from pathlib import Path\n"
         "mutations.TESTS['errors.py'] = ('test_config.py::test_unknown_and_nested_fields',)\n"
@@ -96,12 +170,4 @@ def test_a_change_is_noticed_and_a_harmless_one_survives(scripts):
         "assert bad != source\n"
         "print([o.killer for o in mutations.run(both, jobs=1)])\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=SCRIPTS.parent,
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": str(SCRIPTS), "PATH": "/usr/bin:/bin"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert "'tests/test_config.py::" in done.stdout and done.stdout.rstrip().endswith(", '']")
+    assert "'tests/test_config.py::" in said and said.rstrip().endswith(", '']")

@@ -128,7 +128,7 @@ def smoke(folder: Path, root: Path) -> Path:
         with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=kept.parent) as draft:
             given, output = Path(draft, "study.ipynb"), Path(draft, "output.ipynb")
             given.write_text(json.dumps(notebook), encoding="utf-8")
-            hasty = {"XLA_FLAGS": machine.in_haste()}
+            hasty = {"XLA_FLAGS": machine.in_haste(), "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "0"}
             execute(given, output, parameters(folder, "smoke"), root, hasty)
             for older in kept.parent.glob(f"{folder.name}-*.ipynb"):
                 older.unlink(missing_ok=True)

@@ -311,19 +311,23 @@ def probes(runs: pd.DataFrame) -> pd.DataFrame:
     ``config.PROBE_STATS``: RMS, mean, largest magnitude, and the shares of elements that E4M3 and
     E5M2 would clip or flush to zero.
     """
-    frames = []
+    keys, steps, names, values = [], [], [], []
     for row in runs.itertuples():
-        steps, tensors = np.asarray(row.probe_steps), np.asarray(row.probe_tensors, object)
-        if not len(steps):
+        at, tensors = np.asarray(row.probe_steps), list(row.probe_tensors)
+        if not len(at):
             continue
-        values = np.asarray(row.probe_values).reshape(-1, len(PROBE_STATS))
-        named = pd.DataFrame([_Probe.of(name) for name in tensors] * len(steps))
-        named.insert(0, "step", np.repeat(steps, len(tensors)))
-        named.insert(0, "key", row.key)
-        frames.append(named.assign(**dict(zip(PROBE_STATS, values.T, strict=True))))
-    if not frames:
+        keys += [row.key] * (len(at) * len(tensors))
+        steps.append(np.repeat(at, len(tensors)))
+        names += tensors * len(at)
+        values.append(np.asarray(row.probe_values).reshape(-1, len(PROBE_STATS)))
+    if not names:
         return pd.DataFrame(columns=["key", "step", *_Probe._fields, *PROBE_STATS])
-    return pd.concat(frames, ignore_index=True)
+    which, distinct = pd.factorize(np.array(names, object))  # few: each is taken apart once
+    named = pd.DataFrame([_Probe.of(name) for name in distinct]).iloc[which]
+    named = named.reset_index(drop=True)
+    named.insert(0, "step", np.concatenate(steps))
+    named.insert(0, "key", keys)
+    return named.assign(**dict(zip(PROBE_STATS, np.concatenate(values).T, strict=True)))
 
 
 class _Probe(NamedTuple):
