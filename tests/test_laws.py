@@ -235,3 +235,37 @@ def test_drift_interval_covers_the_truth():
 def test_percentiles_carry_infinite_draws():
     draws = np.r_[np.full(5, -np.inf), np.linspace(0, 1, 95)]
     assert laws._percentiles(draws) == (-math.inf, pytest.approx(1.0, abs=0.03))
+
+
+def test_the_price_of_anothers_optimum_by_hand():
+    # 0.03 · 0.5²; the draws of both have sd 0.05
+    found = laws.price(known(0.5), known(0.0))
+    assert found.value == pytest.approx(0.0075) and 0 <= found.lo < found.value < found.hi
+    assert found.hi == pytest.approx(0.03 * (0.5 + 1.96 * 0.05 * math.sqrt(2)) ** 2, rel=0.1)
+    assert laws.price(known(0.0), known(0.0)).value == 0
+
+
+@pytest.mark.parametrize("other", [at_edge(0.0, -math.inf, 1.0), known(2.0)])
+def test_no_price_of_what_is_open_or_far_away(other):
+    with pytest.raises(ValueError, match="bracketed, within 1.5 octaves"):
+        laws.price(other, known(0.0))
+
+
+def test_the_slope_of_a_bent_curve_is_as_unsure_as_its_bend():
+    u = np.arange(5.0)
+    straight = laws.mean_slope(u, np.array([2 * u, 2 * u + 1, 2 * u - 1]))
+    assert (straight.value, straight.lo, straight.hi, straight.n) == pytest.approx((2, 2, 2, 3))
+    bent = laws.mean_slope(u, np.array([u**2] * 3))
+    # residuals of u² about its line are 2, −1, −2, −1, 2; s² = 14/3; Σ(u − ū)² = 10; t(3) = 3.182
+    half = 3.182 * math.sqrt(14 / 3 / 10)
+    assert (bent.value, bent.hi - 4) == pytest.approx((4, half), rel=1e-3)
+    seeds = laws.mean_slope(u, np.array([u, 3 * u]))
+    assert seeds.hi - seeds.value == pytest.approx(12.706 * math.sqrt(2) / math.sqrt(2), rel=1e-3)
+
+
+def test_the_least_distance_of_equal_optima_is_none():
+    """Noise makes the range of some draws positive; the lower end allows for it."""
+    d = drift({2**i: known(0.0, 0.1, np.random.default_rng(i)) for i in range(5)})
+    assert d.largest.lo == 0.0 and d.largest.hi > 0.2
+    apart = drift({1: known(0.0), 2: known(1.0), 4: known(0.1)})
+    assert apart.largest.lo == pytest.approx(1 - 2.39 * 0.05 * math.sqrt(2), abs=0.03)

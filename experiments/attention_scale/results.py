@@ -282,8 +282,12 @@ def _spans(d_heads: Iterable[float], factor: float, what: str) -> None:
     spanning(d_heads, factor, f"{what}: head sizes")
 
 
-def _probed(results: Results, scheme: str) -> pd.DataFrame:
-    """The rows of ``pooled`` of one scheme, where there are any."""
+def probed(results: Results, scheme: str) -> pd.DataFrame:
+    """The rows of ``pooled`` of one scheme.
+
+    Raises:
+        NotMeasured: there are none.
+    """
     table = pooled(results.runs)
     return required(table[table["scheme"] == scheme], f"no probed {_name(scheme)} runs")
 
@@ -294,7 +298,7 @@ def exponent(
 ) -> Interval:
     """Exponent in d_head of a column of ``pooled``, ``at`` the "start" or the "end" of training,
     or its change from start to end ("change", paired by seed)."""
-    table = _probed(results, scheme)
+    table = probed(results, scheme)
     _spans(table["d_head"], factor, _name(scheme))
     first, last = (
         by_seed(table[table["step"] == step], name)
@@ -343,7 +347,7 @@ def base_logits(results: Results) -> Interval:
 @quantity
 def final(results: Results, scheme: str, name: str, d_head: int | None = None) -> Interval:
     """A column of ``pooled`` at the end of training, at the largest head size unless told."""
-    table = _probed(results, scheme)
+    table = probed(results, scheme)
     d_head = table["d_head"].max() if d_head is None else d_head
     table = table[table["d_head"] == d_head]
     required(table, f"no probed {_name(scheme)} runs with heads of {d_head}")
@@ -353,7 +357,7 @@ def final(results: Results, scheme: str, name: str, d_head: int | None = None) -
 @quantity
 def entropy_slope(results: Results, scheme: str, factor: float = 2) -> Interval:
     """Nats of attention entropy per doubling of d_head at the end of training."""
-    table = _probed(results, scheme)
+    table = probed(results, scheme)
     _spans(table["d_head"], factor, _name(scheme))
     end = table[table["step"] == table["step"].max()]
     return _slope(end.assign(entropy=2.0 ** end["entropy"]), "entropy", _name(scheme))

@@ -113,6 +113,9 @@ this.figures.layer(results)
 this.figures.exponents(results)
 
 # %% [markdown]
+# One exponent describes these curves badly: between neighbouring head sizes it is {glue:text}`local` at the end (u-μP,
+# $1/d$), and the interval of the one exponent says so. Head size and number of heads change together here.
+#
 # The RMS of $q\cdot k$ is $d$ times the sizes of $q_i$ and $k_i$ times the RMS cosine. Independent vectors have
 # a cosine of $1/\sqrt d$, aligned ones one that does not depend on $d$. The mean product $E[q_i k_i]$, on which
 # the argument for $1/d$ is usually built, is something else: pairs may align with either sign. Where

@@ -133,6 +133,7 @@ def shown(results: Results) -> pd.DataFrame:
             | {
                 "done": done,
                 "status": "ok" if ok else "diverged",
+                "final_loss": final if ok else math.nan,
                 "loss": final if ok else math.nan,
                 "curve_steps": list(steps[kept]),
                 "curve_loss": list(losses[kept]),

@@ -465,10 +465,10 @@ def price(tuned: Optimum, at: Optimum) -> Interval:
         raise ValueError(f"{far}; allowed: bracketed, within {WINDOWS[0]} octaves")
     rng = np.random.default_rng(0)
     n = min(len(tuned.draws), len(at.draws))
-    apart = rng.choice(tuned.draws, n) - rng.choice(at.draws, n)
-    draws = at.curvature * apart**2
-    value = at.curvature * (tuned.x - at.x) ** 2
-    return Interval(value, *_percentiles(draws), min(tuned.n_seeds, at.n_seeds))
+    near, far = sorted(_percentiles(rng.choice(tuned.draws, n) - rng.choice(at.draws, n)), key=abs)
+    least = 0.0 if near * far <= 0 else near
+    value, lo, hi = (at.curvature * dx**2 for dx in (tuned.x - at.x, least, far))
+    return Interval(value, lo, hi, min(tuned.n_seeds, at.n_seeds))
 
 
 def _least_range(lo: NDArray, hi: NDArray) -> float:
