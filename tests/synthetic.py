@@ -62,6 +62,7 @@ def make_runs(
                                 "seed": seed,
                                 "status": "diverged" if bad else "ok",
                                 "final_loss": np.nan if bad else loss,
+                                "val_loss": np.nan if bad else loss,
                             }
                         )
     fixed = {
@@ -111,6 +112,9 @@ def rows_of(runs: Iterable[RunConfig], result: Callable[[RunConfig], dict]) -> p
         }
         for run in runs
     ]
+    for row in rows:  # of both losses one is planted: the other is the same
+        row.setdefault("val_loss", row.get("final_loss"))
+        row.setdefault("final_loss", row["val_loss"])
     return pd.DataFrame(rows, columns=EMPTY.runs.columns)
 
 

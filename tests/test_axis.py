@@ -36,7 +36,7 @@ def loss(run: RunConfig) -> float:
 
 @pytest.fixture(scope="module")
 def runs() -> pd.DataFrame:
-    return rows_of(played(SWEEP, TEXT, loss), lambda run: {"final_loss": loss(run)})
+    return rows_of(played(SWEEP, TEXT, loss), lambda run: {"val_loss": loss(run)})
 
 
 def test_every_value_has_a_whole_search_per_scheme(runs: pd.DataFrame) -> None:

@@ -84,6 +84,43 @@ def test_smoke_sized_runs_are_not_measured_and_say_why(tmp_path):
     assert v.note == "no current u-μP runs"
 
 
+def said_of(monkeypatch, tmp_path, measured, **entry):
+    """The verdict on a claim whose quantity is ``measured``, bound −0.5 to 0.5."""
+    monkeypatch.setitem(claims.quantities(STUDY), "shift", lambda results, **args: measured)
+    folder = write(tmp_path / "s", ENTRY | entry)
+    monkeypatch.setattr(claims, "quantities", lambda study: {"shift": lambda r, **a: measured})
+    return claims.evaluate(folder, make_runs())[0]
+
+
+@pytest.mark.parametrize(
+    ("measured", "verdict", "note"),
+    [
+        (Interval.exact(0.1), "exact", ""),
+        (Interval.exact(0.6), "fails", ""),
+        (Interval.once(0.1), "holds", "measured once"),
+        (Interval(0.0, -0.2, 0.2), "holds", ""),
+        (Interval(0.2, -0.1, 0.45), "holds", "close"),
+        (Interval(0.9, 0.51, 1.3), "fails", "close"),
+        (Interval(math.inf, math.inf, math.inf), "fails", ""),
+    ],
+)
+def test_exact_close_and_once_are_told_apart(monkeypatch, tmp_path, measured, verdict, note):
+    v = said_of(monkeypatch, tmp_path, measured)
+    assert v.verdict == verdict and v.note.startswith(note) and bool(v.note) == bool(note)
+
+
+def test_evidence_and_statement_come_from_the_measurement_and_the_arguments(monkeypatch, tmp_path):
+    entry = {"statement": "Over {factor}× {scheme} stays.", "args": {"scheme": "umup", "factor": 8}}
+    v = said_of(monkeypatch, tmp_path, Interval(0.1, 0.0, 0.2, 3, "width 64"), **entry)
+    assert (v.statement, v.n, claims.evidence(v)) == (
+        "Over 8× umup stays.",
+        3,
+        "3 seeds, width 64",
+    )
+    v = said_of(monkeypatch, tmp_path, Interval(0.1, 0.0, 0.2), **entry)
+    assert claims.evidence(v) == "u-μP, over 8×"
+
+
 def test_one_seed_is_inconclusive(tmp_path):
     entry = ENTRY | {"quantity": "default_difference", "args": {"scheme": "umup", "against": "sp"}}
     (v,) = claims.evaluate(write(tmp_path / "s", entry), make_runs(widths=(32,), seeds=1))
@@ -143,9 +180,9 @@ def test_board_says_why_current_records_do_not_do_rather_than_that_others_are_st
 def test_a_quantity_of_diverged_runs_alone_is_not_measured(monkeypatch):
     nothing = Interval(math.nan, -math.inf, math.inf)
     known = claims.quantities(STUDY)
-    monkeypatch.setitem(known, "shift", lambda results, **args: nothing)
+    monkeypatch.setitem(known, "largest_shift", lambda results, **args: nothing)
     verdicts = {v.id: v for v in claims.evaluate(STUDY, make_runs())}
-    shifts = [v for v in verdicts.values() if v.quantity == "shift"]
+    shifts = [v for v in verdicts.values() if v.quantity == "largest_shift"]
     assert shifts and {v.verdict for v in shifts} == {"not measured"}
     assert all("missing or diverged" in v.note for v in shifts)
 
@@ -168,6 +205,7 @@ def test_a_quantity_of_diverged_runs_alone_is_not_measured(monkeypatch):
         ({"why": " "}, "why"),
         ({"unit": 3}, "unit"),
         ({"verdict": "holds"}, "verdict"),
+        ({"statement": "After {stpes} steps."}, "statement: .*stpes.*scheme"),
     ],
 )
 def test_a_malformed_claim_is_named(tmp_path, change, said):
@@ -225,8 +263,11 @@ def test_table_reads_well(tmp_path):
     folder = write(tmp_path / "s", ENTRY, one_sided)
     measured = claims.format_table(claims.evaluate(folder, make_runs(noise=0, spread=0)))
     head, rule, first, second = measured.splitlines()
-    assert first == "| It transfers. | 0.15 [0.15, 0.15] octaves | −0.5 to 0.5 octaves | holds |"
-    assert second == "| It transfers. | 0.150 [0.150, 0.150] nats | at most 0.01 nats | fails |"
+    seen = "3 seeds, u-μP, widths 32 to 256, 2000 steps"
+    octaves = "0.15 [0.15, 0.15] octaves | −0.5 to 0.5 octaves | holds |"
+    assert first == f"| It transfers. | {seen} | {octaves}"
+    nats = "0.150 [0.150, 0.150] nats | at most 0.01 nats | fails |"
+    assert second == f"| It transfers. | {seen} | {nats}"
     assert [claims.format_value(0.1234, u, 1) for u in ("octaves", "nats")] == ["0.1", "0.12"]
     missing = claims.format_table(claims.evaluate(folder, make_runs().iloc[:0])).splitlines()
     assert missing[2].endswith("| – | −0.5 to 0.5 octaves | not measured (no records) |")

@@ -151,12 +151,12 @@ def test_unknown_measurements_and_arguments_are_errors_before_any_compute(square
 def test_claims_may_name_the_studys_own_quantities(squares):
     results = study.run_or_load("squares", Squares(profile="cpu"))
     (verdict,) = claims.evaluate(squares, results)
-    assert (verdict.verdict, verdict.value, verdict.profile) == ("holds", 9.0, "cpu")
+    assert (verdict.verdict, verdict.value, verdict.profile) == ("exact", 9.0, "cpu")
     few = Results(results.runs, results.points.iloc[:0])
     (verdict,) = claims.evaluate(squares, few, "cpu")
     assert (verdict.verdict, verdict.note) == ("not measured", "no records")
     (verdict,) = claims.board(squares.parent)
-    assert verdict.verdict == "holds"
+    assert verdict.verdict == "exact"
     text = (squares / "claims.yaml").read_text()
     (squares / "claims.yaml").write_text(text.replace("largest", "smallest"))
     with pytest.raises(ClaimError, match=r"quantity.*'smallest'.*largest"):

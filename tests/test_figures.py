@@ -46,7 +46,7 @@ def test_same_runs_same_pixels_and_no_state_left(runs):
     first = pixels(board(runs))
     assert first == pixels(board(runs.sample(frac=1, random_state=0)))
     assert dict(mpl.rcParams) == before and plt.get_fignums() == []
-    changed = runs.assign(final_loss=runs.final_loss + 0.1 * (runs.scheme == "umup"))
+    changed = runs.assign(val_loss=runs.val_loss + 0.1 * (runs.scheme == "umup"))
     assert first != pixels(board(changed))
 
 
@@ -57,7 +57,7 @@ def test_poor_data_still_draw(kind, runs):
         "one run": runs.iloc[[0]],
         "one width": runs[(runs.d_model == 64) & (runs.steps == 2000)],
         "one seed": runs[runs.seed == 0],
-        "all diverged": runs.assign(status="diverged", final_loss=np.nan),
+        "all diverged": runs.assign(status="diverged", val_loss=np.nan),
     }[kind]
     figure = board(poor)
     assert pixels(figure)  # without a warning

@@ -25,14 +25,43 @@ def test_exact_parabola_is_recovered_exactly():
     fit = fit_optimum(*sweep(GRID, 2, vertex=0.3, k=0.03, level=1.5))
     assert (fit.x, fit.loss, fit.curvature) == pytest.approx((0.3, 1.5, 0.03), abs=1e-9)
     assert (fit.x_lo, fit.x_hi) == pytest.approx((0.3, 0.3), abs=1e-6)
-    # the best rate is 0.5; -0.5, 0, 0.5, 1, 1.5 lie within 1.25 octaves of it, by two seeds
+    # the best rate is 0.5; -1.5 to 2 in half octaves lie within 2 octaves of it, by two seeds
     assert (fit.n_points, fit.n_seeds, fit.n_diverged, fit.edge, fit.reason) == (
-        10,
+        16,
         2,
         0,
         False,
         "",
     )
+
+
+def bent(t, k, a):
+    """A curve with its minimum, 0, at t = 0, curvature k there, and 3q/k = a: steeper above."""
+    return 2 * k / a**2 * (np.exp(a * t) - a * t - 1)
+
+
+def test_a_bent_curve_is_recovered_where_a_parabola_is_a_tenth_of_an_octave_off():
+    x, _, seed = sweep(GRID, 2, 0.0)
+    y = 1.5 + bent(x - 0.3, k=0.03, a=0.6)
+    fit = fit_optimum(x, y, seed)
+    assert (fit.x, fit.loss, fit.curvature) == pytest.approx((0.3, 1.5, 0.03), abs=0.01)
+    near = np.abs(x - 0.5) < 1.3
+    slope, k = np.polynomial.polynomial.polyfit(x[near] - 0.5, y[near], 2)[1:]
+    assert 0.5 - slope / (2 * k) < 0.25
+
+
+def test_a_cubic_recovers_a_cubic():
+    x, _, seed = sweep(GRID, 3, 0.0)
+    t = x - 0.2
+    fit = fit_optimum(x, 1.4 + 0.05 * t**2 + 0.01 * t**3, seed)
+    assert (fit.x, fit.loss, fit.curvature) == pytest.approx((0.2, 1.4, 0.05), abs=1e-9)
+
+
+def test_the_losses_by_seed_are_those_at_the_optimum():
+    x, y, seed = sweep(GRID, 3, vertex=-0.2)
+    offsets = np.array([0.5, -0.2, -0.3])
+    fit = fit_optimum(x, y + offsets[seed], seed)
+    assert fit.by_seed == pytest.approx(dict(enumerate(1.5 + offsets)))
 
 
 def test_seed_offsets_do_not_move_the_optimum():
@@ -73,8 +102,9 @@ def test_divergence_above_the_best_rate_bounds_it():
 def test_a_rate_where_a_seed_diverged_is_never_the_best():
     x, y, seed = sweep(GRID, 3, vertex=0.0)
     y[(x == 0.5) & (seed == 0)] = np.nan
-    y[(x == 0.5) & (seed > 0)] = 0.0
-    assert fit_optimum(x, y, seed).x <= 0.5
+    y[(x == 0.5) & (seed > 0)] = 1.49
+    y[x > 1] = 2.5  # a window around 0.5 would end in this cliff
+    assert fit_optimum(x, y, seed).n_points == len(x[(np.abs(x) <= 2)]) - 1
 
 
 @pytest.mark.parametrize(
@@ -163,8 +193,22 @@ def test_drift_with_an_open_end_is_open_on_that_side_only():
     d = drift(fits | {256: at_edge(-2.5, -math.inf, -2.0)})
     assert d.slope.lo == -math.inf and -0.9 < d.slope.hi < -0.6
     assert d.shift.hi == pytest.approx(3 * d.slope.hi) and d.largest.hi == math.inf
+    assert d.lack_of_fit == pytest.approx(0, abs=1e-9)  # an edge says nothing of the fit
     d = drift(fits | {256: at_edge(-2.5, -math.inf, math.inf)})
     assert (d.slope.lo, d.slope.hi) == (-math.inf, math.inf)
+
+
+def test_optima_off_the_line_widen_the_drift():
+    straight = {2**i: known(0.1 * i, 0.05) for i in range(4)}
+    off = {2**i: known(0.1 * i + d, 0.05) for i, d in enumerate((0.1, -0.1, -0.1, 0.1))}
+    a, b = drift(straight), drift(off)
+    assert a.lack_of_fit == pytest.approx(0, abs=1e-9)
+    # Weights are the same: χ² = 4 · (0.1/0.05)² of 2 degrees of freedom; t(0.975, 2) = 4.303
+    assert b.lack_of_fit == pytest.approx(8, rel=0.1) and b.slope.value == pytest.approx(0.1)
+    grown = math.sqrt(b.lack_of_fit) * 4.303 / 1.96
+    assert b.slope.hi - 0.1 == pytest.approx(grown * (a.slope.hi - 0.1), rel=1e-3)
+    assert 0.1 - b.slope.lo == pytest.approx(grown * (0.1 - a.slope.lo), rel=1e-3)
+    assert math.isnan(drift({1: known(0.0), 2: known(1.0)}).lack_of_fit)
 
 
 def test_drift_needs_two_widths():
@@ -191,3 +235,37 @@ def test_drift_interval_covers_the_truth():
 def test_percentiles_carry_infinite_draws():
     draws = np.r_[np.full(5, -np.inf), np.linspace(0, 1, 95)]
     assert laws._percentiles(draws) == (-math.inf, pytest.approx(1.0, abs=0.03))
+
+
+def test_the_price_of_anothers_optimum_by_hand():
+    # 0.03 · 0.5²; the draws of both have sd 0.05
+    found = laws.price(known(0.5), known(0.0))
+    assert found.value == pytest.approx(0.0075) and 0 <= found.lo < found.value < found.hi
+    assert found.hi == pytest.approx(0.03 * (0.5 + 1.96 * 0.05 * math.sqrt(2)) ** 2, rel=0.1)
+    assert laws.price(known(0.0), known(0.0)).value == 0
+
+
+@pytest.mark.parametrize("other", [at_edge(0.0, -math.inf, 1.0), known(2.0)])
+def test_no_price_of_what_is_open_or_far_away(other):
+    with pytest.raises(ValueError, match="bracketed, within 1.5 octaves"):
+        laws.price(other, known(0.0))
+
+
+def test_the_slope_of_a_bent_curve_is_as_unsure_as_its_bend():
+    u = np.arange(5.0)
+    straight = laws.mean_slope(u, np.array([2 * u, 2 * u + 1, 2 * u - 1]))
+    assert (straight.value, straight.lo, straight.hi, straight.n) == pytest.approx((2, 2, 2, 3))
+    bent = laws.mean_slope(u, np.array([u**2] * 3))
+    # residuals of u² about its line are 2, −1, −2, −1, 2; s² = 14/3; Σ(u − ū)² = 10; t(3) = 3.182
+    half = 3.182 * math.sqrt(14 / 3 / 10)
+    assert (bent.value, bent.hi - 4) == pytest.approx((4, half), rel=1e-3)
+    seeds = laws.mean_slope(u, np.array([u, 3 * u]))
+    assert seeds.hi - seeds.value == pytest.approx(12.706 * math.sqrt(2) / math.sqrt(2), rel=1e-3)
+
+
+def test_the_least_distance_of_equal_optima_is_none():
+    """Noise makes the range of some draws positive; the lower end allows for it."""
+    d = drift({2**i: known(0.0, 0.1, np.random.default_rng(i)) for i in range(5)})
+    assert d.largest.lo == 0.0 and d.largest.hi > 0.2
+    apart = drift({1: known(0.0), 2: known(1.0), 4: known(0.1)})
+    assert apart.largest.lo == pytest.approx(1 - 2.39 * 0.05 * math.sqrt(2), abs=0.03)

@@ -22,8 +22,8 @@ def test_a_changed_row_fails_the_comparison_and_none_passes(tmp_path: Path) -> N
         shutil.copytree(ROOT / STUDY, tmp_path / name / STUDY)
     folder = tmp_path / "changed" / STUDY / "records" / "cpu"
     rows = Store(folder).read()
-    best = rows[rows["scheme"] == "umup"]["final_loss"].idxmin()
-    rows.loc[best, "final_loss"] += 0.1
+    best = rows[rows["scheme"] == "umup"]["val_loss"].idxmin()
+    rows.loc[best, "val_loss"] += 0.1
     for shard in folder.glob("*.parquet"):
         shard.unlink()
     Store(folder).append(rows.to_dict("records"))

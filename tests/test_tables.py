@@ -18,12 +18,12 @@ from umup.lab.records import Results
 def by_hand():
     """Two rates, three seeds; one seed diverges at the higher rate."""
     rows = [
-        {"lr": lr, "seed": seed, "final_loss": loss}
+        {"lr": lr, "seed": seed, "val_loss": loss}
         for lr, losses in {0.5: (1.0, 2.0, 3.0), 2**-0.5: (1.0, 2.0, np.nan)}.items()
         for seed, loss in enumerate(losses)
     ]
     runs = pd.DataFrame(rows).assign(scheme="sp", d_model=32, steps=9, numerics=NUMERICS)
-    return runs.assign(status=runs.final_loss.map(lambda y: "ok" if y == y else "diverged"))
+    return runs.assign(status=runs.val_loss.map(lambda y: "ok" if y == y else "diverged"))
 
 
 def test_loss_by_lr_by_hand():
@@ -44,7 +44,7 @@ def test_the_best_rate_is_steady_and_has_the_most_seeds():
     runs = by_hand()
     best = tables.default_losses(runs).iloc[0]
     assert (best.log2_lr, best.loss, best.n) == (-1.0, 2.0, 3)  # 1.5 at the other, but one diverged
-    lucky = runs.iloc[[0]].assign(lr=0.125, final_loss=0.1)
+    lucky = runs.iloc[[0]].assign(lr=0.125, val_loss=0.1)
     assert tables.default_losses(pd.concat([runs, lucky])).iloc[0].log2_lr == -1.0
 
 
@@ -104,7 +104,7 @@ def test_default_differences_are_paired_by_seed():
 
 def test_stale_runs_never_show():
     runs = make_runs(widths=(32,))
-    stale = runs.assign(numerics=NUMERICS - 1, final_loss=0.0)
+    stale = runs.assign(numerics=NUMERICS - 1, val_loss=0.0)
     both = pd.concat([stale, runs])
     pd.testing.assert_frame_equal(tables.loss_by_lr(both), tables.loss_by_lr(runs))
     assert tables.loss_by_lr(stale).empty

@@ -21,7 +21,7 @@ from umup.lab import records
 from umup.lab.absent import NotMeasured, required
 from umup.lab.quantities import Quantities, spanning
 from umup.lab.records import Results
-from umup.lab.tables import remembered
+from umup.lab.tables import loss_of, remembered
 from umup.laws import Drift, Interval, Optimum
 from umup.rules import Parametrization
 
@@ -35,7 +35,7 @@ TITLES = {
     "mup_sqrt_attention": "μP, 1/√d",
 }
 ALPHA = "hps.alpha_attn_softmax"
-FIT_WINDOW = {"eta": 1.25, "alpha": 2.25}  # octaves; α's basin is flat to either side
+WINDOWS = {"eta": laws.WINDOWS, "alpha": (2.25, 3.0)}  # octaves; α's basin is flat on both sides
 POINT = ["scheme", "d_head", "seed", "step"]
 SCORES = {
     "logit": ("rms", "qk"),
@@ -124,21 +124,33 @@ def exponents(runs: pd.DataFrame, name: str = "qk") -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def by_seed(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """log₂ of ``name``: a row for each seed that has every head size, a column per head size."""
+    wide = table.pivot(index="seed", columns="d_head", values=name).dropna()
+    return np.log2(wide.astype(float))
+
+
 def slopes_by_seed(table: pd.DataFrame, name: str) -> list[float]:
     """Slope of log₂ ``name`` against log₂ d_head, one for each seed that has every head size."""
-    wide = table.pivot(index="seed", columns="d_head", values=name).dropna()
+    wide = by_seed(table, name)
     if wide.shape[1] < 2 or wide.empty:
         return []
-    u = np.log2(wide.columns.to_numpy(float))
-    return np.polyfit(u, np.log2(wide.to_numpy(float)).T, 1)[0].tolist()
+    return np.polyfit(np.log2(wide.columns.to_numpy(float)), wide.to_numpy().T, 1)[0].tolist()
+
+
+def local_slopes(table: pd.DataFrame, name: str) -> list[float]:
+    """Slope of log₂ ``name`` from each head size to the next, the mean over seeds."""
+    wide = by_seed(table, name)
+    steps = np.diff(np.log2(wide.columns.to_numpy(float)))
+    return (np.diff(wide.to_numpy()).mean(0) / steps).tolist()
 
 
 def _slope(table: pd.DataFrame, name: str, what: str) -> Interval:
-    """The mean over seeds of ``slopes_by_seed``."""
-    slopes = slopes_by_seed(table, name)
-    if not slopes:
+    """The exponent in d_head (``laws.mean_slope``)."""
+    wide = by_seed(table, name)
+    if wide.shape[1] < 2 or wide.empty:
         raise NotMeasured(f"{what}: no seed with every head size")
-    return laws.mean_interval(slopes)
+    return laws.mean_slope(np.log2(wide.columns.to_numpy(float)), wide)
 
 
 def default_lrs(runs: pd.DataFrame) -> dict[str, float]:
@@ -171,7 +183,7 @@ def curve_runs(runs: pd.DataFrame, hp: str, scheme: str) -> pd.DataFrame:
             "d_head": runs["d_head"],
             "x": values.round(6),
             "seed": runs["seed"],
-            "loss": runs["final_loss"].where(runs["status"] == "ok"),
+            "loss": loss_of(runs),
         }
     )
     searched = table.groupby("d_head")["x"].transform("nunique") > 1
@@ -198,7 +210,7 @@ def optima(runs: pd.DataFrame, hp: str, scheme: str) -> dict[int, Optimum]:
     for d_head, group in curve_runs(runs, hp, unit).groupby("d_head"):
         seed = zlib.crc32(repr((hp, unit, d_head)).encode())
         best = laws.fit_optimum(
-            group["x"], group["loss"], group["seed"], window=FIT_WINDOW[hp], rng_seed=seed
+            group["x"], group["loss"], group["seed"], windows=WINDOWS[hp], rng_seed=seed
         )
         shift = 0.5 * math.log2(d_head) if scheme != unit else 0.0
         out[int(d_head)] = replace(
@@ -270,8 +282,12 @@ def _spans(d_heads: Iterable[float], factor: float, what: str) -> None:
     spanning(d_heads, factor, f"{what}: head sizes")
 
 
-def _probed(results: Results, scheme: str) -> pd.DataFrame:
-    """The rows of ``pooled`` of one scheme, where there are any."""
+def probed(results: Results, scheme: str) -> pd.DataFrame:
+    """The rows of ``pooled`` of one scheme.
+
+    Raises:
+        NotMeasured: there are none.
+    """
     table = pooled(results.runs)
     return required(table[table["scheme"] == scheme], f"no probed {_name(scheme)} runs")
 
@@ -282,16 +298,17 @@ def exponent(
 ) -> Interval:
     """Exponent in d_head of a column of ``pooled``, ``at`` the "start" or the "end" of training,
     or its change from start to end ("change", paired by seed)."""
-    table = _probed(results, scheme)
+    table = probed(results, scheme)
     _spans(table["d_head"], factor, _name(scheme))
     first, last = (
-        slopes_by_seed(table[table["step"] == step], name)
+        by_seed(table[table["step"] == step], name)
         for step in (table["step"].min(), table["step"].max())
     )
-    if len(first) != len(last) or not last:
+    if first.shape != last.shape or last.empty:
         raise NotMeasured(f"{_name(scheme)}: no seed with every head size at both ends")
-    change = np.subtract(last, first)
-    return laws.mean_interval({"start": first, "end": last, "change": change}[at])
+    curve = {"start": first, "end": last, "change": last - first}[at]
+    heads = f"head sizes {first.columns[0]} to {first.columns[-1]}"
+    return laws.mean_slope(np.log2(curve.columns.to_numpy(float)), curve).at(heads)
 
 
 def layers(results: Results) -> pd.DataFrame:
@@ -330,7 +347,7 @@ def base_logits(results: Results) -> Interval:
 @quantity
 def final(results: Results, scheme: str, name: str, d_head: int | None = None) -> Interval:
     """A column of ``pooled`` at the end of training, at the largest head size unless told."""
-    table = _probed(results, scheme)
+    table = probed(results, scheme)
     d_head = table["d_head"].max() if d_head is None else d_head
     table = table[table["d_head"] == d_head]
     required(table, f"no probed {_name(scheme)} runs with heads of {d_head}")
@@ -340,7 +357,7 @@ def final(results: Results, scheme: str, name: str, d_head: int | None = None) -
 @quantity
 def entropy_slope(results: Results, scheme: str, factor: float = 2) -> Interval:
     """Nats of attention entropy per doubling of d_head at the end of training."""
-    table = _probed(results, scheme)
+    table = probed(results, scheme)
     _spans(table["d_head"], factor, _name(scheme))
     end = table[table["step"] == table["step"].max()]
     return _slope(end.assign(entropy=2.0 ** end["entropy"]), "entropy", _name(scheme))
@@ -351,6 +368,13 @@ def optimum_shift(results: Results, hp: str, scheme: str, factor: float) -> Inte
     """Octaves by which the optimal ``eta`` or ``alpha`` moves over a ``factor`` in d_head."""
     _spans(sorted(optima(results.runs, hp, scheme)), factor, f"{_name(scheme)}, {hp}")
     return drift(results.runs, hp, scheme).slope.scaled(math.log2(factor))
+
+
+@quantity
+def largest_shift(results: Results, hp: str, scheme: str, factor: float) -> Interval:
+    """Octaves between the optima of any two head sizes, the furthest apart; see ``laws.Drift``."""
+    _spans(sorted(optima(results.runs, hp, scheme)), factor, f"{_name(scheme)}, {hp}")
+    return drift(results.runs, hp, scheme).largest
 
 
 @quantity
@@ -377,7 +401,8 @@ def same_family(results: Results) -> Interval:
     if PER_ROOT not in defaults:
         raise NotMeasured(f"no probed {_name(PER_ROOT)} runs")
     root = runs[(runs["scheme"] == PER_ROOT) & (runs["lr"] == defaults[PER_ROOT])]
-    root = root[root["probe_steps"].map(len) > 0].rename(columns={"final_loss": "loss"})
+    root = root[root["probe_steps"].map(len) > 0]
+    root = root.assign(loss=loss_of(root))
     curves = curve_runs(runs, "alpha", PER_ROOT)
     both = curves[curves["x"] == 0.0].merge(root[["d_head", "seed", "loss"]], on=["d_head", "seed"])
     if both.empty:
@@ -397,6 +422,7 @@ def rule_difference(results: Results, d_head: int | None = None) -> Interval:
     if not {PER_D, PER_ROOT} <= set(runs["scheme"]):
         raise NotMeasured(f"no probed runs of {_name(PER_D)} and {_name(PER_ROOT)}")
     runs = runs[runs["d_head"] == (d_head or runs["d_head"].max())]
-    wide = runs.pivot(index="seed", columns="scheme", values="final_loss")
+    runs = runs.assign(loss=loss_of(runs))
+    wide = runs.pivot(index="seed", columns="scheme", values="loss")
     pairs = (wide[PER_D] - wide[PER_ROOT]).dropna()
     return laws.mean_interval(pairs)

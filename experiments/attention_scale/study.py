@@ -113,6 +113,9 @@ this.figures.layer(results)
 this.figures.exponents(results)
 
 # %% [markdown]
+# One exponent describes these curves badly: between neighbouring head sizes it is {glue:text}`local` at the end (u-μP,
+# $1/d$), and the interval of the one exponent says so. Head size and number of heads change together here.
+#
 # The RMS of $q\cdot k$ is $d$ times the sizes of $q_i$ and $k_i$ times the RMS cosine. Independent vectors have
 # a cosine of $1/\sqrt d$, aligned ones one that does not depend on $d$. The mean product $E[q_i k_i]$, on which
 # the argument for $1/d$ is usually built, is something else: pairs may align with either sign. Where
@@ -136,10 +139,10 @@ this.figures.entropy(results)
 # %% [markdown]
 # ## Which division keeps its optimum?
 
-# %% tags=["hide-input", "claim:same-family", "claim:per-d-loss"] mystnb={"figure": {"name": "fig-attention-alpha", "caption": "Final training loss against $\\alpha_\\text{attn}$: the same runs in the unit of either division; the dotted line is the default. Stars are fitted optima. At the default and the largest head, $1/d$ minus $1/\\sqrt d$ is {glue:text}`difference`."}, "image": {"alt": "Loss against log2 of alpha_attn by head size, one panel per division"}}
+# %% tags=["hide-input", "claim:same-family", "claim:per-d-loss"] mystnb={"figure": {"name": "fig-attention-alpha", "caption": "Held-out loss against $\\alpha_\\text{attn}$: the same runs in the unit of either division; the dotted line is the default. Stars are fitted optima. At the default and the largest head, $1/d$ minus $1/\\sqrt d$ is {glue:text}`difference`."}, "image": {"alt": "Loss against log2 of alpha_attn by head size, one panel per division"}}
 this.figures.curves(results, "alpha")
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-attention-eta", "caption": "Final training loss against $\\eta$ at $\\alpha_\\text{attn} = 1$. Over the measured head sizes the optimum moves by {glue:text}`shift_eta_d` octaves under $1/d$ and by {glue:text}`shift_eta_root` under $1/\\sqrt d$."}, "image": {"alt": "Loss against log2 of the learning rate by head size, one panel per division"}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-attention-eta", "caption": "Held-out loss against $\\eta$ at $\\alpha_\\text{attn} = 1$. Over the measured head sizes the optimum moves by {glue:text}`shift_eta_d` octaves under $1/d$ and by {glue:text}`shift_eta_root` under $1/\\sqrt d$."}, "image": {"alt": "Loss against log2 of the learning rate by head size, one panel per division"}}
 this.figures.curves(results, "eta")
 
 # %% tags=["hide-input", "claim:alpha-still-per-d", "claim:alpha-moves-per-root", "claim:eta-still-per-d", "claim:eta-still-per-root"] mystnb={"figure": {"name": "fig-attention-drift", "caption": "Fitted optima against head size, relative to the smallest head. The best $\\alpha_\\text{attn}$ moves by {glue:text}`shift_alpha_d` octaves under $1/d$ and by {glue:text}`shift_alpha_root` under $1/\\sqrt d$. Band: half an octave; dotted: the shift under $1/\\sqrt d$ if there is none under $1/d$."}, "image": {"alt": "Shift of the optimal alpha_attn and learning rate against head size"}}

@@ -26,6 +26,13 @@ def _shift(results: Results, hp: str, rule: str) -> Interval:
     return tables.drift(results.runs, hp, rule).shift
 
 
+def _local(results: Results) -> str:
+    """The exponents between neighbouring head sizes at the end: "0.22, 0.62, 0.96"."""
+    table = tables.probed(results, PER_D)
+    slopes = tables.local_slopes(table[table["step"] == table["step"].max()], "qk")
+    return ", ".join(decimals(slope, 2) for slope in slopes)
+
+
 def _nats_a_token(measured: Interval, digits: int) -> str:
     return f"{nats(measured, digits)} nats per token"
 
@@ -36,6 +43,7 @@ WORDS = {
     "{at}_{scheme}": word(tables.exponent),
     "peak": word(lambda results: Interval.of(_peak(results), "exponent")),
     "peak_step": word(lambda results: str(int(_peak(results)["step"]))),
+    "local": word(_local),
     "independent": word(tables.layer_exponent, correlation=0.0, pairs="earlier"),
     "aligned": word(tables.layer_exponent, correlation=1.0, pairs="self"),
     # octaves over the measured head sizes

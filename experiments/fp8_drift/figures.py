@@ -235,11 +235,11 @@ def _lines(axes: np.ndarray, own: pd.DataFrame, look: Look) -> None:
     """One line per recipe down the rows: means over seeds, bands the range of the seeds."""
     for recipe, group in own.groupby("recipe", sort=False):
         style = "-" if recipe == "plain" else ":"
-        for ax, column in zip(axes, ("final_loss", *FOLLOWED), strict=True):
+        for ax, column in zip(axes, ("loss", *FOLLOWED), strict=True):
             ok = group[np.isfinite(group[column])]
-            if ok.empty or (recipe != "plain" and column != "final_loss"):
+            if ok.empty or (recipe != "plain" and column != "loss"):
                 continue
-            values = ok[column] if column == "final_loss" else np.log2(ok[column])
+            values = ok[column] if column == "loss" else np.log2(ok[column])
             by_value = values.groupby(ok["value"])
             x = np.log2(np.array(list(by_value.groups), float))
             shape: dict[str, Any] = {"marker": look.marker, "ms": 4, "lw": 1.3}
@@ -257,7 +257,7 @@ def slopes(results: Results) -> Figure:
     for scheme in schemes:
         found = set(table[table["scheme"] == scheme]["varied"])
         rows[scheme] = [v for v in (*SWEPT[scheme], *SHAPE.values()) if v in found]
-    steep = claims.bound("fp8_drift", "only-eta-moves-rms")
+    steep = claims.bound("fp8_drift", "shape-moves-nothing")
     reach = 1.15 * max(table["slope"].abs().max(), 2 * steep)
     with figures.style():
         height = 1.5 + 0.36 * max(map(len, rows.values()))

@@ -13,14 +13,14 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from umup import fp8
+from umup import fp8, laws
 from umup.config import RECIPES
 from umup.lab import ranges, records
 from umup.lab.absent import NotMeasured, required
 from umup.lab.quantities import Quantities, spanning
 from umup.lab.ranges import KINDS, LINEARS, of_linears
 from umup.lab.records import Results
-from umup.lab.tables import NAMES, differences, remembered
+from umup.lab.tables import NAMES, differences, loss_of, remembered
 from umup.laws import Interval
 from umup.slopes import fit_slope
 
@@ -50,7 +50,7 @@ def _specified(runs: pd.DataFrame) -> pd.DataFrame:
     required(runs, "no runs are on record")
     table = records.with_spec(runs)
     given = [json.loads(spec).get("probe_steps", []) for spec in runs["spec"]]
-    return table.assign(probes=[len(steps) for steps in given])
+    return table.assign(probes=[len(steps) for steps in given], loss=loss_of(table))
 
 
 @remembered
@@ -170,7 +170,7 @@ def settings(results: Results) -> pd.DataFrame:
     """The runs in which one thing was varied, and the RMS of ``FOLLOWED`` at their ends.
 
     Columns: scheme, recipe, varied (``eta``, …, or a value of ``SHAPE``; "" for the default),
-    value, seed, status, final_loss, and a column for each of ``FOLLOWED`` (NaN where diverged).
+    value, seed, status, loss, and a column for each of ``FOLLOWED`` (NaN where diverged).
     The default is what most runs have in common.
 
     Raises:
@@ -193,7 +193,7 @@ def settings(results: Results) -> pd.DataFrame:
                 "recipe": row["model.recipe"],
                 "seed": row["seed"],
                 "status": row["status"],
-                "final_loss": row["final_loss"],
+                "loss": row["loss"],
                 **dict(zip(FOLLOWED, rms, strict=True)),
             }
             if len(differing) > 1:
@@ -352,20 +352,63 @@ def slope(
         tensor: one of ``FOLLOWED``, by default all.
         factor: how far it must have been varied.
     """
-    groups = {"others": SWEPT[scheme][1:], "shape": tuple(SHAPE.values())}
-    wanted = groups.get(varied, (varied,))
-    table, table_of = slopes(results), settings(results)
+    wanted, table = _wanted(results, scheme, varied, factor), slopes(results)
     table = table[(table["scheme"] == scheme) & table["varied"].isin(wanted)]
     table = table if tensor is None else table[table["tensor"] == tensor]
-    name = NAMES.get(scheme, scheme)
-    required(table, f"{name}: nothing varied of {', '.join(wanted)}")
-    if missing := sorted(set(wanted) - set(table["varied"])):
-        raise NotMeasured(f"{name}: {', '.join(missing)} not varied")
-    for one in wanted:
-        own = table_of[(table_of["scheme"] == scheme) & (table_of["varied"] == one)]["value"]
-        spanning(own.dropna(), factor, f"{name}: values of {one}")
     row = table.loc[table["slope"].abs().idxmax()]
     return Interval.of(row, "slope")
+
+
+def _wanted(results: Results, scheme: str, varied: str, factor: float) -> tuple[str, ...]:
+    """What ``varied`` stands for.
+
+    Raises:
+        NotMeasured: some of it was not varied, or not as far as ``factor``.
+    """
+    groups = {"others": SWEPT[scheme][1:], "shape": tuple(SHAPE.values())}
+    wanted = groups.get(varied, (varied,))
+    name, table = NAMES.get(scheme, scheme), slopes(results)
+    known = table[(table["scheme"] == scheme) & table["varied"].isin(wanted)]
+    required(known, f"{name}: nothing varied of {', '.join(wanted)}")
+    if missing := sorted(set(wanted) - set(known["varied"])):
+        raise NotMeasured(f"{name}: {', '.join(missing)} not varied")
+    every = settings(results)
+    for one in wanted:
+        own = every[(every["scheme"] == scheme) & (every["varied"] == one)]["value"]
+        spanning(own.dropna(), factor, f"{name}: values of {one}")
+    return wanted
+
+
+@quantity
+def reach(
+    results: Results, scheme: str, varied: str, tensor: str | None = None, factor: float = 1
+) -> Interval:
+    """Octaves between the largest and the smallest end RMS as one thing is varied, the most of all.
+
+    A slope is 0 where the RMS falls and rises again. The two values are those of the largest and
+    the smallest mean over seeds, and the interval is of their difference, paired by seed.
+
+    Args:
+        varied, tensor, factor: as for ``slope``.
+    """
+    wanted = _wanted(results, scheme, varied, factor)
+    table = settings(results)
+    table = table[(table["scheme"] == scheme) & table["varied"].isin(wanted)]
+    table = table[(table["recipe"] == "plain") & (table["status"] == "ok")]
+    tensors = FOLLOWED if tensor is None else (tensor,)
+    found = [
+        _apart(own.pivot(index="seed", columns="value", values=name))
+        for _, own in table.groupby("varied")
+        for name in tensors
+    ]
+    return max(found, key=lambda each: each.value)
+
+
+def _apart(by_value: pd.DataFrame) -> Interval:
+    """log2 of the largest over the smallest of the columns' means, paired by row."""
+    log2 = np.log2(by_value.astype(float))
+    means = log2.mean()
+    return laws.mean_interval((log2[means.idxmax()] - log2[means.idxmin()]).dropna())
 
 
 @quantity

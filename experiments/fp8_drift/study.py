@@ -121,7 +121,7 @@ Markdown(this.words.departures_table(results, design.digits))
 #
 # Equal seeds mean equal draws and equal batches, so losses are compared pair by pair with the float32 runs.
 
-# %% tags=["hide-input", "claim:umup-direct-cast", "claim:umup-e5m2-gradients", "claim:mup-direct-cast-fails", "claim:mup-e5m2-gradients-do", "claim:mup-scaled-does", "claim:scaling-gains-umup-nothing", "claim:bf16-is-free"] mystnb={"figure": {"name": "fig-fp8-losses", "caption": "Left: training curves (the paper's Figures 1 right and 7). Right: final loss minus float32's, with 95 % intervals over paired seeds; the band is the claims' bound, an arrow at the edge divergence or more than twenty times the bound. Under the u-μP paper's recipe u-μP ends {glue:text}`umup_seed_difference` nats from float32, μP {glue:text}`mup_seed_difference`."}, "image": {"alt": "Training curves of every recipe and differences of the final loss from float32"}}
+# %% tags=["hide-input", "claim:umup-direct-cast", "claim:umup-e5m2-gradients", "claim:mup-direct-cast-fails", "claim:mup-e5m2-gradients-do", "claim:mup-scaled-does", "claim:scaling-gains-umup-nothing", "claim:bf16-is-free"] mystnb={"figure": {"name": "fig-fp8-losses", "caption": "Left: training curves (the paper's Figures 1 right and 7). Right: held-out loss minus float32's, with 95 % intervals over paired seeds; the band is the claims' bound, an arrow at the edge divergence or more than twenty times the bound. Under the u-μP paper's recipe u-μP ends {glue:text}`umup_seed_difference` nats from float32, μP {glue:text}`mup_seed_difference`."}, "image": {"alt": "Training curves of every recipe and differences of the held-out loss from float32"}}
 this.figures.losses(results)
 
 # %% tags=["hide-input"]
@@ -132,7 +132,7 @@ Markdown(this.words.losses_table(results, design.digits))
 #
 # One thing is varied at a time. The three tensors are those with the largest RMS at the end in the paper.
 
-# %% tags=["hide-input", "claim:eta-moves-rms"] mystnb={"figure": {"name": "fig-fp8-umup-settings", "caption": "u-μP: final loss and end-of-training RMS against each hyperparameter (the paper's Figure 9). Vertical lines are the default."}, "image": {"alt": "Loss and three RMS values against each hyperparameter of u-μP"}}
+# %% tags=["hide-input", "claim:eta-moves-rms", "claim:eta-moves-ffn-input", "claim:eta-moves-ffn-gradient", "claim:only-eta-moves-rms"] mystnb={"figure": {"name": "fig-fp8-umup-settings", "caption": "u-μP: held-out loss and end-of-training RMS against each hyperparameter (the paper's Figure 9). Vertical lines are the default."}, "image": {"alt": "Loss and three RMS values against each hyperparameter of u-μP"}}
 this.figures.settings(results, "umup")
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-fp8-mup-settings", "caption": "μP: the same against its hyperparameters."}, "image": {"alt": "Loss and three RMS values against each hyperparameter of μP"}}
@@ -141,7 +141,7 @@ this.figures.settings(results, "mup")
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-fp8-shapes", "caption": "The same against width, depth, steps and batch, both schemes."}, "image": {"alt": "Loss and three RMS values against width, depth, steps and batch size"}}
 this.figures.shapes(results)
 
-# %% tags=["hide-input", "claim:only-eta-moves-rms", "claim:shape-moves-nothing"] mystnb={"figure": {"name": "fig-fp8-slopes", "caption": "Octaves of end-of-training RMS per octave of what is varied, with 95 % intervals. The band is the claims' bound; outside it, the steepest is {glue:text}`umup_steepest` under u-μP."}, "image": {"alt": "Slopes of end-of-training RMS against hyperparameters and shapes"}}
+# %% tags=["hide-input", "claim:shape-moves-nothing"] mystnb={"figure": {"name": "fig-fp8-slopes", "caption": "Octaves of end-of-training RMS per octave of what is varied, with 95 % intervals. The band is the claims' bound; outside it, the steepest is {glue:text}`umup_steepest` under u-μP."}, "image": {"alt": "Slopes of end-of-training RMS against hyperparameters and shapes"}}
 this.figures.slopes(results)
 
 # %% [markdown]

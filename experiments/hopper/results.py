@@ -13,7 +13,7 @@ from umup.lab import ranges, records, study
 from umup.lab.absent import NotMeasured, required
 from umup.lab.quantities import Quantities
 from umup.lab.records import Results
-from umup.lab.tables import NAMES, differences, remembered
+from umup.lab.tables import NAMES, differences, loss_of, remembered
 from umup.laws import Interval
 
 quantity = QUANTITIES = Quantities()
@@ -95,7 +95,8 @@ def arms(results: Results) -> pd.DataFrame:
     Raises:
         NotMeasured: there are none.
     """
-    return _by_arm(required(results.runs, "no runs are on record"))
+    runs = required(results.runs, "no runs are on record")
+    return _by_arm(runs.assign(loss=loss_of(runs)))
 
 
 def _by_arm(runs: pd.DataFrame) -> pd.DataFrame:
@@ -109,7 +110,7 @@ def shown(results: Results) -> pd.DataFrame:
     """``arms``; where none is finished, those that were cut off, which no claim is judged on.
 
     Further column: ``done``, steps that were made. All stand at the step that the least advanced of
-    them came to, with the mean of the last tenth of these steps as their final loss.
+    them came to, with the mean training loss of the last tenth of these steps as their loss.
 
     Raises:
         NotMeasured: there are neither.
@@ -133,6 +134,7 @@ def shown(results: Results) -> pd.DataFrame:
                 "done": done,
                 "status": "ok" if ok else "diverged",
                 "final_loss": final if ok else math.nan,
+                "loss": final if ok else math.nan,
                 "curve_steps": list(steps[kept]),
                 "curve_loss": list(losses[kept]),
             }

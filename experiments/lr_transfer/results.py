@@ -6,15 +6,22 @@ Intervals are 95 %. An absent ``steps`` is the horizon with the most widths, the
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
 import pandas as pd
 
+from umup import laws
 from umup.lab import tables
 from umup.lab.absent import NotMeasured, required
+from umup.lab.quantities import spanning
 from umup.lab.records import Results
 from umup.lab.tables import NAMES
-from umup.laws import Interval
+from umup.laws import Interval, Optimum
+
+BASIN = 0.05
+"""Nats above the lowest loss up to which an η lies in the basin."""
 
 
 def _horizon(results: Results, scheme: str, steps: int | None) -> pd.DataFrame:
@@ -32,6 +39,10 @@ def _horizon(results: Results, scheme: str, steps: int | None) -> pd.DataFrame:
 
 def drift(results: Results, scheme: str, factor: float = 2, steps: int | None = None) -> Interval:
     """Octaves by which the optimal η moves per doubling of width, over ``factor`` or more in it."""
+    return _drift(results, scheme, factor, steps).slope
+
+
+def _drift(results: Results, scheme: str, factor: float, steps: int | None) -> laws.Drift:
     at = _horizon(results, scheme, steps)
     span = at["d_model"].max() / at["d_model"].min()
     if span < factor:
@@ -39,7 +50,19 @@ def drift(results: Results, scheme: str, factor: float = 2, steps: int | None = 
     fitted = tables.drift_fits(at)
     if not fitted:
         raise NotMeasured(f"{NAMES[scheme]}: fewer than two widths with an optimum")
-    return next(iter(fitted.values()))[0].slope
+    widths, steps = sorted(at["d_model"].unique()), at["steps"].iloc[0]
+    where = f"{NAMES[scheme]}, widths {widths[0]} to {widths[-1]}, {steps} steps"
+    found, optima = next(iter(fitted.values()))
+    seeds = min(o.n_seeds for o in optima.values())
+    parts = (found.slope, found.shift, found.largest)
+    return laws.Drift(*(part.at(where, seeds) for part in parts), found.lack_of_fit)
+
+
+def largest_shift(
+    results: Results, scheme: str, factor: float, steps: int | None = None
+) -> Interval:
+    """Octaves between the optimal η of any two widths, the furthest apart; see ``laws.Drift``."""
+    return _drift(results, scheme, factor, steps).largest
 
 
 def shift(results: Results, scheme: str, factor: float, steps: int | None = None) -> Interval:
@@ -76,7 +99,8 @@ def default_difference(
     for (name, _, _), o in tables.fits(both[both["d_model"] == row["d_model"]]).items():
         if not (math.isfinite(o.x_lo) and math.isfinite(o.x_hi)) and o.edge:
             raise NotMeasured(f"{NAMES[name]} at width {row['d_model']}: {o.reason}")
-    return Interval(row["difference"], row["difference_lo"], row["difference_hi"])
+    where = f"width {row['d_model']}, {row['steps']} steps"
+    return Interval.of(row, "difference").at(where, int(row["n"]))
 
 
 def wider_minus_narrower(
@@ -104,4 +128,195 @@ def wider_minus_narrower(
     return Interval(*(max(getattr(s, end) for s in steps_up) for end in ("value", "lo", "hi")))
 
 
-QUANTITIES = {f.__name__: f for f in (drift, shift, default_difference, wider_minus_narrower)}
+def _best(results: Results, scheme: str, d_model: int, steps: int | None) -> pd.Series:
+    """Losses by seed at the best measured η of a width.
+
+    Raises:
+        NotMeasured: there is no η at which every run is steady.
+    """
+    runs = _horizon(results, scheme, steps)
+    table = tables.default_losses(runs)
+    table = table[table["d_model"] == d_model]
+    row = required(table, f"{NAMES[scheme]}: no steady learning rate at width {d_model}").iloc[0]
+    return tables.losses_at(runs, scheme, d_model, row["steps"], row["log2_lr"])
+
+
+def against_wider(
+    results: Results, scheme: str, against: str, d_model: int, steps: int | None = None
+) -> Interval:
+    """Best-η loss of ``scheme`` at a width minus that of ``against`` at twice the width, nats."""
+    ours = _best(results, scheme, d_model, steps)
+    theirs = _best(results, against, 2 * d_model, steps)
+    return tables.paired(ours, theirs)[0].at(f"widths {d_model} and {2 * d_model}")
+
+
+def advantage_slope(
+    results: Results, scheme: str, against: str, factor: float, steps: int | None = None
+) -> Interval:
+    """Nats per doubling of width by which ``scheme`` loses its lead over ``against``, at best η.
+
+    The slope of its loss minus theirs over log2 width (``laws.mean_slope``): below 0 where the lead
+    grows. Of the seeds that every width has for both.
+    """
+    widths = _common_widths(results, (scheme, against), factor, steps)
+    pairs = {
+        width: _best(results, scheme, width, steps) - _best(results, against, width, steps)
+        for width in widths
+    }
+    table = pd.DataFrame(pairs).dropna()
+    required(table, f"{NAMES[scheme]} and {NAMES[against]}: no seed that every width has")
+    found = laws.mean_slope(np.log2(np.array(widths, float)), table)
+    return found.at(f"widths {widths[0]} to {widths[-1]}")
+
+
+def _common_widths(
+    results: Results, schemes: Sequence[str], factor: float, steps: int | None
+) -> list[int]:
+    """The widths at which all schemes have a steady η, rising, ``factor`` or more apart."""
+    found = [
+        set(tables.default_losses(_horizon(results, scheme, steps))["d_model"])
+        for scheme in schemes
+    ]
+    widths = sorted(int(width) for width in set.intersection(*found))
+    spanning(widths, factor, f"{' and '.join(NAMES[s] for s in schemes)}: widths")
+    return widths
+
+
+def price_of_narrow(
+    results: Results, scheme: str, factor: float, steps: int | None = None
+) -> Interval:
+    """What the narrowest width's best η costs at the widest, nats: see ``_price``."""
+    runs, widths = (
+        _horizon(results, scheme, steps),
+        _common_widths(results, (scheme,), factor, steps),
+    )
+    fitted = {width: o for (_, width, _), o in tables.fits(runs).items()}
+    found = _price(runs[runs["d_model"] == widths[-1]], fitted[widths[0]], fitted[widths[-1]])
+    return found.at(f"width {widths[0]}'s η at width {widths[-1]}")
+
+
+def _price(runs: pd.DataFrame, tuned: Optimum, own: Optimum) -> Interval:
+    """The loss of ``runs``, of one width and horizon, at another's best η above that at their own.
+
+    Near their own by the fitted curve (``laws.price``), since a grid of half octaves would call
+    most of it 0; further away at the nearest η that was measured, paired by seed with the best
+    that was. Divergence is an infinite price.
+
+    Raises:
+        NotMeasured: an optimum is not bracketed, or nothing was measured near the other's η.
+    """
+    for o in (tuned, own):
+        if o.edge:
+            raise NotMeasured(f"an optimum is open: {o.reason}")
+    if abs(tuned.x - own.x) <= laws.WINDOWS[0]:
+        return laws.price(tuned, own)
+    seeds = runs.groupby("log2_lr")["seed"].nunique()
+    near = seeds[np.abs(seeds.index.to_numpy(float) - tuned.x) <= tables.NEAR]
+    required(near.to_frame(), f"nothing within ½ octave of log₂ η = {tuned.x:.2f}")
+    x = min(near.index, key=lambda at: (-near[at], abs(at - tuned.x)))
+    labels = tuple(runs.iloc[0][tables.GROUP])
+    moved = tables.losses_at(runs, *labels, float(x))
+    if moved.isna().any():
+        return Interval(math.inf, math.inf, math.inf)
+    best = tables.default_losses(runs).iloc[0]["log2_lr"]
+    return tables.paired(moved, tables.losses_at(runs, *labels, best))[0]
+
+
+def basin(results: Results, scheme: str, d_model: int, steps: int | None = None) -> float:
+    """Octaves of η over which the loss stays within ``BASIN`` nats of the lowest.
+
+    Of the mean curve of a width, seeds' own levels taken out, linear between measured η.
+
+    Raises:
+        NotMeasured: the curve does not rise so far on both sides.
+    """
+    runs = _horizon(results, scheme, steps)
+    runs = required(runs[runs["d_model"] == d_model], f"{NAMES[scheme]}: no runs of {d_model}")
+    o = next(iter(tables.fits(runs).values()))
+    level = pd.Series(o.by_seed) if not o.edge else runs.groupby("seed")["loss"].min()
+    mean = (runs["loss"] - runs["seed"].map(level)).groupby(runs["log2_lr"]).mean().dropna()
+    x, y = mean.index.to_numpy(float), mean.to_numpy() - BASIN
+    best = int(y.argmin())
+    left = [i for i in range(best) if y[i] > 0 >= y[i + 1]]
+    right = [i for i in range(best, len(y) - 1) if y[i] <= 0 < y[i + 1]]
+    if not left or not right:
+        raise NotMeasured(f"{NAMES[scheme]} at width {d_model}: the basin is open")
+    ends = [x[i] - y[i] * (x[i + 1] - x[i]) / (y[i + 1] - y[i]) for i in (left[-1], right[0])]
+    return float(ends[1] - ends[0])
+
+
+def basin_gain(
+    results: Results, scheme: str, against: str, factor: float, steps: int | None = None
+) -> Interval:
+    """Octaves by which ``scheme``'s ``basin`` is wider than that of ``against``.
+
+    The mean over widths, whose scatter gives the interval.
+    """
+    widths = _common_widths(results, (scheme, against), factor, steps)
+    gains = [basin(results, scheme, w, steps) - basin(results, against, w, steps) for w in widths]
+    found = laws.mean_interval(gains)
+    return Interval(found.value, found.lo, found.hi, 0, f"{len(widths)} widths, one basin each")
+
+
+def largest_shift_over_steps(
+    results: Results, scheme: str, d_model: int, factor: float
+) -> Interval:
+    """Octaves between the optimal η of any two horizons, the furthest apart (``laws.Drift``)."""
+    found = _over_steps(results, scheme, d_model, factor)
+    horizons = f"width {d_model}, {min(found)} to {max(found)} steps"
+    return laws.drift(found).largest.at(horizons)
+
+
+def _over_steps(results: Results, scheme: str, d_model: int, factor: float) -> dict[int, Optimum]:
+    fitted = tables.fits(tables.prepare(results.runs))
+    found = {steps: o for (name, w, steps), o in fitted.items() if (name, w) == (scheme, d_model)}
+    spanning(found, factor, f"{NAMES[scheme]} at width {d_model}: horizons")
+    return found
+
+
+def price_of_short(results: Results, scheme: str, d_model: int, factor: float) -> Interval:
+    """What the shortest horizon's best η costs at the longest, nats: see ``_price``."""
+    found = _over_steps(results, scheme, d_model, factor)
+    short, long = min(found), max(found)
+    runs = _horizon(results, scheme, long)
+    priced = _price(runs[runs["d_model"] == d_model], found[short], found[long])
+    return priced.at(f"width {d_model}, {short} steps' η at {long}")
+
+
+def ranks_alike(results: Results) -> Interval:
+    """Share of widths and horizons at which training and held-out loss rank schemes alike, %.
+
+    Each scheme at its best η by held-out loss, means over seeds.
+    """
+    runs = tables.prepare(results.runs)
+    best = tables.default_losses(runs)
+    alike = []
+    for (width, steps), cell in best.groupby(["d_model", "steps"]):
+        means = []
+        for row in cell.to_dict("records"):
+            at = runs["log2_lr"].eq(row["log2_lr"]) & runs["scheme"].eq(row["scheme"])
+            at &= runs["d_model"].eq(width) & runs["steps"].eq(steps)
+            means.append((runs[at]["loss"].mean(), runs[at]["final_loss"].mean()))
+        held_out, training = np.array(means).T
+        alike.append(bool((held_out.argsort() == training.argsort()).all()))
+    required(pd.Series(alike), "no cell with a steady learning rate")
+    return Interval.once(100.0 * float(np.mean(alike))).at(f"{len(alike)} widths and horizons")
+
+
+QUANTITIES = {
+    f.__name__: f
+    for f in (
+        drift,
+        shift,
+        largest_shift,
+        default_difference,
+        wider_minus_narrower,
+        against_wider,
+        advantage_slope,
+        price_of_narrow,
+        basin_gain,
+        largest_shift_over_steps,
+        price_of_short,
+        ranks_alike,
+    )
+}

@@ -7,10 +7,14 @@ from typing import Any
 
 import pandas as pd
 
+from umup import laws
 from umup.lab import report, tables, words
 from umup.lab.absent import otherwise, required
 from umup.lab.records import Results
+from umup.laws import Interval
 from umup.text import decimals
+
+from . import results as quantities
 
 
 @report.worded
@@ -89,6 +93,32 @@ def validation_table(results: Results, digits: int = 2) -> str:
             }
         )
     return _table(rows)
+
+
+def price_table(results: Results, schemes: Sequence[str], digits: int = 2) -> str:
+    """One row per scheme: the price of the narrow and of the short η in nats, and the basin."""
+    runs, finer = results.runs, report.loss_digits(digits)
+    widths = sorted(runs["d_model"].unique()) if len(runs) else []
+    horizons = runs.groupby("d_model")["steps"].nunique() if len(runs) else pd.Series(dtype=int)
+    width = int(horizons.idxmax()) if len(horizons) else 0
+
+    def basins(results: Results, scheme: str) -> Interval:
+        return laws.mean_interval([quantities.basin(results, scheme, int(w)) for w in widths])
+
+    said = [
+        {
+            "scheme": report.TITLES[scheme],
+            "price of the narrow, nats": report.said(
+                finer, quantities.price_of_narrow, results, scheme, factor=2
+            ),
+            "price of the short, nats": report.said(
+                finer, quantities.price_of_short, results, scheme, d_model=width, factor=2
+            ),
+            "basin, octaves": report.said(digits, basins, results, scheme),
+        }
+        for scheme in schemes
+    ]
+    return _table(said)
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

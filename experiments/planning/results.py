@@ -202,13 +202,13 @@ def unforeseen(results: Results, least: int = 1, what: str = "compiled") -> Inte
 @quantity
 def compile_minutes(results: Results, name: str, devices: int) -> Interval:
     """The longest time to lower and compile a size for so many devices; one measurement each."""
-    return _exact(_largest(results, name, devices, "seconds") / 60)
+    return Interval.once(_largest(results, name, devices, "seconds") / 60)
 
 
 @quantity
 def compile_memory(results: Results, name: str, devices: int) -> Interval:
     """The largest peak memory of the processes that did so, GiB."""
-    return _exact(_largest(results, name, devices, "rss") / GIB)
+    return Interval.once(_largest(results, name, devices, "rss") / GIB)
 
 
 def _largest(results: Results, name: str, devices: int, column: str) -> float:

@@ -295,6 +295,13 @@ def depth_shift(results: Results, arm: str, factor: float) -> Interval:
     return drift(results, arm).slope.scaled(math.log2(factor))
 
 
+@quantity
+def largest_shift(results: Results, arm: str, factor: float) -> Interval:
+    """Octaves between the optimal η of any two depths, the furthest apart; see ``laws.Drift``."""
+    spanning(_fits(results, arm), factor, f"{ARMS[arm].title}: depths")
+    return drift(results, arm).largest
+
+
 def _fits(results: Results, arm: str) -> dict[int, Optimum]:
     fits = optima(results).get(arm)
     if not fits:

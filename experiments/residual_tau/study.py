@@ -134,7 +134,7 @@ this.figures.trained(results)
 # %% [markdown]
 # ## Does the learning rate transfer over depth?
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-tau-losses", "caption": "Final training loss against learning rate over depth. Stars are fitted optima with 95 % intervals."}, "image": {"alt": "Loss against log2 learning rate, one panel per scheme, one line per depth"}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-tau-losses", "caption": "Held-out loss against learning rate over depth. Stars are fitted optima with 95 % intervals."}, "image": {"alt": "Loss against log2 learning rate, one panel per scheme, one line per depth"}}
 this.figures.loss_by_lr(results)
 
 # %% tags=["hide-input", "claim:umup-transfers-over-depth", "claim:mup-transfers-over-depth", "claim:completep-transfers-over-depth", "claim:completep-is-better", "claim:library-trains-alike", "claim:printed-trains-alike", "claim:deeper-is-better"] mystnb={"figure": {"name": "fig-tau-depth", "caption": "Left: the optimum relative to the shallowest model's. Over the measured depths it moves by, in octaves: u-μP derived {glue:text}`shift_derived`, library {glue:text}`shift_library`, printed {glue:text}`shift_printed`; μP {glue:text}`shift_mup`; CompleteP {glue:text}`shift_completep`. Middle: the loss there. Right: differences of it at every depth and, on what their claims allow (grey), in the mean."}, "image": {"alt": "Shift of the optimal learning rate, best loss and its differences over depth"}}

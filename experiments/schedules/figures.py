@@ -109,7 +109,7 @@ def _curves(ax: Axes, results: Results, log2_lr: float, budgets: Sequence[int]) 
     ax.set_ylim(low - 0.1 * (high - low + 0.1), high + 0.5 * (high - low + 0.1))
     plots.log2_axis(ax, budgets, "step")
     ax.set_xlim(budgets[0] / 2.5, budgets[-1] * 1.2)
-    ax.set_ylabel(figures.LOSS)
+    ax.set_ylabel(figures.TRAINING_LOSS)
     ax.set_title(f"one plateau, log₂ η = {decimals(log2_lr, 1)}")
     ax.legend(loc="best")
 

@@ -35,7 +35,6 @@ TITLES = {
 }
 SHARE = 0.2  # of a WSD run's steps, unless another is named
 COLUMNS = ["scheme", "schedule", "steps", "share", "log2_lr", "seed", "loss"]
-WINDOW = 1.25  # octaves around the best η that the parabola is fitted to, as in ``laws``
 
 
 class Line(NamedTuple):
@@ -128,7 +127,7 @@ def optimum(table: pd.DataFrame, line: Line) -> Optimum:
     """The line's best η, fitted (``laws.fit_optimum``)."""
     rows, seed = at(table, line), zlib.crc32(repr(tuple(line)).encode())
     return laws.fit_optimum(
-        rows["log2_lr"], rows["loss"].astype(float), rows["seed"], window=WINDOW, rng_seed=seed
+        rows["log2_lr"], rows["loss"].astype(float), rows["seed"], rng_seed=seed
     )
 
 
@@ -143,24 +142,18 @@ def by_lr(rows: pd.DataFrame) -> pd.DataFrame:
 def best(table: pd.DataFrame, line: Line) -> pd.Series:
     """Loss at the line's own best η, by seed.
 
-    Where the optimum is bracketed: the seed's offset in the fit of ``laws`` plus the parabola's
-    minimum, so that every run near it counts and no lucky one wins. Else the seed's loss at the
-    best η measured. The parabola's own error is left out: it is of second order at a minimum.
+    Where the optimum is bracketed: the seed's loss on the fitted curve (``Optimum.by_seed``), so
+    that every run near it counts and no lucky one wins. Else the seed's loss at the best η
+    measured. The error of the curve is left out: it is of second order at a minimum.
     """
     rows, o = at(table, line), optimum(table, line)
+    if not o.edge:
+        return pd.Series(o.by_seed)
     steady = by_lr(rows).query("n_diverged == 0")
     if steady.empty:
         raise NotMeasured(f"{TITLES[line.schedule]}: every η diverged at {line.steps} steps")
     centre = float(steady.loc[steady["mean"].idxmin(), "log2_lr"])
-    if o.edge:
-        return rows[rows["log2_lr"] == centre].set_index("seed")["loss"].astype(float)
-    rows = rows[rows["loss"].notna()]
-    distance = np.sort(np.abs(rows["log2_lr"].unique() - centre))
-    reach = max(WINDOW, distance[laws.MIN_LRS - 1]) + 1e-9
-    near = rows[(rows["log2_lr"] - centre).abs() <= reach]
-    x = near["log2_lr"].to_numpy(float) - o.x
-    rest = pd.Series(near["loss"].to_numpy(float) - o.curvature * x**2, near["seed"].to_numpy())
-    return rest.groupby(level=0).mean()
+    return rows[rows["log2_lr"] == centre].set_index("seed")["loss"].astype(float)
 
 
 def one_rate(

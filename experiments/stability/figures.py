@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from umup.lab import claims, folders, plots
 from umup.lab.absent import NotMeasured, otherwise, required
-from umup.lab.figures import LOSS, drawn, style, subplots
+from umup.lab.figures import LOSS, TRAINING_LOSS, drawn, style, subplots
 from umup.lab.plots import Look
 from umup.lab.records import Results
 from umup.laws import Interval, mean_interval
@@ -332,6 +332,6 @@ def drills(results: Results, scheme: str = "umup") -> Figure:
             ax.set_xlabel("training step")
             ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes[0].set_ylim(1.0, top)
-        axes[0].set_ylabel(LOSS)
+        axes[0].set_ylabel(TRAINING_LOSS)
         plots.legend(figure, axes[0])
     return figure

@@ -15,8 +15,8 @@ from umup.lab import records
 from umup.lab.absent import NotMeasured, required
 from umup.lab.quantities import Quantities
 from umup.lab.records import Results
-from umup.lab.tables import NAMES, remembered
-from umup.laws import Interval
+from umup.lab.tables import NAMES, loss_of, remembered
+from umup.laws import Interval, Optimum
 
 quantity = QUANTITIES = Quantities()
 
@@ -32,6 +32,8 @@ DEFENCES = {
 """The arms at the main shape, in the order in which pages show them."""
 MARGIN = 0.2
 """Nats above a curve's lowest point up to which an η counts as stable."""
+ABOVE = 3.0
+"""Octaves above the best η over which a sensitivity is the mean."""
 ALPHA = "hps.alpha_attn_softmax"
 _POINT = ["scheme", "part", "defence", "cap", "x", "seed"]
 
@@ -61,7 +63,7 @@ def curves(runs: pd.DataFrame) -> pd.DataFrame:
             "cap": [_cap(row) for row in table.to_dict("records")],
             "x": np.log2(table["lr"].astype(float)).round(6),
             "seed": table["seed"],
-            "loss": table["final_loss"].where(table["status"] == "ok", uniform),
+            "loss": loss_of(table).fillna(uniform),
             "ok": table["status"] == "ok",
         }
     )
@@ -166,11 +168,42 @@ def stable_lr(table: pd.DataFrame) -> list[float]:
     return out
 
 
+@remembered
+def optimum(table: pd.DataFrame) -> Optimum:
+    """The arm's best η, fitted (``laws.fit_optimum``); a diverged run counts as one.
+
+    Raises:
+        NotMeasured: the sweep does not bracket it.
+    """
+    found = laws.fit_optimum(table["x"], table["loss"].where(table["ok"]), table["seed"])
+    if found.edge:
+        raise NotMeasured(f"the best η is open: {found.reason}")
+    return found
+
+
 def sensitivities(table: pd.DataFrame) -> list[float]:
-    """Mean over η, from the arm's best up, of a seed's loss above its lowest (arXiv 2309.14322)."""
-    wide = _by_seed(table)
-    above = wide[wide.index >= best(table)] - wide.min()
-    return above.mean().tolist()
+    """Mean of a seed's loss above its lowest over the ``ABOVE`` octaves from the best η up.
+
+    As arXiv 2309.14322, but from the fitted best η and its loss, linear between the η that were
+    run: a best η between two of the grid would count what lies below it for one arm and not for the
+    other.
+
+    Raises:
+        NotMeasured: the sweep does not bracket the best η, or does not reach so far above it.
+    """
+    best_fit, wide = optimum(table), _by_seed(table)
+    top = best_fit.x + ABOVE
+    if wide.index[-1] < top:
+        raise NotMeasured(f"no runs {ABOVE:g} octaves above the best η")
+    grid = wide.index.to_numpy(float)
+    inside = grid[(grid > best_fit.x) & (grid < top)]
+    x = np.array([best_fit.x, *inside, top])
+    out = []
+    for seed, losses in wide.items():
+        floor = best_fit.by_seed[seed]
+        y = [floor, *losses.loc[inside], np.interp(top, grid, losses)]
+        out.append(float(np.trapezoid(y, x)) / ABOVE - floor)
+    return out
 
 
 def _paired(results: Results, scheme: str, defence: str, of, part: str, cap: float | None):
@@ -197,7 +230,7 @@ def sensitivity(
     part: str = "main",
     cap: float | None = None,
 ) -> Interval:
-    """Mean loss above the lowest over the η from the best up, nats per token."""
+    """Mean loss above the lowest over the three octaves from the best η up, nats per token."""
     return laws.mean_interval(sensitivities(arm(results, scheme, defence, part, cap)))
 
 
@@ -205,10 +238,13 @@ def sensitivity(
 def price(
     results: Results, scheme: str, defence: str, part: str = "main", cap: float | None = None
 ) -> Interval:
-    """Loss with a defence minus loss without, each at its own best η, paired by seed; nats."""
+    """Loss with a defence minus loss without, each at its own best η, paired by seed; nats.
+
+    The loss at the fitted best η (``Optimum.by_seed``), so that the grid of η favours neither.
+    """
 
     def lowest(table: pd.DataFrame) -> list[float]:
-        return _by_seed(table).loc[best(table)].tolist()
+        return [loss for _, loss in sorted(optimum(table).by_seed.items())]
 
     return _paired(results, scheme, defence, lowest, part, cap)
 

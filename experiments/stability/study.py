@@ -106,7 +106,7 @@ for name, text in this.words.numbers(results, design.digits).items():
 # QK-norm has no gain here. Under SP, and under μP at the base head size, it bounds logits by $\sqrt d$; with it, u-μP's
 # $\alpha_\text{attn}$ is set to $\sqrt d$, so that its bound is the same.
 
-# %% tags=["hide-input", "picture", "claim:schemes-sensitivity", "claim:no-warmup-umup", "claim:no-warmup-mup", "claim:no-warmup-sp"] mystnb={"figure": {"name": "fig-stability-curves", "caption": "Final training loss against $\\eta$ with each defence. QK-norm raises the largest stable $\\eta$ by {glue:text}`gain_qk_norm_sp` octaves under SP, {glue:text}`gain_qk_norm_mup` under μP and {glue:text}`gain_qk_norm_umup` under u-μP; leaving out the warm-up changes it by {glue:text}`gain_no_warmup_sp`, {glue:text}`gain_no_warmup_mup` and {glue:text}`gain_no_warmup_umup`."}, "image": {"alt": "Loss against log2 of the learning rate, one panel per scheme and one line per defence"}}
+# %% tags=["hide-input", "picture", "claim:schemes-sensitivity", "claim:no-warmup-umup", "claim:no-warmup-mup", "claim:no-warmup-sp"] mystnb={"figure": {"name": "fig-stability-curves", "caption": "Held-out loss against $\\eta$ with each defence. QK-norm raises the largest stable $\\eta$ by {glue:text}`gain_qk_norm_sp` octaves under SP, {glue:text}`gain_qk_norm_mup` under μP and {glue:text}`gain_qk_norm_umup` under u-μP; leaving out the warm-up changes it by {glue:text}`gain_no_warmup_sp`, {glue:text}`gain_no_warmup_mup` and {glue:text}`gain_no_warmup_umup`."}, "image": {"alt": "Loss against log2 of the learning rate, one panel per scheme and one line per defence"}}
 this.figures.curves(results)
 
 # %% tags=["hide-input"]

@@ -228,7 +228,7 @@ def pieces_share(results: Results, width: int, pieces: list[str]) -> Interval:
     at = table[(table["width"] == width) & table["piece"].isin(pieces)]
     if len(at) != len(pieces):
         raise NotMeasured(f"pieces {', '.join(pieces)} at width {width}")
-    return Interval.exact(100 * float(at["share"].sum()))
+    return Interval.once(100 * float(at["share"].sum()))
 
 
 @quantity
@@ -248,7 +248,7 @@ def lanes_gain(
         raise NotMeasured(f"no sweep of {lanes} lanes at width {width}")
     seconds = table["run_s"] + (table["compile_s"] if compiling else 0.0)
     apart = table["at_once"] == 0
-    return Interval.exact(float(seconds[apart].iloc[0] / seconds[~apart].min()))
+    return Interval.once(float(seconds[apart].iloc[0] / seconds[~apart].min()))
 
 
 @quantity
@@ -257,7 +257,7 @@ def compile_growth(results: Results, factor: float) -> Interval:
     table = benched(results, "compile_times").sort_values("n_layers")
     spanning(table["n_layers"], factor, "depths")
     seconds = (table["trace_s"] + table["compile_s"]).tolist()
-    return Interval.exact(seconds[-1] / seconds[0])
+    return Interval.once(seconds[-1] / seconds[0])
 
 
 LOOK_EVERY = 50
@@ -289,4 +289,4 @@ def memory_ratio(results: Results, width: int) -> Interval:
     at = table[table["d_model"] == width].set_index("side")["peak_mib"]
     if not {"umup", "pytorch"} <= set(at.index):
         raise NotMeasured(f"no memory of both at width {width}")
-    return Interval.exact(float(at["umup"] / at["pytorch"]))
+    return Interval.once(float(at["umup"] / at["pytorch"]))

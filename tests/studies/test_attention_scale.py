@@ -93,7 +93,7 @@ def reports(run: RunConfig) -> dict[str, Any]:
 
 
 def seen(run: RunConfig) -> dict[str, Any]:
-    return {"final_loss": planted_loss(run), **reports(run)}
+    return {"val_loss": planted_loss(run), **reports(run)}
 
 
 def planted_layer(point: Point) -> dict[str, float]:
@@ -334,8 +334,8 @@ def test_extra_shift_compares_magnitudes(monkeypatch, s, wanted) -> None:
 def test_same_family_compares_equal_numbers(results: Results) -> None:
     assert tables.same_family(results).value == pytest.approx(0.0, abs=1e-12)
     root = results.runs["scheme"] == PER_ROOT
-    off = results.runs["final_loss"] + 0.05 * (root & (results.runs["seed"] == 0))
-    moved = Results(results.runs.assign(final_loss=off), results.points)
+    off = results.runs["val_loss"] + 0.05 * (root & (results.runs["seed"] == 0))
+    moved = Results(results.runs.assign(val_loss=off), results.points)
     assert tables.same_family(moved).value == pytest.approx(0.05)
 
 
@@ -355,6 +355,7 @@ ARGS = {
     "final": {"scheme": PER_D, "name": "cosine"},
     "entropy_slope": {"scheme": PER_D},
     "optimum_shift": {"hp": "alpha", "scheme": PER_D, "factor": 2},
+    "largest_shift": {"hp": "alpha", "scheme": PER_D, "factor": 2},
     "extra_shift": {"factor": 2},
     "same_family": {},
     "rule_difference": {},
@@ -443,7 +444,7 @@ def test_diverged_runs_are_crosses_not_losses(results: Results) -> None:
     last = results.runs["lr"] == 4.0
     broken = results.runs.assign(
         status=results.runs["status"].mask(last, "diverged"),
-        final_loss=results.runs["final_loss"].mask(last),
+        val_loss=results.runs["val_loss"].mask(last),
     )
     ax = figures.curves(Results(broken, results.points), "eta").axes[0]
     crosses = [line for line in ax.lines if line.get_marker() == "x"]

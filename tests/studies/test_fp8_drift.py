@@ -361,7 +361,7 @@ def planted(run: RunConfig) -> dict[str, Any]:
     failing = run.scheme == "mup" and run.model.recipe == "fp8_seed"
     loss = 1.5 + 0.01 * run.seed + (0.5 + 0.001 * run.seed) * failing
     return {
-        "final_loss": loss,
+        "val_loss": loss,
         "curve_steps": [1, 50, 100],
         "curve_loss": [5.0, 2.0, loss],
         **probe_columns(run),
@@ -448,6 +448,16 @@ def test_planted_slopes_are_recovered(results: Results) -> None:
     )
     with pytest.raises(NotMeasured, match="the claim needs 32×"):
         quantities.slope(results, "umup", "eta", factor=32)
+    # 4 octaves of η at a half each, and at most 0.4 each of the others
+    assert quantities.reach(results, "umup", "eta", factor=16).value == pytest.approx(2.0, abs=0.01)
+    reach = quantities.reach(results, "umup", "others", factor=16)
+    assert reach.value == pytest.approx(1.6, abs=0.01)
+
+
+def test_what_falls_and_rises_again_is_seen_by_its_range() -> None:
+    values = pd.DataFrame([[2.0, 1.0, 2.0], [4.0, 1.0, 4.0]], columns=[0.5, 1.0, 2.0])
+    found = quantities._apart(values)
+    assert found.value == pytest.approx(1.5) and found.n == 2
 
 
 def test_losses_are_paired_by_seed_and_divergence_is_infinite(results: Results) -> None:
@@ -458,7 +468,7 @@ def test_losses_are_paired_by_seed_and_divergence_is_infinite(results: Results) 
     assert quantities.loss_difference(results, "umup", "fp8_seed").value == 0.0
     runs = results.runs.copy()
     bad = runs.index[(runs["scheme"] == "mup") & runs["spec"].str.contains("fp8_seed")][0]
-    runs.loc[bad, ["status", "final_loss"]] = ["diverged", math.nan]
+    runs.loc[bad, ["status", "val_loss"]] = ["diverged", math.nan]
     broken = Results(runs, results.points)
     assert quantities.loss_difference(broken, "mup", "fp8_seed").lo == math.inf
     assert "1 of 3 diverged" in words.losses_table(broken)
@@ -500,6 +510,7 @@ def test_what_is_absent_is_not_measured(name: str) -> None:
         "growth": {"scheme": "umup", "kinds": ["weight"], "linears": ["readout"]},
         "loss_difference": {"scheme": "umup", "recipe": "fp8_seed"},
         "slope": {"scheme": "umup", "varied": "eta"},
+        "reach": {"scheme": "umup", "varied": "eta"},
         "native_share": {},
         "gemm_speedup": {"size": 8192},
         "step_speedup": {"d_model": 4096, "recipe": "fp8_seed"},
@@ -512,7 +523,7 @@ def test_every_claim_is_judged_and_shown_once(results: Results) -> None:
     verdicts = {v.id: v for v in claims.evaluate(FOLDER, results, "cpu")}
     assert verdicts["mup-direct-cast-fails"].verdict == "holds"
     assert verdicts["only-eta-moves-rms"].verdict == "fails"
-    assert verdicts["products-are-native"].verdict == "holds"
+    assert verdicts["products-are-native"].verdict == "exact"
     assert verdicts["mup-scaled-does"].verdict == "not measured"
     source = (FOLDER / "study.py").read_text(encoding="utf-8")
     for name in verdicts:
@@ -678,8 +689,8 @@ def test_settings_and_slopes_are_drawn_as_tabled(results: Results) -> None:
     own = settings[(settings["scheme"] == "umup") & (settings["varied"] == "eta")]
     own = own[own["recipe"] == "plain"]
     columns = len(figure.axes) // 4
-    for ax, name in zip(figure.axes[::columns], ("final_loss", *tables.FOLLOWED), strict=True):
-        mean = (own[name] if name == "final_loss" else np.log2(own[name])).groupby(own["value"])
+    for ax, name in zip(figure.axes[::columns], ("loss", *tables.FOLLOWED), strict=True):
+        mean = (own[name] if name == "loss" else np.log2(own[name])).groupby(own["value"])
         np.testing.assert_allclose(ax.lines[0].get_ydata(), mean.mean())
         np.testing.assert_allclose(ax.lines[0].get_xdata(), np.log2(list(mean.groups)))
     for ax, scheme in zip(fp8_drift_figures.slopes(results).axes, ("mup", "umup"), strict=True):
@@ -687,7 +698,7 @@ def test_settings_and_slopes_are_drawn_as_tabled(results: Results) -> None:
         wanted = pd.concat([own[own["tensor"] == t]["slope"] for t in tables.FOLLOWED])
         np.testing.assert_allclose(marks(ax)[:, 0], wanted)
     width = settings[(settings["varied"] == "width") & (settings["scheme"] == "umup")]
-    mean = width.groupby("value")["final_loss"].mean()
+    mean = width.groupby("value")["loss"].mean()
     shown = [line.get_ydata().tolist() for line in fp8_drift_figures.shapes(results).axes[0].lines]
     assert pytest.approx(mean.tolist()) in shown
 

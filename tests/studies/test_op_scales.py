@@ -371,8 +371,8 @@ def test_all_claims_can_be_judged_and_the_wrong_ones_fail(results: Results) -> N
     assert "not measured" not in {v.verdict for v in verdicts.values()}, verdicts
     assert verdicts["readout-fan-in"].verdict == "fails"
     assert verdicts["attention-dq-unit"].verdict == "fails"
-    assert verdicts["attention-dq-law"].verdict == "holds"
-    assert verdicts["attention-dq-exponent"].verdict == "holds"
+    assert verdicts["attention-dq-law"].verdict in ("holds", "exact")
+    assert verdicts["attention-dq-exponent"].verdict in ("holds", "exact")
 
 
 def test_words_come_from_the_points(results: Results) -> None:

@@ -280,7 +280,8 @@ def test_claims_are_judged_by_their_bounds(results: Results, steps: None) -> Non
         "hopper-memory",
         "hopper-fsdp",
     }
-    assert said["flops"] == said["collectives-tensor"] == said["compile-time"] == "holds"
+    assert said["flops"] == said["collectives-tensor"] == "exact"
+    assert said["compile-time"] == "holds"  # measured once
 
 
 def test_bounds_are_those_of_the_claims() -> None:

@@ -375,7 +375,7 @@ def test_profiles_are_designs_and_claims_have_their_runs(results: Results) -> No
     assert verdicts["wsd-close-to-cosine"].verdict == "holds"  # 0.006 of 0.01
     assert verdicts["two-step-close-to-cosine"].verdict == "fails"  # 0.015
     assert verdicts["eta-still-over-budgets-wsd"].verdict == "fails"  # −0.2
-    assert verdicts["fork-is-unforked"].verdict == "holds"
+    assert verdicts["fork-is-unforked"].verdict == "exact"
     assert verdicts["root-beats-linear-decay"].verdict == "holds"  # −0.003
 
 

@@ -26,7 +26,7 @@ from umup import config, rules
 from umup.book import planner_page, shown
 from umup.book.markdown import table
 from umup.lab import records, schemas
-from umup.lab.claims import PROFILES
+from umup.lab.claims import PROFILES, evidence
 from umup.lab.study import parameters
 from umup.lab.study import profiles as profiles_of
 from umup.plan import hardware
@@ -36,6 +36,7 @@ SOFTWARE = ("python", "jax", "jaxlib", "flax", "xla_flags")
 
 BADGES = {
     "holds": "success",
+    "exact": "info",
     "fails": "danger",
     "inconclusive": "warning",
     "not measured": "secondary",
@@ -113,8 +114,10 @@ def claims_board(
     def row(v: Any, figures: Mapping[str, str], several: bool) -> list[str]:
         figure = f"{{numref}}`{figures[v.id]}`. " if v.id in figures else ""
         profile = f"Profile `{v.profile}`. " if several and v.profile else ""
-        lines = [v.statement, f"<small>{figure}{profile}Source: {v.source}.</small>"]
-        if v.note and v.verdict != "holds":
+        known = evidence(v)
+        seen = "" if known == "–" else f"{known[0].upper()}{known[1:]}. "
+        lines = [v.statement, f"<small>{figure}{seen}{profile}Source: {v.source}.</small>"]
+        if v.note:
             lines.append(f"<small>*{v.note}*</small>")
         badge = f"{{bdg-{BADGES.get(v.verdict, 'secondary')}}}`{v.verdict}`"
         return ["<br>".join(lines), badge, measured(v), bound(v.bound_min, v.bound_max)]

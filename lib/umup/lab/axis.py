@@ -1,7 +1,7 @@
 """A learning-rate sweep along one axis: its optima, what claims ask of it, and its figure.
 
 An axis is one number of the run, named by its place in ``RunConfig``, as ``model.n_layers``;
-``lr_sweep.AxisSweep`` sweeps η at several of its values. Losses are training losses in nats per
+``lr_sweep.AxisSweep`` sweeps η at several of its values. Losses are of held-out text in nats per
 token, intervals 95 %, as in ``tables``.
 """
 

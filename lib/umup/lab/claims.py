@@ -3,7 +3,7 @@
 `claims.yaml` of a study is a list of
 
     - id: umup-transfers            # unique in the file
-      statement: ...                # one sentence a reader can check
+      statement: ...                # one sentence a reader can check; {steps} is that of args
       source: arXiv:2407.17465      # who says so
       quantity: shift               # a name in the QUANTITIES of its results.py
       args: {scheme: umup, factor: 8}
@@ -32,12 +32,24 @@ from umup.lab.absent import NotMeasured
 from umup.lab.folders import code
 from umup.lab.records import Results, Store
 from umup.laws import Interval
+from umup.schemes import TITLES as NAMES
 from umup.text import decimals, markdown, significant
 from umup.yaml_reader import read_yaml_file
 
 PROFILES = ("h100", "cpu")  # best first; a smoke run proves nothing but that the study runs
 NO_RECORDS = "no records"
 STALE = "only stale records, measured with other numerics"
+CLOSE = "close: the bound is less than half the interval's width away"
+ONCE = "measured once: no interval"
+SIZES = {
+    "scheme": lambda value: NAMES.get(value, value),
+    "d_model": "width {}".format,
+    "depth": "{} layers".format,
+    "d_head": "head size {}".format,
+    "steps": "{} steps".format,
+    "factor": "over {}×".format,
+}
+"""Argument of a claim → how the board says it, where its quantity does not say more."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +75,11 @@ class Verdict:
     Attributes:
         value, lo, hi: the measurement and its 95 % interval, in `unit`; NaN when not measured.
         bound_min, bound_max: infinite where there is no bound.
-        verdict: "holds" with the interval inside the bound, "fails" with it outside,
-            "inconclusive" with it across an end, else "not measured". note: why, in words.
+        verdict: "holds" with the interval inside the bound, "exact" where that interval has no
+            width (arithmetic, or a measurement that repeats), "fails" with it outside,
+            "inconclusive" with it across an end, else "not measured". note: why, in words; of what
+            holds or fails, that less than half the interval's width parts it from the bound.
+        n: seeds behind it, 0 where they are not counted. where: what it was measured on.
     """
 
     id: str
@@ -81,6 +96,8 @@ class Verdict:
     note: str
     study: str
     profile: str
+    n: int = 0
+    where: str = ""
 
 
 def quantities(study: str | Path) -> dict[str, Callable[..., Interval]]:
@@ -150,6 +167,11 @@ def _parse(
             signature.bind(None, **{**args, **given})
         except TypeError as error:
             raise ClaimError(f"{place}: {name}", given, f"{signature} ({error})") from error
+        try:
+            entry["statement"].format(**{**args, **given})
+        except (KeyError, ValueError, IndexError) as error:
+            allowed_names = f"fields of args ({', '.join(args)})"
+            raise ClaimError(f"{place}: statement", entry["statement"], allowed_names) from error
     return Claim(
         args=args,
         profiles=profiles,
@@ -171,10 +193,25 @@ def _bound(place: str, bound: Any) -> dict[str, float]:
 
 
 def judge(measured: Interval, bound_min: float, bound_max: float) -> str:
-    """Where an interval lies against a bound: "holds", "fails" or "inconclusive"."""
+    """Where an interval lies against a bound: "holds", "exact", "fails" or "inconclusive"."""
     if bound_min <= measured.lo and measured.hi <= bound_max:
-        return "holds"
+        sure = measured.lo == measured.hi and math.isfinite(measured.value) and measured.n != 1
+        return "exact" if sure else "holds"
     return "fails" if measured.hi < bound_min or measured.lo > bound_max else "inconclusive"
+
+
+def close(measured: Interval, bound_min: float, bound_max: float) -> bool:
+    """Whether a bound lies within half the interval's width of the interval.
+
+    As many seeds again may then change the verdict.
+    """
+    if not (math.isfinite(measured.lo) and math.isfinite(measured.hi)):
+        return False
+    half = (measured.hi - measured.lo) / 2
+    return any(
+        math.isfinite(bound) and 0 < min(abs(measured.lo - bound), abs(measured.hi - bound)) < half
+        for bound in (bound_min, bound_max)
+    )
 
 
 def evaluate(
@@ -227,7 +264,7 @@ def _verdict(claim: Claim, known: Results | str, study: Path, profile: str) -> V
     args = {**claim.args, **claim.profiles.get(profile, {})}
     empty = Verdict(
         claim.id,
-        claim.statement,
+        claim.statement.format(**args),
         claim.source,
         claim.quantity,
         math.nan,
@@ -254,8 +291,13 @@ def _verdict(claim: Claim, known: Results | str, study: Path, profile: str) -> V
     if verdict == "inconclusive":
         bounded = math.isfinite(m.lo) and math.isfinite(m.hi)
         note = "the interval crosses the bound" if bounded else "the runs do not bound it"
-    values = {"value": float(m.value), "lo": float(m.lo), "hi": float(m.hi)}
-    return replace(empty, **values, verdict=verdict, note=note)
+    elif m.n == 1 and m.lo == m.hi:
+        note = ONCE
+    elif close(m, claim.bound_min, claim.bound_max):
+        note = CLOSE
+    values = {"value": float(m.value), "lo": float(m.lo), "hi": float(m.hi), "n": m.n}
+    where = m.where or ", ".join(say(args[name]) for name, say in SIZES.items() if name in args)
+    return replace(empty, **values, verdict=verdict, note=note, where=where)
 
 
 def board(experiments: str | Path) -> list[Verdict]:
@@ -292,8 +334,14 @@ def format_table(verdicts: Sequence[Verdict], digits: int = 2) -> str:
         value, lo, hi = (format_value(x, v.unit, digits) for x in (v.value, v.lo, v.hi))
         measured = "–" if math.isnan(v.value) else f"{value} [{lo}, {hi}] {v.unit}"
         note = f" ({v.note})" if v.note else ""
-        rows.append((v.statement, measured, format_bound(v), f"{v.verdict}{note}"))
-    return markdown(("claim", "measured [95 %]", "bound", "verdict"), rows)
+        rows.append((v.statement, evidence(v), measured, format_bound(v), f"{v.verdict}{note}"))
+    return markdown(("claim", "evidence", "measured [95 %]", "bound", "verdict"), rows)
+
+
+def evidence(v: Verdict) -> str:
+    """What a verdict rests on: "3 seeds, width 256"; a dash where nothing is known."""
+    seeds = f"{v.n} seed{'s' * (v.n > 1)}" if v.n else ""
+    return ", ".join(part for part in (seeds, v.where) if part) or "–"
 
 
 def format_bound(v: Verdict) -> str:

@@ -30,12 +30,14 @@ COLOURS = {"sp": "#D55E00", "mup": "#0072B2", "umup": "#009E73"}
 MARKERS = {"sp": "s", "mup": "o", "umup": "D"}
 VERDICT_COLOURS = {
     "holds": "#009E73",
+    "exact": "#56B4E9",
     "fails": "#D55E00",
     "inconclusive": "#B58900",
     "not measured": "#777777",
 }
 OTHER = "#555555"
-LOSS = "training loss (nats/token)"
+LOSS = "held-out loss (nats/token)"
+TRAINING_LOSS = "training loss (nats/token)"
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,

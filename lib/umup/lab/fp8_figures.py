@@ -148,7 +148,7 @@ def losses(
     arms = [a for a in looks if (runs[arm] == a).any()]
     with figures.style():
         figure, axes = grid(7.2, 4.0, 1, len(schemes) + 1)
-        best = runs["final_loss"].min()
+        best = runs["final_loss"].min()  # curves are of the training loss
         top = best + 2.2
         for ax, scheme in zip(axes[0], schemes, strict=False):
             for name in arms:
@@ -160,7 +160,7 @@ def losses(
             ax.set_xlabel("step")
         for ax in axes[0][: len(schemes)]:
             ax.set_ylim(best - 0.1, top)
-        axes[0][0].set_ylabel(figures.LOSS)
+        axes[0][0].set_ylabel(figures.TRAINING_LOSS)
         shown = {name: looks[name].title for name in arms if name != base}
         rows = differences.rename(columns={arm: "arm"})
         _differences(axes[0][-1], rows, schemes, shown, bound)
