@@ -30,9 +30,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "three widths": USUAL | {"widths": 3},
     "one seed": USUAL | {"seeds": 1},
     "six seeds": USUAL | {"seeds": 6},
-    "parabola": USUAL | {"degree": 2},
+    "parabola": USUAL | {"degree": 2, "window": 1.25},
 }
-"""What sweeps are like, by name; the last is the control, fitted by a parabola."""
+"""What sweeps are like, by name; the last is the control, fitted by a parabola
+within 1.25 octaves of the best."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,10 @@ from umup.lab.records import Results
 from . import results as tables
 
 
+LEAST = 70
+"""The left edge, %: what lies below it is an arrow there."""
+
+
 @figures.drawn
 def coverage(results: Results) -> Figure:
     """Share of the intervals that cover, a panel per kind; the band is the claims' bound."""
@@ -26,9 +30,12 @@ def coverage(results: Results) -> Figure:
                 control = row["setting"] == "parabola"
                 colour = figures.OTHER if control else figures.COLOURS["umup"]
                 reach = [[row["share"] - row["share_lo"]], [row["share_hi"] - row["share"]]]
+                if row["share"] < LEAST:
+                    ax.plot(LEAST + 1, y, "<", ms=6, color=colour)
+                    continue
                 style = {"fmt": "o", "ms": 5, "color": colour, "capsize": 2}
-                ax.errorbar(max(row["share"], 71), y, xerr=reach, **style)
-            ax.set_xlim(70, 101)
+                ax.errorbar(row["share"], y, xerr=reach, **style)
+            ax.set_xlim(LEAST, 101)
             ax.set_title(title.replace(" ", "\n", 1), fontsize=9)
             ax.set_xlabel("covered, %")
         axes[0].set_yticks(range(len(settings)), settings)

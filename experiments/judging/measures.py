@@ -38,10 +38,13 @@ class Sweep(NamedTuple):
     k: float
     bend: float
 
-    def fit(self, rng_seed: int, degree: int) -> Optimum:
-        """``laws.fit_optimum`` of its runs."""
+    def fit(self, rng_seed: int, degree: int, window: float) -> Optimum:
+        """``laws.fit_optimum`` of its runs; ``window`` is that of a parabola."""
         x, seed, loss = (np.array(part) for part in zip(*self.runs, strict=True))
-        return laws.fit_optimum(x, loss, seed, degree=degree, n_boot=DRAWS, rng_seed=rng_seed)
+        windows = laws.WINDOWS if degree == 3 else (window, window)
+        return laws.fit_optimum(
+            x, loss, seed, windows=windows, degree=degree, n_boot=DRAWS, rng_seed=rng_seed
+        )
 
 
 def curve(t: NDArray | float, k: float, bend: float) -> NDArray:
@@ -81,6 +84,7 @@ def coverage(
     departure: float,
     draws: int,
     degree: int = 3,
+    window: float = 1.25,
     per_doubling: float = -0.5,
 ) -> dict[str, Any]:
     """How often intervals cover, over drawn families of sweeps over width.
@@ -94,7 +98,7 @@ def coverage(
         widths: sweeps in a family. seeds: of every sweep, near its best η.
         bend: range of 3q/k, per octave. noise: range of a run's standard deviation, nats.
         spread: of seeds, nats. departure: of optima from their line, octaves.
-        draws: families. degree: of the fit, see ``laws.fit_optimum``.
+        draws: families. degree: of the fit, see ``laws.fit_optimum``; window: a parabola's.
         per_doubling: octaves.
 
     Returns:
@@ -106,7 +110,9 @@ def coverage(
     """
     rng = np.random.default_rng(widths + 1000 * seeds)
     rows = [
-        _family(rng, number, widths, seeds, bend, noise, spread, departure, degree, per_doubling)
+        _family(
+            rng, number, widths, seeds, bend, noise, spread, departure, degree, window, per_doubling
+        )
         for number in range(draws)
     ]
     return {name: [row[name] for row in rows] for name in rows[0]}
@@ -122,6 +128,7 @@ def _family(
     spread: float,
     departure: float,
     degree: int,
+    window: float,
     per_doubling: float,
 ) -> dict[str, float]:
     search = LRSearch(-4.0, 4.0, 0.5, 1.0, seeds)
@@ -138,7 +145,7 @@ def _family(
         )
         for i in range(widths)
     ]
-    fits = {2**i: s.fit(number * widths + i, degree) for i, s in enumerate(sweeps)}
+    fits = {2**i: s.fit(number * widths + i, degree, window) for i, s in enumerate(sweeps)}
     drift = laws.drift(fits, rng_seed=number)
     optima = [Interval(o.x, o.x_lo, o.x_hi) for o in fits.values()]
     losses = [Interval(o.loss, o.loss_lo, o.loss_hi) for o in fits.values()]

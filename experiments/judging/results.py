@@ -62,13 +62,15 @@ def coverage(results: Results, setting: str, of: str) -> Interval:
     row = point(results, setting)
     sweeps = row["widths"] if of in ("optimum", "loss") else 1
     found = mean_interval(100.0 * np.array(row[of], float) / sweeps)
-    return found.at(f"{len(row[of])} families of {row['widths']} sweeps, {setting}")
+    families = f"{len(row[of])} families of {row['widths']} sweeps, {setting}"
+    return Interval(found.value, found.lo, found.hi, 0, families)
 
 
 @quantity
 def error(results: Results, setting: str) -> Interval:
     """Mean error of the fitted optimum, octaves: below 0 where it lies too low."""
-    return mean_interval(point(results, setting)["error"]).at(setting)
+    found = mean_interval(point(results, setting)["error"])
+    return Interval(found.value, found.lo, found.hi, 0, setting)
 
 
 @remembered
