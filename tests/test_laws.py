@@ -247,7 +247,7 @@ def test_the_price_of_anothers_optimum_by_hand():
 
 @pytest.mark.parametrize("other", [at_edge(0.0, -math.inf, 1.0), known(2.0)])
 def test_no_price_of_what_is_open_or_far_away(other):
-    with pytest.raises(ValueError, match="bracketed, within 1.5 octaves"):
+    with pytest.raises(ValueError, match=r"bracketed, within 1\.5 octaves"):
         laws.price(other, known(0.0))
 
 

@@ -9,7 +9,6 @@ from umup.lab.records import Results
 
 from . import results as tables
 
-
 LEAST = 70
 """The left edge, %: what lies below it is an arrow there."""
 
