@@ -235,6 +235,7 @@ def basin(results: Results, scheme: str, d_model: int, steps: int | None = None)
     o = next(iter(tables.fits(runs).values()))
     level = pd.Series(o.by_seed) if not o.edge else runs.groupby("seed")["loss"].min()
     mean = (runs["loss"] - runs["seed"].map(level)).groupby(runs["log2_lr"]).mean().dropna()
+    required(mean.to_frame(), f"{NAMES[scheme]} at width {d_model}: every run diverged")
     x, y = mean.index.to_numpy(float), mean.to_numpy() - BASIN
     best = int(y.argmin())
     left = [i for i in range(best) if y[i] > 0 >= y[i + 1]]
