@@ -162,7 +162,7 @@ def gains(results: Results) -> Figure:
             values = [i.value for _, row in found for i in row.values()]
             if values:
                 any_measured = True
-                reach = 1.7 * max(map(abs, values))
+                reach = 1.7 * max(map(abs, values)) or 1.0
                 ax.set_xlim(max(-reach, min(values) - 0.5 * reach), reach)
             _allowed(ax, quantity, list(names))
             ax.set_xlabel(text)
