@@ -33,7 +33,7 @@ from umup.lab.hp_search import log2_hps
 from umup.lab.quantities import Quantities
 from umup.lab.records import Results
 from umup.lab.report import NO_RUNS
-from umup.lab.tables import NAMES, remembered
+from umup.lab.tables import NAMES, loss_of, remembered
 from umup.laws import Interval, mean_interval, student
 
 quantity = QUANTITIES = Quantities()
@@ -60,11 +60,6 @@ class Grid(NamedTuple):
     guess: float
 
 
-def losses(runs: pd.DataFrame) -> pd.Series:
-    """The loss by which runs are compared: held out, nats per token; NaN where they diverged."""
-    return runs["val_loss"].where(runs["status"] == "ok").astype(float)
-
-
 @remembered
 def trials(results: Results) -> pd.DataFrame:
     """One row per run: scheme, seed, loss, guess, and log2 of every hyperparameter by its name.
@@ -73,7 +68,7 @@ def trials(results: Results) -> pd.DataFrame:
         NotMeasured: there are no runs.
     """
     runs = required(results.runs, NO_RUNS)
-    plain = {"scheme": runs["scheme"], "seed": runs["seed"], "loss": losses(runs)}
+    plain = {"scheme": runs["scheme"], "seed": runs["seed"], "loss": loss_of(runs)}
     plain["guess"] = np.log(runs["vocab_size"].astype(float))
     return pd.concat([pd.DataFrame(plain), log2_hps(runs)], axis=1)
 

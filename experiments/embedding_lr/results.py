@@ -1,8 +1,7 @@
 """Tables and quantities of the study ``embedding_lr``, from its records alone.
 
-Losses are held out: the runs' ``val_loss`` takes the place of the training loss here. The swept
-hyperparameter takes the place of ``lr``, so that `umup.lab.tables` reads curves over η̂_emb too.
-Intervals are 95 %, differences paired by seed.
+The swept hyperparameter takes the place of ``lr``, so that `umup.lab.tables` reads curves over
+η̂_emb too. Losses are held-out; intervals are 95 %, differences paired by seed.
 """
 
 from __future__ import annotations
@@ -76,11 +75,11 @@ def offset(rule: str, d_model: int, base_width: int) -> float:
 
 @remembered
 def _known(runs: pd.DataFrame) -> pd.DataFrame:
-    """Current runs with their specification, ``log2_emb``, and the held-out loss as the loss."""
+    """Current runs with their specification and ``x``, log2 of η̂_emb."""
     known = records.current(required(runs, "no runs are on record"))
     known = records.with_spec(required(known, "no current runs"))
     log2_emb = np.log2(known[EMB].astype(float)).round(4)
-    return known.assign(training=known["final_loss"], final_loss=known["val_loss"], x=log2_emb)
+    return known.assign(x=log2_emb)
 
 
 def widths(results: Results) -> list[int]:
@@ -127,10 +126,10 @@ def levelled(curves: pd.DataFrame) -> pd.DataFrame:
     """
     out = []
     for _, curve in curves.groupby("d_model"):
-        wide = curve.pivot(index="lr", columns="seed", values="final_loss").dropna()
+        wide = curve.pivot(index="lr", columns="seed", values="val_loss").dropna()
         level = wide.sub(wide.mean(axis=1), axis=0).mean()
         aside = curve["seed"].map(level).fillna(0.0).astype(float)
-        out.append(curve.assign(final_loss=curve["final_loss"] - aside))
+        out.append(curve.assign(val_loss=curve["val_loss"] - aside))
     return pd.concat(out)
 
 
@@ -139,7 +138,7 @@ def tuned(runs: pd.DataFrame) -> float:
     """log₂ of μP's best η̂_emb at the narrowest width, by the training loss that the search saw."""
     curves = emb_runs(runs, "mup")
     first = curves[curves["d_model"] == curves["d_model"].min()]
-    loss = first["training"].where(first["status"] == "ok")
+    loss = first["final_loss"].where(first["status"] == "ok")
     best = best_lr(map(Result, first["x"], first["seed"], loss))
     if best is None:
         raise NotMeasured("every run of μP's curve over η̂_emb diverged")
@@ -290,4 +289,4 @@ def _twins(known: pd.DataFrame, rule: str, scheme: str) -> list[float]:
     ]
     own = own.assign(x=(own["x"] + aside).round(4))
     both = own.merge(known[known["scheme"] == scheme], on=["d_model", "steps", "lr", "seed", "x"])
-    return (both["final_loss_x"] - both["final_loss_y"]).abs().dropna().tolist()
+    return (both["val_loss_x"] - both["val_loss_y"]).abs().dropna().tolist()

@@ -25,7 +25,7 @@ from umup.lab.hp_search import Lines, Plan, Point, Result, Space, Trial
 from umup.lab.quantities import Quantities
 from umup.lab.records import Results
 from umup.lab.report import NO_RUNS
-from umup.lab.tables import NAMES, remembered
+from umup.lab.tables import NAMES, loss_of, remembered
 from umup.laws import Interval
 
 quantity = QUANTITIES = Quantities()
@@ -41,11 +41,6 @@ ENDS = {
 }
 """Where a search may end, and what pages call it: the first three are the independent search's."""
 ORDERS = 2000  # resampled orders of a random search
-
-
-def losses(runs: pd.DataFrame) -> pd.Series:
-    """The loss by which ends are judged: held out, nats per token; NaN where they diverged."""
-    return runs["val_loss"].where(runs["status"] == "ok").astype(float)
 
 
 def plans(space: Space, n_random: int, per_round: int, seeds: int) -> dict[str, Plan]:
@@ -97,7 +92,7 @@ def trials(results: Results) -> pd.DataFrame:
     """
     runs = required(results.runs, NO_RUNS)
     columns = ["scheme", "d_model", "seed", "final_loss", "status"]
-    plain = runs[columns].assign(held=losses(runs))
+    plain = runs[columns].assign(held=loss_of(runs))
     return pd.concat([plain, hp_search.log2_hps(runs)], axis=1)
 
 

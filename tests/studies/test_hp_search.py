@@ -223,8 +223,8 @@ def test_page_of_planted_records() -> None:
     assert len(figures.ends(bowl()).axes) == 2
     assert len(figures.lines(bowl()).axes) == 6
     verdicts = {v.id: v.verdict for v in claims.evaluate("hp_search", bowl(), "cpu")}
-    assert verdicts["combine-umup"] == "holds" and verdicts["combine-mup"] == "fails"
-    assert verdicts["wide-umup"] == "holds"
+    assert verdicts["combine-umup"] == "exact" and verdicts["combine-mup"] == "fails"
+    assert verdicts["wide-umup"] == "exact"
     assert verdicts["eta-line-umup"] == "not measured"  # of twelve points
     for say in (words.answer, words.advice, words.ends_table, words.values_table):
         said = say(EMPTY)
