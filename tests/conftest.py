@@ -51,8 +51,6 @@ def _start_jax() -> None:
     import jax
 
     jax.devices()
-    if IN_HASTE:  # 3 % of the time goes into saying in programs which lines of Python they are of
-        jax.config.update("jax_traceback_in_locations_limit", 0)
     for name, value in before.items():
         if value is None:
             os.environ.pop(name)

@@ -381,7 +381,7 @@ def test_a_full_disk_leaves_the_earlier_one(saved: Path, caplog, capfd) -> None:
     checkpoints = Checkpoints(saved, KEY, keep=2)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))  # of the 4 MB
     try:
-        with pytest.raises(CheckpointError, match=r"write failed: .*goes on from step 4"):
+        with pytest.raises(CheckpointError, match=r"write failed: .*resumes from step 4"):
             checkpoints.save(6, big, {})
             checkpoints.wait()
     finally:

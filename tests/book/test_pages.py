@@ -32,6 +32,8 @@ class Verdict:
     unit: str = "octaves"
     verdict: str = "holds"
     note: str = ""
+    n: int = 3
+    where: str = "width 64"
     study: str = "lr"
     profile: str = "cpu"
 
@@ -117,7 +119,7 @@ def test_the_board_shows_value_interval_bound_verdict_page_and_figure(study):
     assert "{dropdown} gone fails 1\n" in board
     first, second, third = [line for line in board.splitlines() if "is large" in line]
     assert r"\|shift\| is large<br>" in first  # the bars would end the cell
-    assert "<small>{numref}`fig-lr`. Source: a paper.</small>" in first
+    assert "<small>{numref}`fig-lr`. 3 seeds, width 64. Source: a paper.</small>" in first
     assert "{bdg-success}`holds` | **−1.07** [−1.15,\xa0−0.98] octaves | ≤ −0.5 |" in first
     assert "{bdg-secondary}`not measured` | – | ≤ −0.5 |" in second and "*no runs*" in second
     assert "{bdg-danger}`fails`" in third and "*too wide*" in third and "0 to −0.5" in third

@@ -110,13 +110,13 @@ def claims_board(verdicts: Sequence[Verdict]) -> Figure:
     """Every claim's measurement and 95 % interval (line) against its bound (grey), one per row.
 
     Each row has its own scale, since units differ. The shaded part is within the bound; it is open
-    on a side without a bound.
+    on a side without a bound. What has no interval is hollow.
     """
     if not verdicts:
         return empty("no claims")
     with style():
         # Rows are placed by hand: the layout engine takes seconds for this many axes.
-        row, height = 0.78, 0.78 * len(verdicts)
+        row, height = 0.92, 0.92 * len(verdicts)
         figure = Figure(figsize=(7, height))
         FigureCanvasAgg(figure)
         for i, v in enumerate(verdicts):
@@ -130,10 +130,12 @@ def claims_board(verdicts: Sequence[Verdict]) -> Figure:
 def _claim_text(figure: Figure, bottom: float, line_height: float, v: Verdict) -> None:
     value, lo, hi = (claims.format_value(x, v.unit) for x in (v.value, v.lo, v.hi))
     profile = f" ({v.profile})" if v.profile else ""
+    seen = textwrap.shorten(claims.evidence(v), 46, placeholder=" …")
     lines = [
         (v.id, {"fontsize": 9.5, "fontweight": "bold"}),
         (v.verdict + profile, {"fontsize": 9, "color": VERDICT_COLOURS[v.verdict]}),
         ("" if math.isnan(v.value) else f"{value} [{lo}, {hi}] {v.unit}", {"fontsize": 9}),
+        (seen.removeprefix("–"), {"fontsize": 8.75, "color": OTHER}),
     ]
     for i, (line, options) in enumerate(reversed(lines)):
         figure.text(0.01, bottom + (i - 0.5) * line_height, line, **options)
@@ -150,7 +152,10 @@ def _claim_bar(ax: Axes, v: Verdict) -> None:
     colour = VERDICT_COLOURS[v.verdict]
     if math.isfinite(v.value):
         ax.plot([max(v.lo, left), min(v.hi, right)], [0, 0], "-", color=colour, lw=3)
-        ax.plot(v.value, 0, "o", color=colour, ms=7, mec="white", mew=0.8, zorder=4)
+        hollow = {"mfc": "white", "mec": colour, "mew": 1.6}
+        filled = {"mec": "white", "mew": 0.8}
+        look = hollow if v.lo == v.hi else filled
+        ax.plot(v.value, 0, "o", color=colour, ms=7, zorder=4, **look)
         for end, edge, arrow in ((v.lo, left, "<"), (v.hi, right, ">")):
             if not left <= end <= right:
                 ax.plot(edge, 0, arrow, color=colour, ms=7, clip_on=False)
