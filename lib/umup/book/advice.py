@@ -14,7 +14,7 @@ from typing import Literal
 from umup.book.decisions import CHANGES, SEARCHES, Cell, Row
 from umup.book.markdown import BADGES, badge, measured, table
 from umup.errors import BookError
-from umup.lab.claims import Verdict, evidence
+from umup.lab.claims import PROFILES, Verdict, evidence
 from umup.schemes import TITLES
 from umup.text import significant
 
@@ -85,7 +85,8 @@ def _line(name: str, v: Verdict) -> str:
     if v.verdict != "not measured":
         close = ["*close*"] if v.note.startswith("close") else []
         seen = [] if evidence(v) == "–" else [evidence(v)]
-        parts = [measured(v), *close, *parts, *seen, f"`{v.profile}`"]
+        profile = [] if v.profile == PROFILES[-1] else [f"profile `{v.profile}`"]
+        parts = [measured(v), *close, *parts, *seen, *profile]
     return f"<small>{name}: {badge(v)} {', '.join(parts)}</small>"
 
 
@@ -145,9 +146,10 @@ def fragments(verdicts: Sequence[Verdict]) -> dict[str, str]:
     counts = Counter(v.verdict for v in used)
     tally = ", ".join(f"{kind} {counts[kind]}" for kind in BADGES if counts[kind])
     without = [row.change.lower() for row in CHANGES if not row.study]
+    by_default = f"A line that names no profile was measured in `{PROFILES[-1]}`."
     return {
         "changes": grid("change", CHANGES, board),
         "searches": grid("way", SEARCHES, board),
-        "evidence": f"The two tables rest on {len(used)} claims: {tally}.\n",
+        "evidence": f"The two tables rest on {len(used)} claims: {tally}. {by_default}\n",
         "unknown": f"No claim of this book is on: {', '.join(without) or 'nothing above'}.\n",
     }
