@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from umup import config, rules
-from umup.book import pages
+from umup.book import markdown, pages
 from umup.plan import hardware
 from umup.text import significant
 
@@ -36,6 +36,8 @@ class Verdict:
     where: str = "width 64"
     study: str = "lr"
     profile: str = "cpu"
+    n: int = 0
+    where: str = ""
 
 
 def runs(**changes) -> pd.DataFrame:
@@ -97,12 +99,12 @@ def test_numbers_and_bounds_read_as_a_person_writes_them():
 
 def test_a_measurement_has_the_decimals_its_interval_warrants():
     # An interval 0.17 wide is told to 1 − ⌊log10 0.17⌋ = 2 decimals, one 17 wide to none.
-    assert pages.measured(Verdict()) == "**−1.07** [−1.15,\xa0−0.98] octaves"
-    assert pages.measured(Verdict(value=5.0, lo=-7.0, hi=10.0)) == "**5** [−7,\xa010] octaves"
+    assert markdown.measured(Verdict()) == "**−1.07** [−1.15,\xa0−0.98] octaves"
+    assert markdown.measured(Verdict(value=5.0, lo=-7.0, hi=10.0)) == "**5** [−7,\xa010] octaves"
     tight = Verdict(value=-0.00994, lo=-0.0289, hi=0.00926)
-    assert pages.measured(tight) == "**−0.010** [−0.029,\xa00.009] octaves"
-    assert "**0.000** [0.000" in pages.measured(Verdict(value=-1e-5, lo=-2e-4, hi=1e-3))
-    assert "[−∞,\xa01.000]" in pages.measured(Verdict(lo=-math.inf, hi=1.0))
+    assert markdown.measured(tight) == "**−0.010** [−0.029,\xa00.009] octaves"
+    assert "**0.000** [0.000" in markdown.measured(Verdict(value=-1e-5, lo=-2e-4, hi=1e-3))
+    assert "[−∞,\xa01.000]" in markdown.measured(Verdict(lo=-math.inf, hi=1.0))
 
 
 def test_the_board_shows_value_interval_bound_verdict_page_and_figure(study):

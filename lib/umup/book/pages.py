@@ -23,24 +23,16 @@ from typing import Any
 import pandas as pd
 
 from umup import config, rules
-from umup.book import planner_page, shown
-from umup.book.markdown import table
+from umup.book import advice, planner_page, shown
+from umup.book.markdown import BADGES, badge, measured, table
 from umup.lab import records, schemas
 from umup.lab.claims import PROFILES, evidence
 from umup.lab.study import parameters
 from umup.lab.study import profiles as profiles_of
 from umup.plan import hardware
-from umup.text import decimals, significant
+from umup.text import significant
 
 SOFTWARE = ("python", "jax", "jaxlib", "flax", "xla_flags")
-
-BADGES = {
-    "holds": "success",
-    "exact": "info",
-    "fails": "danger",
-    "inconclusive": "warning",
-    "not measured": "secondary",
-}
 
 
 @dataclass(frozen=True)
@@ -73,17 +65,6 @@ def bound(low: float | None, high: float | None) -> str:
     if low is None:
         return "–" if high is None else f"≤ {significant(high)}"
     return f"≥ {significant(low)}" if high is None else f"{significant(low)} to {significant(high)}"
-
-
-def measured(verdict: Any) -> str:
-    """A verdict's value with its interval and unit, to the decimals the interval warrants."""
-    if verdict.value is None or math.isnan(verdict.value):
-        return "–"
-    width = verdict.hi - verdict.lo
-    digits = 1 - math.floor(math.log10(width)) if 0 < width < math.inf else 3
-    digits = min(max(digits, 0), 3)
-    value, lo, hi = (decimals(x, digits) for x in (verdict.value, verdict.lo, verdict.hi))
-    return f"**{value}** [{lo},\N{NO-BREAK SPACE}{hi}] {verdict.unit}".strip()
 
 
 def claim_figures(notebook: Mapping[str, Any]) -> dict[str, str]:
@@ -119,8 +100,7 @@ def claims_board(
         lines = [v.statement, f"<small>{figure}{seen}{profile}Source: {v.source}.</small>"]
         if v.note:
             lines.append(f"<small>*{v.note}*</small>")
-        badge = f"{{bdg-{BADGES.get(v.verdict, 'secondary')}}}`{v.verdict}`"
-        return ["<br>".join(lines), badge, measured(v), bound(v.bound_min, v.bound_max)]
+        return ["<br>".join(lines), badge(v), measured(v), bound(v.bound_min, v.bound_max)]
 
     counts = Counter(v.verdict for v in verdicts)
     said = ", ".join(f"{kind} {counts[kind]}" for kind in BADGES if counts[kind])
@@ -395,6 +375,7 @@ def generate(root: Path, staging: Path, studies: Sequence[Study]) -> None:
     fragments = {
         "picture": picture(studies, folder),
         "claims": claims_board(verdicts, studies, boards),
+        **advice.fragments(verdicts),
         "rules": rules_tables(),
         "data": data_sheet(runs),
         "profiles": profiles(root / "experiments"),

@@ -1,0 +1,171 @@
+"""Which claims answer which decision: the tables of the page on what to tune, as data.
+
+A cell rests on at most two claims: one on *motion*, that the best value stays where it is when
+something changes, and one on *price*, what keeping the old value then costs in nats. What their
+verdicts allow to say is chosen by `umup.book.advice`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The claims behind a piece of advice, by id; "" where there is none.
+
+    ``moves``: the claim on motion says that the value moves, not that it stays.
+    """
+
+    motion: str = ""
+    price: str = ""
+    moves: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """A decision, the study that states its claims, and a cell per scheme, None without a claim.
+
+    ``carry`` and ``redo``: what to do where the price is low and where it is high.
+    """
+
+    change: str
+    study: str = ""
+    sp: Cell | None = None
+    mup: Cell | None = None
+    umup: Cell | None = None
+    carry: str = "Carry it over"
+    redo: str = "Tune again"
+
+
+def _precision(name: str, **cells: Cell) -> Row:
+    """A row on a format of the products, with its price against float32."""
+    change = f"Precision: {name}"
+    return Row(change, "fp8_drift", carry="Use it", redo="Do without", **cells)
+
+
+CHANGES = (
+    Row(
+        "Width: η",
+        "lr_transfer",
+        sp=Cell("sp-drifts", "sp-price-of-narrow", moves=True),
+        mup=Cell("mup-transfers", "mup-price-of-narrow"),
+        umup=Cell("umup-transfers", "umup-price-of-narrow"),
+    ),
+    Row(
+        "Width of an MLP on images: η",
+        "own_model",
+        sp=Cell("mlp-sp-falls", "mlp-sp-price", moves=True),
+        mup=Cell("mlp-mup-steady", "mlp-mup-price"),
+    ),
+    Row(
+        "Width of a vision transformer: η",
+        "own_model",
+        sp=Cell("vit-sp-falls", "vit-sp-price", moves=True),
+        mup=Cell("vit-mup-steady", "vit-mup-price"),
+    ),
+    Row(
+        "Width: the embedding's learning rate",
+        "embedding_lr",
+        mup=Cell("mup-emb-transfers"),
+        umup=Cell("rule-transfers"),
+    ),
+    Row(
+        "Depth: η",
+        "residual_tau",
+        mup=Cell("mup-transfers-over-depth"),
+        umup=Cell("umup-transfers-over-depth"),
+    ),
+    Row("Depth, with CompleteP: η", "residual_tau", mup=Cell("completep-transfers-over-depth")),
+    Row(
+        "Steps, with a warm-up in proportion: η",
+        "lr_transfer",
+        sp=Cell("sp-still-over-steps", "sp-price-of-short"),
+        mup=Cell("mup-still-over-steps", "mup-price-of-short"),
+        umup=Cell("umup-still-over-steps", "umup-price-of-short"),
+    ),
+    Row(
+        "Steps, with one warm-up, cosine: η",
+        "schedules",
+        umup=Cell("eta-still-over-budgets-cosine", "short-rate-serves-cosine"),
+    ),
+    Row(
+        "Steps, with one warm-up, WSD: η",
+        "schedules",
+        umup=Cell("eta-still-over-budgets-wsd", "short-rate-serves-wsd"),
+    ),
+    Row(
+        "Schedule, from cosine to WSD: η",
+        "schedules",
+        mup=Cell("eta-still-over-schedules-mup"),
+        umup=Cell("eta-still-over-schedules"),
+    ),
+    Row("Head size: η", "attention_scale", umup=Cell("eta-still-per-d")),
+    Row("Head size: α of attention", "attention_scale", umup=Cell("alpha-still-per-d")),
+    Row("Batch size"),
+    Row("Sequence length"),
+    Row("Corpus"),
+    _precision("bfloat16", umup=Cell(price="bf16-is-free")),
+    _precision(
+        "FP8, cast directly",
+        mup=Cell(price="mup-direct-cast-fails"),
+        umup=Cell(price="umup-direct-cast"),
+    ),
+    _precision(
+        "FP8, gradients in E5M2",
+        mup=Cell(price="mup-e5m2-gradients-do"),
+        umup=Cell(price="umup-e5m2-gradients"),
+    ),
+    _precision("FP8, a scale per tensor", mup=Cell(price="mup-scaled-does")),
+)
+"""What changes, and what is then carried over: a hyperparameter, or in a format nothing."""
+
+SEARCHES = (
+    Row(
+        "Only η, the others at their defaults",
+        "hp_search",
+        mup=Cell(price="eta-line-mup"),
+        umup=Cell(price="eta-line-umup"),
+        carry="Enough",
+        redo="Search on",
+    ),
+    Row(
+        "One line each, then their combination",
+        "hp_search",
+        mup=Cell(price="combine-mup"),
+        umup=Cell(price="combine-umup"),
+        carry="Combine",
+        redo="Keep the best line alone",
+    ),
+    Row(
+        "Rounds that shrink, not random points",
+        "hp_search",
+        mup=Cell(price="rounds-mup"),
+        umup=Cell(price="rounds-umup"),
+        carry="Search in rounds",
+        redo="Draw at random",
+    ),
+    Row(
+        "The combination on a wider model",
+        "hp_search",
+        mup=Cell(price="wide-mup"),
+        umup=Cell(price="wide-umup"),
+        redo="Keep the defaults",
+    ),
+    Row(
+        "Two hyperparameters, one at a time",
+        "coupling",
+        mup=Cell(price="mup-cost"),
+        umup=Cell(price="umup-cost"),
+        carry="One at a time",
+        redo="Tune them together",
+    ),
+    Row(
+        "u-μP's defaults, not μP with a tuned embedding",
+        "embedding_lr",
+        umup=Cell(price="umup-vs-tuned-mup"),
+        carry="Take the defaults",
+        redo="Tune μP",
+    ),
+)
+"""How to search, and what the cheaper way costs against the dearer."""
