@@ -60,24 +60,24 @@ for name, text in this.words.texts(results, design.digits).items():
 # **Loss.** Runs are compared by their held-out loss at the end: every run ends with the same batches, so it has less
 # noise than the last training batches. Two arms are compared seed by seed, with Student's $t$ over the differences.
 #
-# **The best $\\eta$ of a sweep.** Around the $\\eta$ of the lowest mean, a cubic in $\\log_2\\eta$ with an offset
-# for every seed is fitted in two windows, ±1.5 and ±2 octaves. The best $\\eta$ is the mean of the two vertices; the
+# **The best $\eta$ of a sweep.** Around the $\eta$ of the lowest mean, a cubic in $\log_2\eta$ with an offset
+# for every seed is fitted in two windows, ±1.5 and ±2 octaves. The best $\eta$ is the mean of the two vertices; the
 # residual bootstraps of both make one interval, which widens where the answer depends on the window. A cubic, because
 # curves rise more steeply to the right: a parabola's vertex then lies {glue:text}`parabola_error` octaves off. With
 # fewer than three degrees of freedom left it is a parabola after all. A minimum at the end of a sweep is an open
 # interval, not a number.
 #
-# **Drift** is the slope of the best $\\eta$ over $\\log_2$ width, weighted by the errors. Where optima lie further
-# from the line than their errors allow ($\\chi^2$ per degree of freedom above 1), the interval is stretched by
-# $\\sqrt{\\chi^2/\\mathrm{dof}}$ and by Student's $t$. **"Stays within half an octave"** is asked of the two
+# **Drift** is the slope of the best $\eta$ over $\log_2$ width, weighted by the errors. Where optima lie further
+# from the line than their errors allow ($\chi^2$ per degree of freedom above 1), the interval is stretched by
+# $\sqrt{\chi^2/\mathrm{dof}}$ and by Student's $t$. **"Stays within half an octave"** is asked of the two
 # optima furthest apart, which needs no line. Noise alone makes that distance positive; the interval's upper end
 # includes it, its lower end does not.
 #
 # **Exponents** take the larger of two errors: that of the seeds' slopes and that of the mean curve about its line,
 # since a bent curve has no one exponent. What may rise and fall again is judged by its range.
 #
-# **Sensitivity** to a large $\\eta$ is the mean loss above the lowest over three octaves, from the fitted best
-# $\\eta$ on, so that no arm gains by where its grid happens to lie.
+# **Sensitivity** to a large $\eta$ is the mean loss above the lowest over three octaves, from the fitted best
+# $\eta$ on, so that no arm gains by where its grid happens to lie.
 #
 # **Verdicts.** *Holds*: the interval lies inside the bound; *fails*: outside; *inconclusive*: across it. *Exact*:
 # there is no interval, because it is arithmetic or repeats to the last bit. *Close* stands where the bound is less

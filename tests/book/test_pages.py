@@ -36,8 +36,6 @@ class Verdict:
     where: str = "width 64"
     study: str = "lr"
     profile: str = "cpu"
-    n: int = 0
-    where: str = ""
 
 
 def runs(**changes) -> pd.DataFrame:
