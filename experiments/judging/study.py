@@ -110,18 +110,18 @@ Markdown(this.words.coverage_table(results, design.digits))
 # | --- | --- | --- | --- | --- |
 # | attention_scale | trained-exponent | fails, 0.685 [0.632, 0.737] | inconclusive, 0.685 [0.42, 0.949] | the local slopes run from 0.2 to 1: the interval of one exponent has to say so |
 # | attention_scale | trained-exponent-mup | fails, 0.59 [0.555, 0.625] | inconclusive, 0.59 [0.339, 0.84] | likewise |
-# | attention_scale | cosine-flat | holds, -0.177 [-0.198, -0.156] | inconclusive, -0.177 [-0.286, -0.0681] | likewise |
-# | fp8_drift | umup-e5m2-gradients | inconclusive, 0.00559 [-0.0026, 0.0138] | holds, 0.00276 [-0.00164, 0.00717] | held-out loss has less noise |
+# | attention_scale | cosine-flat | holds, −0.177 [−0.198, −0.156] | inconclusive, −0.177 [−0.286, −0.0681] | likewise |
+# | fp8_drift | umup-e5m2-gradients | inconclusive, 0.00559 [−0.0026, 0.0138] | holds, 0.00276 [−0.00164, 0.00717] | held-out loss has less noise |
 # | lr_transfer | umup-transfers | holds, 0.134 [0.0199, 0.293] | inconclusive, 0.26 [0, 0.536] | optima fitted with a bend are less sure; the two furthest apart are asked |
 # | own_model | mlp-mup-steady | inconclusive, 0.407 [0.261, 0.518] | holds, 0.297 [0.087, 0.48] | optima fitted with a bend; the two furthest apart are asked, no line |
-# | own_model | vit-mup-steady | holds, -0.00166 [-0.285, 0.41] | inconclusive, 0.183 [0, 0.548] | likewise: three widths of one seed bound it less |
+# | own_model | vit-mup-steady | holds, −0.00166 [−0.285, 0.41] | inconclusive, 0.183 [0, 0.548] | optima fitted with a bend are less sure |
 # | own_model | mlp-mup-check | holds, 0 [0, 0] | inconclusive, 0 [0, 2] | 2 undecided rules may be broken |
 # | own_model | vit-mup-check | holds, 0 [0, 0] | inconclusive, 0 [0, 21] | 21 undecided rules may be broken |
-# | schedules | eta-still-over-budgets-cosine | inconclusive, -0.273 [-0.947, inf] | fails, -0.26 [-0.344, -0.171] | the cubic brackets an optimum that the parabola left open |
-# | schedules | eta-still-over-budgets-wsd | fails, -0.205 [-0.367, -0.14] | inconclusive, -0.198 [-0.269, -0.122] | the drift is smaller once its curves may bend |
-# | stability | depth-init-sp | fails, -0.31 [-0.678, 0.0576] | inconclusive, -0.293 [-0.96, 0.374] | held-out loss; seeds differ more |
-# | stability | depth-init-price-sp | holds, -0.0325 [-0.0623, -0.00278] | inconclusive, -0.0282 [-0.0796, 0.0231] | held-out loss at the fitted best η of each arm |
-# | stability | schemes-sensitivity | fails, 0.249 [0.0814, 0.416] | holds, -0.0583 [-0.087, -0.0295] | SP's vertex lay above its best grid point, u-μP's below: aligned, it is no more |
+# | schedules | eta-still-over-budgets-cosine | inconclusive, −0.273 [−0.947, ∞] | fails, −0.26 [−0.344, −0.171] | the cubic brackets an optimum that the parabola left open |
+# | schedules | eta-still-over-budgets-wsd | fails, −0.205 [−0.367, −0.14] | inconclusive, −0.198 [−0.269, −0.122] | the interval now just crosses the bound |
+# | stability | depth-init-sp | fails, −0.31 [−0.678, 0.0576] | inconclusive, −0.293 [−0.96, 0.374] | held-out loss; seeds differ more |
+# | stability | depth-init-price-sp | holds, −0.0325 [−0.0623, −0.00278] | inconclusive, −0.0282 [−0.0796, 0.0231] | held-out loss at the fitted best η of each arm |
+# | stability | schemes-sensitivity | fails, 0.249 [0.0814, 0.416] | holds, −0.0583 [−0.087, −0.0295] | SP's vertex lay above its best grid point, u-μP's below: aligned, it is no more |
 
 # %% [markdown]
 # ## Verdicts
