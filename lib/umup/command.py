@@ -1,4 +1,4 @@
-"""A command line from a dataclass: each option is declared once, as a field with type and help.
+"""A command line from a dataclass: each option is declared once, as a field with type and help. ::
 
     @dataclass(frozen=True)
     class Watch:

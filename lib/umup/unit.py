@@ -86,7 +86,7 @@ def linear_readout(
 
 
 def embedding(ids: Array, w: Array) -> Array:
-    """Rows of w (V, d_model) at ``ids`` (any shape) → (*ids.shape, d_model).
+    """Rows of w (V, d_model) at ``ids`` (any shape) → ids.shape + (d_model,).
 
     The table's gradient is scaled by √(V/tokens), where tokens is the number of ids.
     """

@@ -1,4 +1,4 @@
-"""Texts that every study needs: named numbers for captions, tables, and what was trained.
+"""Texts that every study needs: named numbers for captions, tables, and what was trained. ::
 
     WORDS = {
         "shift_{scheme}": word(shift, factor=8),
