@@ -15,6 +15,7 @@ from umup.lab.figures import LOSS, drawn, style, subplots
 from umup.lab.plots import Look
 from umup.lab.records import Results
 from umup.lab.tables import NAMES
+from umup.text import decimals
 
 WIDTH = "width d_model"
 
@@ -64,6 +65,7 @@ def drift(results: Results, steps: int | None = None) -> Figure:
 
     Error bars are 95 % intervals of the optimum (arrows: unbounded), dashed lines the fitted
     slopes, the band ±½ octave: a sweep in factors of 2 cannot tell anything inside it from none.
+    χ²/dof is the drift's lack of fit: well above 1 the optima do not lie on a line.
     """
     optima = tables.optima(results.runs)
     optima = required(optima[np.isfinite(optima["log2_lr"].astype(float))], "no optimum")
@@ -80,8 +82,11 @@ def drift(results: Results, steps: int | None = None) -> Figure:
             found = {width: fits[scheme, width, steps] for width in own}
             look, base = plots.scheme(scheme), found[min(found)].x
             if (scheme, steps) in drifts:
-                slope = drifts[scheme, steps][0].slope
-                look = plots.trend(ax, found, slope, look, base)
+                of = drifts[scheme, steps][0]
+                look = plots.trend(ax, found, of.slope, look, base)
+                if np.isfinite(of.lack_of_fit):
+                    misfit = decimals(of.lack_of_fit, 1)
+                    look = look._replace(title=f"{look.title}, χ²/dof {misfit}")
             aside = plots.aside(i, len(schemes), 0.05)
             plots.optima(ax, found, look, base=base, aside=aside, open_end=0.6)
         plots.log2_axis(ax, widths, WIDTH)
