@@ -236,7 +236,7 @@ def test_studies_show_figures_and_the_front_page_its_board(browser, html, site):
         rows = page.locator("table.claims tbody tr")
         assert rows.count() > 0
         shown = set(rows.locator(".sd-badge").all_inner_texts())
-        assert shown and shown <= {"holds", "fails", "inconclusive", "not measured"}
+        assert shown and shown <= {"holds", "exact", "fails", "inconclusive", "not measured"}
         assert page.locator("figure#fig-picture img").count() == 1
 
 
