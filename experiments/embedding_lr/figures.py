@@ -127,8 +127,11 @@ def emb_optima(results: Results) -> Figure:
     allowed = claims.bound(STUDY, "rule-transfers")
     with style():
         figure, (ax,) = subplots(7, 4.0)
-        plots.band(ax, -allowed, allowed, f"±{plots.plain(allowed)} octave")
-        plots.guide(ax, claims.bound(STUDY, "constant-rule-drifts"), "a constant rule: below")
+        plots.band(ax, -allowed, allowed)
+        plots.label(ax, allowed, f"±{plots.plain(allowed)} octave", x=0.34)
+        below = claims.bound(STUDY, "constant-rule-drifts")
+        plots.guide(ax, below)
+        plots.label(ax, below, "a constant rule: below", x=0.98, side="top")
         for i, (rule, best) in enumerate(found.items()):
             look = LOOKS[rule]._replace(title=RULE_TITLES[rule])
             base, aside = best[min(best)].x, plots.aside(i, len(found), 0.06)

@@ -86,15 +86,18 @@ def answer(results: Results, digits: int = 2) -> str:
 
 
 def _verdict(results: Results, widths: Sequence[int]) -> str:
-    """Yes, no or undecided, by the bound of the claim ``umup-vs-tuned-mup`` at all the widths."""
+    """Yes, no or undecided at each of the widths, by the bound of ``umup-vs-tuned-mup``."""
     bound = claims.bound(STUDY, "umup-vs-tuned-mup")
     try:
         measured = [tables.difference(results, TUNED, "umup", width) for width in widths]
     except NotMeasured:
         return ABSENT.capitalize()
-    if any(gap.lo > bound for gap in measured):
-        return "Yes, it is more"
-    return "No, it is no more" if all(gap.hi <= bound for gap in measured) else "Undecided"
+    found = ["more" if g.lo > bound else "no more" if g.hi <= bound else "" for g in measured]
+    if len(set(found)) == 1:
+        whole = {"more": "Yes, it is more", "no more": "No, it is no more", "": "Undecided"}
+        return whole[found[0]]
+    each = [f"at width {w} {said or 'undecided'}" for w, said in zip(widths, found, strict=True)]
+    return f"It is {', '.join(each)}"
 
 
 def what_ran(results: Results) -> str:

@@ -281,6 +281,14 @@ def test_the_answer_says_whether_the_embedding_explains_the_advantage(results, l
     )
 
 
+def test_an_answer_that_differs_between_widths_is_given_at_each(results) -> None:
+    shifted = results.runs.copy()
+    wide = (shifted["scheme"] == "mup") & (shifted["d_model"] == shifted["d_model"].max())
+    shifted.loc[wide, "val_loss"] -= 0.05
+    answer = words.answer(Results(shifted, EMPTY.points))
+    assert answer.startswith("It is at width 32 more, at width 256 no more: ")
+
+
 def test_an_answer_is_undecided_where_an_interval_crosses_the_bound(results) -> None:
     noisy = results.runs.copy()
     sign = np.where(noisy["seed"] % 2, 1.0, -1.0) * (noisy["scheme"] == "mup")
