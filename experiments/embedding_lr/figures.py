@@ -131,7 +131,7 @@ def emb_optima(results: Results) -> Figure:
         plots.label(ax, allowed, f"±{plots.plain(allowed)} octave", x=0.34)
         below = claims.bound(STUDY, "constant-rule-drifts")
         plots.guide(ax, below)
-        plots.label(ax, below, "a constant rule: below", x=0.98, side="top")
+        plots.label(ax, below, "a constant rule: below", x=0.57, side="top")
         for i, (rule, best) in enumerate(found.items()):
             look = LOOKS[rule]._replace(title=RULE_TITLES[rule])
             base, aside = best[min(best)].x, plots.aside(i, len(found), 0.06)

@@ -96,8 +96,8 @@ def _verdict(results: Results, widths: Sequence[int]) -> str:
     if len(set(found)) == 1:
         whole = {"more": "Yes, it is more", "no more": "No, it is no more", "": "Undecided"}
         return whole[found[0]]
-    each = [f"at width {w} {said or 'undecided'}" for w, said in zip(widths, found, strict=True)]
-    return f"It is {', '.join(each)}"
+    each = [f"{said or 'undecided'} at width {w}" for w, said in zip(widths, found, strict=True)]
+    return f"It is {' and '.join(each)}"
 
 
 def what_ran(results: Results) -> str:

@@ -286,7 +286,7 @@ def test_an_answer_that_differs_between_widths_is_given_at_each(results) -> None
     wide = (shifted["scheme"] == "mup") & (shifted["d_model"] == shifted["d_model"].max())
     shifted.loc[wide, "val_loss"] -= 0.05
     answer = words.answer(Results(shifted, EMPTY.points))
-    assert answer.startswith("It is at width 32 more, at width 256 no more: ")
+    assert answer.startswith("It is more at width 32 and no more at width 256: ")
 
 
 def test_an_answer_is_undecided_where_an_interval_crosses_the_bound(results) -> None:
