@@ -20,6 +20,7 @@ from umup.lab.absent import NotMeasured, required
 from umup.lab.figures import LOSS, drawn, style, subplots
 from umup.lab.plots import Look
 from umup.lab.records import Results
+from umup.lab.tables import levelled
 from umup.laws import mean_interval
 
 from . import results as tables
@@ -245,7 +246,7 @@ def curves(results: Results, hp: str) -> Figure:
 
 
 def _curve(ax: Axes, line: pd.DataFrame, look: Look, top: float) -> None:
-    ok = tables.levelled(line.dropna(subset=["loss"]))
+    ok = levelled(line.dropna(subset=["loss"]), "x")
     bars = {x: mean_interval(losses) for x, losses in ok.groupby("x")["loss"]}
     ends, options = plots.intervals(bars.values()), {"ls": "-", "ms": 3, "lw": 1.5, "capsize": 2}
     plots.points(ax, list(bars), ends, look, elinewidth=0.8, **options)

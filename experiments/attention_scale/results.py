@@ -190,18 +190,6 @@ def curve_runs(runs: pd.DataFrame, hp: str, scheme: str) -> pd.DataFrame:
     return table[searched].sort_values(["d_head", "x", "seed"], ignore_index=True)
 
 
-def levelled(curve: pd.DataFrame) -> pd.DataFrame:
-    """``curve_runs`` of one head size with each seed's own level taken out.
-
-    Seeds shift whole curves (``laws``), and not every point has every seed: without this a mean
-    would jump where a seed enters. A seed's level is its mean distance from the mean of all seeds,
-    over the points that have all; the mean level stays.
-    """
-    wide = curve.pivot(index="x", columns="seed", values="loss").dropna()
-    level = wide.sub(wide.mean(axis=1), axis=0).mean()
-    return curve.assign(loss=curve["loss"] - curve["seed"].map(level).fillna(0.0).astype(float))
-
-
 @remembered
 def optima(runs: pd.DataFrame, hp: str, scheme: str) -> dict[int, Optimum]:
     """Head size → the fitted optimum of log₂ ``eta`` or ``alpha``, α in the scheme's own unit."""

@@ -118,19 +118,9 @@ def emb_runs(runs: pd.DataFrame, rule: str) -> pd.DataFrame:
 
 @remembered
 def levelled(curves: pd.DataFrame) -> pd.DataFrame:
-    """Curves, to be drawn, with each seed's own level at each width taken out.
-
-    Seeds shift whole curves, and not every point has every seed: without this a mean would jump
-    where a seed enters. A seed's level is its mean distance from the mean of all seeds, over the
-    points that have all of them; their mean level stays.
-    """
-    out = []
-    for _, curve in curves.groupby("d_model"):
-        wide = curve.pivot(index="lr", columns="seed", values="val_loss").dropna()
-        level = wide.sub(wide.mean(axis=1), axis=0).mean()
-        aside = curve["seed"].map(level).fillna(0.0).astype(float)
-        out.append(curve.assign(val_loss=curve["val_loss"] - aside))
-    return pd.concat(out)
+    """Curves, to be drawn, ``tables.levelled`` at each width."""
+    by_width = curves.groupby("d_model")
+    return pd.concat([tables.levelled(curve, "lr", "val_loss") for _, curve in by_width])
 
 
 @remembered

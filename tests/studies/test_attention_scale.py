@@ -24,6 +24,7 @@ from umup.lab.design import Point
 from umup.lab.folders import code
 from umup.lab.records import Results
 from umup.lab.study import parameters
+from umup.lab.tables import levelled
 
 study = code("attention_scale").design
 figures = code("attention_scale").figures
@@ -311,9 +312,9 @@ def test_levelled_curves_do_not_jump_where_a_seed_enters() -> None:
         }
     )
     # seed 0 lies 0.25 below the mean of both, where both are
-    np.testing.assert_allclose(tables.levelled(curve)["loss"], [3.25, 2.25, 2.25, 1.25, 1.25])
+    np.testing.assert_allclose(levelled(curve, "x")["loss"], [3.25, 2.25, 2.25, 1.25, 1.25])
     alone = curve[curve["seed"] == 0]
-    np.testing.assert_allclose(tables.levelled(alone)["loss"], alone["loss"])
+    np.testing.assert_allclose(levelled(alone, "x")["loss"], alone["loss"])
 
 
 @pytest.mark.parametrize(
@@ -497,7 +498,7 @@ def test_the_layer_and_the_searches_are_drawn_as_measured(results: Results) -> N
         for ax, scheme in zip(figures.curves(results, hp).axes, (PER_D, PER_ROOT), strict=True):
             curves = tables.curve_runs(results.runs, hp, scheme)
             for d_head, group in curves.groupby("d_head"):
-                mean = means(tables.levelled(group), "x", "loss")
+                mean = means(levelled(group, "x"), "x", "loss")
                 np.testing.assert_allclose(drawn(ax)[str(d_head)], mean.astype(float))
 
 

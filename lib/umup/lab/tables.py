@@ -136,6 +136,22 @@ def loss_by_lr(runs: pd.DataFrame) -> pd.DataFrame:
     return _frame(rows, "scheme d_model steps log2_lr mean lo hi n n_diverged")
 
 
+def levelled(curve: pd.DataFrame, x: str, loss: str = "loss") -> pd.DataFrame:
+    """A curve, to be drawn, with each seed's own level taken out of its losses.
+
+    Seeds shift whole curves (``laws``), and not every point has every seed: without this a mean
+    would jump where a seed enters. A seed's level is its mean distance from the mean of all seeds,
+    over the points that have all; the mean level stays.
+
+    Args:
+        curve: one row per run, with the columns ``x``, seed and ``loss``.
+    """
+    wide = curve.pivot(index=x, columns="seed", values=loss).dropna()
+    level = wide.sub(wide.mean(axis=1), axis=0).mean()
+    aside = curve["seed"].map(level).fillna(0.0).astype(float)
+    return curve.assign(**{loss: curve[loss] - aside})
+
+
 def differences(runs: pd.DataFrame, arm: str, against: str) -> pd.DataFrame:
     """Loss of each arm minus that of the arm ``against``, paired by seed, nats per token.
 
