@@ -383,6 +383,12 @@ def test_a_write_that_the_kernel_cuts_short_leaves_no_trace(tmp_path):
     assert len(visible(tmp_path)) == 1 and Store(tmp_path).keys() == {"good"}
 
 
+def test_a_shard_that_goes_while_it_is_looked_at_is_gone_and_not_damaged(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "exists", lambda self: True)  # it was there a moment ago
+    with pytest.raises(FileNotFoundError):
+        Store(tmp_path)._read_shard(tmp_path / "gone.parquet")
+
+
 def test_processes_share_a_study_without_loss_or_repetition(tmp_path):
     code = """
         import time

@@ -150,7 +150,8 @@ def _family(
     optima = [Interval(o.x, o.x_lo, o.x_hi) for o in fits.values()]
     losses = [Interval(o.loss, o.loss_lo, o.loss_hi) for o in fits.values()]
     truths = [s.x for s in sweeps]
-    gap = laws.mean_interval(np.subtract(*(_at_best(s) for s in sweeps[:2])))
+    first_losses, second_losses = (_at_best(s) for s in sweeps[:2])
+    gap = laws.mean_interval(np.subtract(first_losses, second_losses))
     return {
         "optimum": sum(_covers(o, x) for o, x in zip(optima, truths, strict=True)),
         "optimum_width": _width(optima),

@@ -54,8 +54,10 @@ def _drift(results: Results, scheme: str, factor: float, steps: int | None) -> l
     where = f"{NAMES[scheme]}, widths {widths[0]} to {widths[-1]}, {steps} steps"
     found, optima = next(iter(fitted.values()))
     seeds = min(o.n_seeds for o in optima.values())
-    parts = (found.slope, found.shift, found.largest)
-    return laws.Drift(*(part.at(where, seeds) for part in parts), found.lack_of_fit)
+    slope, shift, largest = (
+        part.at(where, seeds) for part in (found.slope, found.shift, found.largest)
+    )
+    return laws.Drift(slope, shift, largest, found.lack_of_fit)
 
 
 def largest_shift(
@@ -214,12 +216,12 @@ def _price(runs: pd.DataFrame, tuned: Optimum, own: Optimum) -> Interval:
     near = seeds[np.abs(seeds.index.to_numpy(float) - tuned.x) <= tables.NEAR]
     required(near.to_frame(), f"nothing within ½ octave of log₂ η = {tuned.x:.2f}")
     x = min(near.index, key=lambda at: (-near[at], abs(at - tuned.x)))
-    labels = tuple(runs.iloc[0][tables.GROUP])
-    moved = tables.losses_at(runs, *labels, float(x))
+    scheme, width, steps = runs.iloc[0][tables.GROUP]
+    moved = tables.losses_at(runs, scheme, width, steps, float(x))
     if moved.isna().any():
         return Interval(math.inf, math.inf, math.inf)
     best = tables.default_losses(runs).iloc[0]["log2_lr"]
-    return tables.paired(moved, tables.losses_at(runs, *labels, best))[0]
+    return tables.paired(moved, tables.losses_at(runs, scheme, width, steps, best))[0]
 
 
 def basin(results: Results, scheme: str, d_model: int, steps: int | None = None) -> float:

@@ -71,8 +71,8 @@ class Interval:
 
     def scaled(self, factor: float) -> Interval:
         """The interval of `factor` (above 0) times the quantity."""
-        ends = (x * factor for x in (self.value, self.lo, self.hi))
-        return Interval(*ends, self.n, self.where)
+        value, lo, hi = (x * factor for x in (self.value, self.lo, self.hi))
+        return Interval(value, lo, hi, self.n, self.where)
 
     def at(self, where: str = "", n: int = 0) -> Interval:
         """The same, with what it was measured on and the seeds behind it, where given."""

@@ -15,6 +15,7 @@ import functools
 import json
 import os
 import platform
+import stat
 import subprocess
 import time
 import uuid
@@ -225,9 +226,9 @@ class Store:
             if path.is_symlink() and not path.exists():
                 todo = "a link to a shard: fetch its content (git annex get, dvc pull) or delete it"
                 raise RecordError(str(path), f"a link to nothing, {os.readlink(path)}", todo)
-            if path.exists() and not path.is_file():
+            status = path.stat()  # looked at once: another process may delete it at any moment
+            if not stat.S_ISREG(status.st_mode):
                 raise DamagedShard(str(path), "no file")
-            status = path.stat()
             stamp = (status.st_ino, status.st_size, status.st_mtime_ns)
             if path.name in self._known and self._known[path.name][0] == stamp:
                 return self._known[path.name][1]
