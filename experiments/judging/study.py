@@ -133,8 +133,8 @@ Markdown(claims.format_table(verdicts, design.digits))
 # %% [markdown]
 # :::{admonition} What to take from it
 # :class: takeaway
-# Trust our intervals of a best $\eta$, of a loss and of a difference as what they are called, on sweeps of three seeds
-# or more with half octaves around the best; they were not made for curves that bend more than those on record, or for
-# a single seed. Do not read an optimum off a parabola: it lies too low. And prefer the price of a learning rate to its
-# place: a tenth of an octave costs nothing.
+# Trust our intervals of a best $\eta$ and of a difference as what they are called, on sweeps of three seeds or more
+# with half octaves around the best; those of a loss and of a drift are rather too wide than too narrow. They were not
+# made for curves that bend more than those on record. Do not read an optimum off a parabola: it lies too low. And ask
+# for the price of a learning rate before its place.
 # :::
