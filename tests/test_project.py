@@ -30,7 +30,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 FLAT = {
     "core": (
         "errors text checked config powers schemes rules scale target ops fp8 probe draws layers "
-        "model roles sampling optim mesh train"
+        "model roles sampling size_rules optim mesh train"
     ),
     "laws": "laws",
     "host": "command machine files terminal yaml_reader",

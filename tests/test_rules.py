@@ -273,24 +273,26 @@ def test_our_output_rule_is_tensor_programs_v_table_3_shifted():
     """Its Table 3 puts the output's 1/fan_in into init std and learning rates, ours into A."""
     ratio = {"base_fan_in": 1.0, "fan_in": -1.0}
     std = {"sigma_init": 1.0, "base_fan_in": 0.5, "fan_in": -1.0}
-    table_3 = WeightRule(std, {}, {}, {}, ratio, ratio)
+    table_3 = WeightRule(std, {}, {}, {}, ratio, ratio, {})
     shifted, ours = shift(table_3, ratio), get("mup").weights["output"]
     assert shifted.init_std == ours.init_std
     assert shifted.forward == {k: v for k, v in ours.forward.items() if k != "alpha_output"}
     assert (shifted.adam_lr, shifted.sgd_lr) == (ours.adam_lr, ours.sgd_lr)
+    assert shifted.adam_eps == ours.adam_eps
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("role", ROLES)
 def test_the_shift_keeps_what_training_sees(scheme, role):
-    """A·√B, A·C under Adam and A²·C under SGD are all that training depends on."""
+    """A·√B, A·C under Adam, A²·C under SGD and ε/A are all that training depends on."""
     rule = get(scheme).weights[role]
     theta = {"fan_in": -0.5, "alpha_emb": 2.0}
     moved = shift(rule, theta)
 
     def seen(r):
         a = r.forward
-        return times(a, r.init_std), times(a, r.adam_lr), times(a, a, r.sgd_lr)
+        eps = times(r.adam_eps, inverse(a))
+        return times(a, r.init_std), times(a, r.adam_lr), times(a, a, r.sgd_lr), eps
 
     for name in ("forward", "backward", "weight_grad"):
         old = getattr(rule, name)

@@ -52,6 +52,12 @@ by its largest magnitude, in this step or in recent ones; unit scaling makes thi
 
 BLOCK_LINEARS = ("attn.qkv", "attn.out", "mlp.gate_up", "mlp.down")
 
+DECAY_RULES = {"constant": 0.0, "inverse_width": -1.0, "sqrt_width": 0.5, "width": 1.0}
+"""How λ of hidden weights grows with the width over that of the base model: rule → its power."""
+
+SIZE_RULES = ("none", "sqrt_batch", "half_life", "time_scale", "horizon", "sde_horizon")
+"""How η, λ and the betas follow batch and steps, see ``size_rules``."""
+
 SCHEDULES = ("cosine", "linear", "wsd", "wsd_sqrt", "two_step")
 """Decays after the warm-up, see ``umup.optim.schedule``."""
 
@@ -197,6 +203,20 @@ class OptimConfig(Config):
     loss_scale: Positive = later(1.0)  # noqa: RUF009, makes a field
     """Factor on the loss before the backward pass that is divided out of the weights' gradients
     after it (Micikevicius et al., arXiv 1710.03740, §3.2). A power of two affects casts alone."""
+    eps_rule: Annotated[str, OneOf("constant", "scaled")] = later("constant")
+    """Whether ε is one number, or grows with width and depth as each weight's gradient does (the
+    scheme's ``adam_eps``)."""
+    decay_rule: Annotated[str, OneOf(*DECAY_RULES)] = later("constant")
+    """How λ of hidden weights follows the width: ``width`` keeps η·λ of coupled decay under μP
+    (arXiv 2505.01618), ``sqrt_width`` is arXiv 2510.15262's, ``inverse_width`` arXiv 2512.05620's
+    of independent decay."""
+    size_rule: Annotated[str, OneOf(*SIZE_RULES)] = later("none")
+    """How η, λ and the betas, given for ``base_batch_size`` and ``base_steps``, follow batch and
+    steps."""
+    base_batch_size: CountOrZero = later(0)  # noqa: RUF009
+    """Sequences per update of the run for which they were tuned, under a ``size_rule``."""
+    base_steps: CountOrZero = later(0)  # noqa: RUF009
+    """Updates of that run."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -206,9 +226,19 @@ class OptimConfig(Config):
             field = "beta1" if self.beta1 == 1.0 else "beta2"
             raise ConfigError(field, 1.0, "a number in [0, 1)")
         self._check_decay()
+        self._check_size_rule()
         if self.batch_size % self.accumulate:
             allowed = f"a divisor of batch_size = {self.batch_size}"
             raise ConfigError("accumulate", self.accumulate, allowed)
+
+    def _check_size_rule(self) -> None:
+        """A rule over size needs the size from which it counts, and without one there is none."""
+        for name in ("base_batch_size", "base_steps"):
+            given, ruled = getattr(self, name), self.size_rule != "none"
+            if ruled != (given > 0):
+                some = f"1 or more with size_rule {self.size_rule}"
+                allowed = some if ruled else "0, or a size_rule"
+                raise ConfigError(name, given, allowed)
 
     def _check_decay(self) -> None:
         """Only warm-up-stable-decay has a decay, which fits between its warm-up and its end."""

@@ -6,7 +6,9 @@ Learning rate, decay and factors may be traced. The update of a weight w with fa
     w ← w − s(t)·η·f·(u + λ·w)        coupled decay
 
 with s(t) the schedule and u = m̂/(√v̂ + ε) for Adam, the gradient or its momentum for SGD. Adam and
-momentum are optax's; umup adds the factor of each weight, which the rules give.
+momentum are optax's; umup adds the factor of each weight, which the rules give. Options put factors
+on a weight's λ and ε, too (``Options``), and let η, λ and the betas follow batch and steps
+(``size_rules``).
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +27,12 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
-from umup.config import OptimConfig
+from umup import schemes, size_rules
+from umup.config import DECAY_RULES, OptimConfig
 from umup.errors import ConfigError
 from umup.powers import Number
 from umup.roles import mark as mark
-from umup.rules import Parametrization
+from umup.rules import Parametrization, WeightNumbers
 from umup.sampling import mix
 from umup.schemes import ROLES
 
@@ -105,6 +109,51 @@ def lr_factors(
     """
     if optimizer not in ("adam", "sgd"):
         raise ConfigError("optimizer", optimizer, "adam | sgd")
+    return _factors(params, numbers_of, lambda numbers, _: getattr(numbers, f"{optimizer}_lr"))
+
+
+class Options(NamedTuple):
+    """Factors on λ and on ε of every weight, in the tree of the weights; None where all are 1."""
+
+    decay: Any = None
+    eps: Any = None
+
+
+NO_OPTIONS = Options()
+
+
+def options(params: nnx.State, numbers_of: Parametrization, config: OptimConfig) -> Options:
+    """The factors that ``decay_rule`` and ``eps_rule`` of the configuration ask for.
+
+    ε follows the size of each weight's gradient: over width and depth by the scheme's ``adam_eps``,
+    and under the size rule ``sqrt_batch`` as 1/√batch, but for unit-scaled schemes, whose gradients
+    have unit size at any batch.
+
+    Raises:
+        ConfigError: see ``lr_factors``.
+    """
+    decay = eps = None
+    if power := DECAY_RULES[config.decay_rule]:
+        widening = numbers_of.model.d_model / numbers_of.model.base_width
+
+        def decay_of(_, meta):
+            return widening**power if meta["role"] == "hidden" else 1.0
+
+        decay = _factors(params, numbers_of, decay_of)
+    if config.eps_rule == "scaled":
+        plain = not schemes.get(numbers_of.scheme).unit_scaled
+        sqrt = plain and config.size_rule == "sqrt_batch"
+        batch = size_rules.ratio(config, {"base_batch": 0.5, "batch": -0.5}) if sqrt else 1.0
+        eps = _factors(params, numbers_of, lambda numbers, _: numbers.adam_eps * batch)
+    return Options(decay, eps)
+
+
+def _factors(
+    params: nnx.State,
+    numbers_of: Parametrization,
+    of: Callable[[WeightNumbers, Mapping[str, Any]], Number],
+) -> nnx.State:
+    """A number for every weight, from its numbers and metadata, in the tree of ``params``."""
 
     def factor(path, param):
         meta = param.get_metadata() if isinstance(param, nnx.Variable) else {}
@@ -119,8 +168,7 @@ def lr_factors(
         numbers = of_vector.get(meta.get("vector", ""), numbers_of).weight(
             meta["role"], meta["fan_in"], meta["fan_out"], residual=meta["residual"]
         )
-        value = jnp.asarray(getattr(numbers, f"{optimizer}_lr"), jnp.float32)
-        return param.replace(value)
+        return param.replace(jnp.asarray(of(numbers, meta), jnp.float32))
 
     # η̂_emb is the embedding's alone; a vector of the output layer, its bias, does not widen.
     ours = dataclasses.replace(numbers_of, hps={**numbers_of.hps, "eta_emb": 1.0})
@@ -137,20 +185,26 @@ def _name(path: tuple) -> str:
     return ".".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
 
 
+def _named(factors) -> dict[str, Any]:
+    """Name of a weight → its factor; nothing of None."""
+    leaves = jax.tree.leaves_with_path(factors, is_leaf=_is_variable)
+    return {_name(path): f[...] if _is_variable(f) else f for path, f in leaves}
+
+
 def _descend(
-    config: OptimConfig, factors, hps: Mapping[str, Number]
+    config: OptimConfig, factors, hps: Mapping[str, Number], decay_factors=None
 ) -> optax.GradientTransformation:
     """The update of the module's equations from a direction u.
 
     Factors are looked up by the weight's name: the factors are an ``nnx.State``, while Flax and
     optax may pass bare arrays, a part of the weights, or a tree with masked nodes.
     """
-    factor_of = schedule(config)
+    factor_of, size = schedule(config), size_rules.at_size(config)
     eta, decay = hps["eta"], hps["weight_decay"]
+    if config.size_rule != "none":
+        eta, decay = eta * size.eta, decay * size.decay
     coupled = config.decay == "coupled"
-    named = {}
-    for path, factor in jax.tree.leaves_with_path(factors, is_leaf=_is_variable):
-        named[_name(path)] = factor[...] if _is_variable(factor) else factor
+    named, decays = _named(factors), _named(decay_factors)
 
     def update(updates, state, params=None):
         if params is None:
@@ -165,7 +219,8 @@ def _descend(
                 return direction.replace(one(path, direction[...], param[...]))
             lr = s * eta * named[name]
             held = param.astype(jnp.float32)
-            step = -(lr * direction) - (lr if coupled else s) * decay * held
+            strength = decay * decays[name] if name in decays else decay
+            step = -(lr * direction) - (lr if coupled else s) * strength * held
             if param.dtype == held.dtype:
                 return step
             return round_at_random(held + step, param.dtype, name, state.count) - held
@@ -214,7 +269,24 @@ def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransforma
     )
 
 
-def adamw(config: OptimConfig, factors, hps: Mapping[str, Number]) -> optax.GradientTransformation:
+def _divided(factors) -> optax.GradientTransformation:
+    """Gradients over each weight's factor f: Adam with ε then is Adam with ε·f on the gradients."""
+    named = _named(factors)
+
+    def update(updates, state, params=None):
+        def one(path, gradient):
+            if _is_variable(gradient):
+                return gradient.replace(one(path, gradient[...]))
+            return gradient.astype(jnp.float32) / named[_name(path)]
+
+        return jax.tree.map_with_path(one, updates, is_leaf=_is_variable), state
+
+    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+
+
+def adamw(
+    config: OptimConfig, factors, hps: Mapping[str, Number], options: Options = NO_OPTIONS
+) -> optax.GradientTransformation:
     """AdamW with per-weight factors.
 
     It can be chained, masked and given to ``nnx.Optimizer``. Moments are float32. Weights in
@@ -226,15 +298,24 @@ def adamw(config: OptimConfig, factors, hps: Mapping[str, Number]) -> optax.Grad
         factors: tree of learning-rate factors from ``lr_factors``; weights are matched by name, so
             that an optimizer of some weights may be given the factors of all.
         hps: ``eta`` and ``weight_decay``, floats or traced scalars.
+        options: what the function ``options`` gives for the configuration.
 
     Returns:
         A transformation whose update needs ``params`` and is float32.
 
     Raises:
-        ConfigError: at an update with a weight that has no factor, or without ``params``.
+        ConfigError: a rule of the configuration lacks its factors in ``options``. At an update: a
+            weight has no factor, or there are no ``params``.
     """
-    adam = optax.scale_by_adam(config.beta1, config.beta2, config.eps)
-    return optax.chain(_in_float32(adam), _descend(config, factors, hps))
+    for rule, given in (("decay_rule", options.decay), ("eps_rule", options.eps)):
+        if (getattr(config, rule) != "constant") != (given is not None):
+            raise ConfigError(rule, getattr(config, rule), "what optim.options was given")
+    size = size_rules.at_size(config)
+    adam = _in_float32(optax.scale_by_adam(size.beta1, size.beta2, config.eps))
+    descend = _descend(config, factors, hps, options.decay)
+    if options.eps is None:
+        return optax.chain(adam, descend)
+    return optax.chain(_divided(options.eps), adam, descend)
 
 
 def sgd(

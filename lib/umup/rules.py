@@ -80,6 +80,7 @@ class WeightNumbers:
     weight_grad: Number
     adam_lr: Number
     sgd_lr: Number
+    adam_eps: Number
 
 
 @dataclass(frozen=True)
@@ -207,13 +208,14 @@ class Parametrization:
             base_fan_out=in_base(fan_out),
             base_fan_in=in_base(fan_in) if base_fan_in is None else float(base_fan_in),
         )
-        adam, sgd = rule.adam_lr, rule.sgd_lr
+        adam, sgd, eps = rule.adam_lr, rule.sgd_lr, rule.adam_eps
         if residual:
             adam, sgd = times(adam, scheme.residual_adam_lr), times(sgd, scheme.residual_sgd_lr)
+            eps = times(eps, scheme.residual_adam_eps)
         init_std = evaluate(rule.init_std, symbols)
         if self.model.depth_scaled_init and ends_branch:
             init_std = init_std / math.sqrt(2 * self.model.n_layers)
-        powers = (rule.forward, rule.backward, rule.weight_grad, adam, sgd)
+        powers = (rule.forward, rule.backward, rule.weight_grad, adam, sgd, eps)
         return WeightNumbers(init_std, *(evaluate(power, symbols) for power in powers))
 
     def attention(self, d_head: int, seq_len: int) -> tuple[Number, Number]:
@@ -312,6 +314,7 @@ def table(scheme: str, style: str = "text") -> str:
         row("weight-gradient multiplier", "weight_grad", "–"),
         row("Adam LR factor", "adam_lr", _cell(rules.residual_adam_lr, style)),
         row("SGD LR factor", "sgd_lr", _cell(rules.residual_sgd_lr, style)),
+        row("Adam ε factor (option)", "adam_eps", _cell(rules.residual_adam_eps, style)),
         ["attention logits (on q·k)", "", _cell(rules.attention_logit, style), "", ""],
     ]
     if rules.counts_depth:

@@ -8,7 +8,7 @@ tables (u-μP paper, Tables 1 to 3, with the errata of the book's Theory).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from umup.errors import ConfigError
@@ -22,7 +22,8 @@ class WeightRule:
     """Rules of one weight type. ``y = forward · x W`` with W drawn at ``init_std``.
 
     ``backward`` scales the input's gradient, ``weight_grad`` the weight's; ``adam_lr`` and
-    ``sgd_lr`` are the factors on η under Adam and under SGD.
+    ``sgd_lr`` are the factors on η under Adam and under SGD. ``adam_eps`` is how the entries of the
+    gradient grow, so that Adam's ε times it stays as far below them (``OptimConfig.eps_rule``).
     """
 
     init_std: Power
@@ -31,26 +32,29 @@ class WeightRule:
     weight_grad: Power
     adam_lr: Power
     sgd_lr: Power
+    adam_eps: Power
 
 
-def _plain(init_std: Power, forward: Power, adam_lr: Power, sgd_lr: Power) -> WeightRule:
+def _plain(
+    init_std: Power, forward: Power, adam_lr: Power, sgd_lr: Power, adam_eps: Power
+) -> WeightRule:
     """A rule with true gradients: backward scales equal the forward one."""
-    return WeightRule(init_std, forward, forward, forward, adam_lr, sgd_lr)
+    return WeightRule(init_std, forward, forward, forward, adam_lr, sgd_lr, adam_eps)
 
 
 def _unit(forward: Power, backward: Power, weight_grad: Power, lr: Power) -> WeightRule:
-    """A unit-scaled rule: init std 1, and one learning-rate factor, as steps are unit-sized."""
-    return WeightRule({}, forward, backward, weight_grad, lr, lr)
+    """A unit-scaled rule: init std 1, gradients of unit size, hence one learning-rate factor."""
+    return WeightRule({}, forward, backward, weight_grad, lr, lr, {})
 
 
 @dataclass(frozen=True)
 class Scheme:
     """One parametrization: rules by weight type, for residual branches and attention logits.
 
-    ``residual`` multiplies every branch, ``residual_adam_lr`` and ``residual_sgd_lr`` the factors
-    of every weight on one. ``unit_scaled`` schemes also take the op scales of the book's
-    Theory (attention, gated SiLU, loss) and the τ residual scheme in place of ``residual``. A
-    variant names the scheme that it changes, its ``parent``.
+    ``residual`` multiplies every branch, ``residual_adam_lr``, ``residual_sgd_lr`` and
+    ``residual_adam_eps`` the factors of every weight on one. ``unit_scaled`` schemes also take the
+    op scales of the book's Theory (attention, gated SiLU, loss) and the τ residual scheme in place
+    of ``residual``. A variant names the scheme that it changes, its ``parent``.
     """
 
     name: str
@@ -61,6 +65,7 @@ class Scheme:
     residual_sgd_lr: Power
     attention_logit: Power
     hps: tuple[str, ...]
+    residual_adam_eps: Power = field(default_factory=dict)
     unit_scaled: bool = False
     parent: str = ""
 
@@ -85,6 +90,7 @@ def shift(rule: WeightRule, theta: Power) -> WeightRule:
         weight_grad=times(rule.weight_grad, theta),
         adam_lr=times(rule.adam_lr, down),
         sgd_lr=times(rule.sgd_lr, down, down),
+        adam_eps=times(rule.adam_eps, theta),
     )
 
 
@@ -95,18 +101,27 @@ def unit_init(scheme: Scheme, name: str, title: str) -> Scheme:
 
 
 _BASE_OVER_FAN = {"base_fan_in": 1.0, "fan_in": -1.0}
+_BASE_OVER_OUT = {"base_fan_out": 1.0, "fan_out": -1.0}
 _ROOT_DEPTH = {"base_depth": 0.5, "depth": -0.5}
 _DEPTH = {"base_depth": 1.0, "depth": -1.0}
 _DW = {"tokens": -0.5}
 _ETA_EMB = {"eta_emb": 1.0}
 
+
+def _root(power: Power) -> Power:
+    return {symbol: exponent / 2 for symbol, exponent in power.items()}
+
+
+# ε under SP and μP: a readout of init std 1/√fan-in sends back gradients ∝ 1/√width, one of
+# constant init under the multiplier 1/width those ∝ 1/width, and a branch multiplies its own by its
+# multiplier (arXiv 2407.05872; 2505.01618). Unit-scaled gradients have size 1.
 SP = Scheme(
     name="sp",
     title="SP",
     weights={
-        "input": _plain({"sigma_init": 1.0}, {}, {}, {}),
-        "hidden": _plain({"fan_in": -0.5}, {}, {}, {}),
-        "output": _plain({"fan_in": -0.5}, {}, {}, {}),
+        "input": _plain({"sigma_init": 1.0}, {}, {}, {}, _root(_BASE_OVER_OUT)),
+        "hidden": _plain({"fan_in": -0.5}, {}, {}, {}, _root(_BASE_OVER_FAN)),
+        "output": _plain({"fan_in": -0.5}, {}, {}, {}, {}),
     },
     residual={},
     residual_adam_lr={},
@@ -127,19 +142,24 @@ MUP = Scheme(
             {"sigma_init": 1.0},
             {"alpha_emb": 1.0},
             _ETA_EMB,
-            _ETA_EMB | {"fan_out": 1.0, "base_fan_out": -1.0},
+            times(_ETA_EMB, inverse(_BASE_OVER_OUT)),
+            _BASE_OVER_OUT,
         ),
-        "hidden": _plain({"sigma_init": 1.0, "fan_in": -0.5}, {}, _BASE_OVER_FAN, {}),
+        "hidden": _plain(
+            {"sigma_init": 1.0, "fan_in": -0.5}, {}, _BASE_OVER_FAN, {}, _BASE_OVER_FAN
+        ),
         "output": _plain(
             {"sigma_init": 1.0, "base_fan_in": -0.5},
             times({"alpha_output": 1.0}, _BASE_OVER_FAN),
             {},
             inverse(_BASE_OVER_FAN),
+            _BASE_OVER_FAN,
         ),
     },
     residual=_ROOT_DEPTH,
     residual_adam_lr=_ROOT_DEPTH,
     residual_sgd_lr={},
+    residual_adam_eps=_ROOT_DEPTH,
     attention_logit={"alpha_attn_softmax": 1.0, "base_d_head": 0.5, "d_head": -1.0},
     hps=(
         "eta",
@@ -186,8 +206,8 @@ INTERMEDIATE = unit_init(MUP, "mup_intermediate", "intermediate μP")
 
 # CompleteP (arXiv 2505.01618, Table 1): branches at (base_depth/depth)^α with α = 1, so that the
 # depth factor of hidden weights under Adam, (depth/base_depth)^(α−1), is 1. Under SGD the gradient
-# carries the multiplier, and the factor is its inverse. The paper's scaling of Adam's ε and of
-# coupled decay is no part of the table: ε is one number here, and decay is free of η.
+# carries the multiplier, and the factor is its inverse. The paper scales Adam's ε, as eps_rule
+# does, and coupled decay with the width, as decay_rule "width" does; both are options here.
 COMPLETEP = replace(
     MUP,
     name="completep",
@@ -195,6 +215,7 @@ COMPLETEP = replace(
     residual=_DEPTH,
     residual_adam_lr={},
     residual_sgd_lr=inverse(_DEPTH),
+    residual_adam_eps=_DEPTH,
 )
 
 
@@ -237,6 +258,8 @@ def _rung(name: str, title: str, parent: str, *columns: str) -> Scheme:
             scale.weights[role].forward,
             lr.weights[role].adam_lr,
             lr.weights[role].sgd_lr,
+            # Without the multiplier μP's readout sends back gradients whose size no width changes.
+            MUP.weights[role].adam_eps if scale is MUP else {},
         )
         for role in ROLES
     }
@@ -252,6 +275,7 @@ def _rung(name: str, title: str, parent: str, *columns: str) -> Scheme:
         residual=scale.residual,
         residual_adam_lr=lr.residual_adam_lr,
         residual_sgd_lr=lr.residual_sgd_lr,
+        residual_adam_eps=scale.residual_adam_eps,
     )
 
 

@@ -30,7 +30,7 @@ HP_NAMES = tuple(HPs().to_dict())
 
 
 class Numbers(NamedTuple):
-    """What the rules give for one run: the model's scales and every weight's learning-rate factor.
+    """What the rules give for one run: the model's scales and every weight's factors.
 
     They enter the step as values, so that one compiled program serves every scheme, and two
     schemes whose numbers agree (μP and SP at the base shape) train bit for bit alike.
@@ -38,6 +38,7 @@ class Numbers(NamedTuple):
 
     scales: nnx.State
     lr_factors: nnx.State
+    options: optim.Options = optim.NO_OPTIONS
 
 
 class TrainState(NamedTuple):
@@ -138,17 +139,19 @@ def graph_of(run: RunConfig) -> nnx.GraphDef:
     return abstract(run).graph
 
 
-def _optimizer(run: RunConfig, factors: nnx.State, lane: Lane) -> optax.GradientTransformation:
-    return optim.adamw(run.optim, factors, lane.hps)
+def optimizer(run: RunConfig, numbers: Numbers, lane: Lane) -> optax.GradientTransformation:
+    """The run's AdamW at its numbers."""
+    return optim.adamw(run.optim, numbers.lr_factors, lane.hps, numbers.options)
 
 
 def init(run: RunConfig, lane: Lane) -> TrainState:
     """The state before the first step; the optimizer's is float32 whatever the weights' dtype."""
     parts = parts_of(build(run, lane))
     params = parts.params
-    factors = optim.lr_factors(params, parametrization(run, lane.hps))
-    opt = _optimizer(run, factors, lane).init(params)
-    numbers = Numbers(parts.scales, factors)
+    rules = parametrization(run, lane.hps)
+    options = optim.options(params, rules, run.optim)
+    numbers = Numbers(parts.scales, optim.lr_factors(params, rules), options)
+    opt = optimizer(run, numbers, lane).init(params)
     return TrainState(numbers, params, opt, jnp.zeros([], jnp.int32), parts.amax)
 
 
@@ -234,8 +237,7 @@ def step(run: RunConfig, lane: Lane, state: TrainState, batch: tuple) -> tuple[T
     if run.optim.clip:
         factor = jnp.minimum(1.0, run.optim.clip / norm)
         grads = jax.tree.map(lambda grad: grad * factor.astype(grad.dtype), grads)
-    optimizer = _optimizer(run, state.numbers.lr_factors, lane)
-    updates, opt = optimizer.update(grads, state.opt, state.params)
+    updates, opt = optimizer(run, state.numbers, lane).update(grads, state.opt, state.params)
     params = optax.apply_updates(state.params, updates)
     after = TrainState(state.numbers, params, opt, state.step + 1, amax)
     return after, Signals(loss, norm)
@@ -328,6 +330,17 @@ def over_lanes(fn: Callable, lanes_at_once: int) -> Callable:
     return mapped
 
 
+IN_STATE = (
+    "batch_size",
+    "eps_rule",
+    "decay_rule",
+    "size_rule",
+    "base_batch_size",
+    "base_steps",
+)
+"""The optimizer's settings that affect the first state: tokens per batch, factors of weights."""
+
+
 class Programs(NamedTuple):
     """Compiled functions that serve every run of one shape, over lanes.
 
@@ -376,8 +389,8 @@ def programs(run: RunConfig, lanes_at_once: int = 1) -> Programs:
     """The programs of ``run``'s shape, shared by all runs of that shape, whatever their scheme."""
     shape = shape_of(run)
     shared = dataclasses.replace(shape, scheme="sp")
-    # Of the optimizer's settings, only the number of tokens per batch affects the first state.
-    first = dataclasses.replace(shape, optim=OptimConfig(batch_size=run.optim.batch_size))
+    own = {name: getattr(run.optim, name) for name in IN_STATE}
+    first = dataclasses.replace(shape, optim=OptimConfig(**own))
     for_all = lanes_at_once, target.platform()  # a program is traced for one platform
     return Programs(_init_program(first, *for_all), *_step_programs(shared, *for_all))
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import pandas as pd
 
-from umup import config, rules
+from umup import config, rules, size_rules
 from umup.book import advice, planner_page, shown
 from umup.book.markdown import BADGES, badge, measured, table
 from umup.lab import records, schemas
@@ -278,7 +278,7 @@ def _plain(value: object) -> str:
 
 
 def rules_tables() -> str:
-    """The table of every scheme that `umup.rules` knows; of variants, what they change."""
+    """The table of every scheme that `umup.rules` knows; what variants change; rules of size."""
     parts = []
     for name, scheme in rules.SCHEMES.items():
         if scheme.parent:
@@ -288,6 +288,7 @@ def rules_tables() -> str:
         parts.append(f"## {scheme.title}\n\n`{name}`\n\n{grid}\nHyperparameters: {hps}.\n")
     grid = f"```{{table}}\n\n{rules.variants_table(style='markdown')}\n```\n"
     parts.append(f"## Variants\n\n{grid}")
+    parts.append(f"## Batch and duration\n\n```{{table}}\n\n{size_rules.table()}\n```\n")
     return "\n".join(parts)
 
 

@@ -196,7 +196,11 @@ def _differences(
         own = table[(table["scheme"] == scheme) & table["arm"].isin(list(shown))]
         found = zip(own["arm"], *plots.ends(own, "difference"), strict=True)
         gaps = {arm: Interval(*ends) for arm, *ends in found}
-        beyond = {arm: Interval(*3 * [math.inf]) for arm, gap in gaps.items() if gap.value > most}
+        beyond = {
+            arm: Interval(math.inf, math.inf, math.inf)
+            for arm, gap in gaps.items()
+            if gap.value > most
+        }
         series.append((plots.scheme(scheme), gaps | beyond))
     plots.forest(ax, shown, series, apart=0.3, ms=6, lw=1.5, capsize=3)
     low, high = ax.get_xlim()
