@@ -374,11 +374,11 @@ def extra_shift(results: Results, factor: float) -> Interval:
     """
     s = optimum_shift(results, "alpha", PER_D, factor)
     half = 0.5 * math.log2(factor)
-    more = [
+    value, lo, hi = (
         abs(x - half) - abs(x) if math.isfinite(x) else -math.copysign(half, x)
         for x in (s.value, s.hi, s.lo)
-    ]
-    return Interval(*more)
+    )
+    return Interval(value, lo, hi)
 
 
 @quantity
