@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -243,6 +244,13 @@ def test_the_price_of_anothers_optimum_by_hand():
     assert found.value == pytest.approx(0.0075) and 0 <= found.lo < found.value < found.hi
     assert found.hi == pytest.approx(0.03 * (0.5 + 1.96 * 0.05 * math.sqrt(2)) ** 2, rel=0.1)
     assert laws.price(known(0.0), known(0.0)).value == 0
+
+
+def test_a_price_whose_draws_have_no_minimum_is_open():
+    draws = np.where(np.arange(400) % 10, known(0.0).draws[:400], np.inf)
+    loose = replace(known(0.0), draws=draws)
+    found = laws.price(loose, loose)  # ∞ − ∞ among the draws
+    assert (found.value, found.lo, found.hi) == (0.0, 0.0, math.inf)
 
 
 @pytest.mark.parametrize("other", [at_edge(0.0, -math.inf, 1.0), known(2.0)])

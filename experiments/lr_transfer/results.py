@@ -187,41 +187,14 @@ def _common_widths(
 def price_of_narrow(
     results: Results, scheme: str, factor: float, steps: int | None = None
 ) -> Interval:
-    """What the narrowest width's best η costs at the widest, nats: see ``_price``."""
+    """What the narrowest width's best η costs at the widest, nats: see ``tables.price``."""
     runs, widths = (
         _horizon(results, scheme, steps),
         _common_widths(results, (scheme,), factor, steps),
     )
     fitted = {width: o for (_, width, _), o in tables.fits(runs).items()}
-    found = _price(runs[runs["d_model"] == widths[-1]], fitted[widths[0]], fitted[widths[-1]])
+    found = tables.price(runs[runs["d_model"] == widths[-1]], fitted[widths[0]], fitted[widths[-1]])
     return found.at(f"width {widths[0]}'s η at width {widths[-1]}")
-
-
-def _price(runs: pd.DataFrame, tuned: Optimum, own: Optimum) -> Interval:
-    """The loss of ``runs``, of one width and horizon, at another's best η above that at their own.
-
-    Near their own by the fitted curve (``laws.price``), since a grid of half octaves would call
-    most of it 0; further away at the nearest η that was measured, paired by seed with the best
-    that was. Divergence is an infinite price.
-
-    Raises:
-        NotMeasured: an optimum is not bracketed, or nothing was measured near the other's η.
-    """
-    for o in (tuned, own):
-        if o.edge:
-            raise NotMeasured(f"an optimum is open: {o.reason}")
-    if abs(tuned.x - own.x) <= laws.WINDOWS[0]:
-        return laws.price(tuned, own)
-    seeds = runs.groupby("log2_lr")["seed"].nunique()
-    near = seeds[np.abs(seeds.index.to_numpy(float) - tuned.x) <= tables.NEAR]
-    required(near.to_frame(), f"nothing within ½ octave of log₂ η = {tuned.x:.2f}")
-    x = min(near.index, key=lambda at: (-near[at], abs(at - tuned.x)))
-    scheme, width, steps = runs.iloc[0][tables.GROUP]
-    moved = tables.losses_at(runs, scheme, width, steps, float(x))
-    if moved.isna().any():
-        return Interval(math.inf, math.inf, math.inf)
-    best = tables.default_losses(runs).iloc[0]["log2_lr"]
-    return tables.paired(moved, tables.losses_at(runs, scheme, width, steps, best))[0]
 
 
 def basin(results: Results, scheme: str, d_model: int, steps: int | None = None) -> float:
@@ -278,11 +251,11 @@ def _over_steps(results: Results, scheme: str, d_model: int, factor: float) -> d
 
 
 def price_of_short(results: Results, scheme: str, d_model: int, factor: float) -> Interval:
-    """What the shortest horizon's best η costs at the longest, nats: see ``_price``."""
+    """What the shortest horizon's best η costs at the longest, nats: see ``tables.price``."""
     found = _over_steps(results, scheme, d_model, factor)
     short, long = min(found), max(found)
     runs = _horizon(results, scheme, long)
-    priced = _price(runs[runs["d_model"] == d_model], found[short], found[long])
+    priced = tables.price(runs[runs["d_model"] == d_model], found[short], found[long])
     return priced.at(f"width {d_model}, {short} steps' η at {long}")
 
 

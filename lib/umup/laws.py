@@ -465,7 +465,9 @@ def price(tuned: Optimum, at: Optimum) -> Interval:
         raise ValueError(f"{far}; allowed: bracketed, within {WINDOWS[0]} octaves")
     rng = np.random.default_rng(0)
     n = min(len(tuned.draws), len(at.draws))
-    near, far = sorted(_percentiles(rng.choice(tuned.draws, n) - rng.choice(at.draws, n)), key=abs)
+    with np.errstate(invalid="ignore"):  # ∞ − ∞ of draws without a minimum: an open end
+        apart = rng.choice(tuned.draws, n) - rng.choice(at.draws, n)
+    near, far = sorted(_percentiles(apart), key=abs)
     least = 0.0 if near * far <= 0 else near
     value, lo, hi = (at.curvature * dx**2 for dx in (tuned.x - at.x, least, far))
     return Interval(value, lo, hi, min(tuned.n_seeds, at.n_seeds))

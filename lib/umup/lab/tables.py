@@ -20,6 +20,7 @@ import pandas as pd
 from umup import laws
 from umup.errors import RecordError
 from umup.lab import records
+from umup.lab.absent import NotMeasured
 from umup.laws import Drift, Interval, Optimum
 from umup.schemes import TITLES
 
@@ -357,3 +358,31 @@ def default_differences(runs: pd.DataFrame, scheme: str = "umup") -> pd.DataFram
             | _ends("difference", difference)
         )
     return _frame(rows, "scheme against d_model steps difference difference_lo difference_hi n")
+
+
+def price(runs: pd.DataFrame, tuned: Optimum, own: Optimum) -> Interval:
+    """The loss of ``runs``, of one width and horizon, at another's best η above that at their own.
+
+    Near their own by the fitted curve (``laws.price``), since a grid of half octaves would call
+    most of it 0; further away at the nearest η that was measured, paired by seed with the best
+    that was. Divergence is an infinite price. ``runs`` are as `prepare` returns them.
+
+    Raises:
+        NotMeasured: an optimum is not bracketed, or nothing was measured near the other's η.
+    """
+    for o in (tuned, own):
+        if o.edge:
+            raise NotMeasured(f"an optimum is open: {o.reason}")
+    if abs(tuned.x - own.x) <= laws.WINDOWS[0]:
+        return laws.price(tuned, own)
+    seeds = runs.groupby("log2_lr")["seed"].nunique()
+    near = seeds[np.abs(seeds.index.to_numpy(float) - tuned.x) <= NEAR]
+    if near.empty:
+        raise NotMeasured(f"nothing within ½ octave of log₂ η = {tuned.x:.2f}")
+    x = min(near.index, key=lambda at: (-near[at], abs(at - tuned.x)))
+    scheme, width, steps = runs.iloc[0][GROUP]
+    moved = losses_at(runs, scheme, width, steps, float(x))
+    if moved.isna().any():
+        return Interval(math.inf, math.inf, math.inf)
+    best = default_losses(runs).iloc[0]["log2_lr"]
+    return paired(moved, losses_at(runs, scheme, width, steps, best))[0]

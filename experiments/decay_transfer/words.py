@@ -1,0 +1,126 @@
+"""What the study ``decay_transfer`` says in words: sentences and Markdown tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from umup.lab import claims
+from umup.lab.absent import NotMeasured
+from umup.lab.claims import Verdict
+from umup.lab.records import Results
+from umup.lab.report import ABSENT, loss_digits, said, worded
+from umup.lab.tables import NAMES
+from umup.lab.words import cell, nats, table, texts, trained, word
+
+from . import results as tables
+from .figures import STUDY
+from .results import ARMS
+
+WORDS = {
+    "shift_{arm}": word(tables.shift),
+    "price_{arm}": word(tables.price, nats),
+    "coupling": word(tables.shift_difference, arm="mup_coupled", against="mup_strong"),
+    "strong": word(tables.difference, nats, arm="mup_strong", against="mup"),
+}
+TAKEAWAYS = {
+    "mup-independent-transfers": {
+        "holds": "With independent decay, carry μP's η over width.",
+        "fails": "μP's best η moves over width even with independent decay: tune it again.",
+    },
+    "umup-independent-transfers": {
+        "holds": "With independent decay, carry u-μP's η over width.",
+        "fails": "u-μP's best η moves over width even with independent decay: tune it again.",
+    },
+    "mup-coupled-moves": {
+        "holds": "Do not couple a strong decay to μP's η with one λ for all widths.",
+        "fails": "Even strong coupled decay leaves μP's best η where it was over these widths.",
+    },
+    "mup-coupled-width-transfers": {
+        "holds": "Where decay is coupled, as in AdamW of most libraries, let λ grow with width.",
+        "fails": "λ in proportion to width does not mend coupled decay here.",
+    },
+    "sp-coupled-transfers": {
+        "holds": "Strong decay alone makes SP's η transfer here.",
+        "fails": "Strong decay is no replacement for μP: SP's best η still moves.",
+    },
+    "sp-long-warmup-transfers": {
+        "holds": "A long warm-up alone makes SP's η transfer here.",
+        "fails": "A long warm-up is no replacement for μP: SP's best η still moves.",
+    },
+    "strong-decay-costs": {
+        "holds": "Strong decay costs loss in short runs: choose it for its loss, not for transfer.",
+        "fails": "Strong decay costs little here.",
+    },
+}
+"""Claim → what to do, by its verdict; whatever else the verdict is, that it is open."""
+
+
+def numbers(results: Results, digits: int = 2) -> dict[str, str]:
+    """The numbers that captions name: name → text.
+
+    ``shift_ARM``: octaves of the best η from the narrowest width to the widest; ``price_ARM``: what
+    keeping it costs there, nats; ``coupling``: octaves by which coupled decay moves μP's best η
+    more than independent decay as strong; ``strong``: nats that the latter costs.
+    """
+    return texts(WORDS, results, digits, arm=list(ARMS))
+
+
+@worded
+def answer(results: Results, digits: int = 2) -> str:
+    """The study's answer in one sentence: does the kind of decay decide whether η transfers?"""
+    widths = sorted({int(w) for w in tables.known(results.runs)["d_model"]})
+    moves = ", ".join(
+        f"{NAMES[scheme]}'s by {said(digits, tables.shift, results, scheme)} and by "
+        f"{said(digits, tables.shift, results, f'{scheme}_coupled')}"
+        for scheme in ("mup", "umup", "sp")
+    )
+    return (
+        f"{_verdict(results)}: from width {widths[0]} to {widths[-1]} the best η moves, in octaves "
+        f"with mild independent and with strong coupled decay, {moves}."
+    )
+
+
+def _verdict(results: Results) -> str:
+    """Whether μP's η transfers with independent and moves with coupled decay, by the claims."""
+    found = {v.id: v.verdict for v in claims.evaluate(STUDY, results)}
+    kept, moved = (found[name] for name in ("mup-independent-transfers", "mup-coupled-moves"))
+    if ABSENT in (kept, moved):
+        return ABSENT.capitalize()
+    return {
+        ("holds", "holds"): "Yes, under μP it does",
+        ("holds", "fails"): "No, under μP η rises with neither decay",
+        ("fails", "holds"): "No, under μP η moves with either decay",
+        ("fails", "fails"): "No, under μP η moves with independent decay",
+    }.get((kept, moved), "Undecided")
+
+
+def what_ran(results: Results) -> str:
+    """How many runs, of what, on what."""
+    return trained(results.runs)
+
+
+def arms_table(results: Results, digits: int = 2) -> str:
+    """The best η of every arm at the ends, how far it moves, and what that costs: a row per arm."""
+    rows = []
+    for name, arm in ARMS.items():
+        try:
+            found = tables.optima(results.runs, name)
+        except NotMeasured:
+            continue
+        row = {"arm": arm.name}
+        row |= {f"log₂ η*, {width}": cell(best, "x", digits) for width, best in found.items()}
+        row["shift, octaves"] = said(digits, tables.shift, results, name)
+        row["price, nats"] = said(loss_digits(digits), tables.price, results, name)
+        row["note"] = "; ".join(f"{w}: {best.reason}" for w, best in found.items() if best.edge)
+        rows.append(row)
+    return table(rows)
+
+
+def takeaways(verdicts: Sequence[Verdict]) -> str:
+    """What to take from the study: one line per claim that advice hangs on."""
+    lines = []
+    for verdict in verdicts:
+        if advice := TAKEAWAYS.get(verdict.id):
+            open_ = f"Open ({verdict.verdict}): {verdict.statement}"
+            lines.append(f"- {advice.get(verdict.verdict, open_)}")
+    return "\n".join(lines)
