@@ -24,9 +24,7 @@ LOOKS = {
     "derived": Look(plots.GREEN, "D", "derived"),
     "library": Look(plots.ORANGE, "^", "library"),
     "printed": Look(plots.PURPLE, "v", "printed"),
-    "mup": Look(plots.BLUE, "o", "μP"),
-    "completep": Look(plots.SKY, "P", "CompleteP"),
-    "sp": Look(plots.VERMILION, "s", "SP"),
+    **{name: plots.scheme(name) for name in ("mup", "completep", "sp")},
 }
 PARTS = {
     "embedding": Look("#555555", "o", "embedding"),

@@ -60,10 +60,23 @@ def optimum_shift(
     Raises:
         NotMeasured: the scheme has runs at fewer than ``n_values`` values.
     """
-    first, last = (
-        next(iter(tables.fits(own).values())) for own in _ends(runs, axis, scheme, n_values)
-    )
+    first, last = (_optimum(own) for own in _ends(runs, axis, scheme, n_values))
     return laws.drift({1: first, 2: last}).shift  # as if the width had doubled: last − first
+
+
+def price(runs: pd.DataFrame, axis: str, scheme: str = "umup", n_values: int = 2) -> Interval:
+    """What the best η at the axis' first value costs at its last, nats: see ``tables.price``.
+
+    Raises:
+        NotMeasured: the scheme has runs at fewer than ``n_values`` values, or the sweep at an end
+            does not bracket its optimum.
+    """
+    first, last = _ends(runs, axis, scheme, n_values)
+    return tables.price(last, _optimum(first), _optimum(last))
+
+
+def _optimum(runs: pd.DataFrame) -> Optimum:
+    return next(iter(tables.fits(runs).values()))
 
 
 def loss_change(runs: pd.DataFrame, axis: str, scheme: str = "umup", n_values: int = 2) -> Interval:
@@ -83,7 +96,7 @@ def loss_change(runs: pd.DataFrame, axis: str, scheme: str = "umup", n_values: i
 
 def _losses_at_best(runs: pd.DataFrame, axis: str, scheme: str) -> pd.Series:
     """The losses by seed at the best η of one value."""
-    (o,) = tables.fits(runs).values()
+    o = _optimum(runs)
     if o.edge and not (math.isfinite(o.x_lo) and math.isfinite(o.x_hi)):
         raise NotMeasured(f"{axis} = {runs[axis].iloc[0]:g}: {o.reason}")
     missing = f"{axis} = {runs[axis].iloc[0]:g}: no steady learning rate"

@@ -26,8 +26,8 @@ from umup.lab import claims
 from umup.lab.absent import otherwise
 from umup.lab.claims import Verdict
 
-COLOURS = {"sp": "#D55E00", "mup": "#0072B2", "umup": "#009E73"}
-MARKERS = {"sp": "s", "mup": "o", "umup": "D"}
+COLOURS = {"sp": "#D55E00", "mup": "#0072B2", "umup": "#009E73", "completep": "#56B4E9"}
+MARKERS = {"sp": "s", "mup": "o", "umup": "D", "completep": "P"}
 VERDICT_COLOURS = {
     "holds": "#009E73",
     "exact": "#56B4E9",

@@ -60,7 +60,7 @@ class Look(NamedTuple):
 
 
 def scheme(name: str) -> Look:
-    """The look of SP, μP or u-μP."""
+    """The look of SP, μP, u-μP or CompleteP."""
     return Look(figures.COLOURS[name], figures.MARKERS[name], NAMES[name])
 
 

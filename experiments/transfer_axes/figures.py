@@ -1,0 +1,107 @@
+"""Figures of the study ``transfer_axes``: tables drawn, nothing fitted."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from umup.lab import claims, plots
+from umup.lab import tables as shared
+from umup.lab.absent import NotMeasured, required
+from umup.lab.figures import drawn, panel, style
+from umup.lab.fp8_figures import grid
+from umup.lab.plots import Look
+from umup.lab.records import Results
+
+from . import results as tables
+from .results import AXES, COMPLETEP, SCHEMES
+
+STUDY = "transfer_axes"
+TOP = 0.2  # nats above a curve's optimum at which it is cut off
+OPEN = 0.7  # octaves: length of an open end
+
+
+@drawn
+def shifts(results: Results) -> Figure:
+    """The best η against that at the smallest value, a panel per axis and a line per scheme.
+
+    Bars are 95 % intervals, arrows open ends; the band is what the claims allow, dotted lines are
+    the powers that the literature has.
+    """
+    allowed = claims.bound(STUDY, "umup-still-over-steps")
+    with style():
+        figure, axes = grid(7.6, 5.4, 2, 3, sharey=True)
+        for ax, axis in zip(axes.flat, AXES, strict=True):
+            ax.set_title(AXES[axis].title, fontsize=10)
+            plots.band(ax, -allowed, allowed)
+            panel(ax, _shifts, results, axis)
+        for ax in axes[:, 0]:
+            ax.set_ylabel("shift of log₂ η* (octaves)")
+        seen = [s for s in SCHEMES if s in set(tables.known(results.runs)["scheme"])]
+        plots.legend(figure, [plots.key(plots.scheme(scheme)) for scheme in seen])
+    return figure
+
+
+def _shifts(ax: Axes, results: Results, axis: str) -> None:
+    found = {}
+    for scheme in SCHEMES:
+        try:
+            found[scheme] = tables.optima(results.runs, axis, scheme)
+        except NotMeasured:
+            continue
+    if not found:
+        raise NotMeasured("no runs")
+    values = sorted({value for own in found.values() for value in own})
+    for i, (scheme, own) in enumerate(found.items()):
+        first = own[min(own)].x
+        places = {math.log2(v) + 0.09 * (i - (len(found) - 1) / 2): o for v, o in own.items()}
+        plots.optima(ax, places, plots.scheme(scheme), base=first, open_end=OPEN)
+    at = np.log2([values[0], values[-1]])
+    if math.isfinite(power := AXES[axis].power):
+        ax.plot(at, power * (at - at[0]), ":", color=plots.GUIDE)
+        ax.annotate(AXES[axis].law, (at[1], power * (at[1] - at[0])), fontsize=8, ha="right")
+    ax.set_xticks(np.log2(values), [str(value) for value in values])
+
+
+@drawn
+def curves(results: Results, scheme: str) -> Figure:
+    """Loss against η above that at the fitted optimum, a panel per axis and a line per value.
+
+    Stars are fitted optima with 95 % intervals; means are over seeds, each freed of its own level,
+    crosses learning rates at which a run diverged.
+    """
+    required(tables.known(results.runs).query("scheme == @scheme"), "no runs")
+    shown = [axis for axis in AXES if axis != "steps_fixed"]
+    with style():
+        figure, axes = grid(7.6, 5.4, 2, 3, sharey=True)
+        axes[0, 0].set_ylim(-0.02, TOP)
+        for ax, axis in zip(axes.flat, shown, strict=False):
+            ax.set_title(AXES[axis].title, fontsize=10)
+            panel(ax, _curves, results, axis, scheme)
+        axes[1, 2].set_title(f"{AXES['depth'].title}, CompleteP", fontsize=10)
+        panel(axes[1, 2], _curves, results, "depth", COMPLETEP)
+        for ax in axes[:, 0]:
+            ax.set_ylabel("above the optimum (nats/token)")
+    return figure
+
+
+def _curves(ax: Axes, results: Results, axis: str, scheme: str) -> None:
+    """The curves of one scheme along an axis, each above the loss at its optimum."""
+    runs = tables.curves(results.runs, axis, scheme)
+    best = tables.optima(results.runs, axis, scheme)
+    for value, colour in plots.sequence(list(runs)).items():
+        table = shared.loss_by_lr(shared.levelled(runs[value], "log2_lr", "val_loss"))
+        if not math.isfinite(best[value].loss):
+            continue
+        ok, look = table[table["n"] > 0], Look(colour, title=f"{value:g}")
+        ends = (ok[["mean", "lo", "hi"]] - best[value].loss).to_numpy(float).T
+        plots.points(ax, ok["log2_lr"], ends, look, ls="-", ms=3.5, elinewidth=0.8)
+        plots.crosses(ax, table[table["n_diverged"] > 0]["log2_lr"], TOP, colour)
+        plots.star(ax, replace(best[value], loss=0.0), colour)
+    plots.octaves(ax)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(loc="upper center", fontsize=8, ncols=2)

@@ -1,0 +1,223 @@
+"""Tables and quantities of the study ``transfer_axes``, from its records alone.
+
+An *axis* is what distinguishes some of the runs from the base run: its own field, and what moves
+along. Losses are held-out; intervals are 95 %, and differences of losses are paired by seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from umup.config import OptimConfig
+from umup.lab import axis as axes
+from umup.lab import records, tables
+from umup.lab.absent import NotMeasured, required
+from umup.lab.quantities import Quantities, spanning
+from umup.lab.records import Results
+from umup.lab.report import NO_RUNS
+from umup.lab.tables import NAMES, remembered
+from umup.laws import Interval, Optimum
+
+quantity = QUANTITIES = Quantities()
+
+COMPLETEP = "completep"
+SCHEMES = ("sp", "mup", "umup", COMPLETEP)
+EPS = OptimConfig().eps
+
+
+class Axis(NamedTuple):
+    """What varies.
+
+    Attributes:
+        field: its place in the run's specification.
+        title: what pages call it.
+        power: the exponent of η* that the literature has, or NaN.
+        law: the name of that line.
+    """
+
+    field: str
+    title: str
+    power: float = math.nan
+    law: str = ""
+
+
+AXES: Mapping[str, Axis] = {
+    "steps": Axis("optim.steps", "steps", -0.32, "steps^−0.32"),
+    "steps_fixed": Axis("optim.steps", "steps, one warm-up", -0.32, "steps^−0.32"),
+    "batch": Axis("optim.batch_size", "batch, equal steps", 0.5, "√batch"),
+    "batch_tokens": Axis("optim.batch_size", "batch, equal tokens", 0.5, "√batch"),
+    "seq_len": Axis("model.seq_len", "sequence length"),
+    "depth": Axis("model.n_layers", "depth"),
+}
+ROUNDED = 0.02
+"""Share of the steps by which warm-ups in proportion differ at most, being whole steps."""
+SHAPE = ["model.n_layers", "model.seq_len", "optim.batch_size", "optim.steps"]
+
+
+@remembered
+def known(runs: pd.DataFrame) -> pd.DataFrame:
+    """Current runs with their specification and the share of their warm-up.
+
+    Raises:
+        NotMeasured: there are none.
+    """
+    found = records.current(required(runs, NO_RUNS))
+    found = records.with_spec(required(found, "no current runs"))
+    return found.assign(share=found["optim.warmup_steps"] / found["optim.steps"])
+
+
+@remembered
+def base(runs: pd.DataFrame) -> dict[str, int]:
+    """The shape from which all axes depart: of every field the value that most shapes have."""
+    found = known(runs)
+    shapes = found[found["scheme"] != COMPLETEP][SHAPE].drop_duplicates()
+    return {name: int(shapes[name].mode().iloc[0]) for name in SHAPE}
+
+
+@remembered
+def axis_runs(runs: pd.DataFrame, axis: str) -> pd.DataFrame:
+    """The runs along an axis, the base's among them, all with the default ε.
+
+    Raises:
+        NotMeasured: there are none.
+    """
+    every, at = known(runs), base(runs)
+    plain = every[(every["optim.eps"] == EPS) & (every["optim.eps_rule"] == "constant")]
+    kept = {name: plain[name] == at[name] for name in SHAPE if name != AXES[axis].field}
+    batch = plain["optim.batch_size"]
+    if axis == "batch_tokens":
+        tokens = at["optim.batch_size"] * at["optim.steps"]
+        kept["optim.steps"] = batch * plain["optim.steps"] == tokens
+    if axis == "seq_len":
+        tokens = at["optim.batch_size"] * at["model.seq_len"]
+        kept["optim.batch_size"] = batch * plain["model.seq_len"] == tokens
+    own = plain[np.logical_and.reduce(list(kept.values()))]
+    if axis == "steps_fixed":
+        shortest = own.loc[own["optim.steps"] == own["optim.steps"].min(), "optim.warmup_steps"]
+        own = own[own["optim.warmup_steps"] == shortest.max()]
+    else:
+        own = own[own["share"] > own["share"].max() - ROUNDED]
+    return required(own[list(runs.columns)], f"no runs over {AXES[axis].title}")
+
+
+def curves(runs: pd.DataFrame, axis: str, scheme: str) -> dict[int, pd.DataFrame]:
+    """Value of an axis → the prepared runs of a scheme there, values rising.
+
+    Raises:
+        NotMeasured: the scheme has runs at fewer than two values (the base's lies on every axis).
+    """
+    own, missing = axis_runs(runs, axis), f"{NAMES[scheme]}: no runs over {AXES[axis].title}"
+    found = axes.by_value(required(own[own["scheme"] == scheme], missing), AXES[axis].field)
+    if len(found) < 2:
+        raise NotMeasured(missing)
+    return {int(value): tables.prepare(each) for value, each in found.items()}
+
+
+@remembered
+def optima(runs: pd.DataFrame, axis: str, scheme: str) -> dict[int, Optimum]:
+    """Value of an axis → the best log₂ η of a scheme, values rising.
+
+    Raises:
+        NotMeasured: the scheme has runs at fewer than two values.
+    """
+    found = curves(runs, axis, scheme)
+    return {value: next(iter(tables.fits(own).values())) for value, own in found.items()}
+
+
+def _ends(results: Results, axis: str, scheme: str, factor: float) -> tuple[int, int]:
+    """The smallest and largest value, ``factor`` apart or more, that have an optimum.
+
+    Raises:
+        NotMeasured: they do not span the factor, or every run of one diverged.
+    """
+    found = optima(results.runs, axis, scheme)
+    ends = spanning(found, factor, f"{NAMES[scheme]}: {AXES[axis].title}")
+    for value in ends:
+        if not math.isfinite(found[value].x):
+            raise NotMeasured(f"{NAMES[scheme]}, {AXES[axis].title} {value}: {found[value].reason}")
+    return ends
+
+
+def _where(axis: str, scheme: str, ends: tuple[int, int]) -> str:
+    return f"{NAMES[scheme]}, {AXES[axis].title} {ends[0]} to {ends[1]}"
+
+
+@quantity
+def shift(results: Results, axis: str, scheme: str, factor: float = 2) -> Interval:
+    """Octaves from the best η at the axis' smallest value to that at its largest."""
+    ends = _ends(results, axis, scheme, factor)
+    own = axis_runs(results.runs, axis)
+    found = axes.optimum_shift(own, AXES[axis].field, scheme)
+    return found.at(_where(axis, scheme, ends))
+
+
+@quantity
+def power(results: Results, axis: str, scheme: str, factor: float = 2) -> Interval:
+    """The ``shift`` by doubling: the exponent of η* in the axis, between its ends."""
+    low, high = _ends(results, axis, scheme, factor)
+    return shift(results, axis, scheme, factor).scaled(1 / math.log2(high / low))
+
+
+@quantity
+def price(results: Results, axis: str, scheme: str, factor: float = 2) -> Interval:
+    """What the best η at the smallest value costs at the largest, nats: see ``tables.price``."""
+    ends = _ends(results, axis, scheme, factor)
+    own = axis_runs(results.runs, axis)
+    return axes.price(own, AXES[axis].field, scheme).at(_where(axis, scheme, ends))
+
+
+@quantity
+def steadier(results: Results, axis: str, scheme: str, against: str, factor: float = 2) -> Interval:
+    """Octaves by which the best η of ``scheme`` moves less than that of ``against``, in size."""
+    ours, theirs = (_size(shift(results, axis, name, factor)) for name in (scheme, against))
+    # Independent errors: half-widths add in squares.
+    down = math.hypot(theirs.value - theirs.lo, ours.hi - ours.value)
+    up = math.hypot(theirs.hi - theirs.value, ours.value - ours.lo)
+    value = theirs.value - ours.value
+    names = f"{NAMES[against]} less {NAMES[scheme]}, {AXES[axis].title}"
+    return Interval(value, value - down, value + up, min(ours.n, theirs.n), names)
+
+
+def _size(moved: Interval) -> Interval:
+    """The interval of the absolute value."""
+    ends = abs(moved.lo), abs(moved.hi)
+    least = 0.0 if moved.lo < 0 < moved.hi else min(ends)
+    return Interval(abs(moved.value), least, max(ends), moved.n)
+
+
+@remembered
+def eps_runs(runs: pd.DataFrame) -> pd.DataFrame:
+    """CompleteP's runs at the largest depth, at the η at which ε varies; ``arm``: rule and ε.
+
+    Raises:
+        NotMeasured: ε does not vary.
+    """
+    found = known(runs)
+    found = found[found["scheme"] == COMPLETEP]
+    varied = required(found[found["optim.eps_rule"] != "constant"], "ε does not vary")
+    at = (found["lr"] == varied["lr"].iloc[0]) & (found["n_layers"] == varied["n_layers"].iloc[0])
+    own = found[at]
+    size = own["optim.eps"].map(lambda eps: "default" if eps == EPS else "large")
+    return own.assign(arm=own["optim.eps_rule"] + " " + size, loss=tables.loss_of(own))
+
+
+@quantity
+def eps_difference(results: Results, eps: str) -> Interval:
+    """Loss under a constant ε minus that under one scaled with the gradients, nats.
+
+    ``eps`` is ``default`` or ``large``; CompleteP at the largest depth and its best η.
+    """
+    own = eps_runs(results.runs)
+    by_arm = {name: each.set_index("seed")["loss"] for name, each in own.groupby("arm")}
+    pair = [f"{rule} {eps}" for rule in ("constant", "scaled")]
+    if missing := [name for name in pair if name not in by_arm]:
+        raise NotMeasured(f"no runs with ε {missing[0]}")
+    if by_arm[pair[1]].isna().any() or by_arm[pair[0]].isna().any():
+        return Interval(math.inf, math.inf, math.inf)
+    found, n = tables.paired(*(by_arm[name] for name in pair))
+    return found.at(f"{int(own['n_layers'].iloc[0])} blocks", n)
