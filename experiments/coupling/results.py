@@ -203,10 +203,16 @@ def _enough(results: Results, scheme: str, kind: str, pairs: int) -> list[Grid]:
 
 
 @quantity
-def mean_cost(results: Results, scheme: str, kind: str = "crossed", pairs: int = 1) -> Interval:
-    """What the wrong row's optimum costs, nats per token, mean over at least ``pairs`` pairs."""
-    found = _enough(results, scheme, kind, pairs)
-    return jackknifed(lambda seeds: _mean(found, kind, seeds), len(found[0].loss))
+def mean_cost(
+    results: Results, scheme: str, kind: str = "crossed", pairs: int = 1, without: str = ""
+) -> Interval:
+    """What the wrong row's optimum costs, nats per token, mean over at least ``pairs`` pairs.
+
+    ``without``: a hyperparameter whose pairs are left out.
+    """
+    found = [g for g in _enough(results, scheme, kind, pairs) if without not in (g.a, g.b)]
+    seeds = len(found[0].loss)
+    return jackknifed(lambda some: _mean(found, kind, some), seeds).at(n=seeds)
 
 
 @quantity
@@ -214,7 +220,8 @@ def difference(results: Results, kind: str = "crossed", pairs: int = 1) -> Inter
     """The mean cost under μP minus that under u-μP, nats per token, paired by seed."""
     mup, umup = (_enough(results, scheme, kind, pairs) for scheme in SCHEMES)
     seeds = min(len(mup[0].loss), len(umup[0].loss))
-    return jackknifed(lambda some: _mean(mup, kind, some) - _mean(umup, kind, some), seeds)
+    gap = jackknifed(lambda some: _mean(mup, kind, some) - _mean(umup, kind, some), seeds)
+    return gap.at(f"{len(mup)} pairs each", seeds)
 
 
 def pair_of(results: Results, scheme: str, hp: str, other: str) -> tuple[NDArray, NDArray, Grid]:

@@ -108,7 +108,7 @@ Markdown(this.words.pairs_table(results, design.digits))
 # %% [markdown]
 # ## Where the optimum goes
 
-# %% tags=["hide-input", "claim:emb-follows-init", "claim:eta-follows-attention", "claim:umup-eta-ignores-attention"] mystnb={"figure": {"name": "fig-coupling-tracks", "caption": "The best value of one hyperparameter as another varies, for the two pairs that the paper calls strongly coupled under μP, and one of them under u-μP. Octaves per octave: {glue:text}`slope_emb`, {glue:text}`slope_attn`, {glue:text}`slope_attn_umup`."}, "image": {"alt": "The best value of one hyperparameter against another, for three pairs"}}
+# %% tags=["hide-input", "claim:emb-follows-init", "claim:eta-follows-attention", "claim:umup-eta-ignores-attention"] mystnb={"figure": {"name": "fig-coupling-tracks", "caption": "The best value of one hyperparameter as another varies, for the two pairs that the paper calls strongly coupled under μP, and one of them under u-μP; at an end of its range the best value is only a bound. Octaves per octave: {glue:text}`slope_emb`, {glue:text}`slope_attn`, {glue:text}`slope_attn_umup`."}, "image": {"alt": "The best value of one hyperparameter against another, for three pairs"}}
 this.figures.tracks(results)
 
 # %% [markdown]
@@ -123,8 +123,8 @@ Markdown(claims.format_table(verdicts, design.digits))
 # %% [markdown]
 # :::{admonition} What to take from it
 # :class: takeaway
-# Before two schemes are ranked by what a wrong choice costs, look at what a right choice by another seed costs. A
-# small mean hides single pairs: tune together those at the top of the table, and the others one by one. The cost
-# depends on the ranges and on how flat the optimum is, not on coupling alone. These are short runs of a
-# small model on one text.
+# A small mean hides single pairs: tune together those at the top of the table, and the others one by one. Most of
+# μP's cost is of pairs with $\sigma_\text{init}$, which u-μP does not have: fix it, and the schemes differ less. The
+# cost depends on the ranges and on how flat the optimum is, not on coupling alone. These are short runs of a small
+# model on one text. Before two schemes are ranked this way, look at what a right choice by another seed costs.
 # :::
