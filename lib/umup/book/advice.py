@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from umup.book.decisions import CHANGES, SEARCHES, Cell, Row
+from umup.book.decisions import CHANGES, SCHEMES, SEARCHES, Cell, Row
 from umup.book.markdown import BADGES, badge, measured, table
 from umup.errors import BookError
 from umup.lab.claims import PROFILES, Verdict, evidence
@@ -19,7 +19,6 @@ from umup.schemes import TITLES
 from umup.text import significant
 
 State = Literal["yes", "no", "open", "not measured", "no claim"]
-SCHEMES = ("sp", "mup", "umup")
 NOTHING = "No evidence"
 
 

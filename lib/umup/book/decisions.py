@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+SCHEMES = ("sp", "mup", "umup")
+"""The columns, in order."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -36,6 +39,16 @@ class Row:
     umup: Cell | None = None
     carry: str = "Carry it over"
     redo: str = "Tune again"
+
+
+def _along(change: str, axis: str) -> Row:
+    """A row on an axis of ``transfer_axes``."""
+    sp, mup, umup = (_cell(axis, scheme) for scheme in SCHEMES)
+    return Row(f"{change}: η", "transfer_axes", sp, mup, umup)
+
+
+def _cell(axis: str, scheme: str) -> Cell:
+    return Cell(f"{scheme}-still-over-{axis}", f"{scheme}-price-over-{axis}")
 
 
 def _precision(name: str, **cells: Cell) -> Row:
@@ -70,13 +83,8 @@ CHANGES = (
         mup=Cell("mup-emb-transfers"),
         umup=Cell("rule-transfers"),
     ),
-    Row(
-        "Depth: η",
-        "residual_tau",
-        mup=Cell("mup-transfers-over-depth"),
-        umup=Cell("umup-transfers-over-depth"),
-    ),
-    Row("Depth, with CompleteP: η", "residual_tau", mup=Cell("completep-transfers-over-depth")),
+    _along("Depth", "depth"),
+    Row("Depth, with CompleteP: η", "transfer_axes", mup=_cell("depth", "completep")),
     Row(
         "Steps, with a warm-up in proportion: η",
         "lr_transfer",
@@ -102,8 +110,21 @@ CHANGES = (
     ),
     Row("Head size: η", "attention_scale", umup=Cell("eta-still-per-d")),
     Row("Head size: α of attention", "attention_scale", umup=Cell("alpha-still-per-d")),
-    Row("Batch size"),
-    Row("Sequence length"),
+    _along("Batch size, at equal steps", "batch"),
+    _along("Batch size, at equal tokens", "batch-tokens"),
+    _along("Sequence length, at equal tokens a step", "seq-len"),
+    Row(
+        "Width, with strong coupled decay: η",
+        "decay_transfer",
+        sp=Cell("sp-coupled-transfers"),
+        mup=Cell("mup-coupled-moves", moves=True),
+        umup=Cell("umup-coupled-moves", moves=True),
+    ),
+    Row(
+        "Width, with strong coupled decay, λ ∝ width: η",
+        "decay_transfer",
+        mup=Cell("mup-coupled-width-transfers"),
+    ),
     Row("Corpus"),
     _precision("bfloat16", umup=Cell(price="bf16-is-free")),
     _precision(
