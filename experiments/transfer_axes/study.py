@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # Does $\eta$ stay over steps, batch, sequence length and depth?
+# # Does η stay over steps, batch, sequence length and depth?
 #
 # **Question.** A proxy model is smaller than its target in more than width: it trains for fewer steps, on smaller
 # batches of shorter sequences, and it is shallower. μP and u-μP have rules for width, and for depth a factor on the
