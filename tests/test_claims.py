@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from synthetic import make_runs
+from synthetic import EMPTY, make_runs
 from test_records import make_row
 from umup.config import NUMERICS
 from umup.errors import ClaimError
 from umup.lab import claims
-from umup.lab.records import Store
+from umup.lab.records import Results, Store
 from umup.laws import Interval
 from umup.text import decimals
 
@@ -165,6 +165,31 @@ def test_board_takes_the_best_profile_that_measured_a_claim_and_never_smoke(tmp_
     assert claims.board(tmp_path)[0].profile == "h100"
 
 
+def test_a_claim_that_names_a_profile_is_judged_by_its_records_alone(tmp_path):
+    own = ENTRY | {"id": "b", "profile": "text", "profiles": {"text": {"factor": 2}}}
+    folder = write(tmp_path / "one", ENTRY, own)
+    runs = make_runs()
+    narrow = Results(runs[runs.d_model < 128].assign(profile="text"), EMPTY.points)
+    first, second = claims.evaluate(folder, runs, "cpu")
+    assert (first.profile, first.verdict) == ("cpu", "holds")
+    assert (second.profile, second.verdict, second.note) == ("text", "not measured", "no records")
+    _, second = claims.evaluate(folder, runs, "cpu", {"text": narrow})
+    assert (second.profile, second.verdict) == ("text", "holds")
+
+    def rows(table, profile):
+        return [
+            make_row(f"{profile}{i}") | row | {"profile": profile, "study": "one"}
+            for i, row in enumerate(table.to_dict("records"))
+        ]
+
+    umup = runs[runs.scheme == "umup"]
+    Store(folder / "records" / "cpu").append(rows(umup, "cpu"))
+    assert [v.profile for v in claims.board(tmp_path)] == ["cpu", ""]
+    Store(folder / "records" / "text").append(rows(umup[umup.d_model < 128], "text"))
+    first, second = claims.board(tmp_path)
+    assert (first.profile, second.profile, second.verdict) == ("cpu", "text", "holds")
+
+
 def test_board_says_why_current_records_do_not_do_rather_than_that_others_are_stale(tmp_path):
     study = write(tmp_path / "one", ENTRY)
     rows = {"cpu": make_row("a"), "h100": make_row("b", numerics=NUMERICS - 1)}
@@ -203,6 +228,7 @@ def test_a_quantity_of_diverged_runs_alone_is_not_measured(monkeypatch):
         ({"bound": {"most": 1}}, "bound"),
         ({"bound": {"min": 1, "max": 0}}, "bound: .*min not above max"),
         ({"why": " "}, "why"),
+        ({"profile": ""}, "profile: .*a text"),
         ({"unit": 3}, "unit"),
         ({"verdict": "holds"}, "verdict"),
         ({"statement": "After {stpes} steps."}, "statement: .*stpes.*scheme"),

@@ -74,6 +74,20 @@ def test_seed_offsets_do_not_move_the_optimum():
     assert (fit.loss_hi - fit.loss_lo) / 2 == pytest.approx(half, rel=0.25)
 
 
+def test_a_seed_that_few_rates_have_does_not_choose_among_them():
+    """Nine seeds at the best rate and an octave to either side of it, three at the others."""
+    x, y, seed = sweep(GRID, 9, vertex=0.1, spread=0.02)
+    y = y + 0.02 * (seed > 2)  # six seeds that are worse at whatever rate they run
+    keep = (seed < 3) | np.isin(x, [-1.0, 0.0, 1.0])
+    whole, uneven = fit_optimum(x, y, seed), fit_optimum(x[keep], y[keep], seed[keep])
+    assert y[keep & (x == 0.0)].mean() > y[keep & (x == 0.5)].mean(), "plain means mislead"
+    assert (uneven.x, uneven.curvature) == pytest.approx((0.1, 0.03), abs=1e-9)
+    assert uneven.by_seed == pytest.approx(whole.by_seed) and uneven.n_seeds == 9
+    edge = keep & (x <= 0.0)  # lowest at the largest rate tried
+    found = fit_optimum(x[edge], y[edge], seed[edge])
+    assert found.edge and found.x == 0.0
+
+
 def test_the_fit_is_local_and_the_window_widens_on_a_coarse_grid():
     x, y, seed = sweep(np.arange(-4.0, 5), 1, vertex=0.2)
     y[np.abs(x) > 2.5] += 9  # far from the optimum no parabola holds
@@ -133,16 +147,20 @@ def test_all_diverged_is_a_result():
     assert fit.edge and math.isnan(fit.x) and fit.n_diverged == 2 and "diverged" in fit.reason
 
 
-@pytest.mark.parametrize("sparse", [False, True])
-def test_intervals_cover_the_truth_as_often_as_they_say(sparse):
+@pytest.mark.parametrize("kind", ["even", "sparse", "deciding"])
+def test_intervals_cover_the_truth_as_often_as_they_say(kind):
     rng = np.random.default_rng(3)
     covered_x, covered_loss, n = 0, 0, 400
     for draw in range(n):
         vertex = rng.uniform(-0.4, 0.4)
-        x, y, seed = sweep(GRID, 3, vertex, spread=0.004, noise=0.003, rng=rng)
-        if sparse:  # one seed everywhere, three near the optimum, as adaptive sweeps do
-            keep = (seed == 0) | (np.abs(x) < 0.6)
-            x, y, seed = x[keep], y[keep], seed[keep]
+        n_seeds = 9 if kind == "deciding" else 3
+        x, y, seed = sweep(GRID, n_seeds, vertex, spread=0.004, noise=0.003, rng=rng)
+        keep = np.full(x.shape, kind == "even")
+        if kind != "even":  # one seed everywhere, three near the optimum, as adaptive sweeps do
+            keep = (seed == 0) | (np.abs(x) < 0.6) & (seed < 3)
+        if kind == "deciding":  # and nine at three points
+            keep |= np.isin(x, [-1.0, 0.0, 1.0])
+        x, y, seed = x[keep], y[keep], seed[keep]
         fit = fit_optimum(x, y, seed, n_boot=200, rng_seed=draw)
         covered_x += fit.x_lo <= vertex <= fit.x_hi
         covered_loss += fit.loss_lo <= 1.5 <= fit.loss_hi

@@ -279,6 +279,44 @@ def test_records_of_other_data_or_settings_do_not_count():
     assert same.pending(done, dataset()) == []
 
 
+def further(run):
+    """As ``drifting``, but seeds beyond the two of the search do best elsewhere, or diverge."""
+    if run.seed < 2:
+        return drifting(run)
+    octaves = math.log2(run.hps.eta)
+    return math.nan if octaves < 0 else 1.0 - 0.5 * octaves
+
+
+def test_further_seeds_are_asked_for_where_the_search_ended_and_move_nothing():
+    plain, more = sweep(), sweep(deciding=("umup",), deciding_seeds=5)
+    before = {r.key(): r for r in play_sweep(plain, further)}
+    whole = {r.key(): r for r in play_sweep(more, further)}
+    assert before.keys() <= whole.keys(), "nothing on record is asked for again, or lost"
+    added = [run for key, run in whole.items() if key not in before]
+    where = {(r.scheme, r.model.d_model, math.log2(r.hps.eta), r.seed) for r in added}
+    points = [(width, lr) for width in (32, 64, 128) for lr in (-1.0, 0.0, 1.0)]
+    assert where == {("umup", *point, seed) for point in points for seed in (2, 3, 4)}
+    # From the search's end on, any part of the further runs leaves the rest to do.
+    added.sort(key=lambda run: run.key())
+    for n in range(len(added) + 1):
+        done = [*before.values(), *added[:n]]
+        todo = more.pending(table(done, further), dataset())
+        assert {r.key() for r in todo} == {r.key() for r in added[n:]}
+    assert plain.pending(table(whole.values(), further), dataset()) == []
+
+
+def test_further_seeds_are_for_the_main_horizon_and_wait_for_the_searches():
+    plan = sweep(
+        schemes=("umup",), short_steps=50, short_widths=(32,), deciding=("umup",), deciding_seeds=3
+    )
+    runs = play_sweep(plan, drifting)
+    assert {r.optim.steps for r in runs if r.seed == 2} == {100}
+    done = [r for r in runs if r.model.d_model == 32 and r.optim.steps == 100 and r.seed < 2]
+    todo = plan.pending(table(done, drifting), dataset())
+    assert [r.seed == 2 for r in todo] == sorted(r.seed == 2 for r in todo)
+    assert {r.model.d_model for r in todo if r.seed == 2} == {32}
+
+
 def test_runs_are_what_the_settings_say():
     plan = sweep(
         widths=(96,),
@@ -329,6 +367,8 @@ def test_estimated_seconds():
         ({"schemes": ("ntp",)}, "schemes: received .*sp | mup | umup"),
         ({"lr_sp": (-4.0, -8.0)}, "more than lo = -4"),
         ({"lr_mup": (-4.0,)}, "lr_mup: received .*two numbers"),
+        ({"deciding": ("ntp",)}, "deciding: received"),
+        ({"deciding_seeds": 9, "window": 0.5}, "deciding_reach: received 1.0; allowed: from"),
         ({"refine": 0.4}, "refine: received 0.4; allowed: 0.25"),
         ({"steps": 0}, "steps: received 0"),
         ({"steps": 10.5}, "steps: received 10.5; allowed: a value of type int"),

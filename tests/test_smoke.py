@@ -41,6 +41,7 @@ def test_the_smoke_profile_runs_to_its_verdicts(name: str) -> None:
     verdicts = "".join(board["outputs"][0]["data"]["text/markdown"])
     rows = verdicts.splitlines()[2:]  # below the heading, in the order of the file
     for claim, row in zip(claims.load(folder / "claims.yaml"), rows, strict=True):
-        statement = claim.statement.format(**claim.args | claim.profiles.get("smoke", {}))
+        profile = claim.profile or "smoke"
+        statement = claim.statement.format(**claim.args | claim.profiles.get(profile, {}))
         assert row.startswith(f"| {statement} |")
         assert re.search(r"\| (holds|exact|fails|inconclusive|not measured)\b[^|]*\|$", row), row

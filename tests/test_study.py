@@ -217,7 +217,7 @@ def test_the_projects_own_profiles_are_valid():
     folders = [path.parent for path in root.glob("*/study.ipynb")]
     assert folders
     for folder in folders:
-        assert study.profiles(folder) == ["cpu", "h100", "smoke"]
+        assert {"cpu", "h100", "smoke"} <= set(study.profiles(folder))
         for profile in study.profiles(folder):
             design = study.design_of(folder.name).from_dict(study.parameters(folder, profile))
             assert (design.profile, design.mode) == (profile, "run"), folder

@@ -28,8 +28,9 @@ def _order(names: Iterable[str]) -> list[str]:
 def by_lr(results: Results, steps: int | None = None) -> Figure:
     """Loss against learning rate, one panel per scheme and one line per width.
 
-    Bands are 95 % intervals over seeds, stars fitted optima with the interval of log2 η*, crosses
-    at the top edge learning rates at which a run diverged. Losses far above the optima are cut off.
+    Points are means over seeds, each freed of its own level (``tables.levelled``), bands their 95 %
+    intervals, stars fitted optima with the interval of log2 η*, crosses at the top edge learning
+    rates at which a run diverged. Losses far above the optima are cut off.
 
     Args:
         results: of one profile.
@@ -38,7 +39,10 @@ def by_lr(results: Results, steps: int | None = None) -> Figure:
     losses = tables.loss_by_lr(results.runs)
     measured = required(losses[losses["n"] > 0], "no current runs that did not diverge")
     steps = steps or tables.main_horizon(measured)
-    losses = losses[losses["steps"] == steps]
+    runs = tables.prepare(results.runs)
+    curves = runs[runs["steps"] == steps].groupby(tables.GROUP, sort=False)
+    levelled = pd.concat([tables.levelled(curve, "log2_lr", "val_loss") for _, curve in curves])
+    losses = tables.loss_by_lr(levelled)
     found = {(s, w): o for (s, w, n), o in tables.fits(results.runs).items() if n == steps}
     schemes, colours = _order(losses["scheme"]), plots.sequence(sorted(losses["d_model"].unique()))
     best = [optimum.loss for optimum in found.values()]

@@ -5,6 +5,7 @@ Intervals are 95 %. An absent ``steps`` is the horizon with the most widths, the
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from itertools import pairwise
@@ -262,17 +263,19 @@ def price_of_short(results: Results, scheme: str, d_model: int, factor: float) -
 def ranks_alike(results: Results) -> Interval:
     """Share of widths and horizons at which training and held-out loss rank schemes alike, %.
 
-    Each scheme at its best η by held-out loss, means over seeds.
+    Each scheme at its best η by held-out loss, means over the seeds that all of them have there.
     """
     runs = tables.prepare(results.runs)
     best = tables.default_losses(runs)
     alike = []
     for (width, steps), cell in best.groupby(["d_model", "steps"]):
-        means = []
+        found = []
         for row in cell.to_dict("records"):
             at = runs["log2_lr"].eq(row["log2_lr"]) & runs["scheme"].eq(row["scheme"])
             at &= runs["d_model"].eq(width) & runs["steps"].eq(steps)
-            means.append((runs[at]["loss"].mean(), runs[at]["final_loss"].mean()))
+            found.append(runs[at].set_index("seed")[["loss", "final_loss"]])
+        common = functools.reduce(pd.Index.intersection, (one.index for one in found))
+        means = [one.loc[common].mean().to_numpy() for one in found]
         held_out, training = np.array(means).T
         alike.append(bool((held_out.argsort() == training.argsort()).all()))
     required(pd.Series(alike), "no cell with a steady learning rate")

@@ -212,12 +212,12 @@ def fit_optimum(
     """Fit the optimal learning rate of one sweep.
 
     The cubic of this module is fitted by least squares to the runs within each of two windows
-    around the learning rate with the lowest seed-mean loss; the optimum is the mean of the two
-    vertices, and the bootstrap draws of both make one interval, so that it widens where the answer
-    depends on the window. Where the runs leave less than ``SPARE`` degrees of freedom, a parabola
-    is fitted in the first window (widened to the nearest learning rates, ties included, until
-    there are four). Diverged runs (NaN loss) are counted and left out, and a learning rate at which
-    any run diverged is never taken for the best.
+    around the learning rate with the lowest mean loss (of ``_levels``); the optimum is the mean of
+    the two vertices, and the bootstrap draws of both make one interval, so that it widens where the
+    answer depends on the window. Where the runs leave less than ``SPARE`` degrees of freedom, a
+    parabola is fitted in the first window (widened to the nearest learning rates, ties included,
+    until there are four). Diverged runs (NaN loss) are counted and left out, and a learning rate at
+    which any run diverged is never taken for the best.
 
     Draws come from a residual bootstrap: the fitted curve plus residuals drawn with replacement and
     inflated by √(n / (n − parameters)) and by the ratio of the Student and normal quantiles,
@@ -283,7 +283,7 @@ def _bracket(runs: _Runs) -> tuple[float, float, float]:
         raise _Open("every run diverged", runs)
     steady = np.setdiff1d(grid, runs.unstable)
     steady = steady if steady.size else grid
-    best = float(min(steady, key=lambda lr: runs.y[runs.x == lr].mean()))
+    best = float(min(steady, key=_levels(runs).__getitem__))
     if grid.size < MIN_LRS:
         raise _Open(f"{grid.size} learning rates, a fit needs {MIN_LRS}", runs, best)
     below = float(max(grid[grid < best], default=-math.inf))
@@ -295,6 +295,19 @@ def _bracket(runs: _Runs) -> tuple[float, float, float]:
         reason = "lowest at the largest learning rate" + " before divergence" * (above < math.inf)
         raise _Open(reason, runs, best, below, above)
     return best, below, above
+
+
+def _levels(runs: _Runs) -> dict[float, float]:
+    """Learning rate → its mean loss, the seeds' own levels taken out by least squares.
+
+    Where every learning rate has the same seeds, these are the plain means but for a constant;
+    where one has more than others, a lucky seed does not make it the best.
+    """
+    lrs, i = np.unique(runs.x, return_inverse=True)
+    seeds, j = np.unique(runs.seed, return_inverse=True)
+    design = np.hstack([np.eye(len(lrs))[i], np.eye(len(seeds))[j]])
+    level = np.linalg.lstsq(design, runs.y, rcond=None)[0][: len(lrs)]
+    return dict(zip(lrs.tolist(), level.round(12).tolist(), strict=True))  # ties: the lowest rate
 
 
 def _near(runs: _Runs, best: float, window: float) -> _Runs:

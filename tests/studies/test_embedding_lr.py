@@ -73,6 +73,14 @@ def results(runs: list[RunConfig]) -> Results:
     return Results(rows_of(runs, seen), EMPTY.points)
 
 
+@pytest.fixture(scope="module")
+def rare() -> Results:
+    """The profile of the large vocabulary, with the same losses."""
+    design = CODE.design.DESIGN.from_dict(study.parameters(HERE, "bpe"))
+    text = cast(Dataset, SimpleNamespace(digest="b", vocab_size=4096))
+    return Results(rows_of(played(design, text, planted), seen), EMPTY.points)
+
+
 # --- the rules ------------------------------------------------------------------------------------
 
 
@@ -245,8 +253,37 @@ def test_a_curve_that_does_not_bracket_its_optimum_is_no_best_loss(results) -> N
         tables.difference(Results(low, EMPTY.points), "sp_emb_lr", "mup")
 
 
+def test_the_large_vocabulary_has_two_widths_and_the_arms_that_its_claims_name(rare) -> None:
+    runs = rare.runs
+    assert set(runs["vocab_size"]) == {4096} and set(runs["d_model"]) == {64, 128}
+    assert set(tables.arms(rare)) == {"umup", "mup", "mup_tuned"}
+    for arm, against in (("mup", "umup"), ("mup_tuned", "umup")):
+        assert set(tables.differences(runs, arm, against)["n"]) == {6}
+    said = words.numbers(rare, factor=2)
+    assert said["largest"] == "128" and said["tuned"] == "4"
+    assert float(said["shift_umup"].split()[0]) == pytest.approx(UMUP_SLOPE, abs=0.02)
+    assert "not measured" in words.numbers(rare)["shift_umup"]  # over 8×
+
+
+def test_claims_on_the_large_vocabulary_are_judged_by_its_records(results, rare) -> None:
+    found = claims.evaluate(HERE, results, "cpu", {"bpe": rare})
+    verdicts = {v.id: v.verdict for v in found if v.profile == "bpe"}
+    assert verdicts == {
+        "bpe-umup-vs-tuned-mup": "fails",
+        "bpe-umup-vs-tuned-mup-narrow": "fails",
+        "bpe-default-costs": "holds",
+        "bpe-rule-transfers": "holds",
+        "bpe-constant-rule-drifts": "holds",
+        "bpe-mup-emb-transfers": "holds",
+        "bpe-mup-sqrt-emb-transfers": "holds",
+    }
+    alone = {v.verdict for v in claims.evaluate(HERE, results, "cpu") if v.profile == "bpe"}
+    assert alone == {"not measured"}
+
+
 def test_every_claim_is_judged_on_all_and_none_without_the_widths(results) -> None:
-    verdicts = {v.id: v.verdict for v in claims.evaluate(HERE, results, "cpu")}
+    found = claims.evaluate(HERE, results, "cpu")
+    verdicts = {v.id: v.verdict for v in found if v.profile == "cpu"}
     assert verdicts == {
         "umup-vs-tuned-mup": "fails",
         "umup-vs-tuned-mup-narrow": "fails",

@@ -15,7 +15,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from synthetic import CENTRES, EMPTY, drawn, make_runs, marks
+from synthetic import CENTRES, CURVATURE, EMPTY, drawn, make_runs, marks, optimum
 from umup.lab import claims, folders, tables
 from umup.lab.absent import NotMeasured
 from umup.lab.records import Results
@@ -112,6 +112,27 @@ def test_the_claims_fail_on_runs_that_contradict_them():
     }
     ours = {f"umup-default-vs-{o}{h}" for o in ("sp", "mup") for h in ("", "-short", "-long")}
     assert failing == {"sp-drifts", "umup-transfers", "umup-wider-is-better"} | ours
+
+
+def test_seeds_that_only_some_points_have_change_neither_ranks_nor_curves():
+    """μP and u-μP have nine seeds at three η, six of them unlucky; SP has three everywhere."""
+    runs = make_runs(seeds=9, spread=0.0, noise=0.0)
+    unlucky = 0.2 * (runs["seed"] > 2)
+    runs = runs.assign(val_loss=runs["val_loss"] + unlucky)
+    runs["final_loss"] += unlucky + 0.01 * (runs["scheme"] == "sp")
+    nearest = {s: runs["d_model"].map(lambda w, s=s: round(optimum(s, w))) for s in CENTRES}
+    off = np.abs(np.log2(runs["lr"]) - sum(nearest[s] * (runs["scheme"] == s) for s in CENTRES))
+    more = off.isin([0.0, 1.0]) & (runs["scheme"] != "sp")
+    uneven = runs[(runs["seed"] < 3) | more]
+    assert (
+        uneven.groupby("scheme")["seed"].nunique() == pd.Series({"mup": 9, "sp": 3, "umup": 9})
+    ).all()
+    assert quantities.ranks_alike(of(uneven)).value == 100.0
+    shift = quantities.largest_shift(of(uneven), "umup", 8)
+    assert shift.value == pytest.approx(0.15, abs=1e-6) and shift.n == 9
+    for ax in figures.by_lr(of(uneven)).axes:  # parabolas, without steps where seeds enter
+        for points in drawn(ax).values():
+            assert np.diff(points[:, 1], 2) == pytest.approx(2 * CURVATURE / 4, abs=1e-6)
 
 
 def test_horizon_defaults_to_the_one_with_the_most_widths():

@@ -104,6 +104,7 @@ def cells(name: str) -> list[tuple[bool, ast.Module]]:
 def play(name: str, results: Results, monkeypatch: pytest.MonkeyPatch, **given: Any) -> Page:
     page = Page([], {}, [], [])
     monkeypatch.setattr(study, "run_or_load", lambda *args: results)
+    monkeypatch.setattr(study, "recorded", lambda *args: results)  # of whatever profile
     monkeypatch.setattr(report, "glue", page.glued.__setitem__)
     space: dict[str, Any] = {"__name__": "notebook"}
     for parameters, cell in cells(name):

@@ -263,7 +263,8 @@ def profiles(experiments: Path) -> str:
     """The parameters of every study's profiles, side by side."""
     parts = []
     for folder in sorted(p.parent for p in experiments.glob("*/study.ipynb")):
-        names = [n for n in ("smoke", *reversed(PROFILES)) if n in profiles_of(folder)]
+        order = ("smoke", *reversed(PROFILES))
+        names = sorted(profiles_of(folder), key=lambda n: order.index(n) if n in order else 9)
         values = {n: parameters(folder, n) for n in names}
         keys = dict.fromkeys(key for v in values.values() for key in v)
         rows = [[f"`{k}`", *(_plain(values[n].get(k)) for n in names)] for k in keys]

@@ -8,6 +8,7 @@
       quantity: shift               # a name in the QUANTITIES of its results.py
       args: {scheme: umup, factor: 8}
       profiles: {h100: {steps: 8192}}     # optional: args that differ in a profile
+      profile: bpe                  # optional: whose records alone judge it
       bound: {min: -0.5, max: 0.5}  # either or both
       unit: octaves
       why: ...                      # the reason for the bound
@@ -66,6 +67,7 @@ class Claim:
     bound_max: float
     unit: str
     why: str
+    profile: str = ""
 
 
 @dataclass(frozen=True)
@@ -145,12 +147,12 @@ def _parse(
     place: str, entry: Mapping[str, Any], known: Mapping[str, Callable[..., Interval]]
 ) -> Claim:
     place = f"{place} ({entry['id']})" if isinstance(entry.get("id"), str) else place
-    allowed = {*_TEXTS, "args", "profiles", "bound"}
+    allowed = {*_TEXTS, "args", "profiles", "profile", "bound"}
     for name in sorted({*_TEXTS, "bound"} - set(entry)):
         raise ClaimError(f"{place}: {name}", None, "every claim has it")
     for name in sorted(set(entry) - allowed, key=str):
         raise ClaimError(f"{place}: {name}", entry[name], f"only {', '.join(sorted(allowed))}")
-    for name in _TEXTS:
+    for name in (*_TEXTS, *(["profile"] if "profile" in entry else [])):
         if not isinstance(entry[name], str) or not entry[name].strip():
             raise ClaimError(f"{place}: {name}", entry[name], "a text")
     if entry["quantity"] not in known:
@@ -175,6 +177,7 @@ def _parse(
     return Claim(
         args=args,
         profiles=profiles,
+        profile=entry.get("profile", ""),
         **_bound(place, entry["bound"]),
         **{n: entry[n] for n in _TEXTS},
     )
@@ -215,7 +218,10 @@ def close(measured: Interval, bound_min: float, bound_max: float) -> bool:
 
 
 def evaluate(
-    study: str | Path, results: Results | pd.DataFrame, profile: str | None = None
+    study: str | Path,
+    results: Results | pd.DataFrame,
+    profile: str | None = None,
+    beside: Mapping[str, Results] | None = None,
 ) -> list[Verdict]:
     """The verdict on every claim of a study from its records.
 
@@ -224,6 +230,7 @@ def evaluate(
             directory, then beside the package).
         results: of one profile: all its records, or the runs alone; stale rows are left out.
         profile: what to report and whose arguments to use; that of the records by default.
+        beside: other profile → its records, which judge the claims that name it.
 
     Raises:
         ClaimError: the claims file is absent or malformed.
@@ -234,8 +241,12 @@ def evaluate(
     if profile is None:
         some = results.runs if len(results.runs) else results.points
         profile = str(some["profile"].iloc[0]) if len(some) else ""
-    claims, known = load(folder / "claims.yaml"), _current(results)
-    return [_verdict(claim, known, folder, profile) for claim in claims]
+    known = {name: _current(one) for name, one in {**(beside or {}), profile: results}.items()}
+    return [
+        _verdict(claim, known.get(name, NO_RECORDS), folder, name)
+        for claim in load(folder / "claims.yaml")
+        for name in [claim.profile or profile]
+    ]
 
 
 def _current(results: Results) -> Results | str:
@@ -303,14 +314,17 @@ def _verdict(claim: Claim, known: Results | str, study: Path, profile: str) -> V
 def board(experiments: str | Path) -> list[Verdict]:
     """Verdicts on all claims of all studies, from their committed records.
 
-    A claim is judged in the best profile that measured it (h100 before cpu; never smoke), from
-    `NAME/records/PROFILE`.
+    A claim is judged in the best profile that measured it (h100 before cpu; never smoke), or in the
+    one that it names, from `NAME/records/PROFILE`.
     """
     verdicts = []
     for path in sorted(Path(experiments).glob("*/claims.yaml")):
-        found = {p: _read(Store(path.parent / "records" / p)) for p in PROFILES}
-        for claim in load(path):
-            tried = [_verdict(claim, found[p], path.parent, p) for p in PROFILES]
+        claims = load(path)
+        named = {claim.profile for claim in claims} - {""}
+        found = {p: _read(Store(path.parent / "records" / p)) for p in {*PROFILES, *named}}
+        for claim in claims:
+            profiles = (claim.profile,) if claim.profile else PROFILES
+            tried = [_verdict(claim, found[p], path.parent, p) for p in profiles]
             known = [v for v in tried if v.verdict != "not measured"]
             tried.sort(key=lambda v: (v.note == NO_RECORDS, v.note == STALE))  # why, not "stale"
             best = tried[0] if tried[0].note != NO_RECORDS else replace(tried[0], profile="")

@@ -80,11 +80,22 @@ class LRSweep(Grids):
     """A longer horizon (0: none)."""
     long_widths: tuple[Count, ...] = ()
     """Widths trained to the longer horizon."""
+    deciding: tuple[Scheme, ...] = ()
+    """Schemes whose main arms have further seeds at three points, once their search is done."""
+    deciding_seeds: CountOrZero = 0
+    """Seeds in all at these points (0: the search's own)."""
+    deciding_reach: Spacing = 1.0
+    """Octaves from the best η, which is one of the points, to the other two. The further away, the
+    more a run says of where the minimum lies."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.widths:
             raise ConfigError("widths", self.widths, "at least one entry")
+        # Elsewhere the search has not been, and runs there would be taken for its own.
+        if self.deciding_seeds and not self.refine <= self.deciding_reach <= self.window:
+            allowed = f"from refine = {self.refine:g} to window = {self.window:g}"
+            raise ConfigError("deciding_reach", self.deciding_reach, allowed)
         for width in (*self.widths, *self.short_widths, *self.long_widths):
             self.model(width)  # heads that do not divide are an error now
         # An optimum is predicted from narrower widths of the same horizon: without a width that has
@@ -124,6 +135,7 @@ class LRSweep(Grids):
         loss_of = losses(runs)
         optima: dict[tuple[str, int], dict[int, float]] = {}
         out: list[RunConfig] = []
+        deciding: list[RunConfig] = []
         unfinished: set[tuple[str, int]] = set()
         # Narrow before wide at each horizon.
         for arm, curve in _curves(self, Text.of(dataset)).items():
@@ -139,8 +151,27 @@ class LRSweep(Grids):
                 unfinished.add((arm.scheme, arm.steps))
             elif (best := best_lr(results)) is not None:
                 known[arm.d_model] = best
+                if arm.steps == self.steps and arm.scheme in self.deciding:
+                    deciding += self._deciding(curve, search, best, loss_of)
             out += [curve.run(lr, seed) for lr, seed in todo]
-        return out
+        return out + deciding
+
+    def _deciding(
+        self, curve: Curve, search: LRSearch, best: float, loss_of: Mapping[str, float]
+    ) -> list[RunConfig]:
+        """The further seeds of a curve whose search is done.
+
+        ``best`` is that of the search's own seeds: what these runs find moves no point.
+        """
+        lowest, highest = search.ends()
+        points = (best, best - self.deciding_reach, best + self.deciding_reach)
+        return [
+            curve.run(lr, seed)
+            for lr in points
+            if lowest <= lr <= highest
+            for seed in range(self.deciding_seeds)
+            if curve.key(lr, seed) not in loss_of
+        ]
 
     def guess(self, run: RunConfig, runs: pd.DataFrame) -> float:
         """A parabola around the arm's best run so far, or around the middle of its range."""

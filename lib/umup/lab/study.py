@@ -139,6 +139,11 @@ def run_or_load(study: str | Path, design: Design) -> Results:
     return results
 
 
+def recorded(study: str | Path, profile: str) -> Results:
+    """The committed records of a profile of the study beside the one that its page is of."""
+    return read_results(store(study, profile))
+
+
 def dataset_of(design: Design) -> data.Dataset | None:
     """The text of the design's training runs, if it has any."""
     if not design.trains:
