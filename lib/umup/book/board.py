@@ -14,7 +14,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import pandas as pd
 
@@ -27,11 +27,27 @@ from umup.errors import BookError
 from umup.lab import claims
 from umup.yaml_reader import read_yaml_file
 
-if TYPE_CHECKING:
-    from umup.book.pages import Study
-
 SITE = "_generated/site"
 """Where, in the staged book, the files are that the site has beside its pages."""
+
+
+class StudyPage(Protocol):
+    """What the board needs of a `umup.book.pages.Study`: its name, title and rendered notebook."""
+
+    @property
+    def name(self) -> str:
+        """Of its folder and page."""
+        ...
+
+    @property
+    def title(self) -> str:
+        """Its first heading."""
+        ...
+
+    @property
+    def notebook(self) -> Mapping[str, Any]:
+        """The notebook as JSON."""
+        ...
 
 
 def whose(source: str) -> str:
@@ -56,7 +72,7 @@ def claim_figures(notebook: Mapping[str, Any]) -> dict[str, str]:
 
 def entries(
     verdicts: Iterable[Any],
-    studies: Sequence[Study],
+    studies: Sequence[StudyPage],
     whys: Mapping[tuple[str, str], str] = {},
     orders: Mapping[tuple[str, str], Order] = {},
     files: Mapping[tuple[str, str], str] = {},
@@ -163,7 +179,11 @@ def repository(root: Path) -> str:
 
 
 def generate(
-    root: Path, staging: Path, verdicts: Sequence[Any], studies: Sequence[Study], rows: pd.DataFrame
+    root: Path,
+    staging: Path,
+    verdicts: Sequence[Any],
+    studies: Sequence[StudyPage],
+    rows: pd.DataFrame,
 ) -> None:
     """Write the fragments ``claims`` and ``board``, ``claims.json`` and the records as CSV.
 

@@ -29,6 +29,8 @@ def numbers(v: Any) -> tuple[str, str, str]:
     bounds = [b for b in (v.bound_min, v.bound_max) if math.isfinite(b)]
     ends = [x for x in (v.value, v.lo, v.hi) if math.isfinite(x)]
     digits = max([_warranted(v.hi - v.lo) if ends else 0, *map(_places, bounds)])
+    while digits < 4 and any(_meet(x, b, digits) for x in ends for b in bounds):
+        digits += 1
     while digits and all(decimals(x, digits).endswith("0") for x in (*bounds, *ends)):
         digits -= 1
     value, lo, hi, low, high = (
@@ -49,6 +51,11 @@ def _warranted(width: float) -> int:
     if not math.isfinite(width):
         return 2
     return min(max(1 - math.floor(math.log10(width)), 0), 3) if width > 0 else 3
+
+
+def _meet(x: float, bound: float, digits: int) -> bool:
+    """Whether rounding puts a number on the bound that it is not on."""
+    return x != bound and decimals(x, digits) == decimals(bound, digits)
 
 
 def _places(bound: float) -> int:
