@@ -184,6 +184,7 @@ def test_who_is_wrong_follows_from_the_source(source, group, who):
 def test_the_summary_counts_by_source_and_links_to_what_it_counts():
     text = board.summary(board.entries(MANY, [STUDY]))
     assert text.startswith("5 claims: 2 hold, 1 fail, 1 are inconclusive, 1 are not measured.")
+    assert "bounds of 0 are older than any record of theirs; for 5 it does not." in text
     (row,) = [line for line in text.splitlines() if line.startswith("| u-μP paper")]
     assert '<a href="claims.html?verdict=holds,exact&amp;source=u-mup">2</a> | 0 |' in row
     assert '"claims.html?verdict=not%20measured&amp;source=u-mup"' in row

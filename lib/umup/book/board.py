@@ -159,10 +159,13 @@ def summary(found: Sequence[Mapping[str, Any]]) -> str:
     rows = [[group, *(cell(group, verdicts) for verdicts in kinds.values())] for group in groups]
     sums = [sum(counts[g, k] for g in groups for k in verdicts) for verdicts in kinds.values()]
     hold, fail, open_, missing = sums
-    said = f"{len(found)} claims: {hold} hold, {fail} fail, {open_} are inconclusive, "
-    return f"{said}{missing} are not measured.\n\n" + table(
-        ["whose statement", *kinds], rows, "counts"
+    older = sum(one["order"] == "shown" for one in found)
+    said = (
+        f"{len(found)} claims: {hold} hold, {fail} fail, {open_} are inconclusive, {missing} are "
+        f"not measured. The history shows that the bounds of {older} are older than any record of "
+        f"theirs; for {len(found) - older} it does not.\n"
     )
+    return "\n".join([said, table(["whose statement", *kinds], rows, "counts")])
 
 
 def repository(root: Path) -> str:
@@ -185,7 +188,9 @@ def generate(
     studies: Sequence[StudyPage],
     rows: pd.DataFrame,
 ) -> None:
-    """Write the fragments ``claims`` and ``board``, ``claims.json`` and the records as CSV.
+    """Write the page's fragments, ``claims.json`` and the records as CSV.
+
+    The fragments are ``counts`` and ``board``, and ``claims`` with the counts for other pages.
 
     Args:
         root: the checkout. staging: the copied book. studies: what was rendered.
@@ -213,5 +218,7 @@ def generate(
     look = f"<style>\n{(own / 'board.css').read_text('utf-8')}</style>"
     script = f"<script>\n{(own / 'board.js').read_text('utf-8')}</script>"
     listed = "\n".join([raw(look), listed, raw(script)])
-    for name, text in {"claims": summary(found), "board": listed}.items():
+    counts = summary(found)
+    told = f"{counts}\n[The list of all claims](claims.md) has the failures first.\n"
+    for name, text in {"counts": counts, "claims": told, "board": listed}.items():
         (staging / "_generated" / f"{name}.md").write_text(text, encoding="utf-8")

@@ -80,7 +80,7 @@ def _text(text: str) -> str:
 
 
 def _source(source: str) -> str:
-    """A source with its arXiv numbers as links, and those to our own pages."""
+    """A source with its arXiv numbers as links."""
     link = r'<a href="https://arxiv.org/abs/\1">arXiv:\1</a>'
     return re.sub(r"arXiv:(\d{4}\.\d{4,5})", link, _text(source))
 
@@ -92,6 +92,7 @@ def _filter(found: Sequence[Mapping[str, Any]], studies: Iterable[str]) -> str:
         "verdict": {verdict: verdict for verdict in SECTIONS},
         "source": {name: key for key, name in GROUPS.items()},
         "profile": {profile: profile for profile in claims.PROFILES},
+        "order": {"shown": "shown", "not shown": "not shown"},
         "study": {study: study for study in here},
     }
     parts = []
@@ -134,7 +135,8 @@ def _item(one: Mapping[str, Any], repository: str) -> str:
     ]
     remark = _text(" ".join(filter(None, remarks)))
     return (
-        f'<li id="{anchor}" class="claim {badge}" {data} data-profile="{one["profile"] or ""}">\n'
+        f'<li id="{anchor}" class="claim {badge}" {data} data-profile="{one["profile"] or ""}" '
+        f'data-order="{one["order"]}">\n'
         f'<p class="said"><span class="sd-badge sd-bg-{badge} sd-bg-text-{badge}">{verdict}</span> '
         f'{_text(one["statement"])}<a class="headerlink" href="#{anchor}" '
         f'title="Link to this claim">#</a></p>\n'

@@ -26,7 +26,7 @@ Times = Mapping[tuple[str, str], datetime]
 
 
 class Commit(NamedTuple):
-    """A commit's full hash and when it was made."""
+    """A commit's full hash and when it was made, in UTC."""
 
     hash: str
     when: datetime
@@ -117,7 +117,8 @@ class History:
             names = status.strip().split("\t")[1:]  # of a renamed file: the old one, the new one
             if names:
                 places = [f"{parent}:{names[0]}" for parent in parents]
-                yield Commit(own, datetime.fromisoformat(when)), f"{own}:{names[-1]}", places
+                made = datetime.fromisoformat(when).astimezone(UTC)
+                yield Commit(own, made), f"{own}:{names[-1]}", places
 
     def _terms(self, places: list[str]) -> dict[str, dict[str, str]]:
         """Place (``COMMIT:PATH``) → claim → its terms; empty where there is no such file."""
