@@ -347,6 +347,15 @@ def test_branches_and_renames_are_followed(git, tmp_path):
     assert [one and one.hash for one in found] == [first, side]
 
 
+def test_a_study_copied_from_another_has_its_own_dates(git, tmp_path):
+    write(tmp_path, *((f"a{i}", 1) for i in range(9)), study="old")
+    commit(git, 1)
+    write(tmp_path, *((f"a{i}", 1) for i in range(9)))
+    second = commit(git, 2)
+    found = History(tmp_path / "experiments").commit("s", "a0")
+    assert found and found.hash == second
+
+
 def test_where_there_is_no_history_it_says_so(git, tmp_path, tmp_path_factory, monkeypatch):
     write(tmp_path, ("a", 1))
     unborn = History(tmp_path / "experiments")

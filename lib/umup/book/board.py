@@ -211,8 +211,9 @@ def generate(
     files = csv_files.write(rows, site / "records") if len(rows) else {}
     found = entries(verdicts, studies, whys, orders, files)
     plain = [{key: value for key, value in one.items() if key != "shown"} for one in found]
-    text = json.dumps(plain, ensure_ascii=False, indent=0, allow_nan=False)
-    (site / "claims.json").write_text(text, encoding="utf-8")
+    lines = (json.dumps(one, ensure_ascii=False, allow_nan=False) for one in plain)
+    text = ",\n".join(lines)
+    (site / "claims.json").write_text(f"[\n{text}\n]\n", encoding="utf-8")
     listed = page(found, {study.name: study.title for study in studies}, repository(root))
     own = staging / "board"
     look = f"<style>\n{(own / 'board.css').read_text('utf-8')}</style>"

@@ -114,11 +114,15 @@ class History:
         parts = log.decode().split("\0")[1:]
         for hashes, when, status in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
             own, *parents = hashes.split()
-            names = status.strip().split("\t")[1:]  # of a renamed file: the old one, the new one
-            if names:
-                places = [f"{parent}:{names[0]}" for parent in parents]
-                made = datetime.fromisoformat(when).astimezone(UTC)
-                yield Commit(own, made), f"{own}:{names[-1]}", places
+            change, *names = status.strip().split("\t")  # names: the old one of two, the new one
+            if not names:
+                continue
+            copied = change.startswith("C")  # from another study: its history is not ours
+            places = [f"{parent}:{names[-1 if copied else 0]}" for parent in parents]
+            made = datetime.fromisoformat(when).astimezone(UTC)
+            yield Commit(own, made), f"{own}:{names[-1]}", places
+            if copied:
+                return
 
     def _terms(self, places: list[str]) -> dict[str, dict[str, str]]:
         """Place (``COMMIT:PATH``) → claim → its terms; empty where there is no such file."""
