@@ -238,7 +238,7 @@ BLOCK = re.compile(r"^```(.*)\n(?::caption: (.*)\n\n)?([\s\S]*?)^```$", re.MULTI
 BOARD = """
 import json
 from pathlib import Path
-from umup.book import pages, site
+from umup.book import board, board_page, pages, site
 from umup.lab import claims
 
 root = Path.cwd()
@@ -249,7 +249,7 @@ verdicts = claims.board(root / "experiments")
 print(json.dumps({
     "study": [study.name, study.profile, study.title],
     "verdicts": {v.id: v.verdict for v in verdicts if v.study == folder.name},
-    "board": pages.claims_board(verdicts, [study]),
+    "board": board_page.page(board.entries(verdicts, [study]), {study.name: study.title}),
     "status": pages.status(pages.read_records(root / "experiments")),
 }))
 """
@@ -330,6 +330,7 @@ def test_the_chapter_can_be_followed_word_for_word(copy):
     title = "Does the best learning rate follow the batch size?"
     assert said["study"] == ["batch_size", "cpu", title]
     assert len(said["verdicts"]) == 3 and "not measured" not in said["verdicts"].values()
-    assert f"**[{title}](studies/batch_size.ipynb)**, profile `cpu`" in said["board"]
-    assert said["board"].count("{numref}`fig-batch-size-by-lr`") == 2
+    assert f'<a href="studies/batch_size.html">{title}</a>' in said["board"]
+    figure = '<a href="studies/batch_size.html#fig-batch-size-by-lr">figure</a>'
+    assert said["board"].count(figure) == 2
     assert "| `batch_size` | `cpu` |" in said["status"]

@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.server
+import json
 import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -226,18 +228,101 @@ def test_search_does_not_find_what_is_not_there(browser, site):
         assert page.locator("#search-results ul.search li").count() == 0
 
 
-def test_studies_show_figures_and_the_front_page_its_board(browser, html, site):
+def test_studies_show_figures_and_the_front_page_counts_claims(browser, html, site):
     with reading(browser, site) as (page, _):
         for path in sorted((html / "studies").glob("*.html")):
             page.goto(f"{site}studies/{path.name}")
             assert page.locator(".bd-article figure img").count() > 0, path.name
         page.goto(site)
-        page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true })")
-        rows = page.locator("table.claims tbody tr")
-        assert rows.count() > 0
-        shown = set(rows.locator(".sd-badge").all_inner_texts())
-        assert shown and shown <= {"holds", "exact", "fails", "inconclusive", "not measured"}
+        counts = page.locator("table.counts a[href^='claims.html?verdict=']")
+        claims = json.loads((html / "claims.json").read_text("utf-8"))
+        assert sum(map(int, counts.all_inner_texts())) == len(claims) > 0
         assert page.locator("figure#fig-picture img").count() == 1
+
+
+VISIBLE = """() => [...document.querySelectorAll('li.claim')].filter(
+    e => e.checkVisibility()).map(e => e.id)"""
+
+
+@pytest.fixture(scope="module")
+def claims(html: Path) -> dict[str, dict[str, Any]]:
+    """The claims of the site by their anchors."""
+    found = json.loads((html / "claims.json").read_text("utf-8"))
+    return {one["anchor"].split("#")[1]: one for one in found}
+
+
+def ids(claims: dict[str, dict[str, Any]], **wanted: str) -> list[str]:
+    """The anchors of the claims that have the given values, in the page's order."""
+    return [i for i, one in claims.items() if all(one[k] == v for k, v in wanted.items())]
+
+
+def test_all_claims_are_listed_without_a_script(browser, html, site, claims):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(f"{site}claims.html")
+    shown = page.locator("li.claim:visible")
+    assert shown.count() == len(claims)
+    assert shown.evaluate_all("found => found.map(e => e.id)") == [*claims]
+    verdicts = shown.locator(".sd-badge").all_inner_texts()
+    assert verdicts == [one["verdict"] for one in claims.values()]
+    assert verdicts[: verdicts.count("fails")].count("fails") == verdicts.count("fails") > 0
+    assert not page.locator("#filter").is_visible()
+    foldout = shown.first.locator("details")
+    foldout.locator("summary").click()
+    assert "Bound" in foldout.inner_text() or "history" in foldout.inner_text()
+    for one in claims.values():
+        assert one["records"] is None or (html / one["records"]).stat().st_size > 0
+    context.close()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_claims_are_filtered_by_chips_and_text_and_the_address_keeps_it(
+    browser, site, claims, width
+):
+    with reading(browser, site, width) as (page, wrong):
+        page.goto(f"{site}claims.html")
+        said = page.locator("#filter output")
+        assert said.inner_text() == f"all {len(claims)} claims"
+        assert said.get_attribute("aria-live") == "polite"
+        chip = page.locator("#filter button[data-is=fails]")
+        chip.focus()
+        page.keyboard.press("Space")  # as a reader without a mouse does
+        assert chip.get_attribute("aria-pressed") == "true"
+        failed = ids(claims, verdict="fails")
+        assert page.evaluate(VISIBLE) == failed
+        assert said.inner_text() == f"{len(failed)} of {len(claims)} claims"
+        assert not page.locator("section#holds").is_visible()
+        page.locator("#filter button[data-is=u-mup]").click()
+        both = ids(claims, verdict="fails", source_group="u-μP paper")
+        assert page.evaluate(VISIBLE) == both and both
+        assert page.url.endswith("?verdict=fails&source=u-mup")
+        page.locator("#filter input").fill("no such words")
+        assert page.evaluate(VISIBLE) == []
+        word = max(claims[both[0]]["statement"].split(), key=len)
+        page.locator("#filter input").fill(word.upper())
+        found = page.evaluate(VISIBLE)
+        assert both[0] in found and set(found) <= set(both)
+        page.reload()
+        assert page.evaluate(VISIBLE) == found
+        page.locator("#filter button[type=reset]").click()
+        assert page.evaluate(VISIBLE) == [*claims] and page.url.endswith("claims.html")
+        assert wrong == []
+
+
+def test_a_link_to_a_claim_shows_it_whatever_was_chosen(browser, site, claims):
+    study = next(iter(claims.values()))["study"]
+    mine = ids(claims, study=study)
+    with reading(browser, site) as (page, wrong):
+        page.goto(f"{site}claims.html?study={study}")
+        assert page.evaluate(VISIBLE) == mine
+        assert page.locator(f"#filter button[data-is={study}]").is_visible()
+        other = next(i for i in reversed(claims) if i not in mine)
+        page.evaluate("where => { location.hash = where }", other)
+        page.wait_for_function("id => document.getElementById(id).checkVisibility()", arg=other)
+        assert page.locator(f"[id='{other}']").evaluate(
+            "e => e.getBoundingClientRect().top >= 0 && e.getBoundingClientRect().top < innerHeight"
+        )
+        assert wrong == []
 
 
 BROKEN = {

@@ -80,7 +80,7 @@ def study(tmp_path) -> pages.Study:
     return pages.Study("lr", tmp_path, page, "cpu")
 
 
-def test_numbers_and_bounds_read_as_a_person_writes_them():
+def test_numbers_read_as_a_person_writes_them():
     assert [significant(x) for x in (-1.0678, 0.0, NAN, None, -math.inf, 1.5)] == [
         "−1.07",
         "0",
@@ -89,10 +89,6 @@ def test_numbers_and_bounds_read_as_a_person_writes_them():
         "−∞",
         "1.5",
     ]
-    assert pages.bound(-math.inf, -0.5) == "≤ −0.5"
-    assert pages.bound(0.5, None) == "≥ 0.5"
-    assert pages.bound(-0.5, 0.5) == "−0.5 to 0.5"
-    assert pages.bound(None, math.inf) == "–"
 
 
 def test_a_measurement_has_the_decimals_its_interval_warrants():
@@ -103,33 +99,6 @@ def test_a_measurement_has_the_decimals_its_interval_warrants():
     assert markdown.measured(tight) == "**−0.010** [−0.029,\xa00.009] octaves"
     assert "**0.000** [0.000" in markdown.measured(Verdict(value=-1e-5, lo=-2e-4, hi=1e-3))
     assert "[−∞,\xa01.000]" in markdown.measured(Verdict(lo=-math.inf, hi=1.0))
-
-
-def test_the_board_shows_value_interval_bound_verdict_page_and_figure(study):
-    verdicts = [
-        Verdict(),
-        Verdict(id="c", verdict="not measured", value=NAN, lo=NAN, hi=NAN, note="no runs"),
-        Verdict(id="b", verdict="fails", note="too wide", study="gone", bound_min=0.0),
-    ]
-    board = pages.claims_board(verdicts, [study])
-    assert board.startswith("3 claims: holds 1, fails 1, not measured 1.")
-    assert "**[A title](studies/lr.ipynb)**, profile `cpu`" in board
-    assert "**`gone`**" in board and "studies/gone" not in board
-    assert "{dropdown} A title holds 1, not measured 1\n" in board
-    assert "{dropdown} gone fails 1\n" in board
-    first, second, third = [line for line in board.splitlines() if "is large" in line]
-    assert r"\|shift\| is large<br>" in first  # the bars would end the cell
-    assert "<small>{numref}`fig-lr`. 3 seeds, width 64. Source: a paper.</small>" in first
-    assert "{bdg-success}`holds` | **−1.07** [−1.15,\xa0−0.98] octaves | ≤ −0.5 |" in first
-    assert "{bdg-secondary}`not measured` | – | ≤ −0.5 |" in second and "*no runs*" in second
-    assert "{bdg-danger}`fails`" in third and "*too wide*" in third and "0 to −0.5" in third
-    assert pages.claims_board([], [study]) == "No study states a claim yet.\n"
-
-
-def test_the_board_names_the_profile_of_each_claim_where_they_differ(study):
-    board = pages.claims_board([Verdict(), Verdict(profile="h100")], [study])
-    assert "Profile `cpu`." in board and "Profile `h100`." in board
-    assert "**, profile" not in board
 
 
 def test_the_picture_is_the_tagged_figure_with_its_caption(study, tmp_path):

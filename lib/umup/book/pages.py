@@ -9,10 +9,8 @@ from __future__ import annotations
 import ast
 import base64
 import json
-import math
 import platform
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,13 +22,12 @@ import pandas as pd
 
 from umup import config, rules, size_rules
 from umup.book import advice, planner_page, shown
-from umup.book.markdown import BADGES, badge, measured, table
+from umup.book.markdown import table
 from umup.lab import records, schemas
-from umup.lab.claims import PROFILES, evidence
+from umup.lab.claims import PROFILES
 from umup.lab.study import parameters
 from umup.lab.study import profiles as profiles_of
 from umup.plan import hardware
-from umup.text import significant
 
 SOFTWARE = ("python", "jax", "jaxlib", "flax", "xla_flags")
 
@@ -56,77 +53,6 @@ class Study:
             if found := re.search(r"^# (.+)$", "".join(cell["source"]), re.MULTILINE):
                 return found[1].strip()
         return self.name
-
-
-def bound(low: float | None, high: float | None) -> str:
-    """A claim's bound: `≥ low`, `≤ high` or `low to high`."""
-    low = None if low is None or math.isinf(low) else low
-    high = None if high is None or math.isinf(high) else high
-    if low is None:
-        return "–" if high is None else f"≤ {significant(high)}"
-    return f"≥ {significant(low)}" if high is None else f"{significant(low)} to {significant(high)}"
-
-
-def claim_figures(notebook: Mapping[str, Any]) -> dict[str, str]:
-    """Claim id → figure name, from cells with a named figure and tags `claim:ID`."""
-    found = {}
-    for cell in notebook["cells"]:
-        name = cell["metadata"].get("mystnb", {}).get("figure", {}).get("name")
-        for tag in cell["metadata"].get("tags", []):
-            if name and tag.startswith("claim:"):
-                found[tag.removeprefix("claim:")] = name
-    return found
-
-
-def claims_board(
-    verdicts: Sequence[Any], studies: Sequence[Study], pictures: Mapping[str, str] = {}
-) -> str:
-    """Every claim of every study: verdict, measured value, bound, where it is shown.
-
-    Args:
-        verdicts: `umup.lab.claims.Verdict` objects.
-        studies: the pages to link to, in the order to show them.
-        pictures: path of each study's figure of its claims, as the page sees it.
-    """
-    if not verdicts:
-        return "No study states a claim yet.\n"
-    by_name = {study.name: study for study in studies}
-
-    def row(v: Any, figures: Mapping[str, str], several: bool) -> list[str]:
-        figure = f"{{numref}}`{figures[v.id]}`. " if v.id in figures else ""
-        profile = f"Profile `{v.profile}`. " if several and v.profile else ""
-        known = evidence(v)
-        seen = "" if known == "–" else f"{known[0].upper()}{known[1:]}. "
-        lines = [v.statement, f"<small>{figure}{seen}{profile}Source: {v.source}.</small>"]
-        if v.note:
-            lines.append(f"<small>*{v.note}*</small>")
-        return ["<br>".join(lines), badge(v), measured(v), bound(v.bound_min, v.bound_max)]
-
-    counts = Counter(v.verdict for v in verdicts)
-    said = ", ".join(f"{kind} {counts[kind]}" for kind in BADGES if counts[kind])
-    parts = [f"{len(verdicts)} claims: {said}. Each study's open below.\n"]
-    names = dict.fromkeys(v.study for v in verdicts)
-    for name in sorted(names, key=lambda n: [*by_name, n].index(n)):
-        mine = [v for v in verdicts if v.study == name]
-        used = {v.profile for v in mine if v.verdict != "not measured"}
-        known = by_name.get(name)
-        title = f"[{known.title}](studies/{name}.ipynb)" if known else f"`{name}`"
-        profile = f", profile `{used.pop()}`" if len(used) == 1 else ""
-        kinds = Counter(v.verdict for v in mine)
-        tally = ", ".join(f"{kind} {kinds[kind]}" for kind in BADGES if kinds[kind])
-        parts.append(f"`````{{dropdown}} {known.title if known else name} {tally}\n")
-        parts.append(f"**{title}**{profile}\n")
-        figures = claim_figures(known.notebook) if known else {}
-        rows = [row(v, figures, len(used) > 1) for v in mine]
-        parts.append(table(["claim", "verdict", "measured [95 %]", "bound"], rows, "claims"))
-        if name in pictures:
-            parts.append(
-                f"```{{figure}} {pictures[name]}\n:name: fig-claims-{name}\n"
-                ":alt: measured values against bounds\n\n"
-                "Each claim's measured value with its 95 % interval against its bound.\n```\n"
-            )
-        parts.append("`````\n")
-    return "\n".join(parts)
 
 
 def picture(studies: Sequence[Study], folder: Path) -> str:
@@ -360,8 +286,8 @@ def generate(root: Path, staging: Path, studies: Sequence[Study]) -> None:
         staging: the copied book sources, executed studies included.
         studies: what was rendered.
     """
-    from umup.book import h100_page
-    from umup.lab import claims, figures
+    from umup.book import board, front, h100_page
+    from umup.lab import claims
 
     folder = staging / "_generated"
     folder.mkdir(parents=True, exist_ok=True)
@@ -369,14 +295,9 @@ def generate(root: Path, staging: Path, studies: Sequence[Study]) -> None:
         say_gaps(study)
     runs = read_records(root / "experiments")
     verdicts = claims.board(root / "experiments")
-    boards = {}
-    for name in {v.study for v in verdicts if not math.isnan(v.value)}:
-        figure = figures.claims_board([v for v in verdicts if v.study == name])
-        figure.savefig(folder / f"claims-{name}.png", dpi=160, bbox_inches="tight")
-        boards[name] = f"_generated/claims-{name}.png"
     fragments = {
+        "front": front.page(verdicts, runs, prices()),
         "picture": picture(studies, folder),
-        "claims": claims_board(verdicts, studies, boards),
         **advice.fragments(verdicts),
         "rules": rules_tables(),
         "data": data_sheet(runs),
@@ -388,4 +309,5 @@ def generate(root: Path, staging: Path, studies: Sequence[Study]) -> None:
     }
     for name, text in fragments.items():
         (folder / f"{name}.md").write_text(text, encoding="utf-8")
+    board.generate(root, staging, verdicts, studies, runs)
     planner_page.generate(staging)

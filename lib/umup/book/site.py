@@ -27,7 +27,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from umup import files, machine
-from umup.book import pages, slim
+from umup.book import board, pages, slim
 from umup.book.shown import best_profile
 from umup.errors import BookError
 from umup.lab.notebook import AT_ONCE, execute, finish
@@ -215,6 +215,8 @@ def make_html(root: Path, staging: Path, build_folder: Path) -> list[str]:
     plain = build_folder / "html" / "plain_docstrings.txt"
     found = plain.read_text("utf-8").splitlines() if plain.exists() else []
     plain.unlink(missing_ok=True)
+    if (beside := staging / board.SITE).is_dir():
+        shutil.copytree(beside, build_folder / "html", dirs_exist_ok=True)
     return found
 
 

@@ -1,0 +1,201 @@
+"""The front page: what was found, each line with its verdict, and the scale of the evidence.
+
+A finding is a topic with one claim; what is said of it is chosen by the claim's verdict, so that no
+line outlives it. All numbers come from claims and records.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+import pandas as pd
+
+from umup.book.markdown import BADGES, badge, measured, table
+from umup.config import ModelConfig
+from umup.errors import BookError
+from umup.lab.claims import PROFILES, Verdict, evidence
+
+
+class Finding(NamedTuple):
+    """A topic, the claim that decides it (STUDY/ID), and what to say where it holds or fails."""
+
+    topic: str
+    claim: str
+    holds: str
+    fails: str
+
+
+FINDINGS = (
+    Finding(
+        "Wider, SP",
+        "lr_transfer/sp-drifts",
+        "The best η falls with every doubling: sweep at the final width.",
+        "The best η stays.",
+    ),
+    Finding(
+        "Wider, μP",
+        "lr_transfer/mup-transfers",
+        "The best η stays: tune a narrow model.",
+        "The best η moves: tune again.",
+    ),
+    Finding(
+        "Wider, u-μP",
+        "lr_transfer/umup-transfers",
+        "The best η stays: tune a narrow model.",
+        "The best η moves: tune again.",
+    ),
+    Finding(
+        "Deeper, u-μP",
+        "residual_tau/umup-transfers-over-depth",
+        "The best η stays: tune a shallow model.",
+        "The best η moves: tune at the final depth.",
+    ),
+    Finding(
+        "Longer, μP",
+        "lr_transfer/mup-still-over-steps",
+        "The best η stays: tune short runs.",
+        "The best η falls; what keeping it costs is on the page.",
+    ),
+    Finding(
+        "u-μP or μP",
+        "embedding_lr/umup-vs-tuned-mup-narrow",
+        "Narrow, with its embedding's rate tuned, μP has u-μP's loss.",
+        "Narrow, u-μP's defaults beat even μP with its embedding's rate tuned.",
+    ),
+    Finding(
+        "Twice the width",
+        "lr_transfer/umup-is-mup-twice-as-wide-128",
+        "u-μP reaches μP's loss at twice the width.",
+        "u-μP does not reach μP's loss at twice the width.",
+    ),
+    Finding(
+        "FP8, u-μP",
+        "fp8_drift/umup-direct-cast",
+        "Cast directly, the loss is float32's.",
+        "A direct cast costs loss.",
+    ),
+    Finding(
+        "FP8, μP",
+        "fp8_drift/mup-direct-cast-fails",
+        "A direct cast fails: it needs scaling.",
+        "A direct cast trains.",
+    ),
+    Finding(
+        "Schedule",
+        "schedules/wsd-close-to-cosine",
+        "WSD is as good as cosine at equal tokens, and one plateau serves many budgets.",
+        "WSD is worse than cosine.",
+    ),
+    Finding(
+        "High η",
+        "stability/qk-widens-umup",
+        "QK-norm makes a larger η stable.",
+        "QK-norm does not make a larger η stable.",
+    ),
+    Finding(
+        "Tuning one by one",
+        "coupling/umup-cost",
+        "u-μP's hyperparameters can be tuned one at a time.",
+        "u-μP's hyperparameters must be tuned together.",
+    ),
+)
+"""In the order of the page."""
+
+
+def said(finding: Finding, verdict: Verdict) -> str:
+    """What the verdict lets one say."""
+    if verdict.verdict in ("holds", "exact"):
+        return finding.holds
+    if verdict.verdict == "fails":
+        return finding.fails
+    return "Open: " + verdict.statement[0].lower() + verdict.statement[1:]
+
+
+def findings(verdicts: Sequence[Verdict]) -> str:
+    """A row per finding: topic, what is said, verdict and value, with links to claim and study.
+
+    Raises:
+        BookError: a finding's claim is not on the board.
+    """
+    board = {f"{v.study}/{v.id}": v for v in verdicts}
+    rows = []
+    for finding in FINDINGS:
+        if finding.claim not in board:
+            raise BookError("claim of a finding", finding.claim, "a claim on the board: STUDY/ID")
+        v = board[finding.claim]
+        profile = "" if v.profile in (PROFILES[-1], "") else f", profile `{v.profile}`"
+        seen = "" if evidence(v) == "–" else f"<br><small>{evidence(v)}{profile}</small>"
+        link = f'<a href="claims.html#{v.study}-{v.id}">claim</a>'
+        where = f"[study](studies/{v.study}.ipynb), {link}"
+        value = "" if v.verdict == "not measured" else f" {measured(v)}"
+        rows.append([f"**{finding.topic}**", said(finding, v), f"{badge(v)}{value}{seen}", where])
+    return table(["", "found", "verdict", "where"], rows, "findings")
+
+
+def tally(verdicts: Sequence[Verdict]) -> str:
+    """One sentence: how many claims there are, by verdict, with a link to those that fail."""
+    counts = Counter(v.verdict for v in verdicts)
+    by_kind = ", ".join(f"{counts[kind]} {_VERBS[kind]}" for kind in BADGES if counts[kind])
+    board = '<a href="claims.html">all of them, failures first</a>'
+    return f"**{len(verdicts)} claims, bounds first**: {by_kind} ({board})."
+
+
+_VERBS = {
+    "holds": "hold",
+    "exact": "hold exactly",
+    "fails": "fail",
+    "inconclusive": "are inconclusive",
+    "not measured": "are not measured yet",
+}
+
+
+def scale(runs: pd.DataFrame, per_hour: Mapping[str, float]) -> str:
+    """One sentence on what the evidence is: trainings, their largest, devices, hours, dollars.
+
+    Args:
+        runs: all records, runs and points.
+        per_hour: US dollars per hour by machine, as ``pages.prices`` gives them.
+    """
+    if runs.empty:
+        return "**Evidence so far**: none; no records are committed yet."
+    trained = runs[runs["scheme"].notna()]
+    weights = trained["spec"].drop_duplicates().map(_n_params)
+    tokens = trained["batch_size"] * trained["seq_len"] * trained["steps"]
+    hours = runs.groupby(["device", "device_count"])["wall_s"].sum() / 3600
+    dollars = 0.0
+    for (device, count), spent in hours.items():  # pyright: ignore[reportGeneralTypeIssues]
+        price = next((p for name, p in per_hour.items() if name in str(device).lower()), 0.0)
+        dollars += float(spent) * int(count) * price
+    devices = {str(device).lower() for device in runs["device"]}
+    gpu = "" if any("nvidia" in d or "h100" in d for d in devices) else " No GPU yet."
+    return (
+        f"**Evidence so far**: {len(trained):,} trainings, {len(runs) - len(trained):,} other "
+        f"measurements; models of at most {weights.max() / 1e6:.1f} M parameters and "
+        f"{tokens.max() / 1e6:.1f} M tokens per run; {tokens.sum() / 1e9:.1f} G tokens, "
+        f"{hours.sum():.0f} hours and {dollars:.2f} dollars of computing in all.{gpu}"
+    )
+
+
+def _n_params(spec: str) -> int:
+    """Number of parameters of the model in a run's specification."""
+    model = json.loads(spec)["model"]
+    known = {k: v for k, v in model.items() if k in ("d_model", "n_layers", "d_head", "d_ff")}
+    return ModelConfig(**known, vocab_size=model["vocab_size"], rope=False).n_params
+
+
+def updated(runs: pd.DataFrame) -> str:
+    """The day of the newest record."""
+    if runs.empty:
+        return "no records yet"
+    newest = max(datetime.fromisoformat(day) for day in runs["created"])
+    return f"newest record of {newest:%-d %B %Y}"
+
+
+def page(verdicts: Sequence[Verdict], runs: pd.DataFrame, per_hour: Mapping[str, float]) -> str:
+    """The generated part of the front page, in Markdown."""
+    lines = [f"{tally(verdicts)} {scale(runs, per_hour)} Updated: {updated(runs)}."]
+    return "\n\n".join([*lines, findings(verdicts)])
