@@ -174,7 +174,7 @@ MUP = Scheme(
 
 # SGD: unit-scaled gradients make unit-sized steps, so the factors are Adam's, as in the authors'
 # package with a free backward scale at the readout. (Our gate|up gradient is √(d_model/d_ff) of
-# theirs, a constant over width: the book's Theory.)
+# theirs, a constant over width: the book's Theory, section 5.)
 UMUP = Scheme(
     name="umup",
     title="u-μP",
