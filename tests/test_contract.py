@@ -138,7 +138,7 @@ def plain_loss(s, z):
 
 
 def attention_unit(alpha):
-    # Theory, erratum 7: dq and dk come out at about 0.9·α/√d_head, not at 1.
+    # Errata, 7: dq and dk come out at about 0.9·α/√d_head, not at 1.
     return ((1.0, 0.15), *[(0.9 * alpha / math.sqrt(D_HEAD), 0.15)] * 2, (1.0, 0.15))
 
 
@@ -314,7 +314,7 @@ def test_one_program_serves_all_schemes_and_settings(name):
 @pytest.mark.parametrize("name", [name for name, op in OPS.items() if op.unit])
 @pytest.mark.parametrize("scheme", UNIT)
 def test_rms_is_one_or_the_stated_value(scheme, name, dtype):
-    """Theory, Unit-scaled operations, for every op at initialization under unit-scaled schemes."""
+    """Theory, section 5: every op at initialization under unit-scaled schemes."""
     op = OPS[name]
     scales = floats(op.scales(numbers(scheme)))
     _, _, out, gradients = evaluated(name, "run", scales, DTYPES[dtype])
@@ -728,7 +728,7 @@ def moved_by_the_table(params, scales, ids):
 
 
 def depth_mup(alpha, ratio, n_layers):
-    """r_l of the plain network: α̂/√L, attention first (Theory, The residual scheme)."""
+    """r_l of the plain network: α̂/√L, attention first (Theory, section 6)."""
     ffn = alpha * math.sqrt(2 / (ratio**2 + 1))
     return [a / math.sqrt(2 * n_layers) for _ in range(n_layers) for a in (ratio * ffn, ffn)]
 

@@ -29,8 +29,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 # The rows of the table in `book/architecture.md`: what is flat is named, a package names itself.
 FLAT = {
     "core": (
-        "errors text checked config powers schemes rules scale target ops fp8 probe draws layers "
-        "model roles sampling size_rules optim mesh train"
+        "errors text checked config powers schemes rule_tables rules scale target ops fp8 probe "
+        "draws layers model roles sampling size_rules optim mesh train"
     ),
     "laws": "laws",
     "host": "command machine files terminal yaml_reader",
@@ -63,6 +63,7 @@ NO_JAX = {
     "plan.budgets",
     "plan.hardware",
     "powers",
+    "rule_tables",
     "rules",
     "run.recovery",
     "lab.absent",

@@ -64,7 +64,8 @@ Markdown(this.words.answer(found, design.digits))
 # Decoders of several widths are trained with Adam at a constant learning rate, a small one and one that is twice
 # the narrowest model's best. Before training and after a few numbers of updates we take, on the same held-out
 # text, the root mean square of every activation and of its change since the start; and for every weight $W$ with
-# multiplier $A$, the spectral norms of $A\,W$ and of $A\,(W - W_0)$ in units of $\sqrt{\text{fan-out}/\text{fan-in}}$.
+# multiplier $A$, the spectral norms of $A\,W$ and of $A\,(W - W_0)$ in units of $\sqrt{\text{fan-out}/\text{fan-in}}$
+# {cite}`yang2023spectral`.
 # Each is fitted by a power of the width, and each exponent should be 0. Logits and attention logits, whose size does
 # not grow with width, may start small: only their change counts.
 
@@ -126,9 +127,9 @@ Markdown(this.words.norms_table(found, design.digits))
 # %% [markdown]
 # ## Does the readout need a further 1/width?
 #
-# A widely read blog post gives the readout's learning rate a factor 1/width in addition to its 1/width multiplier,
-# since Adam's step has no such factor. Tensor Programs V and u-μP do not. The logits change for two reasons, which
-# we separate: the readout's own change, and that of the stream below it.
+# A blog post {cite}`jaxblog` gives the readout's learning rate a factor 1/width in addition to its 1/width multiplier,
+# since Adam's step has no such factor. Tensor Programs V {cite}`yang2022tensor5` and u-μP {cite}`blake2024umup` do
+# not. The logits change for two reasons, which we separate: the readout's own change, and that of the stream below it.
 
 # %% tags=["hide-input", "claim:mup-readout-in-step", "claim:mup-readout-in-step-later", "claim:blog-readout-lr-needed", "claim:readout-lr-freezes", "claim:readout-lr-freezes-umup", "claim:readout-lr-logits-shrink"] mystnb={"figure": {"name": "fig-coord-readout", "caption": "Left, the readout's own part of the logits' first change follows width to the power {glue:text}`coord_mup_readout` under μP and {glue:text}`coord_blog_readout` with the further factor (95 % intervals in brackets; the dotted line falls like 1/width): the factor is one too many. Right, the whole change after many steps: the other weights compensate for some, not all, of the missing change."}, "image": {"alt": "The readout's part of the change of the logits and the whole change, against width"}}
 this.figures.readout(results)

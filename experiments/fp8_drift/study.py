@@ -14,9 +14,9 @@
 # %% [markdown]
 # # Does training stay inside FP8's range?
 #
-# **Question.** u-μP starts every tensor at unit scale so that a plain cast to FP8 loses nothing. How far have
-# inputs, weights and gradients drifted by the end of training, what moves them, and what does each FP8
-# recipe cost, under μP and under u-μP?
+# **Question.** u-μP {cite}`blake2024umup` starts every tensor at unit scale so that a plain cast to FP8 loses
+# nothing. How far have inputs, weights and gradients drifted by the end of training, what moves them, and what does
+# each FP8 recipe cost, under μP and under u-μP?
 
 # %% tags=["parameters", "hide-input"]
 # Parameters, as papermill sets them; smoke.yaml and h100.yaml hold what differs there.
@@ -95,8 +95,8 @@ for name, text in this.words.texts(results, design.digits).items():
 # ## Where tensors start and end
 #
 # Each mark is the RMS of one operand of a product: the input, the weight or the output-gradient of one linear.
-# Runs are in float32, so that nothing is clipped. The bars are the ranges of E4M3 and E5M2, from the smallest
-# normal number to the largest, with subnormals in the paler part.
+# Runs are in float32, so that nothing is clipped. The bars are the ranges of E4M3 and E5M2
+# {cite}`micikevicius2022fp8`, from the smallest normal number to the largest, with subnormals in the paler part.
 
 # %% tags=["hide-input", "claim:umup-starts-at-one", "claim:umup-starts-in-range", "claim:umup-ends-in-range", "claim:mup-gradients-start-low", "claim:mup-starts-outside"] mystnb={"figure": {"name": "fig-fp8-rms", "caption": "RMS at initialization and after training (the paper's Figure 3). μP's output-gradients start at $2^{k}$, k = {glue:text}`mup_gradient_start`; u-μP's tensors start within {glue:text}`umup_furthest_start` octaves of 1 and end at least {glue:text}`umup_margin` octaves inside E4M3's normal range."}, "image": {"alt": "RMS of every tensor before and after training, for both schemes, against the ranges of E4M3 and E5M2"}}
 this.figures.distribution(results)

@@ -15,7 +15,7 @@
 # # The same numbers on a GPU, and FP8 at width 4096
 #
 # **Question.** Does a GPU compute what the CPU's studies computed? And at the width of the u-μP paper's Figure 1
-# (right), what does a cast to FP8 cost under u-μP, and under μP?
+# (right) {cite}`blake2024umup`, what does a cast to FP8 cost under u-μP, and under μP?
 
 # %% tags=["parameters", "hide-input"]
 # Parameters, as papermill sets them; smoke.yaml and h100.yaml hold what differs there.
@@ -105,9 +105,9 @@ Markdown(this.words.peaks_table(results, design.digits))
 # %% [markdown]
 # ## What a cast to FP8 costs
 #
-# Every arm of a seed starts from equal draws and sees equal batches, so losses are compared pair by pair with the
-# arm that casts nothing. With a scaled loss the backward pass starts from a constant power of two, by which the
-# weights' gradients are divided at its end: it affects casts alone.
+# Every arm of a seed starts from equal draws and sees equal batches, so losses are compared pair by pair with the arm
+# that casts nothing. With a scaled loss {cite}`micikevicius2018mixed` the backward pass starts from a constant power
+# of two, by which the weights' gradients are divided at its end: it affects casts alone.
 
 # %% tags=["hide-input", "picture", "claim:umup-cast-at-4096", "claim:umup-e5m2-at-4096", "claim:mup-cast-at-4096", "claim:mup-e5m2-at-4096", "claim:mup-loss-scale-at-4096"] mystnb={"figure": {"name": "fig-hopper-losses", "caption": "Figure 1 (right) of the u-μP paper at width {glue:text}`hopper_width`. Left: training curves. Right: held-out loss minus that of the arm that casts nothing, with 95 % intervals over paired seeds; the band is the claims' bound, an arrow at the edge divergence or more than twenty times the bound. The u-μP paper's FP8 recipe costs u-μP {glue:text}`hopper_umup` nats and μP {glue:text}`hopper_mup`; with the loss scaled, μP {glue:text}`hopper_scaled`."}, "image": {"alt": "Training curves of u-μP and μP by recipe, and differences of the held-out loss"}}
 this.figures.losses(results)

@@ -60,12 +60,12 @@ for name, text in this.words.texts(results, design.digits).items():
 # **Loss.** Runs are compared by their held-out loss at the end: every run ends with the same batches, so it has less
 # noise than the last training batches. Two arms are compared seed by seed, with Student's $t$ over the differences.
 #
-# **The best $\eta$ of a sweep.** Around the $\eta$ of the lowest mean, a cubic in $\log_2\eta$ with an offset
-# for every seed is fitted in two windows, ±1.5 and ±2 octaves. The best $\eta$ is the mean of the two vertices; the
-# residual bootstraps of both make one interval, which widens where the answer depends on the window. A cubic, because
-# curves rise more steeply to the right: a parabola's vertex then lies {glue:text}`parabola_error` octaves off. With
-# fewer than three degrees of freedom left it is a parabola after all. A minimum at the end of a sweep is an open
-# interval, not a number.
+# **The best $\eta$ of a sweep.** Around the $\eta$ of the lowest mean, a cubic in $\log_2\eta$ with an offset for
+# every seed is fitted in two windows, ±1.5 and ±2 octaves. The best $\eta$ is the mean of the two vertices; the
+# residual bootstraps {cite}`efron1979bootstrap` of both make one interval, which widens where the answer depends on
+# the window. A cubic, because curves rise more steeply to the right: a parabola's vertex then lies
+# {glue:text}`parabola_error` octaves off. With fewer than three degrees of freedom left it is a parabola after all. A
+# minimum at the end of a sweep is an open interval, not a number.
 #
 # **Drift** is the slope of the best $\eta$ over $\log_2$ width, weighted by the errors. Where optima lie further
 # from the line than their errors allow ($\chi^2$ per degree of freedom above 1), the interval is stretched by

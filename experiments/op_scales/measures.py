@@ -214,7 +214,7 @@ def _readout(key, w_numbers, loss_numbers, *, tokens, d_model, vocab_size, dtype
 def readout(
     *, d_model: int, vocab_size: int, backward: str, tokens: int, seeds: int, dtype: str
 ) -> dict[str, Any]:
-    """Readout and loss at initialization, seen from the trunk (Theory, erratum 5).
+    """Readout and loss at initialization, seen from the trunk (the book's Errata, 5).
 
     Args:
         backward: ``fan_out``: the gradient's scale 1/√fan_out, as in ``rules``; ``fan_in``:

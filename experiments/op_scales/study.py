@@ -16,7 +16,7 @@
 #
 # **Question.** u-μP divides every op by a model of its scale, so that unit inputs give unit outputs and unit
 # gradients. Some of these models are exact; others are fits that the paper calls empirical and states without an
-# error (Table 4 and Appendix B of [arXiv:2407.17465](https://arxiv.org/abs/2407.17465)). Where do they err, and by
+# error (Table 4 and Appendix B of {cite}`blake2024umup`, after {cite}`blake2023unitscaling`). Where do they err, and by
 # how much?
 
 # %% tags=["parameters", "hide-input"]

@@ -15,9 +15,9 @@
 # # Do the rules hold for models that are not ours?
 #
 # **Question.** An MLP and a small vision transformer, written in plain Flax NNX without any rule of width, are given
-# the roles and numbers of μP. Does the best learning rate then not move as they widen, biases, norm gains and class
-# token included? Do they pass the coordinate check, and does it catch a parameter with a wrong role? The chapter
-# "Your own model" shows their code.
+# the roles and numbers of μP {cite}`yang2022tensor5`. Does the best learning rate then not move as they widen,
+# biases, norm gains and class token included? Do they pass the coordinate check, and does it catch a parameter with a
+# wrong role? The chapter "Your own model" shows their code.
 
 # %% tags=["parameters", "hide-input"]
 # Parameters, as papermill sets them; smoke.yaml and h100.yaml hold what differs there.

@@ -15,7 +15,8 @@
 # # Is the planner right?
 #
 # **Question.** {mod}`umup.plan` predicts what a run will take: parameters, operations, bytes, communication between
-# devices, seconds. The formulas ({mod}`umup.plan.formulas`) are short. How close are they to what the compiler reports
+# devices, seconds. The formulas ({mod}`umup.plan.formulas`) are short. They count
+# operations as PaLM does {cite}`chowdhery2022palm`. How close are they to what the compiler reports
 # for the step that a run would execute, and to measured step times?
 
 # %% tags=["parameters", "hide-input"]

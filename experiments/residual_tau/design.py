@@ -1,6 +1,6 @@
 """The study `residual_tau`: what the residual scheme's τ does, and whether η transfers over depth.
 
-Three conventions of τ (the book's Theory, The residual scheme) and the depth rules of SP, μP and
+Three conventions of τ (the book's Theory, section 6) and the depth rules of SP, μP and
 CompleteP: the lemma that makes a unit-scaled network equal to a plain one, what attention, FFN and
 embedding contribute to the output of the real model, its scale along the skip stream, and trained
 losses over depth.

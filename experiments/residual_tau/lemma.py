@@ -3,7 +3,7 @@
 A plain pre-norm network R_l = r_l f_l(R_{l−1}) + R_{l−1} and its unit-scaled twin
 R̂_l = a_l f_l(R̂_{l−1}) + b_l R̂_{l−1} with a_l² = τ_l/(τ_l+1), b_l² = 1/(τ_l+1) obey
 R̂_l = R_l/√(Σ_{i≤l} r_i²) for any f that sees only its input's direction, if
-τ_l = r_l²/Σ_{i<l} r_i² (u-μP paper, Lemma C.1; Theory, The residual scheme).
+τ_l = r_l²/Σ_{i<l} r_i² (u-μP paper, Lemma C.1; the book's Theory, section 6).
 """
 
 from __future__ import annotations

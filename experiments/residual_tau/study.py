@@ -14,11 +14,12 @@
 # %% [markdown]
 # # The residual scheme: what τ does over depth
 #
-# **Question.** u-μP runs depth-μP with a skip stream of unit scale: $\hat R_l = a_l f_l + b_l \hat R_{l-1}$ with
-# $a_l^2 = \tau_l/(\tau_l+1)$, $b_l^2 = 1/(\tau_l+1)$. There are three formulas for $\tau_l$: the one that the lemma
-# gives (*derived*), that of the authors' library (*library*) and the one that the paper prints as equation (22)
-# (*printed*). Which of them are equivalent to a plain network, what do embedding, attention and FFN contribute at the
-# output, does the stream keep its scale, and does the learning rate transfer over depth?
+# **Question.** u-μP {cite}`blake2024umup` runs depth-μP {cite}`yang2023tensor6` with a skip stream of unit scale:
+# $\hat R_l = a_l f_l + b_l \hat R_{l-1}$ with $a_l^2 = \tau_l/(\tau_l+1)$, $b_l^2 = 1/(\tau_l+1)$. There are three
+# formulas for $\tau_l$: the one that the lemma gives (*derived*), that of the authors' library (*library*) and the
+# one that the paper prints as equation (22) (*printed*). Which of them are equivalent to a plain network, what do
+# embedding, attention and FFN contribute at the output, does the stream keep its scale, and does the learning rate
+# transfer over depth?
 
 # %% tags=["parameters", "hide-input"]
 # Parameters, as papermill sets them; smoke.yaml and h100.yaml hold what differs there.

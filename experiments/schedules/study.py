@@ -14,10 +14,10 @@
 # %% [markdown]
 # # Which schedule, and must its length be known?
 #
-# **Question.** Cosine fixes the number of steps at the start. Warm-up-stable-decay (WSD) trains on a plateau and
-# decays when one chooses to stop, so that one plateau serves many budgets. What does that cost at equal
-# tokens, what does it save, how long must the decay be, and does the best $\eta$ move with the schedule
-# or with the budget?
+# **Question.** Cosine fixes the number of steps at the start. Warm-up-stable-decay (WSD) {cite}`hu2024minicpm` trains
+# on a plateau and decays when one chooses to stop, so that one plateau serves many budgets. What does that cost at
+# equal tokens, what does it save, how long must the decay be, and does the best $\eta$ move with the schedule or with
+# the budget?
 
 # %% tags=["parameters", "hide-input"]
 # Parameters, as papermill sets them; smoke.yaml and h100.yaml hold what differs there.
@@ -74,7 +74,8 @@ Markdown(this.words.answer(results, design.main, design.digits))
 # %% [markdown]
 # ## What was run
 #
-# Cosine, linear decay and DeepSeek's two steps are trained from scratch. All WSD runs are forked: for each $\eta$
+# Cosine, linear decay {cite}`bergsma2025straight` and DeepSeek's two steps {cite}`deepseek2024llm` are trained from
+# scratch. All WSD runs are forked {cite}`hagele2024fixed`: for each $\eta$
 # and seed one plateau is trained, and every decay starts from a copy of its state. A claim checks that this equals,
 # bit for bit, a run that was never forked. All schedules have the same number of warm-up steps and end at a tenth of
 # $\eta$. Losses are held-out losses at the end: the training loss over the last tenth of the steps would favour

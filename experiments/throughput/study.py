@@ -15,8 +15,8 @@
 # # How fast is a training step, and where does its time go?
 #
 # **Question.** A library of rules is only used if it is not slower than the alternative. How does a step compare with
-# `unit_scaling`'s in PyTorch, run eagerly and through `torch.compile`? How close is it to the limit set by the machine's
-# matrix products? And which changes make it faster?
+# `unit_scaling`'s {cite}`blake2024umup` in PyTorch, run eagerly and through `torch.compile`? How close is it to the
+# limit set by the machine's matrix products? And which changes make it faster?
 
 # %% tags=["parameters", "hide-input"]
 # Parameters, as papermill sets them; smoke.yaml and h100.yaml hold what differs there.
@@ -156,7 +156,7 @@ Markdown(claims.format_table(verdicts, design.digits))
 # :class: takeaway
 # On a CPU, leave up to eight layers unrolled, as they are by default, and cut attention into causal blocks
 # (`attention: blocked`); keep float32. Run sweeps as lanes of one program. Where layers are scanned, recompute whole
-# blocks: on this CPU that saves time as well as memory; unrolled it saves neither. The remaining time is spent on
-# elementwise work around small products in narrow models, and on the products themselves in wide ones, where the
-# library's kernels set the limit.
+# blocks {cite}`chen2016sublinear`: on this CPU that saves time as well as memory; unrolled it saves neither. The
+# remaining time is spent on elementwise work around small products in narrow models, and on the products themselves
+# in wide ones, where the library's kernels set the limit.
 # :::

@@ -61,7 +61,7 @@ def coord_check(
     steps: Sequence[int] = (1, 10, 100),
     tolerance: float = 0.2,
 ) -> CoordCheck:
-    """Check that sizes and changes do not depend on width (Theory, Sizes and changes).
+    """Check that sizes and changes do not depend on width (the book's Theory, section 1).
 
     Args:
         model_fn: (width, seed, eta) → the model at initialization with its optimizer.

@@ -4,9 +4,9 @@ A linear layer has three products (y, dx, dW). Each operand, input, weight and o
 cast once and used twice. The products take float8 operands directly: on Hopper XLA makes them FP8
 GEMMs, on a CPU they equal the float32 product of the cast values bit for bit.
 
-What a cast does (the book's Theory, FP8): finite values round to nearest, ties to even; magnitudes
-beyond the format's largest, infinity too, become the largest; below half the smallest subnormal
-they become zero; NaN stays NaN.
+What a cast does (the book's Theory, section 7): finite values round to nearest, ties to even;
+magnitudes beyond the format's largest, infinity too, become the largest; below half the smallest
+subnormal they become zero; NaN stays NaN.
 """
 
 from __future__ import annotations

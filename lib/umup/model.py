@@ -135,7 +135,7 @@ class Decoder(nnx.Module):
 
         The effective weight is W times its forward multiplier, on which the model's function
         depends. Schemes with the same function have the same gradient of it, however each one
-        scales W and its gradients (the book's Theory, Cut edges): division by these constants makes
+        scales W and its gradients (the book's Theory, section 5): division by these constants makes
         norms over several tensors mean the same under every scheme.
 
         Args:

@@ -462,7 +462,7 @@ def cross_entropy(logits: Array, targets: Array, alpha, grad_scale, z_loss: floa
             gradient of its row NaN.
         alpha: multiplier of the logits.
         grad_scale: dlogits = grad_scale · (softmax(alpha · logits) − onehot). The true gradient
-            is alpha/tokens; the unit-scaled one V/√(V−1), free of alpha (Theory).
+            is alpha/tokens; the unit-scaled one V/√(V−1), free of alpha (the book's Theory, 5).
         z_loss: weight ζ of the penalty mean log² Z on the log-partition (PaLM, arXiv 2204.02311,
             §5). It enters only the gradient, at the scale of the cross-entropy. The value returned
             is the cross-entropy alone, so that losses with and without the penalty are comparable.

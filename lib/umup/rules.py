@@ -1,8 +1,8 @@
 """Numbers from the tables of `umup.schemes`: what a scheme prescribes for a weight, branch or op.
 
 Evaluation is plain arithmetic, so hyperparameters may be Python floats or traced JAX scalars;
-nothing here imports JAX. The module also has the scale models of attention and gated SiLU, the τ of
-the residual scheme, and the rules rendered as tables.
+nothing here imports JAX. The module also has the scale models of attention and gated SiLU and the τ
+of the residual scheme; `umup.rule_tables` renders the rules.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from umup import text
 from umup.config import HPs, ModelConfig
 from umup.errors import ConfigError
-from umup.powers import HP_SYMBOLS, Number, Power, evaluate, render, times
-from umup.schemes import ROLES, get
+from umup.powers import HP_SYMBOLS, Number, evaluate, times
+from umup.rule_tables import side_by_side as side_by_side
+from umup.rule_tables import table as table
+from umup.rule_tables import variants_table as variants_table
 from umup.schemes import SCHEMES as SCHEMES
 from umup.schemes import check_hps as check_hps
+from umup.schemes import get
 
 
 def lerp_log(a: Number, lo: float, hi: float) -> Number:
@@ -43,7 +45,7 @@ def residual_taus(
 ) -> list[Number]:
     """Variance ratios τ_l of the L = 2N residual branches, attention first.
 
-    ``derived`` is Theory's residual scheme (τ_l = r_l²/Σ_{i<l} r_i², exact by Lemma C.1);
+    ``derived`` is τ_l = r_l²/Σ_{i<l} r_i², exact by Lemma C.1 (the book's Theory, section 6);
     ``library`` is that of the authors' PyTorch package (L/2 in place of L); ``printed`` is
     equation (22) as the u-μP paper prints it: α̂ not squared, and 1/√L before the fraction but
     not in its sum. No depth-μP network is equivalent to it; it exists for comparison only.
@@ -262,99 +264,3 @@ class Parametrization:
         if not get(self.scheme).unit_scaled:
             return 1.0, 1.0 / self.tokens
         return self.hps["alpha_loss_softmax"], vocab_size / math.sqrt(vocab_size - 1)
-
-
-_DEPTHS = {
-    "text": "2N (branches) or N (layers)",
-    "markdown": "$2N$ (`branches`) or $N$ (`layers`)",
-    "latex": r"$2N$ (branches) or $N$ (layers)",
-}
-
-
-def _check_style(style: str) -> None:
-    if style not in _DEPTHS:
-        raise ConfigError("style", style, " | ".join(_DEPTHS))
-
-
-def _cell(power: Power, style: str) -> str:
-    return render(power) if style == "text" else f"${render(power, 'latex')}$"
-
-
-def _lines(rows: list[list[str]], style: str) -> str:
-    """Rows as a table; the first row is the header."""
-    if style == "markdown":
-        return text.markdown(rows[0], rows[1:])
-    if style == "latex":
-        body = [" & ".join(row) + r" \\" for row in rows]
-        begin = rf"\begin{{tabular}}{{{'l' * len(rows[0])}}}"
-        return "\n".join([begin, *body, r"\end{tabular}"])
-    return text.columns(rows)
-
-
-def table(scheme: str, style: str = "text") -> str:
-    """The scheme's rules as a ``text``, ``markdown`` or ``latex`` table.
-
-    Raises:
-        ConfigError: unknown scheme or style.
-    """
-    _check_style(style)
-    rules = get(scheme)
-
-    def row(label: str, attribute: str, residual: str) -> list[str]:
-        powers = (getattr(rules.weights[role], attribute) for role in ROLES)
-        return [label, *(_cell(power, style) for power in powers), residual]
-
-    tau = "a_l, b_l from τ_l" if style == "text" else r"$a_l, b_l$ from $\tau_l$"
-    branch = tau if rules.unit_scaled else _cell(rules.residual, style)
-    rows = [
-        ["", "input", "hidden", "output", "residual branch"],
-        row("init std", "init_std", "–"),
-        row("forward multiplier", "forward", branch),
-        row("backward multiplier", "backward", branch),
-        row("weight-gradient multiplier", "weight_grad", "–"),
-        row("Adam LR factor", "adam_lr", _cell(rules.residual_adam_lr, style)),
-        row("SGD LR factor", "sgd_lr", _cell(rules.residual_sgd_lr, style)),
-        row("Adam ε factor (option)", "adam_eps", _cell(rules.residual_adam_eps, style)),
-        ["attention logits (on q·k)", "", _cell(rules.attention_logit, style), "", ""],
-    ]
-    if rules.counts_depth:
-        rows.append(["depth", "", "", "", _DEPTHS[style]])
-    return _lines(rows, style)
-
-
-def variants_table(style: str = "text") -> str:
-    """What every variant changes: its name, the scheme it starts from, and the numbers of both.
-
-    Raises:
-        ConfigError: unknown style.
-    """
-    _check_style(style)
-    labels = {
-        "init_std": "init std",
-        "forward": "multiplier",
-        "adam_lr": "Adam LR",
-        "sgd_lr": "SGD LR",
-    }
-    branch = {
-        "residual": "branch multiplier",
-        "residual_adam_lr": "branch Adam LR",
-        "residual_sgd_lr": "branch SGD LR",
-        "attention_logit": "attention logits",
-    }
-    rows = [["variant", "from", "number", "there", "here"]]
-    for name, scheme in SCHEMES.items():
-        if not scheme.parent:
-            continue
-        old = get(scheme.parent)
-        pairs = [
-            (f"{role} {label}", getattr(old.weights[role], field), getattr(rule, field))
-            for field, label in labels.items()
-            for role, rule in scheme.weights.items()
-        ]
-        pairs += [(label, getattr(old, f), getattr(scheme, f)) for f, label in branch.items()]
-        quoted = [name, scheme.parent] if style == "text" else [f"`{name}`", f"`{scheme.parent}`"]
-        if style == "latex":
-            quoted = [rf"\verb|{name}|", rf"\verb|{scheme.parent}|"]
-        changed = [[label, _cell(a, style), _cell(b, style)] for label, a, b in pairs if a != b]
-        rows += [[*(quoted if i == 0 else ["", ""]), *cells] for i, cells in enumerate(changed)]
-    return _lines(rows, style)

@@ -2,7 +2,7 @@
 
 A rule such as ``base_fan_in / fan_in`` is written ``{"base_fan_in": 1, "fan_in": -1}``. From these
 tables `umup.rules` evaluates init std, multipliers and learning-rate factors and prints the book's
-tables (u-μP paper, Tables 1 to 3, with the errata of the book's Theory).
+tables (u-μP paper, Tables 1 to 3, with the book's Errata).
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Scheme:
 
     ``residual`` multiplies every branch, ``residual_adam_lr``, ``residual_sgd_lr`` and
     ``residual_adam_eps`` the factors of every weight on one. ``unit_scaled`` schemes also take the
-    op scales of the book's Theory (attention, gated SiLU, loss) and the τ residual scheme in place
-    of ``residual``. A variant names the scheme that it changes, its ``parent``.
+    op scales of the book's Theory, section 5 (attention, gated SiLU, loss), and the τ residual
+    scheme in place of ``residual``. A variant names the scheme that it changes, its ``parent``.
     """
 
     name: str
@@ -174,7 +174,7 @@ MUP = Scheme(
 
 # SGD: unit-scaled gradients make unit-sized steps, so the factors are Adam's, as in the authors'
 # package with a free backward scale at the readout. (Our gate|up gradient is √(d_model/d_ff) of
-# theirs, a constant over width: the book's Theory.)
+# theirs, a constant over width: the book's Theory, section 5.)
 UMUP = Scheme(
     name="umup",
     title="u-μP",
@@ -241,7 +241,7 @@ def _slower(scheme: Scheme, name: str, title: str, **extra: Power) -> Scheme:
 
 
 def _readout_lr(scheme: Scheme, extra: Power) -> Scheme:
-    """A further factor on the readout's Adam learning rate (Theory, erratum 8)."""
+    """A further factor on the readout's Adam learning rate (the book's Errata, 8)."""
     return _slower(scheme, "readout_lr", "readout LR 1/width", output=extra)
 
 

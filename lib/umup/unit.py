@@ -416,7 +416,7 @@ def transformer_residual_taus(
 ) -> list[Number]:
     """tau of the 2·n_layers residual branches, attention first: **ratios of variances**.
 
-    ``convention``: ``derived`` (the book's Theory, The residual scheme), ``library`` (the squares
+    ``convention``: ``derived`` (the book's Theory, section 6), ``library`` (the squares
     of the reference package's values) or ``printed`` (equation (22) as the u-μP paper prints it).
     ``derived`` at residual_mult = 1 is ``library`` at 1/√2.
     """

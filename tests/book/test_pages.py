@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pandas as pd
 import pytest
 
-from umup import config, rules
+from umup import config
 from umup.book import markdown, pages
 from umup.plan import hardware
 from umup.text import significant
@@ -162,15 +162,6 @@ def test_headings_are_shifted_outside_code():
     text = "# A\n```\n# not a heading\n```\n## B\n### C"
     assert pages.demote(text, 3) == "### A\n```\n# not a heading\n```\n#### B\n##### C"
     assert pages.demote("### A", 2) == "## A"
-
-
-def test_every_scheme_has_its_table():
-    text = pages.rules_tables()
-    for name, scheme in rules.SCHEMES.items():
-        wanted = f"| `{name}` | `{scheme.parent}` |" if scheme.parent else f"## {scheme.title}\n"
-        assert wanted in text
-    whole = [s for s in rules.SCHEMES.values() if not s.parent]
-    assert text.count("| Adam LR factor |") == text.count("| SGD LR factor |") == len(whole)
 
 
 def test_packages_are_listed_without_importing_them(tmp_path):

@@ -20,8 +20,8 @@ from typing import Any
 
 import pandas as pd
 
-from umup import config, rules, size_rules
-from umup.book import advice, planner_page, shown
+from umup import config
+from umup.book import advice, planner_page, quotes, shown, theory_page
 from umup.book.markdown import table
 from umup.lab import records, schemas
 from umup.lab.claims import PROFILES
@@ -204,21 +204,6 @@ def _plain(value: object) -> str:
     return json.dumps(value, ensure_ascii=False).strip('"').replace("*", r"\*").replace("_", r"\_")
 
 
-def rules_tables() -> str:
-    """The table of every scheme that `umup.rules` knows; what variants change; rules of size."""
-    parts = []
-    for name, scheme in rules.SCHEMES.items():
-        if scheme.parent:
-            continue
-        grid = f"```{{table}}\n\n{rules.table(name, style='markdown')}\n```\n"
-        hps = ", ".join(f"`{hp}`" for hp in scheme.hps)
-        parts.append(f"## {scheme.title}\n\n`{name}`\n\n{grid}\nHyperparameters: {hps}.\n")
-    grid = f"```{{table}}\n\n{rules.variants_table(style='markdown')}\n```\n"
-    parts.append(f"## Variants\n\n{grid}")
-    parts.append(f"## Batch and duration\n\n```{{table}}\n\n{size_rules.table()}\n```\n")
-    return "\n".join(parts)
-
-
 def data_sheet(runs: pd.DataFrame) -> str:
     """The registry of corpora, and the data sheet of each corpus and tokenizer in the records."""
     from umup import data
@@ -299,7 +284,7 @@ def generate(root: Path, staging: Path, studies: Sequence[Study]) -> None:
         "front": front.page(verdicts, runs, prices()),
         "picture": picture(studies, folder),
         **advice.fragments(verdicts),
-        "rules": rules_tables(),
+        **theory_page.fragments(),
         "data": data_sheet(runs),
         "profiles": profiles(root / "experiments"),
         "costs": costs(runs, prices()),
@@ -310,4 +295,5 @@ def generate(root: Path, staging: Path, studies: Sequence[Study]) -> None:
     for name, text in fragments.items():
         (folder / f"{name}.md").write_text(text, encoding="utf-8")
     board.generate(root, staging, verdicts, studies, runs)
+    quotes.generate(staging, verdicts)
     planner_page.generate(staging)

@@ -14,8 +14,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import tinycss2
-
 from umup.errors import BookError
 
 SCRIPTS = re.compile(
@@ -121,11 +119,15 @@ def purge(sheet: str, used: set[str]) -> str:
     A selector is judged by the classes and ids that it names outright: what is inside ``:not()``
     and its like may be absent.
     """
+    import tinycss2
+
     rules = tinycss2.parse_stylesheet(sheet, skip_comments=True, skip_whitespace=True)
     return _serialized(_kept(rules, used))
 
 
 def _kept(rules: Iterable[Any], used: set[str]) -> list[Any]:
+    import tinycss2
+
     out = []
     for rule in rules:
         if rule.type == "qualified-rule":
