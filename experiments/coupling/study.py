@@ -14,9 +14,9 @@
 # %% [markdown]
 # # Does one hyperparameter's best value depend on another?
 #
-# **Question.** The hyperparameters of u-μP were chosen so that each can be tuned alone. Are they less coupled than
-# μP's? That is, does the best value of one, found at some value of a second, serve better at other values of the
-# second than it does under μP?
+# **Question.** The hyperparameters of u-μP were chosen so that each can be tuned alone {cite}`blake2024umup`. Are
+# they less coupled than μP's? That is, does the best value of one, found at some value of a second, serve better
+# at other values of the second than it does under μP?
 
 # %% tags=["parameters", "hide-input"]
 # Parameters, as papermill sets them; smoke.yaml and h100.yaml hold what differs there.

@@ -14,10 +14,11 @@
 # %% [markdown]
 # # Is u-μP's advantage more than its embedding's learning rate?
 #
-# **Question.** With default hyperparameters u-μP beats μP on narrow models. But it also trains its embedding
-# faster: at width 32 by a factor of 16 over μP with $\hat\eta_\text{emb} = 1$. Is any advantage left once
-# $\hat\eta_\text{emb}$ of μP is tuned? How does the best $\hat\eta_\text{emb}$ move with width under μP's rule, a
-# constant, and under u-μP's, $1/\sqrt{\text{width}}$? And how far does SP come with the same idea alone?
+# **Question.** With default hyperparameters u-μP {cite}`blake2024umup` beats μP {cite}`yang2022tensor5` on narrow
+# models. But it also trains its embedding faster: at width 32 by a factor of 16 over μP with $\hat\eta_\text{emb}
+# = 1$. Is any advantage left once $\hat\eta_\text{emb}$ of μP is tuned? How does the best $\hat\eta_\text{emb}$
+# move with width under μP's rule, a constant, and under u-μP's, $1/\sqrt{\text{width}}$? And how far does SP come
+# with the same idea alone?
 
 # %% tags=["parameters", "hide-input"]
 # Parameters, as papermill sets them; smoke.yaml, h100.yaml and bpe.yaml hold what differs there.

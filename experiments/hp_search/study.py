@@ -14,8 +14,9 @@
 # %% [markdown]
 # # How many runs does a search of hyperparameters take?
 #
-# **Question.** Is a line over $\eta$ enough under u-μP? Do the best values of single lines make a good combination,
-# under u-μP and under μP? And what does a random search of the same box find, with how many runs?
+# **Question.** Is a line over $\eta$ enough under u-μP, as its authors found {cite}`blake2024umup`? Do the best
+# values of single lines make a good combination, under u-μP and under μP? And what does a random search of the
+# same box find, with how many runs?
 
 # %% tags=["parameters", "hide-input"]
 # Parameters, as papermill sets them; smoke.yaml and h100.yaml hold what differs there.

@@ -15,8 +15,8 @@
 # # Does the learning rate transfer?
 #
 # **Question.** A learning rate is tuned on a narrow model and used on a wide one. How far is it from the wide
-# model's own optimum under the standard parametrization (SP), μP and u-μP, all with their other
-# hyperparameters at the defaults? And whose loss is lower?
+# model's own optimum under the standard parametrization (SP), μP {cite}`yang2022tensor5` and u-μP
+# {cite}`blake2024umup`, all with their other hyperparameters at the defaults? And whose loss is lower?
 
 # %% tags=["parameters", "hide-input"]
 # Parameters, as papermill sets them; smoke.yaml and h100.yaml hold what differs there.

@@ -15,10 +15,11 @@
 # # Does η stay over steps, batch, sequence length and depth?
 #
 # **Question.** A proxy model is smaller than its target in more than width: it trains for fewer steps, on smaller
-# batches of shorter sequences, and it is shallower. μP and u-μP have rules for width, and for depth a factor on the
-# branches; over steps and batch their papers only report what they saw. How far does the best $\eta$ move along
-# each axis, what does keeping it cost, and do the powers that others propose, steps$^{-0.32}$ and $\sqrt{\text{batch}}$,
-# describe it? Is CompleteP steadier over depth, and does Adam's $\varepsilon$ have to follow the gradients?
+# batches of shorter sequences, and it is shallower. μP {cite}`yang2022tensor5` and u-μP {cite}`blake2024umup`
+# have rules for width, and for depth a factor on the branches; over steps and batch their papers only report what
+# they saw. How far does the best $\eta$ move along each axis, what does keeping it cost, and do the powers that
+# others propose, steps$^{-0.32}$ and $\sqrt{\text{batch}}$, describe it? Is CompleteP {cite}`dey2025completep`
+# steadier over depth, and does Adam's $\varepsilon$ have to follow the gradients {cite}`everett2024scaling`?
 
 # %% tags=["parameters", "hide-input"]
 # Parameters, as papermill sets them; smoke.yaml and h100.yaml hold what differs there.
