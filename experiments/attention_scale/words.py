@@ -75,12 +75,13 @@ def answer(results: Results, digits: int = 2) -> str:
     span = f"{d_heads.max() // d_heads.min()}×"
     return (
         f"Over {span} in head size at one width, the RMS of q·k grows with exponent "
-        f"{text[f'start_{PER_D}']} at initialization and {text[f'end_{PER_D}']} at the end of training (u-μP with 1/d; with "
-        f"1/√d {text[f'end_{PER_ROOT}']}); from d = {SMALLEST} up, {text[f'width_{PER_D}']} at "
-        f"fixed width and {text[f'heads_{PER_D}']} with a fixed number of heads. The best α_attn "
-        f"moves by {text['shift_alpha_d']} octaves under 1/d and by {text['shift_alpha_root']} under 1/√d; the best η by "
-        f"{text['shift_eta_d']} and {text['shift_eta_root']}. At α = 1 and the largest head, the "
-        f"loss under 1/d minus that under 1/√d is {text['difference']}."
+        f"{text[f'start_{PER_D}']} at initialization and {text[f'end_{PER_D}']} at the end of "
+        f"training (u-μP with 1/d; with 1/√d {text[f'end_{PER_ROOT}']}); from d = {SMALLEST} up, "
+        f"{text[f'width_{PER_D}']} at fixed width and {text[f'heads_{PER_D}']} with a fixed number "
+        f"of heads. The best α_attn moves by {text['shift_alpha_d']} octaves under 1/d "
+        f"and by {text['shift_alpha_root']} under 1/√d; the best η by {text['shift_eta_d']} and "
+        f"{text['shift_eta_root']}. At α = 1 and the largest head, the loss under 1/d minus that "
+        f"under 1/√d is {text['difference']}."
     )
 
 
