@@ -2,7 +2,8 @@
 
 It has three parts. *Points* send vectors of known correlation through the attention layer at
 initialization. *Probed runs* follow q·k, the cosine of q and k, and the entropy of attention
-during training. *Line searches* over η and α_attn at several head sizes show how the optima move.
+during training, at a fixed width and, where asked for, with a fixed number of heads. *Line
+searches* over η and α_attn at several head sizes, at the fixed width, show how the optima move.
 
 The two divisions are one family: α/√d is (α√d)/d. One curve of loss over α therefore serves both,
 and ``results`` reads it in either unit.
@@ -40,7 +41,7 @@ class AttentionScale(Curves):
     """The flat parameters of the study, in addition to those of every study of curves."""
 
     width: Count = 32
-    """d_model of every training run; n_heads is width / d_head."""
+    """d_model of the training runs, where n_heads is width / d_head; see ``heads``."""
     seq_len: int = 32
     steps: int = 100
     eval_batches: int = 8
@@ -52,6 +53,10 @@ class AttentionScale(Curves):
     """Head sizes of the probed runs and of the searches over α_attn."""
     eta_d_heads: tuple[Count, ...] = ()
     """Head sizes of the searches over η."""
+    heads: Count = 2
+    """Number of heads of further probed runs, whose width is this times their head size."""
+    heads_d_heads: tuple[Count, ...] = ()
+    """Head sizes of these runs; empty: none."""
     probe_steps: tuple[CountOrZero, ...] = (0, 100)
     """Steps to probe; the step ``steps`` is the end."""
     log2_lr_umup: Octaves = 0.0
@@ -96,6 +101,11 @@ class AttentionScale(Curves):
             raise ConfigError("probe_steps", self.probe_steps, f"at most steps = {self.steps}")
         for d_head in (*self.d_heads, *self.eta_d_heads):
             self.decoder(d_head)  # heads that do not divide the width are an error now
+        for d_head in self.heads_d_heads:
+            self.decoder(d_head, width=self.heads * d_head)
+            if self.heads * d_head == self.width and d_head not in self.d_heads:
+                allowed = f"{d_head} in d_heads too: at that size the width is the study's"
+                raise ConfigError("heads_d_heads", self.heads_d_heads, allowed)
         for d_head in self.layer_d_heads:
             layer_config(d_head, d_head, self.layer_width, self.layer_seq_len)
 
@@ -130,9 +140,9 @@ class AttentionScale(Curves):
             for s, d, rho, seed in wanted
         ]
 
-    def decoder(self, d_head: int, text: Text = NO_TEXT) -> ModelConfig:
-        """The model's shape at a head size."""
-        return self.model(self.width, text, d_head=d_head)
+    def decoder(self, d_head: int, text: Text = NO_TEXT, width: int = 0) -> ModelConfig:
+        """The model's shape at a head size, of the study's width unless told."""
+        return self.model(width or self.width, text, d_head=d_head)
 
     def default(self, scheme: str) -> float:
         """log2 of the scheme's default η."""
@@ -144,6 +154,11 @@ class AttentionScale(Curves):
             for scheme in self.schemes:
                 for seed in range(self.seeds):
                     yield self._at(scheme, d_head, text, self.default(scheme), 0.0, seed)
+        for d_head in self.heads_d_heads:  # where the width is the study's, the run is one of those
+            for scheme in self.schemes:
+                for seed in range(self.seeds):
+                    at = (self.default(scheme), 0.0, seed, self.heads * d_head)
+                    yield self._at(scheme, d_head, text, *at)
 
     def curves(self, text: Text) -> Iterator[Curve]:
         """Every line search."""
@@ -155,14 +170,22 @@ class AttentionScale(Curves):
         return self._at(line.scheme, line.d_head, text, *at, seed)
 
     def _at(
-        self, scheme: str, d_head: int, text: Text, eta: float, alpha: float, seed: int
+        self,
+        scheme: str,
+        d_head: int,
+        text: Text,
+        eta: float,
+        alpha: float,
+        seed: int,
+        width: int = 0,
     ) -> RunConfig:
-        """One run; the run at the defaults is probed, whichever part requests it."""
+        """One run, of the study's width unless told; the run at the defaults is probed, whichever
+        part requests it."""
         at_default = (eta, alpha) == (self.default(scheme), 0.0)
-        probed = at_default and scheme in self.schemes and d_head in self.d_heads
+        probed = at_default and scheme in self.schemes and (d_head in self.d_heads or width > 0)
         return self.run(
             scheme,
-            self.decoder(d_head, text),
+            self.decoder(d_head, text, width),
             text,
             seed,
             probe_steps=self.probe_steps if probed else (),

@@ -21,7 +21,7 @@ from umup.lab.figures import LOSS, drawn, style, subplots
 from umup.lab.plots import Look
 from umup.lab.records import Results
 from umup.lab.tables import levelled
-from umup.laws import mean_interval
+from umup.laws import Interval, mean_interval
 
 from . import results as tables
 from .results import PER_D, PER_ROOT, TITLES
@@ -29,6 +29,10 @@ from .results import PER_D, PER_ROOT, TITLES
 NO_PROBES = "no probed runs"
 RAW = "RMS of q·k, no multiplier"
 HEADS = "head size d"
+FIXED = {
+    "width": Look(plots.BLUE, "o", "fixed width: larger heads are fewer"),
+    "heads": Look(plots.VERMILION, "s", "fixed number of heads: the width grows"),
+}
 
 
 def _look(scheme: str) -> tuple[Look, dict[str, Any]]:
@@ -95,6 +99,44 @@ def exponents(results: Results) -> Figure:
         _over_heads(right, tables.pooled(results.runs), "qk")
         right.set_ylabel(RAW)
         plots.legend(figure, left, columnspacing=1.2, handlelength=2.6)
+    return figure
+
+
+@drawn
+def readings(results: Results) -> Figure:
+    """The exponent of q·k between neighbouring head sizes at the end of training.
+
+    One panel per scheme, its width fixed or its number of heads; means over seeds with 95 %
+    intervals, and the lines of the central limit theorem (½) and of the law of large numbers (1).
+    """
+    found: dict[str, dict[str, dict[float, Interval]]] = {}
+    for fixed in FIXED:
+        table = tables.pooled(results.runs, fixed)
+        end = table[table["step"] == table["step"].max()]
+        for scheme, group in end.groupby("scheme"):
+            if slopes := tables.local_slopes(group, "qk"):
+                found.setdefault(str(scheme), {})[fixed] = slopes
+    if not found:
+        raise NotMeasured("no exponents: they need two head sizes")
+    d_heads = sorted(set(results.runs["d_head"]))
+    schemes = [s for s in TITLES if s in found]
+    with style():
+        figure, axes = subplots(max(2.4 * len(schemes), 4), 3.6, len(schemes), sharey=True)
+        for ax, scheme in zip(axes, schemes, strict=True):
+            for height in (0.5, 1.0):
+                ax.axhline(height, color=plots.TEXT, ls=":", lw=1.3)
+            for aside, (fixed, slopes) in zip((-0.05, 0.05), found[scheme].items(), strict=False):
+                ends = plots.intervals(slopes.values())
+                ends[1:, ~np.isfinite(ends[2])] = np.nan  # one seed alone
+                options: dict[str, Any] = {"ls": "-", "ms": 4.5, "lw": 1.5, "capsize": 2}
+                place = np.array(list(slopes)) * 2**aside
+                plots.points(ax, place, ends, FIXED[fixed], **options)
+            plots.log2_axis(ax, d_heads, HEADS)
+            ax.set_title(TITLES[scheme])
+        axes[0].set_ylabel("local exponent of q·k's RMS in d")
+        plots.label(axes[0], 0.5, "½: independent (CLT)", 0.98, "top")
+        plots.label(axes[0], 1.0, "1: aligned (LLN)", 0.02, "bottom")
+        plots.legend(figure, axes[0])
     return figure
 
 

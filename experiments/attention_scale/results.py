@@ -1,6 +1,8 @@
 """Tables and quantities of the study ``attention_scale``, from its records alone.
 
 Exponents are slopes of log₂ against log₂ d_head, one per seed, with the t interval of their mean.
+Head sizes change at a fixed width or with a fixed number of heads, see ``held``; where a function
+does not ask, the width is fixed.
 Rows say ``layer`` for the block. Intervals are 95 %.
 """
 
@@ -11,6 +13,7 @@ import math
 import zlib
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -47,16 +50,39 @@ SCORES = {
 }
 """Column → the statistic and the tensor of a block's attention scores that it is."""
 SEEN = ["qk", "logit", "logit_max", "product", "cosine", "cosine_mean", "entropy"]
+SMALLEST = 16
+"""The head size from which exponents at fixed width and at a fixed number of heads are compared."""
 
 
 @remembered
-def heads(runs: pd.DataFrame) -> pd.DataFrame:
+def held(runs: pd.DataFrame, fixed: str = "width") -> pd.DataFrame:
+    """The runs between which head sizes differ while the ``width`` or the number of ``heads`` does
+    not.
+
+    The width is that of most runs, as searches are at one width; the number of heads that of the
+    probed runs of other widths, together with the probed runs of this number at the width.
+    """
+    if runs.empty:
+        return runs
+    at_width = runs["d_model"] == runs["d_model"].mode()[0]
+    if fixed == "width":
+        return runs[at_width]
+    if fixed != "heads":
+        raise ValueError(f"fixed: received {fixed!r}; allowed: width, heads")
+    n_heads = runs["d_model"] // runs["d_head"]
+    probed = runs["probe_steps"].map(len) > 0
+    return runs[probed & n_heads.isin(n_heads[probed & ~at_width].mode())]
+
+
+@remembered
+def heads(runs: pd.DataFrame, fixed: str = "width") -> pd.DataFrame:
     """What the probes saw of the attention: one row per run, step and block.
 
     Columns: scheme, d_head, seed, step, layer; qk (RMS of the raw q·k), logit (RMS of multiplier
     × q·k), logit_max, product (mean of q_i k_i, raw), cosine (RMS of the cosine of q and k),
     cosine_mean, entropy (nats, mean over rows). Diverged runs are left out.
     """
+    runs = held(runs, fixed)
     probed = runs[(runs["probe_steps"].map(len) > 0) & (runs["status"] == "ok")]
     columns = [*POINT, "layer", *SEEN]
     seen = records.probes(probed)
@@ -86,10 +112,10 @@ def _multipliers(runs: pd.DataFrame) -> list[float]:
 
 
 @remembered
-def pooled(runs: pd.DataFrame) -> pd.DataFrame:
+def pooled(runs: pd.DataFrame, fixed: str = "width") -> pd.DataFrame:
     """``heads`` with the blocks pooled: root mean squares of qk, logit and cosine, the largest
     logit_max, means of the others (``cosine_mean``: of its magnitude). One row per run and step."""
-    table = heads(runs).copy()
+    table = heads(runs, fixed).copy()
     squares = ["qk", "logit", "cosine"]
     table[squares] = table[squares].astype(float) ** 2
     table["cosine_mean"] = table["cosine_mean"].abs()
@@ -138,11 +164,16 @@ def slopes_by_seed(table: pd.DataFrame, name: str) -> list[float]:
     return np.polyfit(np.log2(wide.columns.to_numpy(float)), wide.to_numpy().T, 1)[0].tolist()
 
 
-def local_slopes(table: pd.DataFrame, name: str) -> list[float]:
-    """Slope of log₂ ``name`` from each head size to the next, the mean over seeds."""
+def local_slopes(table: pd.DataFrame, name: str) -> dict[float, Interval]:
+    """Slope of log₂ ``name`` from each head size to the next, the mean over seeds.
+
+    The keys are the geometric means of the two sizes.
+    """
     wide = by_seed(table, name)
-    steps = np.diff(np.log2(wide.columns.to_numpy(float)))
-    return (np.diff(wide.to_numpy()).mean(0) / steps).tolist()
+    u, y = np.log2(wide.columns.to_numpy(float)), wide.to_numpy()
+    middles = 2.0 ** ((u[1:] + u[:-1]) / 2)
+    slopes = (np.diff(y) / np.diff(u)).T if len(y) else []
+    return dict(zip(middles.tolist(), map(laws.mean_interval, slopes), strict=False))
 
 
 def _slope(table: pd.DataFrame, name: str, what: str) -> Interval:
@@ -167,6 +198,7 @@ def curve_runs(runs: pd.DataFrame, hp: str, scheme: str) -> pd.DataFrame:
     are those of the ``PER_D`` runs, divided by √d_head: α/√d is (α√d)/d.
     """
     of = PER_D if hp == "alpha" else scheme
+    runs = held(runs)
     runs = runs[runs["scheme"] == of]
     if runs.empty:
         return pd.DataFrame(columns=["d_head", "x", "seed", "loss"])
@@ -266,27 +298,36 @@ def _name(scheme: str) -> str:
     return TITLES.get(scheme, scheme)
 
 
-def _spans(d_heads: Iterable[float], factor: float, what: str) -> None:
-    spanning(d_heads, factor, f"{what}: head sizes")
+def _spans(d_heads: Iterable[float], factor: float, what: str) -> tuple[Any, Any]:
+    return spanning(d_heads, factor, f"{what}: head sizes")
 
 
-def probed(results: Results, scheme: str) -> pd.DataFrame:
+def probed(results: Results, scheme: str, fixed: str = "width") -> pd.DataFrame:
     """The rows of ``pooled`` of one scheme.
 
     Raises:
         NotMeasured: there are none.
     """
-    table = pooled(results.runs)
-    return required(table[table["scheme"] == scheme], f"no probed {_name(scheme)} runs")
+    table = pooled(results.runs, fixed)
+    where = " with a fixed number of heads" if fixed == "heads" else ""
+    return required(table[table["scheme"] == scheme], f"no probed {_name(scheme)} runs{where}")
 
 
 @quantity
 def exponent(
-    results: Results, scheme: str, at: str, name: str = "qk", factor: float = 2
+    results: Results,
+    scheme: str,
+    at: str,
+    name: str = "qk",
+    factor: float = 2,
+    fixed: str = "width",
+    smallest: int = 1,
 ) -> Interval:
     """Exponent in d_head of a column of ``pooled``, ``at`` the "start" or the "end" of training,
-    or its change from start to end ("change", paired by seed)."""
-    table = probed(results, scheme)
+    or its change from start to end ("change", paired by seed); from the head size ``smallest`` up,
+    at a ``fixed`` width or number of heads."""
+    table = probed(results, scheme, fixed)
+    table = table[table["d_head"] >= smallest]
     _spans(table["d_head"], factor, _name(scheme))
     first, last = (
         by_seed(table[table["step"] == step], name)
@@ -295,8 +336,30 @@ def exponent(
     if first.shape != last.shape or last.empty:
         raise NotMeasured(f"{_name(scheme)}: no seed with every head size at both ends")
     curve = {"start": first, "end": last, "change": last - first}[at]
-    heads = f"head sizes {first.columns[0]} to {first.columns[-1]}"
-    return laws.mean_slope(np.log2(curve.columns.to_numpy(float)), curve).at(heads)
+    sizes = f"head sizes {first.columns[0]} to {first.columns[-1]}"
+    where = sizes + (", as many heads at each" if fixed == "heads" else "")
+    return laws.mean_slope(np.log2(curve.columns.to_numpy(float)), curve).at(where)
+
+
+@quantity
+def heads_difference(
+    results: Results, scheme: str, smallest: int = 1, factor: float = 2
+) -> Interval:
+    """Exponent of q·k at the end of training with a fixed number of heads minus that at fixed
+    width, paired by seed: of the means of either's local slopes from ``smallest`` to the largest
+    head size that both have."""
+    sides = [probed(results, scheme, fixed) for fixed in ("heads", "width")]
+    sides = [table[table["step"] == table["step"].max()] for table in sides]
+    both = sorted(set(sides[0]["d_head"]) & set(sides[1]["d_head"]))
+    low, high = _spans([d for d in both if d >= smallest], factor, _name(scheme))
+    if low == high:
+        raise NotMeasured(f"{_name(scheme)}: one head size alone")
+    ends = [by_seed(table[table["d_head"].isin([low, high])], "qk") for table in sides]
+    slopes = [(side[high] - side[low]) / math.log2(high / low) for side in ends]
+    apart = (slopes[0] - slopes[1]).dropna()
+    if apart.empty:
+        raise NotMeasured(f"{_name(scheme)}: no seed with both")
+    return laws.mean_interval(apart).at(f"head sizes {low} to {high}")
 
 
 def layers(results: Results) -> pd.DataFrame:
@@ -384,7 +447,7 @@ def extra_shift(results: Results, factor: float) -> Interval:
 @quantity
 def same_family(results: Results) -> Interval:
     """Largest difference in loss between α = 1 under 1/√d and α = √d under 1/d, equal seeds."""
-    runs = results.runs
+    runs = held(results.runs)
     defaults = default_lrs(runs)
     if PER_ROOT not in defaults:
         raise NotMeasured(f"no probed {_name(PER_ROOT)} runs")
@@ -405,7 +468,7 @@ def rule_difference(results: Results, d_head: int | None = None) -> Interval:
 
     At the largest head size unless told.
     """
-    runs = results.runs
+    runs = held(results.runs)
     runs = runs[runs["probe_steps"].map(len) > 0]
     if not {PER_D, PER_ROOT} <= set(runs["scheme"]):
         raise NotMeasured(f"no probed runs of {_name(PER_D)} and {_name(PER_ROOT)}")

@@ -16,19 +16,20 @@
 #
 # **Question.** SP divides $q\cdot k$ by $\sqrt d$, μP and u-μP by $d$, the head size. The first is right when
 # $q$ and $k$ are independent (central limit theorem, CLT), the second when training has aligned them (law
-# of large numbers, LLN). How does $q\cdot k$ grow with $d$ at initialization and along training, and under
-# which division do the best $\alpha_\text{attn}$ and the best $\eta$ not move?
+# of large numbers, LLN). How does $q\cdot k$ grow with $d$ at initialization and along training, at a fixed
+# width or with a fixed number of heads? Under which division do the best $\alpha_\text{attn}$ and the best
+# $\eta$ not move?
 
 # %% tags=["parameters", "hide-input"]
 # Parameters, as papermill sets them; smoke.yaml and h100.yaml hold what differs there.
-# Two CPU cores, about ten minutes: width 128, heads of 8 to 128, 500 steps.
+# Two CPU cores, about a quarter of an hour: width 128, or two heads, of 8 to 128; 500 steps.
 profile: str = "cpu"  # cpu, or one of the files: smoke, h100
 mode: str = "load"  # "load" only reads the records, "run" makes what they lack
 fresh: bool = False  # make everything anew and keep no records
 digits: int = 2  # decimals that are printed
 corpus: str = "sotu"
 tokenizer: str = "bytes"
-width: int = 128  # d_model of every run; the number of heads is width / d_head
+width: int = 128  # d_model; the number of heads is width / d_head
 n_layers: int = 2
 ff_ratio: float = 2.75  # d_ff / d_model
 seq_len: int = 64
@@ -44,6 +45,8 @@ d_head: int = 32  # with base_width, where μP's logits equal SP's
 schemes: list = ["umup", "umup_sqrt_attention", "mup"]  # probed
 d_heads: list = [8, 16, 32, 64, 128]  # of the probed runs and of the searches over α_attn
 eta_d_heads: list = [8, 32, 128]  # of the searches over η
+heads: int = 2  # of further probed runs, whose d_model is heads · d_head
+heads_d_heads: list = [8, 16, 32, 64, 128]  # of these runs; empty: none
 probe_steps: list = [0, 20, 40, 60, 100, 140, 200, 300, 400, 500]
 log2_lr_umup: float = 0.0  # default η
 log2_lr_mup: float = -6.5
@@ -82,9 +85,10 @@ Markdown(this.words.answer(results, design.digits))
 # %% [markdown]
 # ## What was run
 #
-# Width is fixed, so larger heads are fewer heads. *Probed* runs are observed during training at the default
-# $\eta$ and $\alpha_\text{attn} = 1$. *Line searches* over $\alpha_\text{attn}$ and over $\eta$ have a grid in
-# octaves, half octaves around its lowest point, then further seeds there. The two divisions are one
+# Width is fixed, so larger heads are fewer heads; one set of runs has two heads at every size instead.
+# *Probed* runs are observed during training at the default $\eta$ and $\alpha_\text{attn} = 1$. *Line
+# searches* over $\alpha_\text{attn}$ and over $\eta$, all at the fixed width, have a grid in octaves, half
+# octaves around its lowest point, then further seeds there. The two divisions are one
 # family, $\alpha/\sqrt d = (\alpha\sqrt d)/d$, and so is u-μP's model of the output's scale: one curve of loss
 # over $\alpha_\text{attn}$ is read in both units, and a claim checks that the runs agree.
 
@@ -114,7 +118,8 @@ this.figures.exponents(results)
 
 # %% [markdown]
 # One exponent describes these curves badly: between neighbouring head sizes it is {glue:text}`local` at the end (u-μP,
-# $1/d$), and the interval of the one exponent says so. Head size and number of heads change together here.
+# $1/d$), and the interval of the one exponent says so. Head size and number of heads change together here:
+# *Head size, or number of heads?* takes them apart.
 #
 # The RMS of $q\cdot k$ is $d$ times the sizes of $q_i$ and $k_i$ times the RMS cosine. Independent vectors have
 # a cosine of $1/\sqrt d$, aligned ones one that does not depend on $d$. The mean product $E[q_i k_i]$, on which
@@ -129,6 +134,25 @@ Markdown(this.words.growth_table(results, design.digits))
 
 # %% tags=["hide-input"]
 Markdown(this.words.end_table(results, design.digits))
+
+# %% [markdown]
+# ## Head size, or number of heads?
+#
+# Width is $d$ times the number of heads, so there is no exponent in $d$ by itself: at fixed width, larger heads are
+# fewer, down to a single one; with two heads at every size, the width is $2d$. Both sets of runs share one.
+# What the number of heads does and what the width does cannot be told apart.
+
+# %% tags=["hide-input", "claim:trained-exponent-heads", "claim:trained-exponent-heads-root", "claim:trained-exponent-heads-mup", "claim:heads-no-matter"] mystnb={"figure": {"name": "fig-attention-readings", "caption": "The exponent of $q\\cdot k$'s RMS between neighbouring head sizes, at the end of training. From $d = 16$ up it is {glue:text}`width_umup` at fixed width and {glue:text}`heads_umup` with a fixed number of heads (u-μP, $1/d$); the second less the first, as means of local slopes, {glue:text}`heads_difference`."}, "image": {"alt": "Local exponent of q·k against head size, at fixed width and at a fixed number of heads, one panel per scheme"}}
+this.figures.readings(results)
+
+# %% tags=["hide-input"]
+Markdown(this.words.readings_table(results, design.digits))
+
+# %% [markdown]
+# **Which one to take.** The limit for which $1/d$ was derived has a fixed number of heads, and heads that grow with the
+# width {cite}`yang2022tensor5`: whether its argument holds, and how to scale a model whose heads grow, is read from the
+# fixed number of heads. Whoever chooses $d$ for a model of given width, as the searches below do, reads the fixed width.
+# A model that grows by adding heads of one size needs neither.
 
 # %% [markdown]
 # ## Entropy of the attention
@@ -166,5 +190,6 @@ Markdown(claims.format_table(verdicts, design.digits))
 # The division by $\sqrt d$ describes initialization and the division by $d$ an aligned limit. The measured
 # exponent and the drift of the optimum, not either limit theorem, show under which of them $\alpha_\text{attn}$
 # transfers. Consult both figures before changing $d$, or keep the head size fixed and add heads, for which the
-# two divisions are the same. These are short runs of small models at one width, so larger heads are fewer.
+# two divisions are the same. These are short runs of small models, and optima were searched at one width, where
+# larger heads are fewer.
 # :::

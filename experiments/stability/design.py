@@ -2,27 +2,34 @@
 
 Three parts. *Arms*: the loss over η, from about the best η to far above it, with one defence at a
 time (z-loss, QK-norm, both, clipping, no warm-up; depth-scaled initialization in a deeper model),
-attention and output logits probed. *Clipped runs* compare clipping by the unscaled norm with
-clipping by the norm of the gradients as held. *Drills* plant a spike and let the loop heal it.
+attention and output logits probed; the grid of an arm may grow downwards. *Clipped runs* compare
+clipping by the unscaled norm with clipping by the norm of the gradients as held. *Drills* plant a
+spike and let the loop heal it.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, NamedTuple
+
+import pandas as pd
 
 from umup.checked import Count, CountOrZero, Fraction, OneOf, Positive, Range
 from umup.config import ModelConfig, OptimConfig, RunConfig
 from umup.data import Dataset
 from umup.errors import ConfigError
-from umup.lab.curves import NO_TEXT, Text, Trained
+from umup.lab.curves import NO_TEXT, Text, Trained, losses
 from umup.lab.design import Octaves, Point
 
 from .drills import KINDS
 from .results import DEFENCES, SCHEMES
 
+BELOW = 2
+"""η of an arm's grid that must lie below its best: as many octaves as the wider fit takes in."""
 TIMED = ("z_loss", "qk_norm", "clip")
 
 
@@ -71,6 +78,8 @@ class Stability(Trained):
     """log2 of u-μP's lowest η."""
     octaves: Count = 6
     """Octaves of the grid, upwards from the lowest η."""
+    extend: CountOrZero = 0
+    """Octaves by which an arm's grid may grow downwards, until ``BELOW`` η lie below its best."""
     clip_octaves: tuple[Annotated[int, Range(-60, 60)], ...] = (0, 4)
     """Octaves above the best η at which clipped runs are compared; empty: none."""
     best_sp: Octaves = -7.0
@@ -152,20 +161,42 @@ class Stability(Trained):
         return self.d_head**0.5 if arm.defence in ("qk_norm", "both") else 1.0
 
     def runs(self, dataset: Dataset) -> list[RunConfig]:
-        """Every arm at every η and seed."""
-        runs = []
+        """Every arm at every η and seed of the first grid."""
+        runs, text = [], Text.of(dataset)
         for arm in self.arms():
-            start = getattr(self, f"lr_{arm.scheme}")
             for seed in range(self.seeds):
-                runs += [self._run(arm, start + i, seed, dataset) for i in range(self.octaves + 1)]
+                runs += [_run_of(self, arm, i, seed, text)[0] for i in range(self.octaves + 1)]
         return list(dict.fromkeys(runs))
 
-    def _run(self, arm: Arm, log2_lr: float, seed: int, dataset: Dataset) -> RunConfig:
-        text = Text.of(dataset)
-        model = self.decoder(text, arm.deep, arm.defence)
-        optim = self.optimizer(arm.defence)
-        run = self.run(arm.scheme, model, text, seed, optim, self.probe_steps, eta=log2_lr)
-        return replace(run, hps=replace(run.hps, alpha_attn_softmax=self.alpha(arm)))
+    def pending(self, runs: pd.DataFrame, dataset: Dataset) -> list[RunConfig]:
+        """What the first grids lack; then, arm by arm, an octave below a grid whose best η is too
+        near its lower end."""
+        wanted, loss_of, text = super().pending(runs, dataset), losses(runs), Text.of(dataset)
+        for arm in self.arms() if self.extend else ():
+            wanted += [run for run, key in self._lower(arm, loss_of, text) if key not in loss_of]
+        return list(dict.fromkeys(wanted))
+
+    def _lower(
+        self, arm: Arm, loss_of: dict[str, float], text: Text
+    ) -> list[tuple[RunConfig, str]]:
+        """The runs, with their keys, at the next η below an arm's finished grid, if it is wanted.
+
+        The best η is that of the lowest mean loss. A diverged run counts as infinite.
+        """
+        grid: dict[int, float] = {}
+        for i in range(self.octaves, -self.extend - 1, -1):
+            at = [_run_of(self, arm, i, seed, text) for seed in range(self.seeds)]
+            if any(key not in loss_of for _, key in at):
+                open_above = i >= 0 or min(grid, key=lambda j: (grid[j], j)) - i > BELOW
+                return [] if open_above else at
+            found = [loss_of[key] for _, key in at]
+            grid[i] = sum(x if math.isfinite(x) else math.inf for x in found)
+        return []
+
+    def guess(self, run: RunConfig, runs: pd.DataFrame) -> float:
+        """A parabola around the middle of the first grid."""
+        middle = getattr(self, f"lr_{run.scheme}") + self.octaves / 2
+        return 1.0 + 0.1 * (math.log2(run.hps.eta) - middle) ** 2
 
     def points(self) -> list[Point]:
         """Drills, clipped runs and timed steps."""
@@ -213,6 +244,19 @@ class Stability(Trained):
                 own = {"kind": kind, "recover": recover, "scheme": scheme, "seed": seed}
                 lr = {"log2_lr": getattr(self, f"best_{scheme}")}
                 yield Point("drill", {**what, **drilled, **own, **lr})
+
+
+@functools.lru_cache(maxsize=4096)  # a design requests the same runs again after each that finishes
+def _run_of(
+    design: Stability, arm: Arm, octave: int, seed: int, text: Text
+) -> tuple[RunConfig, str]:
+    """The run ``octave`` octaves above an arm's lowest η of the first grid, and its key."""
+    log2_lr = getattr(design, f"lr_{arm.scheme}") + octave
+    model = design.decoder(text, arm.deep, arm.defence)
+    optim = design.optimizer(arm.defence)
+    run = design.run(arm.scheme, model, text, seed, optim, design.probe_steps, eta=log2_lr)
+    run = replace(run, hps=replace(run.hps, alpha_attn_softmax=design.alpha(arm)))
+    return run, run.key()
 
 
 DESIGN = Stability

@@ -21,7 +21,7 @@
 
 # %% tags=["parameters", "hide-input"]
 # Parameters, as papermill sets them; smoke.yaml and h100.yaml hold what differs there.
-# Two CPU cores, about ten minutes: width 64, 256 steps, seven η an octave apart, three seeds.
+# Two CPU cores, about a quarter of an hour: width 64, 256 steps, seven η an octave apart, three seeds.
 profile: str = "cpu"  # cpu, or one of the files: smoke, h100
 mode: str = "load"  # "load" only reads the records, "run" makes what they lack
 fresh: bool = False  # make everything anew and keep no records
@@ -53,6 +53,7 @@ lr_sp: float = -8.0  # log2 of the lowest η
 lr_mup: float = -7.0
 lr_umup: float = 0.0
 octaves: int = 6  # of the grid
+extend: int = 4  # octaves by which the grid of an arm may grow, below
 seeds: int = 3
 best_sp: float = -7.0  # log2 of about the best η; of drills and clipped runs
 best_mup: float = -6.0
@@ -89,7 +90,8 @@ Markdown(this.words.answer(results, design.digits))
 # ## What was run
 #
 # Every scheme with one defence at a time, over $\eta$ from below its best to far above it, all seeds at every
-# $\eta$. A run counts as stable while its loss is near the lowest of its seed's curve; a run that diverged
+# $\eta$. Where fewer than two $\eta$ lie below the best, the grid grows by an octave; this was added after the
+# first grids had been seen, as most best $\eta$ were at their lower end. A run counts as stable while its loss is near the lowest of its seed's curve; a run that diverged
 # counts as a uniform guess. *Clipped runs* clip by either of two norms. *Drills* cause a spike half way through a
 # run of `umup train`'s loop.
 
@@ -172,7 +174,7 @@ Markdown(this.words.drills_table(results, design.digits))
 # ## Verdicts
 #
 # Bounds were written before the runs, in `claims.yaml`, after one trial seed of the plain curves, of QK-norm and
-# of each drill had been seen.
+# of each drill had been seen. They stayed when lower $\eta$ were added.
 
 # %% tags=["hide-input", "verdicts"]
 verdicts = claims.evaluate("stability", results, design.profile)

@@ -189,6 +189,44 @@ def test_heads_differ_and_the_width_stays(runs: list[RunConfig]) -> None:
     assert {run.model.d_model for run in runs} == {128}
 
 
+HEADS = replace(DESIGN, heads=2, heads_d_heads=(8, 16, 32, 64, 128))
+BEND = 0.2  # what a fixed number of heads adds to the exponent
+
+
+@pytest.fixture(scope="module")
+def with_heads(runs: list[RunConfig]) -> Results:
+    """Beside the runs of one width, those of two heads, whose q·k at the end bends away at d = 64,
+    the size that both share."""
+    more = [run for run in HEADS.runs(TEXT) if run.model.d_model != HEADS.width]
+
+    def bent(run: RunConfig) -> dict[str, Any]:
+        row = seen(run)
+        if run.model.d_model == HEADS.width or not run.probe_steps:
+            return row
+        values = np.reshape(row["probe_values"], (len(run.probe_steps), -1, len(PROBE_STATS)))
+        qk = [i for i, name in enumerate(row["probe_tensors"]) if name.endswith("/qk")]
+        values[-1, qk, 0] *= (run.model.d_head / 64) ** BEND
+        return row | {"probe_values": values.ravel().tolist()}
+
+    return Results(rows_of([*runs, *more], bent), points_of(DESIGN.points(), planted_layer))
+
+
+def test_a_fixed_number_of_heads_asks_for_widths_and_shares_the_run_of_the_studys_own(
+    runs: list[RunConfig],
+) -> None:
+    static, keys = HEADS.runs(TEXT), {run.key() for run in DESIGN.runs(TEXT)}
+    more = [run for run in static if run.key() not in keys]
+    assert len(static) == len(keys) + len(more)
+    assert len(more) == 4 * 3 * 3  # head sizes but 64, schemes, seeds
+    assert {(r.model.d_head, r.model.d_model) for r in more} == {
+        (d, 2 * d) for d in (8, 16, 32, 128)
+    }
+    assert all(run.probe_steps == DESIGN.probe_steps for run in more)
+    shared = [run.key() for run in HEADS.fixed(TEXT) if run.model.n_heads == 2]
+    assert len(shared) - len(set(shared)) == 3 * 3  # those of 64, asked for by both parts
+    assert len(played(HEADS, TEXT, planted_loss)) == len(runs) + len(more)
+
+
 def test_the_plan_refines_around_the_planted_optimum_and_ends(runs: list[RunConfig]) -> None:
     at = [r for r in runs if r.scheme == PER_D and r.model.d_head == 128 and r.hps.eta == 1.0]
     seeds: dict[float, set[int]] = {}
@@ -209,6 +247,8 @@ def test_the_plan_refines_around_the_planted_optimum_and_ends(runs: list[RunConf
         ({"alpha": (1.0,)}, "alpha"),
         ({"eta": (2.0, 1.0)}, "eta"),
         ({"correlations": (1.5,)}, "correlations"),
+        ({"heads": 0}, "heads"),
+        ({"d_heads": (8, 16), "heads_d_heads": (64,)}, "heads_d_heads"),
     ],
 )
 def test_bad_parameters_are_errors_that_name_the_field(changes: dict, field: str) -> None:
@@ -265,6 +305,45 @@ def test_a_seed_that_lacks_a_head_size_is_left_out(results: Results) -> None:
     assert set(table["n"]) == {2}
     end = table[(table["scheme"] == PER_D) & (table["step"] == 100)]["exponent"]
     assert end.item() == pytest.approx(0.895, abs=1e-4)
+
+
+def test_runs_of_other_widths_enter_nothing_that_is_of_one_width(
+    results: Results, with_heads: Results
+) -> None:
+    for name, args in ARGS.items():
+        if name != "heads_difference":
+            assert QUANTITIES[name](with_heads, **args) == QUANTITIES[name](results, **args), name
+    for hp in ("alpha", "eta"):
+        curves = (tables.curve_runs(r.runs, hp, PER_D) for r in (with_heads, results))
+        pd.testing.assert_frame_equal(*curves)
+
+
+def test_exponents_at_a_fixed_number_of_heads_are_the_planted_ones(with_heads: Results) -> None:
+    args = {"at": "end", "smallest": 16, "factor": 8}
+    for scheme in (PER_D, PER_ROOT, "mup"):
+        fixed = tables.exponent(with_heads, scheme, **args)
+        heads = tables.exponent(with_heads, scheme, fixed="heads", **args)
+        assert fixed.value == pytest.approx(0.9, abs=1e-4)
+        assert heads.value == pytest.approx(0.9 + BEND, abs=1e-4)
+        assert heads.where == "head sizes 16 to 128, as many heads at each"
+    apart = tables.heads_difference(with_heads, PER_D, 16, 8)
+    assert (apart.value, apart.hi, apart.n) == pytest.approx((BEND, BEND, 3), abs=1e-4)
+    begin = tables.exponent(with_heads, PER_D, "start", fixed="heads")
+    assert begin.value == pytest.approx(0.5, abs=1e-4)
+    with pytest.raises(NotMeasured, match="span 8×"):
+        tables.exponent(with_heads, PER_D, "end", fixed="heads", smallest=16, factor=16)
+
+
+def test_the_range_of_a_comparison_begins_where_the_claims_say() -> None:
+    listed = claims.load(HERE / "claims.yaml")
+    assert {c.args["smallest"] for c in listed if "smallest" in c.args} == {tables.SMALLEST}
+
+
+def test_local_slopes_are_those_between_neighbours(with_heads: Results) -> None:
+    table = tables.probed(with_heads, "mup", "heads")
+    slopes = tables.local_slopes(table[table["step"] == 100], "qk")
+    np.testing.assert_allclose(list(slopes), [d * math.sqrt(2) for d in (8, 16, 32, 64)])
+    np.testing.assert_allclose([s.value for s in slopes.values()], 0.9 + BEND, atol=1e-4)
 
 
 def test_entropy_slope_is_in_nats_a_doubling(results: Results) -> None:
@@ -360,6 +439,7 @@ ARGS = {
     "extra_shift": {"factor": 2},
     "same_family": {},
     "rule_difference": {},
+    "heads_difference": {"scheme": PER_D},
 }
 
 
@@ -375,8 +455,8 @@ def test_too_small_a_span_is_not_measured(results: Results, name: str) -> None:
         QUANTITIES[name](results, **{**ARGS[name], "factor": 64})
 
 
-def test_every_claim_is_judged_from_full_records(results: Results) -> None:
-    verdicts = claims.evaluate(HERE, results, "cpu")
+def test_every_claim_is_judged_from_full_records(with_heads: Results) -> None:
+    verdicts = claims.evaluate(HERE, with_heads, "cpu")
     missing = {v.id: v.note for v in verdicts if v.verdict == "not measured"}
     # these synthetic layers span 4×
     assert set(missing) == {"layer-independent", "layer-aligned"}
@@ -384,6 +464,8 @@ def test_every_claim_is_judged_from_full_records(results: Results) -> None:
     assert said["trained-exponent"] == "holds"
     assert said["alpha-moves-per-root"] == "holds"
     assert said["entropy-still-per-d"] == "fails"
+    assert said["trained-exponent-heads-root"] == "holds"
+    assert said["heads-no-matter"] == "fails"
 
 
 def test_profiles_are_designs_whose_plan_knows_its_size() -> None:
@@ -392,7 +474,7 @@ def test_profiles_are_designs_whose_plan_knows_its_size() -> None:
         design = study.AttentionScale.from_dict(values)
         assert not [s for s in design.probe_steps if s % design.chunk_steps], "one program serves"
     cpu = parameters(HERE, "cpu")
-    assert 150 < len(played(study.AttentionScale.from_dict(cpu), TEXT, planted_loss)) < 240
+    assert 150 < len(played(study.AttentionScale.from_dict(cpu), TEXT, planted_loss)) < 280
 
 
 # Words and figures
@@ -410,8 +492,24 @@ def test_texts_say_the_planted_numbers(results: Results) -> None:
     assert "1 layers" not in words.what_ran(results)
 
 
+def test_texts_say_what_a_fixed_number_of_heads_changes(
+    results: Results, with_heads: Results
+) -> None:
+    said = words.numbers(with_heads, 1)
+    assert (said[f"width_{PER_D}"], said[f"heads_{PER_D}"]) == ("0.9", "1.1")
+    assert said["local_heads"] == "1.10, 1.10, 1.10, 1.10"
+    assert said["heads_difference"] == "0.2"
+    assert "0.9 at fixed width and 1.1 with a fixed" in words.answer(with_heads, 1)
+    assert "Over 16× in head size" in words.answer(with_heads, 1)
+    assert "2 heads of 8, 16, 32, 64, 128 (width 2 · size)" in words.what_ran(with_heads)
+    assert words.readings_table(with_heads, 1).count("\n") == 1 + 3
+    assert words.readings_table(results, 1).count(words.ABSENT) == 3 * 2
+    assert "· size" not in words.what_ran(results)
+
+
 FIGURES = {
     "exponents": figures.exponents,
+    "readings": figures.readings,
     "correlations": figures.correlations,
     "layer": figures.layer,
     "entropy": figures.entropy,
@@ -470,6 +568,15 @@ def test_exponents_are_drawn_beside_what_they_are_fitted_to(results: Results) ->
     for label, points in drawn(right).items():
         at = pooled[pooled["step"] == int(label.removeprefix("step "))]
         np.testing.assert_allclose(points, means(at, "d_head", "qk"))
+
+
+def test_local_exponents_of_either_reading_are_drawn(with_heads: Results) -> None:
+    axes = figures.readings(with_heads).axes
+    assert [ax.get_title() for ax in axes] == [tables.TITLES[s] for s in (PER_D, PER_ROOT, "mup")]
+    for ax in axes:
+        width, heads = drawn(ax).values()
+        np.testing.assert_allclose(width[:, 1], 0.9, atol=1e-4)
+        np.testing.assert_allclose(heads[:, 1], 0.9 + BEND, atol=1e-4)
 
 
 def test_cosines_and_entropies_are_those_of_the_table(results: Results) -> None:

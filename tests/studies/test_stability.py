@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from synthetic import EMPTY, drawn, marks, points_of, rows_of
+from synthetic import EMPTY, drawn, marks, played, points_of, rows_of
 from umup.config import PROBE_STATS, RunConfig
 from umup.data import Dataset
 from umup.errors import ConfigError
@@ -21,7 +21,7 @@ from umup.lab.claims import NotMeasured
 from umup.lab.design import Point
 from umup.lab.folders import code
 from umup.lab.records import Results
-from umup.lab.study import parameters
+from umup.lab.study import missing_runs, parameters
 
 study = code("stability").design
 drills = code("stability").drills
@@ -110,6 +110,53 @@ def test_the_design_asks_for_every_arm_at_every_point_once() -> None:
     assert {run.hps.alpha_attn_softmax for run in runs if run.model.qk_norm} == {1.0, 4.0, 16.0}
     assert not [r for r in runs if r.scheme == "umup" and r.model.depth_scaled_init]
     assert {r.model.n_layers for r in runs} == {2, 8}
+
+
+@pytest.mark.parametrize(
+    ("best", "extend", "added"),
+    [
+        (2.0, 4, []),  # two η lie below it
+        (1.0, 4, [-1.0]),
+        (0.0, 4, [-1.0, -2.0]),
+        (-1.0, 4, [-1.0, -2.0, -3.0]),
+        (-9.0, 4, [-1.0, -2.0, -3.0, -4.0]),  # as far as it may
+        (-9.0, 0, []),
+    ],
+)
+def test_a_grid_grows_downwards_until_two_eta_lie_below_the_best(
+    best: float, extend: int, added: list[float]
+) -> None:
+    design = replace(DESIGN, schemes=("umup",), extend=extend)
+
+    def loss(run: RunConfig) -> float:  # the clipped arm's best alone is elsewhere
+        return 2.0 + 0.05 * (math.log2(run.hps.eta) - (best if run.optim.clip else 3.0)) ** 2
+
+    first = design.runs(TEXT)
+    more = [run for run in played(design, TEXT, loss) if run not in set(first)]
+    assert [math.log2(run.hps.eta) for run in more] == [x for x in added for _ in range(3)]
+    assert [run.seed for run in more] == [0, 1, 2] * len(added)
+    assert all(run.optim.clip == design.clip for run in more)
+    assert {run.key() for run in DESIGN.runs(TEXT)} >= {run.key() for run in first}
+
+
+def test_an_arm_grows_once_its_first_grid_is_there_and_its_diverged_runs_count_as_infinite() -> (
+    None
+):
+    design = replace(
+        DESIGN, schemes=("umup",), defences=("none",), caps=(), deep_layers=0, extend=4
+    )
+    rows = rows_of(design.runs(TEXT), lambda run: {"val_loss": math.log2(run.hps.eta)})
+    assert {math.log2(r.hps.eta) for r in design.pending(rows, TEXT)} == {-1.0}
+    assert design.pending(rows.iloc[1:], TEXT) == design.runs(TEXT)[:1]
+    broken = (rows["lr"] < 4.0) & (rows["seed"] == 1)  # η of 1 and 2 at one seed; the best is 4
+    assert design.pending(rows.assign(final_loss=rows["final_loss"].mask(broken)), TEXT) == []
+
+
+def test_the_time_left_is_that_of_the_growth_which_the_records_ask_for() -> None:
+    design = replace(DESIGN, schemes=("umup",), extend=4)
+    rows = rows_of(design.runs(TEXT), lambda run: {"val_loss": 2.0 + math.log2(run.hps.eta)})
+    arms = len(design.arms()) - 1  # one is two: QK-norm at its default α and at that of a cap
+    assert len(missing_runs(design, rows, TEXT)) == (arms - 1) * 2 * 3
 
 
 @pytest.mark.parametrize(
