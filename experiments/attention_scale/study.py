@@ -14,7 +14,8 @@
 # %% [markdown]
 # # Should attention divide by d or by √d?
 #
-# **Question.** SP divides $q\cdot k$ by $\sqrt d$, μP and u-μP by $d$, the head size. The first is right when
+# **Question.** SP divides $q\cdot k$ by $\sqrt d$, μP {cite}`yang2022tensor5` and u-μP
+# {cite}`blake2024umup` by $d$, the head size. The first is right when
 # $q$ and $k$ are independent (central limit theorem, CLT), the second when training has aligned them (law
 # of large numbers, LLN). How does $q\cdot k$ grow with $d$ at initialization and along training, at a fixed
 # width or with a fixed number of heads? Under which division do the best $\alpha_\text{attn}$ and the best

@@ -14,8 +14,8 @@
 # %% [markdown]
 # # What does each defence against instability give, and what does it cost?
 #
-# **Question.** Long runs use several defences: z-loss, QK-norm, clipping, warm-up, depth-scaled
-# initialization, and a loop that rolls back after a spike. Which of them allows a larger $\eta$, under SP,
+# **Question.** Long runs use several defences: z-loss {cite}`chowdhery2022palm`, QK-norm
+# {cite}`wortsman2023proxies`, clipping, warm-up, depth-scaled initialization, and a loop that rolls back after a spike. Which of them allows a larger $\eta$, under SP,
 # μP and u-μP? What does each cost a run that is stable without it? And does a run that the loop has healed
 # reach the loss of a clean one?
 
