@@ -97,6 +97,18 @@ FINDINGS = (
         "QK-norm does not make a larger η stable.",
     ),
     Finding(
+        "Searching, u-μP",
+        "hp_search/eta-line-umup",
+        "A line over η is enough: 150 random points of all hyperparameters find nothing better.",
+        "A line over η is not enough.",
+    ),
+    Finding(
+        "Searching, μP",
+        "hp_search/eta-line-mup",
+        "A line over η leaves loss on the table: tune the embedding's rate too.",
+        "A line over η is enough.",
+    ),
+    Finding(
         "Tuning one by one",
         "coupling/umup-cost",
         "u-μP's hyperparameters can be tuned one at a time.",
