@@ -17,7 +17,7 @@ import pandas as pd
 from umup.book.markdown import BADGES, badge, measured, table
 from umup.config import ModelConfig
 from umup.errors import BookError
-from umup.lab.claims import PROFILES, Verdict, evidence
+from umup.lab.claims import PROFILES, Verdict
 
 
 class Finding(NamedTuple):
@@ -99,7 +99,7 @@ FINDINGS = (
     Finding(
         "Searching, u-μP",
         "hp_search/eta-line-umup",
-        "A line over η is enough: 150 random points of all hyperparameters find nothing better.",
+        "A line over η is enough: many random points of all hyperparameters are hardly better.",
         "A line over η is not enough.",
     ),
     Finding(
@@ -128,7 +128,7 @@ def said(finding: Finding, verdict: Verdict) -> str:
 
 
 def findings(verdicts: Sequence[Verdict]) -> str:
-    """A row per finding: topic, what is said, verdict and value, with links to claim and study.
+    """A row per finding: what is said of the topic, verdict and value, links to study and claim.
 
     Raises:
         BookError: a finding's claim is not on the board.
@@ -140,12 +140,12 @@ def findings(verdicts: Sequence[Verdict]) -> str:
             raise BookError("claim of a finding", finding.claim, "a claim on the board: STUDY/ID")
         v = board[finding.claim]
         profile = "" if v.profile in (PROFILES[-1], "") else f", profile `{v.profile}`"
-        seen = "" if evidence(v) == "–" else f"<br><small>{evidence(v)}{profile}</small>"
         link = f'<a href="claims.html#{v.study}-{v.id}">claim</a>'
-        where = f"[study](studies/{v.study}.ipynb), {link}"
+        where = f"<small>[study](studies/{v.study}.ipynb), {link}{profile}</small>"
         value = "" if v.verdict == "not measured" else f" {measured(v)}"
-        rows.append([f"**{finding.topic}**", said(finding, v), f"{badge(v)}{value}{seen}", where])
-    return table(["", "found", "verdict", "where"], rows, "findings")
+        found = f"**{finding.topic}.** {said(finding, v)}"
+        rows.append([found, f"{badge(v)}{value}<br>{where}"])
+    return table(["what was found", "verdict"], rows, "findings")
 
 
 def tally(verdicts: Sequence[Verdict]) -> str:
