@@ -168,15 +168,15 @@ def test_every_claim_of_the_tables_exists_in_its_unit():
     parts = advice.fragments(real_board())
     cells = [
         cell
-        for row in (*decisions.CHANGES, *decisions.SEARCHES)
+        for row in (*decisions.CHANGES, *decisions.SEARCHES, *decisions.SETTINGS)
         for cell in (row.sp, row.mup, row.umup)
         if cell
     ]
     named = [name for cell in cells for name in (cell.motion, cell.price) if name]
     assert len(named) > 40 and len({*named}) == len(named)
-    text = parts["changes"] + parts["searches"]
+    text = parts["changes"] + parts["searches"] + parts["settings"]
     assert all(f"[{name}](studies/" in text for name in named)
-    tally = f"The two tables rest on {len(named)} claims: not measured {len(named)}. "
+    tally = f"The three tables rest on {len(named)} claims: not measured {len(named)}. "
     assert parts["evidence"].startswith(tally)
     assert text.count("**Not measured**") == len(cells) and "**Carry" not in text
     assert parts["unknown"].startswith("No claim of this book is on: ")
@@ -193,7 +193,7 @@ def test_a_claim_that_is_taken_from_the_board_is_missed():
 def test_prices_say_which_side_they_bound_and_motion_which_way_it_is_claimed():
     """A claim to move has no stillness within its bound, a claim to stay has."""
     board = {f"{v.study}/{v.id}": v for v in real_board()}
-    for row in (*decisions.CHANGES, *decisions.SEARCHES):
+    for row in (*decisions.CHANGES, *decisions.SEARCHES, *decisions.SETTINGS):
         for cell in filter(None, (row.sp, row.mup, row.umup)):
             found = advice.claims_of(row, cell, board)
             if v := found.get("motion"):

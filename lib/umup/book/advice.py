@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from umup.book.decisions import CHANGES, SCHEMES, SEARCHES, Cell, Row
+from umup.book.decisions import CHANGES, SCHEMES, SEARCHES, SETTINGS, Cell, Row
 from umup.book.markdown import BADGES, badge, measured, table
 from umup.errors import BookError
 from umup.lab.claims import PROFILES, Verdict, evidence
@@ -131,7 +131,7 @@ def grid(first: str, rows: Sequence[Row], board: Mapping[str, Verdict]) -> str:
 
 
 def fragments(verdicts: Sequence[Verdict]) -> dict[str, str]:
-    """The page's parts by name: both tables, what they rest on, and what has no claim.
+    """The page's parts by name: the tables, what they rest on, and what has no claim.
 
     Args:
         verdicts: the whole board of claims.
@@ -140,7 +140,7 @@ def fragments(verdicts: Sequence[Verdict]) -> dict[str, str]:
         BookError: a table names a claim that is not on the board.
     """
     board = {f"{v.study}/{v.id}": v for v in verdicts}
-    pairs = [(row, getattr(row, s)) for row in (*CHANGES, *SEARCHES) for s in SCHEMES]
+    pairs = [(row, getattr(row, s)) for row in (*CHANGES, *SEARCHES, *SETTINGS) for s in SCHEMES]
     used = [v for row, cell in pairs if cell for v in claims_of(row, cell, board).values()]
     counts = Counter(v.verdict for v in used)
     tally = ", ".join(f"{kind} {counts[kind]}" for kind in BADGES if counts[kind])
@@ -149,6 +149,7 @@ def fragments(verdicts: Sequence[Verdict]) -> dict[str, str]:
     return {
         "changes": grid("change", CHANGES, board),
         "searches": grid("way", SEARCHES, board),
-        "evidence": f"The two tables rest on {len(used)} claims: {tally}. {by_default}\n",
+        "settings": grid("setting", SETTINGS, board),
+        "evidence": f"The three tables rest on {len(used)} claims: {tally}. {by_default}\n",
         "unknown": f"No claim of this book is on: {', '.join(without) or 'nothing above'}.\n",
     }

@@ -190,3 +190,73 @@ SEARCHES = (
     ),
 )
 """How to search, and what the cheaper way costs against the dearer."""
+
+SETTINGS = (
+    Row(
+        "WSD, not cosine",
+        "schedules",
+        mup=Cell(price="wsd-close-to-cosine-mup"),
+        umup=Cell(price="wsd-close-to-cosine"),
+        carry="Use WSD",
+        redo="Keep cosine",
+    ),
+    Row(
+        "WSD's decay over 20 % of the steps, not 30 %",
+        "schedules",
+        umup=Cell(price="decay-of-20-is-enough"),
+        carry="20 % is enough",
+        redo="Decay longer",
+    ),
+    Row(
+        "WSD's decay over 10 % of the steps, not 30 %",
+        "schedules",
+        umup=Cell(price="decay-of-10-is-enough"),
+        carry="10 % is enough",
+        redo="Decay longer",
+    ),
+    Row(
+        "One η for all budgets of a plateau",
+        "schedules",
+        umup=Cell(price="ladder-one-rate"),
+        carry="One η serves",
+        redo="Tune per budget",
+    ),
+    Row(
+        "QK-norm, at the best η",
+        "stability",
+        mup=Cell(price="qk-price-mup"),
+        umup=Cell(price="qk-price-umup"),
+        carry="Use it",
+        redo="Only where η must be high",
+    ),
+    Row(
+        "z-loss, at the best η",
+        "stability",
+        mup=Cell(price="z-price-mup"),
+        umup=Cell(price="z-price-umup"),
+        carry="Use it if logits grow",
+        redo="Do without",
+    ),
+    Row(
+        "Clipping at norm 1 of the unscaled gradient",
+        "stability",
+        umup=Cell(price="clip-price-umup"),
+        carry="Use it",
+        redo="Do without",
+    ),
+    Row(
+        "Attention's 1/d, not 1/√d, in a large head",
+        "attention_scale",
+        umup=Cell(price="per-d-loss"),
+        carry="Take 1/d",
+        redo="Take 1/√d",
+    ),
+    Row(
+        "Strong independent decay, not mild",
+        "decay_transfer",
+        mup=Cell(price="strong-decay-costs"),
+        carry="Take it",
+        redo="Keep it mild",
+    ),
+)
+"""Settings with a price of their own, and what they cost."""
