@@ -271,7 +271,7 @@ def generate(root: Path, staging: Path, studies: Sequence[Study]) -> None:
         staging: the copied book sources, executed studies included.
         studies: what was rendered.
     """
-    from umup.book import board, front, h100_page
+    from umup.book import board, front, h100_page, logbook
     from umup.lab import claims
 
     folder = staging / "_generated"
@@ -289,6 +289,7 @@ def generate(root: Path, staging: Path, studies: Sequence[Study]) -> None:
         "profiles": profiles(root / "experiments"),
         "costs": costs(runs, prices()),
         "status": status(runs),
+        "log": logbook.page(runs, verdicts, studies),
         "h100": h100_page.page(root / "experiments"),
         "modules": api(Path(__file__).parents[1], staging / "api"),
     }
