@@ -172,9 +172,10 @@ Markdown(claims.format_table(verdicts, design.digits))
 # %% [markdown]
 # :::{admonition} What to take from it
 # :class: takeaway
-# Under u-μP, cast and multiply: no loss scale, no amax. Under μP the weights fit but the gradients do not; it
-# needs a scale, per tensor or on the loss, and E5M2's wider range may not be a substitute. An RMS inside the range
-# does not mean that no element is lost: see the readout's gradient above. Monitor the inputs of attention-out
+# Whether a direct cast is free under u-μP is not decided here: its loss cannot be told from float32's, and most of the
+# readout's gradient is flushed to zero, since an RMS inside the range does not mean that no element is lost. Keep the
+# readout in bfloat16 until it is, or cast gradients to E5M2. Under μP the weights fit but the gradients do not: a
+# direct cast diverges, E5M2's wider range is no substitute, and it needs a scale, per tensor or on the loss. Monitor the inputs of attention-out
 # and FFN-down, which no norm bounds, and the readout weight. On the CPU the casts are exact and the products
 # emulated, so the losses are those of FP8 hardware with precise accumulation, and the speeds are meaningless.
 # :::

@@ -159,6 +159,7 @@ Markdown(claims.format_table(verdicts, design.digits))
 # :class: takeaway
 # Use the derived $\tau$, and do not implement equation (22) as printed. When porting from the authors' library,
 # multiply its `residual_mult` by $\sqrt 2$ to get our $\alpha_r$. Both ratios are exact for branches of unit scale,
-# which attention over more than one token leaves after the first block. The trained losses are of short runs of narrow models; whether a learning
-# rate transfers over depth depends on the horizon too.
+# which attention over more than one token leaves after the first block. Do not carry $\eta$ over depth: under u-μP and
+# under μP it moves, and CompleteP's is undecided here; [another study](transfer_axes.ipynb) says what keeping it costs.
+# These are short runs of narrow models; whether a learning rate transfers over depth depends on the horizon too.
 # :::
