@@ -141,6 +141,7 @@ def test_status_counts_stale_records_and_names_commits():
     assert "| `lr` | `cpu` | 3 | 2 | 1 | **1** | 2026-11-22 to 2026-11-24 |" in text
     assert f"Stale records: 1, with numerics version {config.NUMERICS - 1}." in text
     assert "| `abcdef0123` with changes | 1 |" in text and "xla_flags --x" in text
+    assert "what code made 1 of " in text
     assert "No record is stale." in pages.status(runs())
     assert "No records are committed yet." in pages.status(runs().iloc[:0])
 

@@ -146,6 +146,13 @@ def status(runs: pd.DataFrame) -> str:
             f"Stale records: {len(stale)}, with numerics version {versions}. "
             "Run their studies again.\n"
         )
+    dirty = int(runs["git_dirty"].fillna(False).astype(bool).sum())
+    if dirty:
+        last += (
+            "\n*With changes* stands where the tree had changes that were not committed: the commit "
+            f"alone does not say what code made {dirty:,} of {len(runs):,} records. Their keys and "
+            "the version of the numerics still fix what was computed.\n"
+        )
     counts = table(["study", "profile", "runs", "ok", "diverged", "stale", "measured"], rows)
     header = ["records", "hardware", "software", "commit", "runs"]
     return f"{now}## Records\n\n{counts}\n{last}\n## Made with\n\n{table(header, made)}"
