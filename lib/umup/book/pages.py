@@ -149,7 +149,7 @@ def status(runs: pd.DataFrame) -> str:
     dirty = int(runs["git_dirty"].fillna(False).astype(bool).sum())
     if dirty:
         last += (
-            "\n*With changes* stands where the tree had changes that were not committed: the commit "
+            "\n*With changes* stands where the tree had changes that were not committed: a commit "
             f"alone does not say what code made {dirty:,} of {len(runs):,} records. Their keys and "
             "the version of the numerics still fix what was computed.\n"
         )
