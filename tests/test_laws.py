@@ -295,3 +295,13 @@ def test_the_least_distance_of_equal_optima_is_none():
     assert d.largest.lo == 0.0 and d.largest.hi > 0.2
     apart = drift({1: known(0.0), 2: known(1.0), 4: known(0.1)})
     assert apart.largest.lo == pytest.approx(1 - 2.39 * 0.05 * math.sqrt(2), abs=0.03)
+
+
+def test_the_difference_of_independent_quantities() -> None:
+    """Half-widths 3 and 4 to one side make 5; an open end stays open."""
+    one, other = laws.Interval(10.0, 7.0, 11.0, 5), laws.Interval(2.0, 1.0, 6.0, 3)
+    gap = one.minus(other)
+    assert (gap.value, gap.lo, gap.n) == (8.0, 3.0, 3)
+    assert gap.hi == pytest.approx(8.0 + math.sqrt(2.0))
+    open_ = one.minus(laws.Interval(2.0, -math.inf, 3.0))
+    assert open_.hi == math.inf and math.isfinite(open_.lo)

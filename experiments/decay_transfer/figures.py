@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from umup.lab import claims, plots
-from umup.lab import tables as shared
+from umup.lab import axis, claims, plots
 from umup.lab.absent import NotMeasured
 from umup.lab.figures import drawn, panel, style, subplots
 from umup.lab.fp8_figures import grid
@@ -52,17 +50,11 @@ def curves(results: Results) -> Figure:
 
 def _curves(ax: Axes, results: Results, arm: str, looks: dict[int, Look]) -> None:
     """The curves of one arm, each above the loss at its optimum."""
-    runs = tables.arm_runs(results.runs, arm)
-    for width, best in tables.optima(results.runs, arm).items():
-        own = shared.levelled(runs[runs["d_model"] == width], "log2_lr", "val_loss")
-        table = shared.loss_by_lr(own)
-        if not math.isfinite(best.loss):
-            raise NotMeasured("every run diverged")
-        ok, colour = table[table["n"] > 0], looks[width].colour
-        ends = (ok[["mean", "lo", "hi"]] - best.loss).to_numpy(float).T
-        plots.points(ax, ok["log2_lr"], ends, looks[width], ls="-", ms=3.5, elinewidth=0.8)
-        plots.crosses(ax, table[table["n_diverged"] > 0]["log2_lr"], TOP, colour)
-        plots.star(ax, replace(best, loss=0.0), colour)
+    runs, best = tables.arm_runs(results.runs, arm), tables.optima(results.runs, arm)
+    if not any(math.isfinite(each.loss) for each in best.values()):
+        raise NotMeasured("every run diverged")
+    by_width = {width: runs[runs["d_model"] == width] for width in best}
+    axis.above_optimum(ax, by_width, best, looks, TOP)
     plots.octaves(ax, "")
 
 

@@ -148,12 +148,7 @@ def shift(results: Results, arm: str, factor: float = 2) -> Interval:
 def shift_difference(results: Results, arm: str, against: str, factor: float = 2) -> Interval:
     """The ``shift`` of an arm minus that of another, octaves."""
     one, other = (shift(results, name, factor) for name in (arm, against))
-    # Independent errors: half-widths add in squares.
-    down = math.hypot(one.value - one.lo, other.hi - other.value)
-    up = math.hypot(one.hi - one.value, other.value - other.lo)
-    value = one.value - other.value
-    names = f"{ARMS[arm].name} and {ARMS[against].title}"
-    return Interval(value, value - down, value + up, min(one.n, other.n), names)
+    return one.minus(other).at(f"{ARMS[arm].name} and {ARMS[against].title}")
 
 
 @quantity

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from umup.lab import axis as axes_figures
 from umup.lab import claims, plots
-from umup.lab import tables as shared
 from umup.lab.absent import NotMeasured, required
 from umup.lab.figures import drawn, panel, style
 from umup.lab.fp8_figures import grid
@@ -93,15 +92,8 @@ def _curves(ax: Axes, results: Results, axis: str, scheme: str) -> None:
     """The curves of one scheme along an axis, each above the loss at its optimum."""
     runs = tables.curves(results.runs, axis, scheme)
     best = tables.optima(results.runs, axis, scheme)
-    for value, colour in plots.sequence(list(runs)).items():
-        table = shared.loss_by_lr(shared.levelled(runs[value], "log2_lr", "val_loss"))
-        if not math.isfinite(best[value].loss):
-            continue
-        ok, look = table[table["n"] > 0], Look(colour, title=f"{value:g}")
-        ends = (ok[["mean", "lo", "hi"]] - best[value].loss).to_numpy(float).T
-        plots.points(ax, ok["log2_lr"], ends, look, ls="-", ms=3.5, elinewidth=0.8)
-        plots.crosses(ax, table[table["n_diverged"] > 0]["log2_lr"], TOP, colour)
-        plots.star(ax, replace(best[value], loss=0.0), colour)
+    looks = {v: Look(colour, title=f"{v:g}") for v, colour in plots.sequence(list(runs)).items()}
+    axes_figures.above_optimum(ax, runs, best, looks, TOP)
     plots.octaves(ax)
     if ax.get_legend_handles_labels()[0]:
         ax.legend(loc="upper center", fontsize=8, ncols=2)

@@ -175,12 +175,7 @@ def price(results: Results, axis: str, scheme: str, factor: float = 2) -> Interv
 def steadier(results: Results, axis: str, scheme: str, against: str, factor: float = 2) -> Interval:
     """Octaves by which the best η of ``scheme`` moves less than that of ``against``, in size."""
     ours, theirs = (_size(shift(results, axis, name, factor)) for name in (scheme, against))
-    # Independent errors: half-widths add in squares.
-    down = math.hypot(theirs.value - theirs.lo, ours.hi - ours.value)
-    up = math.hypot(theirs.hi - theirs.value, ours.value - ours.lo)
-    value = theirs.value - ours.value
-    names = f"{NAMES[against]} less {NAMES[scheme]}, {AXES[axis].title}"
-    return Interval(value, value - down, value + up, min(ours.n, theirs.n), names)
+    return theirs.minus(ours).at(f"{NAMES[against]} less {NAMES[scheme]}, {AXES[axis].title}")
 
 
 def _size(moved: Interval) -> Interval:

@@ -74,6 +74,13 @@ class Interval:
         value, lo, hi = (x * factor for x in (self.value, self.lo, self.hi))
         return Interval(value, lo, hi, self.n, self.where)
 
+    def minus(self, other: Interval) -> Interval:
+        """This less another quantity whose error is independent: half-widths add in squares."""
+        value = self.value - other.value
+        down = math.hypot(self.value - self.lo, other.hi - other.value)
+        up = math.hypot(self.hi - self.value, other.value - other.lo)
+        return Interval(value, value - down, value + up, min(self.n, other.n))
+
     def at(self, where: str = "", n: int = 0) -> Interval:
         """The same, with what it was measured on and the seeds behind it, where given."""
         return replace(self, where=where or self.where, n=n or self.n)

@@ -8,6 +8,9 @@ token, intervals 95 %, as in ``tables``.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -151,6 +154,34 @@ def _curves(
             plots.star(ax, found[value], colour)
     plots.octaves(ax)
     ax.set_ylim(limits)
+
+
+def above_optimum(
+    ax: Axes,
+    runs: Mapping[Any, pd.DataFrame],
+    best: Mapping[Any, Optimum],
+    looks: Mapping[Any, Look],
+    top: float,
+) -> None:
+    """Loss against η above that at the fitted optimum (a star), one line per value.
+
+    Means are over seeds, each freed of its own level; crosses at ``top`` are learning rates at
+    which a run diverged. A value of which every run diverged is left out.
+
+    Args:
+        ax: where to draw.
+        runs: value → its runs, prepared. best: value → its optimum. looks: value → its look.
+        top: nats above the optimum.
+    """
+    for value, own in runs.items():
+        if not math.isfinite(best[value].loss):
+            continue
+        table = tables.loss_by_lr(tables.levelled(own, "log2_lr", "val_loss"))
+        ok, colour = table[table["n"] > 0], looks[value].colour
+        ends = (ok[["mean", "lo", "hi"]] - best[value].loss).to_numpy(float).T
+        plots.points(ax, ok["log2_lr"], ends, looks[value], ls="-", ms=3.5, elinewidth=0.8)
+        plots.crosses(ax, table[table["n_diverged"] > 0]["log2_lr"], top, colour)
+        plots.star(ax, replace(best[value], loss=0.0), colour)
 
 
 def _along(ax: Axes, found: dict[tuple[str, float], Optimum], values: list[float]) -> None:
