@@ -209,6 +209,8 @@ def test_a_rule_without_its_factors_is_an_error(rule):
     (name,) = rule
     with pytest.raises(ConfigError, match=f"{name}: received '{rule[name]}'"):
         optim.adamw(OptimConfig(**rule), {}, {"eta": 1.0, "weight_decay": 0.0})
+    with pytest.raises(ConfigError, match=f"{name}: received '{rule[name]}'"):
+        optim.sgd(OptimConfig(**rule), {}, {"eta": 1.0, "weight_decay": 0.0})
 
 
 def test_the_defaults_of_completep_are_its_papers():

@@ -112,6 +112,15 @@ def test_every_layout_trains_as_one_device(scheme, layout):
     np.testing.assert_allclose(norms, want_norms, rtol=1e-4)
 
 
+def test_options_of_the_optimizer_train_as_on_one_device():
+    options = {"eps_rule": "scaled", "decay_rule": "width", "eps": 0.5, "decay": "coupled"}
+    losses, norms, _ = trained(make_run(optim=options), CUBE)
+    want, want_norms, _ = trained(make_run(optim=options), ONE)
+    assert np.abs(want - trained(make_run(), ONE)[0]).max() > 1e-3  # they matter
+    np.testing.assert_allclose(losses, want, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(norms, want_norms, rtol=1e-4)
+
+
 @pytest.mark.optimized
 def test_a_mesh_draws_the_weights_of_one_device():
     assert_same(on_host(programs(make_run(), CUBE).init()), drawn(make_run()))

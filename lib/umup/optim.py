@@ -284,6 +284,13 @@ def _divided(factors) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
 
 
+def _check_options(config: OptimConfig, options: Options) -> None:
+    """A rule without its factors would change nothing, in silence."""
+    for rule, given in (("decay_rule", options.decay), ("eps_rule", options.eps)):
+        if (getattr(config, rule) != "constant") != (given is not None):
+            raise ConfigError(rule, getattr(config, rule), "what optim.options was given")
+
+
 def adamw(
     config: OptimConfig, factors, hps: Mapping[str, Number], options: Options = NO_OPTIONS
 ) -> optax.GradientTransformation:
@@ -307,9 +314,7 @@ def adamw(
         ConfigError: a rule of the configuration lacks its factors in ``options``. At an update: a
             weight has no factor, or there are no ``params``.
     """
-    for rule, given in (("decay_rule", options.decay), ("eps_rule", options.eps)):
-        if (getattr(config, rule) != "constant") != (given is not None):
-            raise ConfigError(rule, getattr(config, rule), "what optim.options was given")
+    _check_options(config, options)
     size = size_rules.at_size(config)
     adam = _in_float32(optax.scale_by_adam(size.beta1, size.beta2, config.eps))
     descend = _descend(config, factors, hps, options.decay)
@@ -333,9 +338,10 @@ def sgd(
         A transformation whose update needs ``params``.
 
     Raises:
-        ConfigError: momentum outside [0, 1).
+        ConfigError: momentum outside [0, 1), or a rule for λ or ε, which are AdamW's options.
     """
     if not 0.0 <= momentum < 1.0:
         raise ConfigError("momentum", momentum, "a number in [0, 1)")
+    _check_options(config, NO_OPTIONS)
     descend = _descend(config, factors, hps)
     return optax.chain(_in_float32(optax.trace(momentum)), descend) if momentum else descend

@@ -43,7 +43,7 @@ RULES: Mapping[str, SizeRule] = {
         "Malladi et al., arXiv 2205.10287", _power(_BATCH, 0.5), _BATCH, _BATCH, _BATCH
     ),
     "half_life": SizeRule("Marek et al., arXiv 2507.07101", {}, {}, {}, _BATCH),
-    # The averaging time of AdamW in tokens, batch/λ, grows as tokens^0.53 at one model.
+    # The averaging time of AdamW in tokens, batch/λ, grows as tokens^0.47 at one model.
     "time_scale": SizeRule(
         "Bergsma et al., arXiv 2505.13738",
         {},
