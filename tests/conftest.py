@@ -59,6 +59,7 @@ def _start_jax() -> None:
 
 
 _start_jax()
+os.environ.setdefault("UMUP_DIRTY", "1")  # tests make records of code that is being written
 for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):  # a `make` that a test starts is not this one's
     os.environ.pop(name, None)
 

@@ -580,6 +580,20 @@ def test_git_sees_the_package_only_and_not_someone_elses_checkout(tmp_path, monk
     assert look(package) == (commit, True)
 
 
+def test_records_of_code_that_no_commit_has_are_refused_unless_asked_for(monkeypatch):
+    for name in ("UMUP_COMMIT", "UMUP_DIRTY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(records, "_git", lambda: ("a" * 40, False))
+    records.refuse_changes()
+    monkeypatch.setattr(records, "_git", lambda: ("a" * 40, True))
+    with pytest.raises(RecordError, match=r"not committed.*UMUP_DIRTY=1"):
+        records.refuse_changes()
+    for name, value in (("UMUP_DIRTY", "1"), ("UMUP_COMMIT", "abc+dirty")):
+        with monkeypatch.context() as asked:
+            asked.setenv(name, value)
+            records.refuse_changes()
+
+
 def test_a_store_over_another_knows_its_rows_and_never_writes_it(tmp_path):
     below = Store(tmp_path / "below")
     below.append([make_row("a")])

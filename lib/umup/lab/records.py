@@ -411,6 +411,18 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def refuse_changes() -> None:
+    """Refuse to make records that no commit accounts for.
+
+    Raises:
+        RecordError: the checkout's code has changes that are not committed, and neither does
+            UMUP_COMMIT name a commit nor UMUP_DIRTY ask for such records.
+    """
+    if _git()[1] and not any(os.environ.get(name) for name in ("UMUP_COMMIT", "UMUP_DIRTY")):
+        todo = "committed code; or UMUP_DIRTY=1, and the records are marked as made with changes"
+        raise RecordError("the code that makes records", "changes that are not committed", todo)
+
+
 @functools.cache
 def _git(package: Path = Path(__file__).parents[1]) -> tuple[str, bool]:
     """(commit, dirty) of the checkout that tracks the package; dirty concerns code alone.

@@ -31,7 +31,16 @@ from umup.lab import notebook
 from umup.lab.design import Design, Point
 from umup.lab.folders import choices, code, folder
 from umup.lab.notebook import PLAIN
-from umup.lab.records import UNFINISHED, Results, Store, current, provenance, read_results, stale
+from umup.lab.records import (
+    UNFINISHED,
+    Results,
+    Store,
+    current,
+    provenance,
+    read_results,
+    refuse_changes,
+    stale,
+)
 from umup.lab.sweep import OutOfTime, Settings, run_pending
 from umup.terminal import Progress
 from umup.yaml_reader import read_yaml_file
@@ -131,6 +140,7 @@ def run_or_load(study: str | Path, design: Design) -> Results:
             return read_results(place)
     place = store(study, design.profile)
     if design.mode == "run":
+        refuse_changes()
         make(study, design, place)
     results = read_results(place)
     if results.runs.empty and results.points.empty:
