@@ -119,6 +119,8 @@ def test_whatever_differs_has_another_key():
             old = getattr(value, field.name)
             special = {
                 "decay": "coupled",
+                "eps_rule": "scaled",
+                "decay_rule": "width",
                 "dtype": "bfloat16",
                 "depth_convention": "layers",
                 "tau_convention": "library",
@@ -142,6 +144,14 @@ def test_whatever_differs_has_another_key():
             if field.name == "decay_steps":  # a decay's length needs its schedule
                 lengths = ({"schedule": "wsd", "decay_steps": n} for n in (1, 2))
                 others += [changed(optim=dataclasses.replace(base.optim, **n)) for n in lengths]
+                continue
+            needed = ("size_rule", "base_batch_size", "base_steps")  # by one another
+            if field.name in needed:
+                if field.name == needed[0]:
+                    rules = [("horizon", 4, 4), ("half_life", 4, 4)]
+                    rules += [("horizon", 8, 4), ("horizon", 4, 8)]
+                    every = (dict(zip(needed, rule, strict=True)) for rule in rules)
+                    others += [changed(optim=dataclasses.replace(base.optim, **n)) for n in every]
                 continue
             if field.name in special:
                 new = special[field.name]

@@ -40,8 +40,8 @@ def others(value: Any) -> Iterator[Any]:
         yield from NAMES
 
 
-def asked(design: Design, text: Dataset, *, play: bool) -> set:
-    """What is wanted: at once, or with ``play`` until searches end, larger values being better."""
+def asked(design: Design, text: Dataset, play: int = 0) -> set:
+    """What is wanted: at once, or until searches end, larger (1) or smaller (−1) being better."""
     points = {canonical_json({"what": p.what, "spec": dict(p.spec)}) for p in design.points()}
     if not design.trains:
         return points
@@ -49,7 +49,7 @@ def asked(design: Design, text: Dataset, *, play: bool) -> set:
         return points.union(design.runs(text) or design.pending(frame({}), text))
     found: dict[str, float] = {}
     while runs := design.pending(frame(found), text):
-        found |= {run.key(): -run.hps.eta * run.hps.alpha_attn_softmax for run in runs}
+        found |= {r.key(): -play * r.hps.eta * r.hps.alpha_attn_softmax for r in runs}
     return points | found.keys()
 
 
@@ -58,12 +58,12 @@ def frame(losses: dict[str, float]) -> pd.DataFrame:
 
 
 def matters(design: Design, field: str, text: Dataset) -> bool:
-    for play in (False, True) if design.trains else (False,):
-        base = asked(design, text, play=play)
+    for play in (0, 1, -1) if design.trains else (0,):
+        base = asked(design, text, play)
         for value in others(getattr(design, field)):
             try:
                 changed = dataclasses.replace(design, **{field: value})
-                if asked(changed, text, play=play) != base:
+                if asked(changed, text, play) != base:
                     return True
             except ConfigError:
                 continue

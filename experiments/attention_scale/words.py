@@ -30,7 +30,7 @@ def _local(results: Results, fixed: str) -> str:
     """The exponents between neighbouring head sizes at the end: "0.22, 0.62, 0.96"."""
     table = tables.probed(results, PER_D, fixed)
     slopes = tables.local_slopes(table[table["step"] == table["step"].max()], "qk")
-    return ", ".join(decimals(slope.value, 2) for slope in slopes.values())
+    return ", ".join(decimals(slope.value, 2) for slope in slopes.values()) or ABSENT
 
 
 def _nats_a_token(measured: Interval, digits: int) -> str:

@@ -81,8 +81,13 @@ def _value(axis: Collection[Any], label: Any) -> Any:
 
 
 def table(rows: Iterable[Mapping[str, object]]) -> str:
-    """A Markdown table of rows, each a mapping from heading to cell, see ``report.markdown``."""
+    """A Markdown table of rows, each a mapping from heading to cell, see ``report.markdown``.
+
+    Without rows it says that nothing is measured.
+    """
     frame = pd.DataFrame(list(rows))
+    if frame.empty:
+        return f"{report.ABSENT.capitalize()}."
     return report.markdown(frame, {heading: heading for heading in frame.columns})
 
 
