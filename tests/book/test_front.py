@@ -48,7 +48,7 @@ def test_an_unknown_claim_is_an_error() -> None:
 def test_claims_are_counted_by_verdict() -> None:
     some = [replace(BOARD[0], verdict=kind) for kind in ("holds", "holds", "exact", "fails")]
     said = front.tally(some)
-    assert said.startswith("**4 claims, bounds first**: 2 hold, 1 hold exactly, 1 fail (<a href=")
+    assert said.startswith("**4 claims**: 2 hold, 1 hold exactly, 1 fail (<a href=")
 
 
 def record(device: str, hours: float, **changes: object) -> dict[str, object]:

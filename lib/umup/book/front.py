@@ -153,7 +153,7 @@ def tally(verdicts: Sequence[Verdict]) -> str:
     counts = Counter(v.verdict for v in verdicts)
     by_kind = ", ".join(f"{counts[kind]} {_VERBS[kind]}" for kind in BADGES if counts[kind])
     board = '<a href="claims.html">all of them, failures first</a>'
-    return f"**{len(verdicts)} claims, bounds first**: {by_kind} ({board})."
+    return f"**{len(verdicts)} claims**: {by_kind} ({board})."
 
 
 _VERBS = {
