@@ -81,7 +81,8 @@ Markdown(this.words.answer(results, design.digits))
 # A line search over $\eta$ at every value of an axis, all else as in the base run, with what has to move along. Over
 # *steps* the warm-up keeps its share, and under *one warm-up* it is the shortest run's. The *batch* grows at equal
 # steps, so that a larger one sees more text, or at equal tokens, so that it makes fewer steps. *Sequences* grow
-# at equal tokens a step. *Depth* grows over the base depth, at which μP and CompleteP equal SP.
+# at equal tokens a step. *Depth* grows over the base depth, at which μP and CompleteP equal SP. The width is μP's base
+# width: but over depth SP and μP are one network here, measured twice.
 #
 # At the largest depth, and at CompleteP's best $\eta$ there, further runs have a constant $\varepsilon$ or one that is
 # [scaled with the gradients](../rules.md), at Adam's default $10^{-8}$ and at a large $2^{-13}$: gradients of the base

@@ -61,6 +61,18 @@ FINDINGS = (
         "The best η falls; what keeping it costs is on the page.",
     ),
     Finding(
+        "Larger batch, μP",
+        "transfer_axes/mup-still-over-batch",
+        "At equal steps the best η stays: tune on small batches.",
+        "At equal steps the best η rises with the batch: tune again.",
+    ),
+    Finding(
+        "Longer sequences, μP",
+        "transfer_axes/mup-still-over-seq-len",
+        "At equal tokens a step the best η stays: tune on short ones.",
+        "The best η moves: tune at the final length.",
+    ),
+    Finding(
         "u-μP or μP",
         "embedding_lr/umup-vs-tuned-mup-narrow",
         "Narrow, with its embedding's rate tuned, μP has u-μP's loss.",
