@@ -73,9 +73,14 @@ def known(runs: pd.DataFrame) -> pd.DataFrame:
 
 @remembered
 def base(runs: pd.DataFrame) -> dict[str, int]:
-    """The shape from which all axes depart: of every field the value that most shapes have."""
+    """The shape from which all axes depart: of every field the value that most shapes have.
+
+    Raises:
+        NotMeasured: there are no runs but CompleteP's, which know depth alone.
+    """
     found = known(runs)
-    shapes = found[found["scheme"] != COMPLETEP][SHAPE].drop_duplicates()
+    others = required(found[found["scheme"] != COMPLETEP], f"no runs but {NAMES[COMPLETEP]}'s")
+    shapes = others[SHAPE].drop_duplicates()
     return {name: int(shapes[name].mode().iloc[0]) for name in SHAPE}
 
 

@@ -172,7 +172,12 @@ def above_optimum(
         ax: where to draw.
         runs: value → its runs, prepared. best: value → its optimum. looks: value → its look.
         top: nats above the optimum.
+
+    Raises:
+        NotMeasured: every run of every value diverged.
     """
+    if not any(math.isfinite(each.loss) for each in best.values()):
+        raise NotMeasured("every run diverged")
     for value, own in runs.items():
         if not math.isfinite(best[value].loss):
             continue
