@@ -58,13 +58,13 @@ FINDINGS = (
         "Longer, μP",
         "lr_transfer/mup-still-over-steps",
         "The best η stays: tune short runs.",
-        "The best η falls; what keeping it costs is on the page.",
+        "The best η moves; what keeping it costs is on the page.",
     ),
     Finding(
         "Larger batch, μP",
         "transfer_axes/mup-still-over-batch",
         "At equal steps the best η stays: tune on small batches.",
-        "At equal steps the best η rises with the batch: tune again.",
+        "At equal steps the best η moves with the batch: tune again.",
     ),
     Finding(
         "Longer sequences, μP",
@@ -76,7 +76,7 @@ FINDINGS = (
         "u-μP or μP",
         "embedding_lr/umup-vs-tuned-mup-narrow",
         "Narrow, with its embedding's rate tuned, μP has u-μP's loss.",
-        "Narrow, u-μP's defaults beat even μP with its embedding's rate tuned.",
+        "Narrow, tuning the embedding's rate does not make μP's loss u-μP's.",
     ),
     Finding(
         "Twice the width",
@@ -93,13 +93,13 @@ FINDINGS = (
     Finding(
         "FP8, μP",
         "fp8_drift/mup-direct-cast-fails",
-        "A direct cast fails: it needs scaling.",
+        "A direct cast fails.",
         "A direct cast trains.",
     ),
     Finding(
         "Schedule",
         "schedules/wsd-close-to-cosine",
-        "WSD is as good as cosine at equal tokens, and one plateau serves many budgets.",
+        "WSD is as good as cosine at equal tokens, or better.",
         "WSD is worse than cosine.",
     ),
     Finding(
@@ -117,14 +117,14 @@ FINDINGS = (
     Finding(
         "Searching, μP",
         "hp_search/eta-line-mup",
-        "A line over η leaves loss on the table: tune the embedding's rate too.",
+        "A line over η leaves loss on the table: search on.",
         "A line over η is enough.",
     ),
     Finding(
         "Tuning one by one",
         "coupling/umup-cost",
         "u-μP's hyperparameters can be tuned one at a time.",
-        "u-μP's hyperparameters must be tuned together.",
+        "Tuning u-μP's hyperparameters one at a time costs loss.",
     ),
 )
 """In the order of the page."""
