@@ -15,6 +15,7 @@ from umup.lab.figures import drawn, panel, style
 from umup.lab.fp8_figures import grid
 from umup.lab.plots import Look
 from umup.lab.records import Results
+from umup.lab.tables import fits
 
 from . import results as tables
 from .results import AXES, COMPLETEP, SCHEMES
@@ -28,16 +29,21 @@ OPEN = 0.7  # octaves: length of an open end
 def shifts(results: Results) -> Figure:
     """The best η against that at the smallest value, a panel per axis and a line per scheme.
 
-    Bars are 95 % intervals, arrows open ends; the band is what the claims allow, dotted lines are
-    the powers that the literature has.
+    In the last panel width, depth, steps and batch grow at once: where the sum of their axes
+    carries the base's best η, and where the best is. Bars are 95 % intervals, arrows open ends; the
+    band is what the claims allow, dotted lines are the powers that the literature has.
     """
     allowed = claims.bound(STUDY, "umup-still-over-steps")
     with style():
-        figure, axes = grid(7.6, 5.4, 2, 3, sharey=True)
-        for ax, axis in zip(axes.flat, AXES, strict=True):
+        figure, axes = grid(7.6, 7.8, 3, 3, sharey=True)
+        *single, last, spare = axes.flat
+        for ax, axis in zip(single, AXES, strict=True):
             ax.set_title(AXES[axis].title, fontsize=10)
             plots.band(ax, -allowed, allowed)
             panel(ax, _shifts, results, axis)
+        last.set_title("four at once", fontsize=10)
+        panel(last, _together, results)
+        spare.set_visible(False)
         for ax in axes[:, 0]:
             ax.set_ylabel("shift of log₂ η* (octaves)")
         seen = [s for s in SCHEMES if s in set(tables.known(results.runs)["scheme"])]
@@ -66,6 +72,25 @@ def _shifts(ax: Axes, results: Results, axis: str) -> None:
     ax.set_xticks(np.log2(values), [str(value) for value in values])
 
 
+def _together(ax: Axes, results: Results) -> None:
+    """Where the sum carries the base's best η, and where the best is when all grow."""
+    found = {}
+    for scheme in SCHEMES:
+        try:
+            grown = tables.grown(results.runs, scheme)
+            steps = (tables.at_base(results.runs, scheme), tables.carried(results.runs, scheme))
+            found[scheme] = (*steps, next(iter(fits(grown).values())))
+        except NotMeasured:
+            continue
+    if not found:
+        raise NotMeasured("no runs")
+    for i, (scheme, own) in enumerate(found.items()):
+        aside = 0.09 * (i - (len(found) - 1) / 2)
+        places = {at + aside: optimum for at, optimum in enumerate(own)}
+        plots.optima(ax, places, plots.scheme(scheme), base=own[0].x, open_end=OPEN)
+    ax.set_xticks(range(3), ["base", "sum", "best"])
+
+
 @drawn
 def curves(results: Results, scheme: str) -> Figure:
     """Loss against η above that at the fitted optimum, a panel per axis and a line per value.
@@ -74,7 +99,7 @@ def curves(results: Results, scheme: str) -> Figure:
     crosses learning rates at which a run diverged.
     """
     required(tables.known(results.runs).query("scheme == @scheme"), "no runs")
-    shown = [axis for axis in AXES if axis != "steps_fixed"]
+    shown = [axis for axis in AXES if axis not in ("steps_fixed", "width")]
     with style():
         figure, axes = grid(7.6, 5.4, 2, 3, sharey=True)
         axes[0, 0].set_ylim(-0.02, TOP)

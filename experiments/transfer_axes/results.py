@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from umup.lab.quantities import Quantities, spanning
 from umup.lab.records import Results
 from umup.lab.report import NO_RUNS
 from umup.lab.tables import NAMES, remembered
-from umup.laws import Interval, Optimum
+from umup.laws import Interval, Optimum, drift
 
 quantity = QUANTITIES = Quantities()
 
@@ -47,6 +48,7 @@ class Axis(NamedTuple):
 
 
 AXES: Mapping[str, Axis] = {
+    "width": Axis("model.d_model", "width"),
     "steps": Axis("optim.steps", "steps", -0.32, "steps^−0.32"),
     "steps_fixed": Axis("optim.steps", "steps, one warm-up", -0.32, "steps^−0.32"),
     "batch": Axis("optim.batch_size", "batch, equal steps", 0.5, "√batch"),
@@ -56,7 +58,9 @@ AXES: Mapping[str, Axis] = {
 }
 ROUNDED = 0.02
 """Share of the steps by which warm-ups in proportion differ at most, being whole steps."""
-SHAPE = ["model.n_layers", "model.seq_len", "optim.batch_size", "optim.steps"]
+GROWING = ("width", "depth", "steps", "batch")
+"""Axes that also grow together."""
+SHAPE = ["model.d_model", "model.n_layers", "model.seq_len", "optim.batch_size", "optim.steps"]
 
 
 @remembered
@@ -174,6 +178,100 @@ def price(results: Results, axis: str, scheme: str, factor: float = 2) -> Interv
     ends = _ends(results, axis, scheme, factor)
     own = axis_runs(results.runs, axis)
     return axes.price(own, AXES[axis].field, scheme).at(_where(axis, scheme, ends))
+
+
+@remembered
+def grown(runs: pd.DataFrame, scheme: str) -> pd.DataFrame:
+    """The prepared runs of a scheme in which all of ``GROWING`` is above the base.
+
+    Raises:
+        NotMeasured: there are none.
+    """
+    every, at = known(runs), base(runs)
+    fields = [AXES[axis].field for axis in GROWING]
+    more = np.logical_and.reduce([every[name] > at[name] for name in fields])
+    own = every[more & (every["scheme"] == scheme)]
+    return tables.prepare(required(own, f"{NAMES[scheme]}: no runs in which all grow"))
+
+
+def at_base(runs: pd.DataFrame, scheme: str) -> Optimum:
+    """The best log₂ η of the base run."""
+    at = base(runs)
+    return optima(runs, "steps", scheme)[at["optim.steps"]]
+
+
+@remembered
+def carried(runs: pd.DataFrame, scheme: str) -> Optimum:
+    """The base's best log₂ η, moved to where all grow by the sum of what each axis moves it.
+
+    An axis moves it by as much per doubling as it does from the base to the axis' largest value.
+    The bootstrap's draws of all optima enter, the base's in every term, so that the interval knows
+    what they share.
+
+    Raises:
+        NotMeasured: an axis has no value above the base, or an optimum is not bracketed.
+    """
+    at, grew = base(runs), grown(runs, scheme).iloc[0]
+    start = at_base(runs, scheme)
+    ends, shares = [start], [1.0]
+    for axis in GROWING:
+        name = AXES[axis].field
+        found = optima(runs, axis, scheme)
+        if max(found) <= at[name]:
+            raise NotMeasured(f"{NAMES[scheme]}: nothing above the base over {AXES[axis].title}")
+        share = math.log2(grew[name] / at[name]) / math.log2(max(found) / at[name])
+        ends.append(found[max(found)])
+        shares.append(share)
+        shares[0] -= share
+    for end in ends:
+        if end.edge:
+            raise NotMeasured(f"an optimum is open: {end.reason}")
+    rng = np.random.default_rng(0)
+    n = min(len(end.draws) for end in ends)
+    draws = sum(share * rng.choice(end.draws, n) for share, end in zip(shares, ends, strict=True))
+    x = sum(share * end.x for share, end in zip(shares, ends, strict=True))
+    lo, hi = np.percentile(draws, [2.5, 97.5])
+    return replace(start, x=x, x_lo=float(lo), x_hi=float(hi), draws=draws)
+
+
+@quantity
+def beyond_sum(results: Results, scheme: str) -> Interval:
+    """Octaves from where the sum of all axes carries the base's best η to where the best is."""
+    best = next(iter(tables.fits(grown(results.runs, scheme)).values()))
+    return drift({1: carried(results.runs, scheme), 2: best}).shift.at(_grown_to(results, scheme))
+
+
+@quantity
+def price_of_sum(results: Results, scheme: str) -> Interval:
+    """What the η costs, nats, to which the sum of all axes carries the base's best."""
+    own = grown(results.runs, scheme)
+    best = next(iter(tables.fits(own).values()))
+    found = tables.price(own, carried(results.runs, scheme), best)
+    return found.at(_grown_to(results, scheme))
+
+
+@quantity
+def price_of_keeping(results: Results, scheme: str) -> Interval:
+    """What the base's best η costs, nats, where all grow."""
+    own = grown(results.runs, scheme)
+    best = next(iter(tables.fits(own).values()))
+    return tables.price(own, at_base(results.runs, scheme), best).at(_grown_to(results, scheme))
+
+
+@quantity
+def sum_helps(results: Results, scheme: str) -> Interval:
+    """Nats by which keeping the base's best η costs more than carrying it by the sum."""
+    kept, moved = price_of_keeping(results, scheme), price_of_sum(results, scheme)
+    if math.isinf(moved.value) or math.isinf(kept.value):  # one of the two diverged
+        gain = -math.inf if math.isinf(moved.value) else math.inf
+        return Interval(gain, gain, gain).at(_grown_to(results, scheme))
+    return kept.minus(moved).at(_grown_to(results, scheme))
+
+
+def _grown_to(results: Results, scheme: str) -> str:
+    grew = grown(results.runs, scheme).iloc[0]
+    values = [f"{AXES[axis].title.split(',')[0]} {grew[AXES[axis].field]}" for axis in GROWING]
+    return f"{NAMES[scheme]}, {', '.join(values)}"
 
 
 @quantity

@@ -12,18 +12,19 @@
 # ---
 
 # %% [markdown]
-# # Does η stay over steps, batch, sequence length and depth?
+# # Does η stay over steps, batch, sequence length and depth, and do its motions add up?
 #
 # **Question.** A proxy model is smaller than its target in more than width: it trains for fewer steps, on smaller
 # batches of shorter sequences, and it is shallower. μP {cite}`yang2022tensor5` and u-μP {cite}`blake2024umup`
 # have rules for width, and for depth a factor on the branches; over steps and batch their papers only report what
 # they saw. How far does the best $\eta$ move along each axis, what does keeping it cost, and do the powers that
-# others propose, steps$^{-0.32}$ and $\sqrt{\text{batch}}$, describe it? Is CompleteP {cite}`dey2025completep`
+# others propose, steps$^{-0.32}$ and $\sqrt{\text{batch}}$, describe it? Where all of it grows at once, do the motions add
+# up, so that an $\eta$ can be carried by their sum? Is CompleteP {cite}`dey2025completep`
 # steadier over depth, and does Adam's $\varepsilon$ have to follow the gradients {cite}`everett2024scaling`?
 
 # %% tags=["parameters", "hide-input"]
 # Parameters, as papermill sets them; smoke.yaml and h100.yaml hold what differs there.
-# Two CPU cores, about 40 minutes: width 32, 500 steps, and 16 times as much along every axis.
+# Two CPU cores, about an hour: width 32, 500 steps, and 16 times as much along every axis.
 profile: str = "cpu"  # cpu, or one of the files: smoke, h100
 mode: str = "load"  # "load" only reads the records, "run" trains what they lack
 fresh: bool = False  # train everything anew and keep no records
@@ -49,12 +50,15 @@ step_values: list = [250, 1000, 4000]  # each axis has the base's value, too
 batch_values: list = [2, 32]
 length_values: list = [16, 256]
 depth_values: list = [8, 32]
+width_values: list = []
+together: list = []  # width, blocks, steps and batch where all four grow at once
 lr_sp: list = [-8, -5]  # log2 of the coarse grid's ends, which grows where an end is best
 lr_mup: list = [-8, -5]
 lr_umup: list = [-2, 1]
 refine: float = 0.5  # octaves between points near the best η
 window: float = 1.0  # octaves around the best in which all seeds run
 seeds: int = 3
+base_seeds: int = 3  # of the base run, from which every axis departs
 eps_large: float = 2.0**-13
 eps_pairs: int = 6  # seeds at which constant and scaled ε are compared
 eval_batches: int = 64
@@ -82,7 +86,8 @@ Markdown(this.words.answer(results, design.digits))
 # *steps* the warm-up keeps its share, and under *one warm-up* it is the shortest run's. The *batch* grows at equal
 # steps, so that a larger one sees more text, or at equal tokens, so that it makes fewer steps. *Sequences* grow
 # at equal tokens a step. *Depth* grows over the base depth, at which μP and CompleteP equal SP. The width is μP's base
-# width: but over depth SP and μP are one network here, measured twice.
+# width: but over width and depth SP and μP are one network here, measured twice. Then width, depth, steps and batch grow
+# *together*.
 #
 # At the largest depth, and at CompleteP's best $\eta$ there, further runs have a constant $\varepsilon$ or one that is
 # [scaled with the gradients](../rules.md), at Adam's default $10^{-8}$ and at a large $2^{-13}$: gradients of the base
@@ -100,7 +105,7 @@ for name, text in this.words.numbers(results, design.digits).items():
 # %% [markdown]
 # ## How far the best $\eta$ moves
 
-# %% tags=["hide-input", "picture", "claim:sp-still-over-steps", "claim:mup-still-over-steps", "claim:umup-still-over-steps", "claim:sp-still-over-batch", "claim:mup-still-over-batch", "claim:umup-still-over-batch", "claim:sp-still-over-batch-tokens", "claim:mup-still-over-batch-tokens", "claim:umup-still-over-batch-tokens", "claim:sp-still-over-seq-len", "claim:mup-still-over-seq-len", "claim:umup-still-over-seq-len", "claim:sp-still-over-depth", "claim:mup-still-over-depth", "claim:umup-still-over-depth", "claim:completep-still-over-depth", "claim:mup-still-over-steps-fixed", "claim:umup-still-over-steps-fixed", "claim:mup-power-of-steps", "claim:umup-power-of-steps", "claim:mup-power-of-batch", "claim:umup-power-of-batch", "claim:completep-steadier"] mystnb={"figure": {"name": "fig-axes-shifts", "caption": "The best $\\eta$ against that at the smallest value; the band is half an octave to either side, dotted lines are others' powers. From end to end u-μP's moves by {glue:text}`shift_steps_umup` octaves over steps, {glue:text}`shift_batch_umup` over batch at equal steps and {glue:text}`shift_batch_tokens_umup` at equal tokens, {glue:text}`shift_seq_len_umup` over sequence length and {glue:text}`shift_depth_umup` over depth; CompleteP's over depth by {glue:text}`shift_depth_completep`."}, "image": {"alt": "Shift of the best learning rate along six axes, a panel per axis and a line per scheme"}}
+# %% tags=["hide-input", "picture", "claim:sp-still-over-steps", "claim:mup-still-over-steps", "claim:umup-still-over-steps", "claim:sp-still-over-batch", "claim:mup-still-over-batch", "claim:umup-still-over-batch", "claim:sp-still-over-batch-tokens", "claim:mup-still-over-batch-tokens", "claim:umup-still-over-batch-tokens", "claim:sp-still-over-seq-len", "claim:mup-still-over-seq-len", "claim:umup-still-over-seq-len", "claim:sp-still-over-depth", "claim:mup-still-over-depth", "claim:umup-still-over-depth", "claim:completep-still-over-depth", "claim:mup-still-over-steps-fixed", "claim:umup-still-over-steps-fixed", "claim:mup-power-of-steps", "claim:umup-power-of-steps", "claim:mup-power-of-batch", "claim:umup-power-of-batch", "claim:completep-steadier"] mystnb={"figure": {"name": "fig-axes-shifts", "caption": "The best $\\eta$ against that at the smallest value; the band is half an octave to either side, dotted lines are others' powers. From end to end u-μP's moves by {glue:text}`shift_steps_umup` octaves over steps, {glue:text}`shift_batch_umup` over batch at equal steps and {glue:text}`shift_batch_tokens_umup` at equal tokens, {glue:text}`shift_seq_len_umup` over sequence length and {glue:text}`shift_depth_umup` over depth; CompleteP's over depth by {glue:text}`shift_depth_completep`. Four at once: where the sum of the single motions carries the base's best, and where the best is; beyond the sum it is {glue:text}`beyond_sum_umup` octaves under u-μP."}, "image": {"alt": "Shift of the best learning rate along seven axes and where four grow at once, a panel per axis and a line per scheme"}}
 this.figures.shifts(results)
 
 # %% [markdown]
@@ -116,6 +121,16 @@ Markdown(this.words.axes_table(results, design.digits))
 
 # %% tags=["hide-input", "claim:eps-default-harmless", "claim:eps-large-costs"]
 Markdown(this.words.eps_table(results, design.digits))
+
+# %% [markdown]
+# ## Do the motions add up?
+#
+# Whoever carries $\eta$ from a proxy to a target adds the motions along all axes. Here width, depth, steps and batch grow
+# at once, and each moves the base's best $\eta$ by as much per doubling as it does alone, from the base to its largest
+# value. *Carried* is what that sum costs there, *kept* what the base's best $\eta$ does.
+
+# %% tags=["hide-input", "claim:sp-drifts-add", "claim:mup-drifts-add", "claim:umup-drifts-add", "claim:sp-price-of-sum", "claim:mup-price-of-sum", "claim:umup-price-of-sum", "claim:mup-sum-helps", "claim:umup-sum-helps"]
+Markdown(this.words.sum_table(results, design.digits))
 
 # %% [markdown]
 # ## The curves

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import pandas as pd
 
 from umup.lab.absent import NotMeasured
 from umup.lab.claims import Verdict
 from umup.lab.records import Results
 from umup.lab.report import loss_digits, said, worded
-from umup.lab.tables import NAMES
+from umup.lab.tables import NAMES, fits
 from umup.lab.words import cell, nats, table, texts, trained, word
+from umup.laws import Interval, Optimum
 
 from . import results as tables
 from .results import AXES, COMPLETEP, SCHEMES
@@ -18,6 +21,9 @@ WORDS = {
     "shift_{axis}_{scheme}": word(tables.shift),
     "price_{axis}_{scheme}": word(tables.price, nats),
     "power_{axis}_{scheme}": word(tables.power),
+    "beyond_sum_{scheme}": word(tables.beyond_sum),
+    "price_of_sum_{scheme}": word(tables.price_of_sum, nats),
+    "price_of_keeping_{scheme}": word(tables.price_of_keeping, nats),
     "eps_{eps}": word(tables.eps_difference, nats),
     "steadier": word(tables.steadier, axis="depth", scheme=COMPLETEP, against="mup"),
 }
@@ -41,9 +47,10 @@ def numbers(results: Results, digits: int = 2) -> dict[str, str]:
     """The numbers that captions name: name → text.
 
     ``shift_AXIS_SCHEME``: octaves of the best η between the axis' ends, ``power_…`` by doubling;
-    ``price_…``: what the smallest value's best η costs at the largest, nats; ``eps_default`` and
-    ``eps_large``: nats that a constant ε costs; ``steadier``: octaves by which CompleteP's best η
-    moves less over depth than μP's.
+    ``price_…``: what the smallest value's best η costs at the largest, nats. Where all grow:
+    ``beyond_sum_SCHEME``, octaves, ``price_of_sum_…`` and ``price_of_keeping_…``. Nats that a
+    constant ε costs: ``eps_default`` and ``eps_large``. ``steadier``: octaves by which CompleteP's
+    best η moves less over depth than μP's.
     """
     over = {"axis": list(AXES), "scheme": list(SCHEMES), "eps": ["default", "large"]}
     return texts(WORDS, results, digits, **over)
@@ -81,6 +88,32 @@ def axes_table(results: Results, digits: int = 2) -> str:
             row["price, nats"] = said(loss_digits(digits), tables.price, results, axis, scheme)
             rows.append(row)
     return table(rows)
+
+
+def sum_table(results: Results, digits: int = 2) -> str:
+    """Where all grow at once: the η carried by the sum, the best, and prices; a row per scheme."""
+    rows = []
+    for scheme in SCHEMES:
+        try:
+            best = next(iter(fits(tables.grown(results.runs, scheme)).values()))
+        except NotMeasured:
+            continue
+        row = {"scheme": NAMES[scheme]}
+        row["log₂ η*, base"] = said(digits, _place, tables.at_base, results, scheme)
+        row["carried by the sum"] = said(digits, _place, tables.carried, results, scheme)
+        row["best there"] = cell(best, "x", digits)
+        row["beyond the sum, octaves"] = said(digits, tables.beyond_sum, results, scheme)
+        prices = {"carried": tables.price_of_sum, "kept": tables.price_of_keeping}
+        for title, price in prices.items():
+            row[f"price {title}, nats"] = said(loss_digits(digits), price, results, scheme)
+        rows.append(row)
+    return table(rows)
+
+
+def _place(find: Callable[[pd.DataFrame, str], Optimum], results: Results, scheme: str) -> Interval:
+    """Where an optimum lies, log₂ η."""
+    found = find(results.runs, scheme)
+    return Interval(found.x, found.x_lo, found.x_hi)
 
 
 def eps_table(results: Results, digits: int = 2) -> str:

@@ -18,11 +18,16 @@ from umup.lab import claims, folders, study
 from umup.lab.absent import NotMeasured
 from umup.lab.curves import NO_TEXT
 from umup.lab.records import Results
+from umup.laws import Interval
 
 HERE = Path(__file__).parents[2] / "experiments" / "transfer_axes"
 CODE = folders.code(HERE)
 figures, tables, words = CODE.figures, CODE.results, CODE.words
-CPU = study.parameters(HERE, "cpu")
+CPU = study.parameters(HERE, "cpu") | {
+    "width_values": [64, 128],
+    "together": [64, 8, 1000, 16],
+    "base_seeds": 9,
+}
 DESIGN = CODE.design.DESIGN.from_dict(CPU)
 TEXT = cast(Dataset, SimpleNamespace(digest="d", vocab_size=256))
 
@@ -30,6 +35,8 @@ MIDDLE = {"sp": -6.5, "mup": -6.5, "umup": 0.0, "completep": -6.5}
 CURVE = 0.04  # nats per octave²
 STEPS, FIXED, BATCH, LENGTH = -0.25, -0.125, 0.25, 0.125  # octaves per doubling
 DEPTH = {"sp": -0.5, "mup": 0.375, "umup": 0.25, "completep": 0.125}
+WIDTH = {"sp": -1.0, "mup": 0.0, "umup": 0.125, "completep": 0.0}
+BEYOND = {"sp": 0.25, "mup": 0.0, "umup": -0.75, "completep": 0.0}  # where all grow
 FELT = 0.03  # nats, of a constant large ε at 32 blocks
 
 
@@ -39,6 +46,9 @@ def planted(run: RunConfig) -> float:
     fixed = optim.warmup_steps < 0.2 * optim.steps
     x = MIDDLE[run.scheme] + DEPTH[run.scheme] * math.log2(model.n_layers / 2)
     x += (FIXED if fixed else STEPS) * math.log2(optim.steps / 500)
+    x += WIDTH[run.scheme] * math.log2(model.d_model / 32)
+    if (model.d_model, model.n_layers, optim.steps, optim.batch_size) == (64, 8, 1000, 16):
+        x += BEYOND[run.scheme]
     if model.seq_len == 64:
         x += BATCH * math.log2(optim.batch_size / 8)
     x += LENGTH * math.log2(model.seq_len / 64)
@@ -64,10 +74,18 @@ def results(runs: list[RunConfig]) -> Results:
 
 def test_every_setting_is_one_and_the_base_is_in_every_axis():
     settings = list(DESIGN.settings(NO_TEXT))
-    assert len({setting[1:] for setting in settings}) == len(settings) == 43
+    assert len({setting[1:] for setting in settings}) == len(settings) == 52
     by_axis = Counter(axis for axis, *_ in settings)
-    sizes = {"base": 4, "steps": 9, "batch": 6, "batch_tokens": 6, "seq_len": 6, "depth": 8}
-    assert by_axis == sizes | {"steps_fixed": 4}
+    sizes = {
+        "base": 4,
+        "steps": 9,
+        "batch": 6,
+        "batch_tokens": 6,
+        "seq_len": 6,
+        "depth": 8,
+        "width": 6,
+    }
+    assert by_axis == sizes | {"steps_fixed": 4, "together": 3}
     for axis, _, model, optim in settings:
         if axis == "batch_tokens":
             assert optim.batch_size * optim.steps == 8 * 500
@@ -88,6 +106,7 @@ def test_every_setting_is_one_and_the_base_is_in_every_axis():
         ("batch_tokens", [2, 8, 32]),
         ("seq_len", [16, 64, 256]),
         ("depth", [2, 8, 32]),
+        ("width", [32, 64, 128]),
     ],
 )
 def test_an_axis_has_its_own_runs(results: Results, axis: str, values: list[int]):
@@ -122,6 +141,41 @@ def test_planted_shifts_over_depth(results: Results, scheme: str):
     found = tables.shift(results, "depth", scheme, 16)
     assert found.value == pytest.approx(4 * DEPTH[scheme], abs=0.02)
     assert found.where.endswith("depth 2 to 32") and found.n == 3
+
+
+@pytest.mark.parametrize("scheme", ["sp", "mup", "umup"])
+def test_what_four_axes_leave_unexplained_comes_back(results: Results, scheme: str):
+    found = tables.beyond_sum(results, scheme)
+    assert found.value == pytest.approx(BEYOND[scheme], abs=0.03)
+    assert found.where.endswith("width 64, depth 8, steps 1000, batch 16") and found.n == 3
+    price = tables.price_of_sum(results, scheme).value
+    assert price == pytest.approx(CURVE * BEYOND[scheme] ** 2, abs=2e-3)
+    alone = WIDTH[scheme] + 2 * DEPTH[scheme] + STEPS + BATCH
+    kept = tables.price_of_keeping(results, scheme).value
+    if abs(alone + BEYOND[scheme]) <= 1.5:  # else it is read off the nearest measured η
+        assert kept == pytest.approx(CURVE * (alone + BEYOND[scheme]) ** 2, rel=0.1, abs=2e-3)
+    assert tables.sum_helps(results, scheme).value == pytest.approx(kept - price)
+
+
+def test_the_sum_knows_what_its_terms_share(results: Results):
+    # The base enters with −1/3 − 1/2 − 1/2 − 1/2 + 1: its own error is nearly all cancelled.
+    start, found = (f(results.runs, "mup") for f in (tables.at_base, tables.carried))
+    ends = [tables.optima(results.runs, axis, "mup") for axis in tables.GROWING]
+    spread = [float(own[max(own)].draws.std()) for own in ends]
+    shares = (1 / 2, 2 / 4, 1 / 3, 1 / 2)
+    expected = math.hypot(
+        (1 - sum(shares)) * start.draws.std(), *(a * b for a, b in zip(shares, spread, strict=True))
+    )
+    assert found.draws.std() == pytest.approx(expected, rel=0.1)
+
+
+def test_a_sum_that_diverges_does_not_help(results: Results, monkeypatch: pytest.MonkeyPatch):
+    lost = Interval(math.inf, math.inf, math.inf)
+    monkeypatch.setattr(tables, "price_of_sum", lambda *_: lost)
+    assert tables.sum_helps(results, "mup").value == -math.inf
+    monkeypatch.undo()
+    monkeypatch.setattr(tables, "price_of_keeping", lambda *_: lost)
+    assert tables.sum_helps(results, "mup").value == math.inf
 
 
 def test_completep_is_steadier_by_sizes(results: Results):
@@ -159,6 +213,8 @@ def test_what_the_records_lack_is_said(results: Results):
     some = results.runs[results.runs["scheme"] != "completep"]
     with pytest.raises(NotMeasured, match="CompleteP: no runs over depth"):
         tables.shift(Results(some, EMPTY.points), "depth", "completep")
+    with pytest.raises(NotMeasured, match="CompleteP: no runs in which all grow"):
+        tables.beyond_sum(results, "completep")
     with pytest.raises(NotMeasured, match="ε does not vary"):
         tables.eps_difference(Results(some, EMPTY.points), "large")
 
@@ -168,7 +224,8 @@ def test_words_and_figures(results: Results):
     assert said["shift_steps_umup"].startswith("−1.0")
     assert "not measured" in words.numbers(EMPTY)["shift_steps_umup"]
     assert "steps: −1.0" in words.answer(results)
-    assert words.axes_table(results).count("\n") == 1 + 18
+    assert words.axes_table(results).count("\n") == 1 + 21
+    assert words.sum_table(results).count("\n") == 1 + 3
     assert "η moves by more than half an octave" in words.takeaways(
         claims.evaluate("transfer_axes", results)
     )
@@ -181,6 +238,8 @@ def test_words_and_figures(results: Results):
     [
         ({"batch_values": [3]}, "batch_values: received 3; allowed: a divisor of 4000"),
         ({"length_values": [48]}, "length_values: received 48; allowed: a divisor of 512"),
+        ({"together": [64, 8, 1000]}, "together: received"),
+        ({"together": [64, 8, 500, 16]}, "together: received .*four values above the base's"),
         ({"schemes": []}, "schemes: received"),
         ({"schemes": ["mup_sqrt_emb"]}, "schemes"),
         ({"lr_umup": [1, -1]}, "lr_umup: received"),
