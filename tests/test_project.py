@@ -46,10 +46,11 @@ MAY_IMPORT = {
     "data": "core host",
     "run": "core host data",
     "plan": "core host data run",
+    "transfer": "core laws",
     "lab": "core laws host ports data",
     "slices": "core host data lab",
-    "book": "core laws host ports data run plan lab slices",
-    "cli": "core laws host ports data run plan lab slices book",
+    "book": "core laws host ports data run plan transfer lab slices",
+    "cli": "core laws host ports data run plan transfer lab slices book",
     "studies": "core laws host ports data run plan lab",
 }
 NO_JAX = {
@@ -66,6 +67,7 @@ NO_JAX = {
     "rule_tables",
     "rules",
     "run.recovery",
+    "transfer",
     "lab.absent",
     "lab.tables",
     "laws",

@@ -244,6 +244,14 @@ def largest_shift_over_steps(
     return laws.drift(found).largest.at(horizons)
 
 
+def drift_over_steps(results: Results, scheme: str, d_model: int, factor: float) -> Interval:
+    """Octaves from the shortest to the longest horizon's optimal η, per doubling of the steps."""
+    found = _over_steps(results, scheme, d_model, factor)
+    ends = {steps: found[steps] for steps in (min(found), max(found))}
+    where = f"{NAMES[scheme]}, width {d_model}, {min(found)} to {max(found)} steps"
+    return laws.drift(ends).slope.at(where, min(o.n_seeds for o in ends.values()))
+
+
 def _over_steps(results: Results, scheme: str, d_model: int, factor: float) -> dict[int, Optimum]:
     fitted = tables.fits(tables.prepare(results.runs))
     found = {steps: o for (name, w, steps), o in fitted.items() if (name, w) == (scheme, d_model)}
@@ -295,6 +303,7 @@ QUANTITIES = {
         price_of_narrow,
         basin_gain,
         largest_shift_over_steps,
+        drift_over_steps,
         price_of_short,
         ranks_alike,
     )

@@ -81,6 +81,10 @@ class Interval:
         up = math.hypot(self.hi - self.value, other.value - other.lo)
         return Interval(value, value - down, value + up, min(self.n, other.n))
 
+    def plus(self, other: Interval) -> Interval:
+        """This and another quantity whose error is independent: half-widths add in squares."""
+        return self.minus(Interval(-other.value, -other.hi, -other.lo, other.n))
+
     def at(self, where: str = "", n: int = 0) -> Interval:
         """The same, with what it was measured on and the seeds behind it, where given."""
         return replace(self, where=where or self.where, n=n or self.n)

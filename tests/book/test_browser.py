@@ -115,6 +115,20 @@ def serving(folder: Path) -> Iterator[str]:
         thread.join()
 
 
+def framed(fragment: str) -> str:
+    """A page with the book's style and themes, and a fragment of one of its pages."""
+    css = (ROOT / "book" / "_static" / "custom.css").read_text(encoding="utf-8")
+    paint = "html[data-theme=dark] {color: #eee; background: #111; --pst-color-background: #111}"
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><link rel=icon href='data:,'>"
+        f"<meta name=viewport content='width=device-width'><style>{css}{paint}"
+        f"a {{color: inherit}}</style>"
+        f"<script>document.documentElement.dataset.theme ="
+        f" matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light'</script>"
+        f"<body>{fragment}"
+    )
+
+
 @pytest.fixture(scope="module")
 def browser(chromium: str):
     """A headless Chromium."""

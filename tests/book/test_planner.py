@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlencode
 
 import pytest
 
-from book.test_browser import WIDTHS, browser, problems, reading, serving  # noqa: F401
+from book.test_browser import WIDTHS, browser, framed, problems, reading, serving  # noqa: F401
 from umup import plan
 from umup.book import planner_page
 from umup.config import MeshConfig
@@ -153,16 +153,7 @@ def test_generate_writes_the_page_and_the_numbers(tmp_path):
 @pytest.fixture(scope="module")
 def origin(tmp_path_factory):
     folder = tmp_path_factory.mktemp("planner")
-    css = (ROOT / "book" / "_static" / "custom.css").read_text(encoding="utf-8")
-    paint = "html[data-theme=dark] {color: #eee; background: #111; --pst-color-background: #111}"
-    text = (
-        f"<!doctype html><html lang=en><meta charset=utf-8><link rel=icon href='data:,'>"
-        f"<meta name=viewport content='width=device-width'><style>{css}{paint}"
-        f"a {{color: inherit}}</style>"
-        f"<script>document.documentElement.dataset.theme ="
-        f" matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light'</script>"
-        f"<body><h2 id=place>Plan</h2>{planner_page.page(ROOT / 'book' / 'planner')}"
-    )
+    text = framed(f"<h2 id=place>Plan</h2>{planner_page.page(ROOT / 'book' / 'planner')}")
     (folder / "page.html").write_text(text, encoding="utf-8")
     with serving(folder) as address:
         yield address
