@@ -233,6 +233,18 @@ def test_check_trains_nothing(place, capsys):
     assert not (place.root / "unborn").exists()
 
 
+def test_check_elsewhere_needs_no_devices(place, capsys):
+    many = ("-p", "mesh.fsdp", "16", "-p", "optim.batch_size", "16")
+    assert "mesh: received '1×16×1'" in refused(capsys, place.train("--check", *many))
+    assert place.train("--check", "--elsewhere", *many, run="unborn") == 0
+    fused = ("-p", "model.dtype", "bfloat16", "-p", "model.attention", "cudnn")
+    assert "cudnn" in refused(capsys, place.train("--check", *fused))
+    assert place.train("--check", "--elsewhere", *fused, run="unborn") == 0
+    indivisible = ("--elsewhere", "-p", "mesh.fsdp", "3")
+    assert "mesh.fsdp" in refused(capsys, place.train("--check", *indivisible))
+    assert "--elsewhere" in refused(capsys, place.train("--elsewhere"))
+
+
 def test_check_sees_what_a_start_would(place, capsys, monkeypatch):
     before = sorted(place.root.rglob("*"))
     said = refused(capsys, place.train("--check", *small("seed", 1)))

@@ -5,8 +5,8 @@ const planner = (() => {
   const GIB = 2 ** 30;
   const SHAPE = ["n_layers", "d_model", "d_ff", "d_head", "vocab_size", "seq_len", "batch_size"];
   const WHOLE = [...SHAPE, "devices"];
-  const NUMBERS = [...WHOLE, "hours", "price", "ratio", "inference"];
-  const NAMES = ["precision", "attention", "machine"];
+  const NUMBERS = [...WHOLE, "hours", "price", "ratio", "inference", "eta"];
+  const NAMES = ["precision", "attention", "machine", "scheme"];
   const ZERO_WILL_DO = ["price", "inference"];
   const BOUNDS = {
     time: "A deeper one would see too few tokens.",
@@ -35,7 +35,7 @@ const planner = (() => {
   // ---------------------------------------------------------------- the state and its case
   const start = () => ({
     ...planning.presets["7B"], precision: "bf16", attention: "cudnn", machine: "h100", devices: 64,
-    hours: 72, price: planning.machines.h100.usd_per_hour, ratio: 20, inference: 1000,
+    hours: 72, price: planning.machines.h100.usd_per_hour, ratio: 20, inference: 1000, eta: 1, scheme: planning.schemes[0],
   });
 
   const presetOf = s => Object.keys(planning.presets).find(
@@ -90,6 +90,27 @@ const planner = (() => {
       answer.allocations = formulas.allocations(budget, s.ratio, s.inference * 1e9);
     }
     return answer;
+  };
+
+  // ---------------------------------------------------------------- the run file of `umup train`
+  const runFile = (s, a) => {
+    const c = a.chosen, precision = planning.fields[s.precision];
+    const wanted = Math.ceil(s.ratio * a.parameters.total / (c.batch_size * c.seq_len));
+    const steps = Math.max(1, Math.min(wanted, Math.floor(a.spent.steps)));
+    const shape = SHAPE.filter(key => key !== "batch_size").map(key => [key, c[key]]);
+    const groups = {
+      model: [...shape, ["dtype", precision.dtype], ["recipe", precision.recipe], ["remat", c.remat],
+        ["attention", c.attention]],
+      optim: [["steps", steps], ["batch_size", c.batch_size], ["warmup_steps", Math.floor(planning.warmup * steps)],
+        ["accumulate", c.accumulate]],
+      hps: [["eta", Number(s.eta.toPrecision(4))]],
+      mesh: [["data", c.data], ["fsdp", c.fsdp], ["tensor", c.tensor]],
+    };
+    const lines = [`# Planned for ${s.devices} × ${s.machine}.`, `scheme: ${s.scheme}`, "corpus: sotu  # yours: file:PATH",
+      "tokenizer: bytes  # yours: one whose vocabulary is at most vocab_size"];
+    for (const [name, fields] of Object.entries(groups))
+      lines.push(`${name}:`, ...fields.map(([field, value]) => `  ${field}: ${value}`));
+    return lines.join("\n") + "\n";
   };
 
   // ---------------------------------------------------------------- the answers as HTML
@@ -195,6 +216,10 @@ const planner = (() => {
     return `<details><summary>Layouts that fit: ${most}</summary>${table(head, rows)}</details>`;
   };
 
+  const filePart = (s, a) => `<details class="planner-file"><summary>The run file, for umup train</summary>`
+    + `<pre tabindex="0">${runFile(s, a)}</pre><p><small>Steps see ${digits(s.ratio)} tokens per parameter, or as many as `
+    + `fit into ${time(3600 * s.hours)}; a quarter warms up, as in what this book measured.</small></p></details>`;
+
   const inverse = (s, a) => {
     const head = `<h3>The other way round: the largest model for ${time(3600 * s.hours)}</h3>`;
     if (!a.largest.layout)
@@ -268,7 +293,7 @@ const planner = (() => {
       ["tokens per parameter", digits(a.spent.tokens_per_parameter)], ["steps", count(a.spent.steps)],
       ["cost", dollars(a.spent.dollars)]);
     at("out").innerHTML = tiles(summary) + (a.chosen ? memoryPart(a) : "") + (a.fits ? timePart(a) : "")
-      + parameterPart(a) + (a.chosen ? arithmetic(a) : "") + (a.fits ? layoutPart(a) : "") + inverse(state, a);
+      + parameterPart(a) + (a.chosen ? arithmetic(a) : "") + (a.fits ? layoutPart(a) + filePart(state, a) : "") + inverse(state, a);
   };
 
   form.addEventListener("submit", event => event.preventDefault());
@@ -295,6 +320,7 @@ const planner = (() => {
 
   options("preset", [...Object.keys(planning.presets).map(name => [name, name]), ["", "by hand"]]);
   options("precision", Object.keys(planning.precisions).map(name => [name, name]));
+  options("scheme", planning.schemes.map(name => [name, {umup: "u-μP", sp: "SP"}[name]]));
   options("machine", Object.keys(planning.machines).map(name => [name, name]));
   state = fromAddress();
   show();

@@ -30,6 +30,8 @@ SMALL = {
     "price": 3,
     "ratio": 20,
     "inference": 10,
+    "scheme": "umup",
+    "eta": 1,
 }
 
 

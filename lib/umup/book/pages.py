@@ -278,7 +278,7 @@ def generate(root: Path, staging: Path, studies: Sequence[Study]) -> None:
         staging: the copied book sources, executed studies included.
         studies: what was rendered.
     """
-    from umup.book import board, composer_page, front, h100_page, logbook
+    from umup.book import board, composer_page, examples, front, h100_page, logbook
     from umup.lab import claims
 
     folder = staging / "_generated"
@@ -306,3 +306,4 @@ def generate(root: Path, staging: Path, studies: Sequence[Study]) -> None:
     quotes.generate(staging, verdicts)
     planner_page.generate(staging)
     composer_page.generate(staging, verdicts)
+    examples.generate(staging)

@@ -9,6 +9,7 @@ the form and the answers. Machines, precisions and presets come from this module
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -47,6 +48,11 @@ PRECISIONS: Mapping[str, Mapping[str, str]] = {
 }
 """Name → fields of ``ModelConfig``."""
 
+SCHEMES = ("umup", "sp")
+"""Schemes of the run file that the page writes: those that need no base model."""
+WARMUP = 0.25
+"""Share of the steps, as in the runs that this book measured transfer with."""
+
 BASE = "55M"
 DEVICES, HOURS, RATIO, BATCH, INFERENCE = 8, 2.0, 20.0, 128, 1e10
 """The example's budget: H100s, hours, tokens per parameter; sequences per batch of the large run;
@@ -69,7 +75,59 @@ def data() -> dict[str, Any]:
         fused = machine.description.startswith("NVIDIA")
         machines[name] = machine.to_dict() | {"fused": fused}
     kinds = {name: plan.precision(configs(BASE, name)[0])._asdict() for name in PRECISIONS}
-    return {"presets": PRESETS, "precisions": kinds, "machines": machines}
+    return {
+        "presets": PRESETS,
+        "precisions": kinds,
+        "fields": PRECISIONS,
+        "machines": machines,
+        "schemes": SCHEMES,
+        "warmup": WARMUP,
+    }
+
+
+def steps_of(c: Case, seconds: float, ratio: float) -> int:
+    """Steps that see ``ratio`` tokens per parameter, or as many as fit into so many seconds."""
+    wanted = math.ceil(ratio * formulas.parameters(c).total / (c.batch_size * c.seq_len))
+    return max(1, min(wanted, math.floor(budgets.spent(c, seconds).steps)))
+
+
+def run_file(
+    c: Case, machine: str, precision: str, *, steps: int, eta: float, scheme: str = "umup"
+) -> str:
+    """The file with which `umup train` runs a plan; the page writes the same.
+
+    Args:
+        c: the chosen layout. machine: its name.
+        precision: one of ``PRECISIONS``.
+        steps: updates, a share ``WARMUP`` of them warm-up.
+        eta: learning rate.
+    """
+    shape = {name: getattr(c, name) for name in SIZES if name != "batch_size"}
+    groups: dict[str, dict[str, object]] = {
+        "model": {
+            **shape,
+            **PRECISIONS[precision],
+            "remat": c.remat,
+            "attention": c.attention,
+        },
+        "optim": {
+            "steps": steps,
+            "batch_size": c.batch_size,
+            "warmup_steps": math.floor(WARMUP * steps),
+            "accumulate": c.accumulate,
+        },
+        "hps": {"eta": f"{eta:.4g}"},
+        "mesh": {"data": c.data, "fsdp": c.fsdp, "tensor": c.tensor},
+    }
+    lines = [
+        f"# Planned for {c.devices} × {machine}.",
+        f"scheme: {scheme}",
+        "corpus: sotu  # yours: file:PATH",
+        "tokenizer: bytes  # yours: one whose vocabulary is at most vocab_size",
+    ]
+    for name, fields in groups.items():
+        lines += [f"{name}:", *(f"  {field}: {value}" for field, value in fields.items())]
+    return "\n".join(lines) + "\n"
 
 
 def page(folder: Path) -> str:

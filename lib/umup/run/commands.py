@@ -55,6 +55,9 @@ class Train:
         float | None, Option("stop cleanly after so long (exit status 75)", "MINUTES")
     ] = None
     check: Annotated[bool, Option("only check that it can run")] = False
+    elsewhere: Annotated[
+        bool, Option("with --check: on another machine than this, whatever its devices")
+    ] = False
     coordinator: Annotated[
         str, Option("address of the first of several processes", "HOST:PORT")
     ] = ""
@@ -79,6 +82,8 @@ class Train:
         if self.minutes is not None and not math.isfinite(self.minutes):
             raise TrainError("--minutes", self.minutes, "a finite number; from 0 down: one chunk")
         config = runfile.read_config(self.config, read_overrides(self.parameter))
+        if self.elsewhere and not self.check:
+            raise TrainError("--elsewhere", "no --check", "both: a run is checked for elsewhere")
         if (self.fork is None) != (self.decay is None):
             raise TrainError("--fork", self.fork, "a step, together with --decay STEPS")
         distributed.start(self.coordinator, self.processes, self.process)
@@ -92,7 +97,7 @@ class Train:
         if self.fork is not None and self.decay is not None:
             config, forked = runfile.fork(config, folder, self.fork, self.decay, dataset)
             folder = forked.into
-        loop.check(config, dataset)
+        loop.check(config, dataset, here=not self.elsewhere)
         if self.check:
             return self._check(config, folder, dataset)
         outcome = loop.train_run(

@@ -127,8 +127,12 @@ def train_run(
         return run.go(time.monotonic() + seconds)
 
 
-def check(config: TrainConfig, dataset: Dataset) -> None:
+def check(config: TrainConfig, dataset: Dataset, here: bool = True) -> None:
     """Raise an error for a run that cannot be trained, before any compute.
+
+    Args:
+        config: the run. dataset: its text.
+        here: also check what this machine has: its number of devices, and their kernels.
 
     Raises:
         ConfigError: the mesh, or a hyperparameter that the scheme lacks.
@@ -138,14 +142,15 @@ def check(config: TrainConfig, dataset: Dataset) -> None:
     if config.optim.steps > most:
         allowed = f"at most {most:,}: steps, and samples of a batch each, are numbered in 32 bits"
         raise TrainError("optim.steps", config.optim.steps, allowed)
-    if config.model.attention == "cudnn" and jax.default_backend() != "gpu":
+    if here and config.model.attention == "cudnn" and jax.default_backend() != "gpu":
         raise TrainError("model.attention", "cudnn", f"xla | blocked on {jax.default_backend()}")
     if config.model.vocab_size < dataset.vocab_size:
         allowed = f"at least {dataset.vocab_size}, the vocabulary of {config.tokenizer}"
         raise TrainError("model.vocab_size", config.model.vocab_size, allowed)
     check_hps(config.scheme, config.hps.to_dict())
     mesh.check(config.mesh, config.model, config.optim)
-    mesh.make(config.mesh)
+    if here:
+        mesh.make(config.mesh)
 
 
 class _Run:
