@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import pandas as pd
+
+from synthetic import EMPTY, rows_of
 from umup import slices
 from umup.book import h100_page
 from umup.errors import DataError
 from umup.lab import study
+from umup.lab.records import Results
 from umup.plan import hardware, outlook
 from umup.slices import packs
 
@@ -83,8 +88,32 @@ def test_the_page_is_made_from_the_queue_and_the_log(tmp_path):
 
 
 def test_the_steps_of_the_first_jobs_are_predicted():
-    found = h100_page.predicted()
+    found = h100_page.predicted(EMPTY)
     o = outlook.outlook(outlook.JOBS["width 4096"], hardware.get("h100"))
     (row,) = [line for line in found.splitlines() if line.startswith("| width 4096 |")]
-    assert f"| {1e3 * o.seconds:.3g} | {o.mfu:.2g} |" in row
+    assert f"| {1e3 * o.seconds:.3g} | – | {o.mfu:.2g} |" in row
     assert len(outlook.JOBS) == sum(line.startswith("| ") for line in found.splitlines()) - 2
+
+
+def test_measured_steps_stand_beside_their_predictions():
+    figure1 = outlook.JOBS["Figure 1, fp8_seed"]
+    run = figure1.run()
+    other = replace(run, model=replace(run.model, d_model=2048))
+    runs = rows_of([run, other], lambda _: {"final_loss": 1.0, "val_loss": 1.0})
+    tokens = run.optim.batch_size * run.model.seq_len
+    runs = runs.assign(device="NVIDIA H100", tokens_per_s=tokens / 0.25, status="ok")
+    shape = {"d_head": 128, "ff_ratio": 4, "vocab_size": 512, "seq_len": 1024, "batch_size": 8}
+    spec = {"shape": shape | {"dtype": "bfloat16"}, "width": 4096, "n_layers": 4}
+    ms = {"umup": [60.0, 61.0, 90.0], "fp8": [40.0], "cudnn": [50.0], "eager": [99.0]}
+    point = {"what": "step", "spec": json.dumps(spec), "result": json.dumps({"ms": ms})}
+    points = pd.DataFrame([point | {"device": "NVIDIA H200"}])
+    found = h100_page.step_times(Results(runs, points))
+    assert found == {
+        "Figure 1, fp8_seed": {"NVIDIA H100": 250.0},
+        "width 4096": {"NVIDIA H200": 61.0},
+        "width 4096, FP8": {"NVIDIA H200": 40.0},
+        "width 4096, cuDNN": {"NVIDIA H200": 50.0},
+    }
+    shown = h100_page.predicted(Results(runs, points))
+    assert "| 250 (NVIDIA H100) |" in shown and shown.count("| – |") == len(outlook.JOBS) - 4
+    assert h100_page.step_times(EMPTY) == {}

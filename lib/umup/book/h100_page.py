@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from umup import slices
 from umup.book.markdown import table
+from umup.config import ModelConfig, OptimConfig, RunConfig
 from umup.errors import DataError
+from umup.lab import study
+from umup.lab.bench import Plan
+from umup.lab.records import Results, read_results
+from umup.lab.timing import CHANGES, PLAIN
 from umup.plan import GIB, hardware, outlook
 from umup.slices import h100, packs
 from umup.text import significant
 
+STUDIES = ("hopper", "throughput")
+"""Whose steps the planner predicts."""
+
 
 def page(experiments: Path) -> str:
-    """Three tables in Markdown: the slices so far, the queue with what is missing, and predictions.
+    """Three tables: the slices so far, the queue with what is missing, and predicted steps.
 
     Args:
         experiments: the folder of the studies.
     """
     jobs = slices.queue(experiments / slices.QUEUE)
-    return "\n".join([done(packs.slices_so_far(experiments)), ahead(jobs), predicted()])
+    so_far = done(packs.slices_so_far(experiments))
+    return "\n".join([so_far, ahead(jobs), predicted(_timed(experiments))])
 
 
 def whole(value: float) -> str:
@@ -69,13 +83,59 @@ def ahead(jobs: Sequence[slices.Job]) -> str:
     return table(header, rows) + "\n" + told
 
 
-def predicted() -> str:
-    """A row per step of the first jobs, as the planner predicts it on an H100."""
-    machine = hardware.get("h100")
+def predicted(records: Results) -> str:
+    """A row per step of the first jobs: predicted by the planner for an H100, and measured.
+
+    Args:
+        records: runs and points of profile ``h100`` of the studies that make those jobs.
+    """
+    machine, seen = hardware.get("h100"), step_times(records)
     rows = []
     for name, job in outlook.JOBS.items():
         o = outlook.outlook(job, machine)
         sizes = significant(o.state_bytes / GIB), significant(o.bytes / GIB)
-        rows.append((name, significant(1e3 * o.seconds), significant(o.mfu, 2), o.limit, *sizes))
-    header = ("Step", "ms", "MFU", "Waits mostly for", "State, GiB", "In all, GiB")
-    return table(header, rows)
+        times = (f"{significant(ms)} ({device})" for device, ms in seen.get(name, {}).items())
+        measured = "<br>".join(times) or "–"
+        ms = significant(1e3 * o.seconds)
+        rows.append((name, ms, measured, significant(o.mfu, 2), o.limit, *sizes))
+    header = ("Step", "Predicted, ms", "Measured, ms", "MFU", "Waits mostly for")
+    return table((*header, "State, GiB", "In all, GiB"), rows)
+
+
+def step_times(records: Results) -> dict[str, dict[str, float]]:
+    """Name of a job of ``outlook.JOBS`` → device → median ms of its step, where it was measured."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for row in records.runs[records.runs["status"] == "ok"].to_dict("records"):
+        run = RunConfig.from_dict(json.loads(row["spec"]))
+        tokens = run.optim.batch_size * run.model.seq_len
+        for name in _jobs_of(run.model, run.optim):
+            found.setdefault((name, row["device"]), []).append(1e3 * tokens / row["tokens_per_s"])
+    for row in records.points[records.points["what"] == "step"].to_dict("records"):
+        spec, result = json.loads(row["spec"]), json.loads(row["result"])
+        plan = Plan.from_dict({**spec["shape"], "torch": False})
+        plain = plan.run(plan.model(spec["width"], n_layers=spec["n_layers"], unroll=0))
+        for side, times in result["ms"].items():
+            change = PLAIN if side == "umup" else CHANGES.get(side)
+            if change is None:  # PyTorch's
+                continue
+            model = replace(plain.model, **change.model)
+            for name in _jobs_of(model, plain.optim):
+                found.setdefault((name, row["device"]), []).extend(times)
+    medians: dict[str, dict[str, float]] = {}
+    for (name, device), times in found.items():
+        medians.setdefault(name, {})[device] = float(np.median(times))
+    return medians
+
+
+def _jobs_of(model: ModelConfig, optim: OptimConfig) -> list[str]:
+    """The jobs, of one lane, whose step has this shape."""
+    shapes = {n: job for n, job in outlook.JOBS.items() if job.lanes == 1}
+    same = optim.batch_size
+    return [n for n, j in shapes.items() if j.model == model and j.optim.batch_size == same]
+
+
+def _timed(experiments: Path) -> Results:
+    """What the studies of steps have on record under profile ``h100``."""
+    stores = [study.store(experiments / name, slices.PROFILE) for name in STUDIES]
+    both = [read_results(store) for store in stores]
+    return Results(*(pd.concat(tables, ignore_index=True) for tables in zip(*both, strict=True)))
