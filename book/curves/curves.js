@@ -81,7 +81,7 @@
   function under(plot, panel) {
     drawing(plot, (pen, x, y) => panel.curves.forEach((curve, i) => {
       if (!curve) return;
-      const known = curve.points.filter(p => p[2] !== null);
+      const known = curve.points.filter(p => p[2] !== null && p[4] > 2);  // of two seeds it says little
       pen.fillStyle = shade(i) + "33";
       pen.beginPath();
       known.forEach(p => pen.lineTo(x(p[0]), y(p[2] - level(curve))));

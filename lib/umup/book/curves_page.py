@@ -110,8 +110,8 @@ def curve(runs: pd.DataFrame) -> dict[str, Any]:
     """One curve: ``points`` of `tables.loss_by_lr`, ``best`` of `tables.fits`, null without.
 
     Points are [log2 η, mean, lo, hi, seeds, diverged runs], each seed's own level taken out
-    (`tables.levelled`), as in the static figures. The best is [log2 η, lo, hi, loss]; an open end
-    of its interval is ``OPEN`` away.
+    (`tables.levelled`), as in the figure of ``lr_transfer``. The best is [log2 η, lo, hi, loss]; an
+    open end of its interval is ``OPEN`` away.
     """
     prepared = tables.prepare(runs)
     losses = tables.loss_by_lr(tables.levelled(prepared, "log2_lr", "val_loss"))
