@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 
 from umup import config
-from umup.book import advice, planner_page, quotes, shown, theory_page
+from umup.book import advice, curves_page, planner_page, quotes, shown, theory_page
 from umup.book.markdown import table
 from umup.lab import records, schemas
 from umup.lab.claims import PROFILES
@@ -283,8 +283,10 @@ def generate(root: Path, staging: Path, studies: Sequence[Study]) -> None:
 
     folder = staging / "_generated"
     folder.mkdir(parents=True, exist_ok=True)
+    sources, site = staging / "curves", staging / board.SITE
     for study in studies:
         say_gaps(study)
+        curves_page.generate(study.folder, study.profile, study.page, sources, site)
     runs = read_records(root / "experiments")
     verdicts = claims.board(root / "experiments")
     fragments = {
