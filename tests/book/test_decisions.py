@@ -12,7 +12,7 @@ from umup.book import advice, decisions
 from umup.book.decisions import Cell, Row
 from umup.errors import BookError
 from umup.lab import claims
-from umup.lab.claims import Verdict, judge
+from umup.lab.claims import Verdict, format_bound, judge
 from umup.laws import Interval
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,7 +130,11 @@ def test_a_cell_shows_its_claims_and_a_changed_verdict_changes_it():
     board = {"lr/still": replace(STILL["no"], note="close: by a hair"), "lr/cheap": LOW["yes"]}
     cell = advice.shown(ROW, "mup", board)
     assert cell.startswith('<span class="scheme">μP</span>**Moves; carrying it costs at most 0.01')
-    assert "motion: {bdg-danger}`fails` **0.75** [0.60,\xa00.90] octaves, *close*, " in cell
+    bound = format_bound(STILL["no"])
+    assert (
+        f"motion: {{bdg-danger}}`fails` **0.75** [0.60,\xa00.90] octaves, bound {bound}, " in cell
+    )
+    assert "*close*, " in cell
     assert "price: {bdg-success}`holds` **0.003** [0.000,\xa00.005] nats, " in cell
     assert "[cheap](studies/lr.ipynb)</small>" in cell  # of `cpu`, as is said above the table
     better = {"lr/cheap": replace(LOW["yes"], profile="h100", n=3, where="width 256")}

@@ -14,7 +14,7 @@ from typing import Literal
 from umup.book.decisions import CHANGES, SCHEMES, SEARCHES, SETTINGS, Cell, Row
 from umup.book.markdown import BADGES, badge, measured, table
 from umup.errors import BookError
-from umup.lab.claims import PROFILES, Verdict, evidence
+from umup.lab.claims import PROFILES, Verdict, evidence, format_bound
 from umup.schemes import TITLES
 from umup.text import significant
 
@@ -79,13 +79,13 @@ def advice(row: Row, moved: Verdict | None, cost: Verdict | None, moves: bool = 
 
 
 def _line(name: str, v: Verdict) -> str:
-    """A claim under the advice: its verdict, value, page and what it was measured on."""
+    """A claim under the advice: verdict, value, bound, page and what it was measured on."""
     parts = [f"[{v.id}](studies/{v.study}.ipynb)"]
     if v.verdict != "not measured":
         close = ["*close*"] if v.note.startswith("close") else []
         seen = [] if evidence(v) == "–" else [evidence(v)]
         profile = [] if v.profile == PROFILES[-1] else [f"profile `{v.profile}`"]
-        parts = [measured(v), *close, *parts, *seen, *profile]
+        parts = [measured(v), f"bound {format_bound(v)}", *close, *parts, *seen, *profile]
     return f"<small>{name}: {badge(v)} {', '.join(parts)}</small>"
 
 

@@ -126,6 +126,9 @@ CHANGES = (
         mup=Cell("mup-coupled-width-transfers"),
     ),
     Row("Corpus"),
+    Row("Optimizer, from AdamW to another: η"),
+    Row("Adam's β₁ and β₂"),
+    Row("Learning rate of the readout"),
     _precision("bfloat16", umup=Cell(price="bf16-is-free")),
     _precision(
         "FP8, cast directly",
@@ -193,6 +196,20 @@ SEARCHES = (
 
 SETTINGS = (
     Row(
+        "u-μP, not μP, both at their defaults",
+        "lr_transfer",
+        umup=Cell(price="umup-default-vs-mup"),
+        carry="Take u-μP",
+        redo="Take μP",
+    ),
+    Row(
+        "u-μP at its defaults, not SP at its best η",
+        "lr_transfer",
+        umup=Cell(price="umup-default-vs-sp"),
+        carry="Take u-μP",
+        redo="Take SP",
+    ),
+    Row(
         "WSD, not cosine",
         "schedules",
         mup=Cell(price="wsd-close-to-cosine-mup"),
@@ -250,6 +267,13 @@ SETTINGS = (
         umup=Cell(price="per-d-loss"),
         carry="Take 1/d",
         redo="Take 1/√d",
+    ),
+    Row(
+        "Adam's ε constant, not scaled over depth, CompleteP",
+        "transfer_axes",
+        mup=Cell(price="eps-default-harmless"),
+        carry="Leave it",
+        redo="Scale it",
     ),
     Row(
         "Strong independent decay, not mild",
