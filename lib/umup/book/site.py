@@ -27,7 +27,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from umup import files, machine
-from umup.book import board, pages, slim
+from umup.book import access, board, pages, slim
 from umup.book.shown import best_profile
 from umup.errors import BookError
 from umup.lab.notebook import AT_ONCE, execute, finish
@@ -379,6 +379,7 @@ def build(
     with steps.step():
         plain = make_html(root, staging, out)
         slim.slim(out / "html")
+        access.mend(out / "html")
     for line in plain:
         say(f"      shown as plain text, its docstring is not valid RST: {line}")
     with steps.step():
