@@ -27,7 +27,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from umup import files, machine
-from umup.book import access, board, pages, slim
+from umup.book import access, board, glossary, pages, slim
 from umup.book.shown import best_profile
 from umup.errors import BookError
 from umup.lab.notebook import AT_ONCE, execute, finish
@@ -380,6 +380,7 @@ def build(
         plain = make_html(root, staging, out)
         slim.slim(out / "html")
         access.mend(out / "html")
+        glossary.mark(out / "html")
     for line in plain:
         say(f"      shown as plain text, its docstring is not valid RST: {line}")
     with steps.step():
