@@ -372,6 +372,70 @@ def test_a_link_to_a_claim_shows_it_whatever_was_chosen(browser, site, claims):
         assert wrong == []
 
 
+KINDS = (
+    "index.html",
+    "what-to-tune.html",
+    "theory.html",
+    "claims.html",
+    "studies/lr_transfer.html",
+    "planning.html",
+    "references.html",
+    "api/umup.slices.html",
+)
+"""A page of every kind."""
+
+
+def barriers(page) -> list[str]:
+    """What axe-core finds serious or critical on the page for readers with disabilities."""
+    axe = pytest.importorskip("axe_playwright_python", reason="axe is not installed")
+    page.evaluate((Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    return [
+        f"{one['id']}: {len(one['nodes'])} × {one['nodes'][0]['html'][:90]}"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_no_kind_of_page_has_a_barrier(browser, html, site, width, theme):
+    found = {}
+    with reading(browser, site, width, theme) as (page, _):
+        for path in KINDS:
+            page.goto(site + path, wait_until="load")
+            page.wait_for_function(
+                "!document.querySelector('.math') || document.querySelector('mjx-container')"
+            )
+            page.wait_for_timeout(500)  # the theme makes what scrolls focusable after 0.3 s
+            found[path] = barriers(page)
+    assert {path: what for path, what in found.items() if what} == {}
+
+
+BARRIERS = {
+    "contrast": ("<p style='color: #999'>grey on white</p>", "color-contrast: 1 × <p style"),
+    "picture": ("<img src='data:,'>", "image-alt: 1 × <img"),
+    "button": ("<details><summary><i></i></summary>x</details>", "summary-name: 1 × <summary>"),
+    "list": ("<dl><dd>x</dd></dl>", "definition-list: 1 × <dl>"),
+    "role": ("<div role='list'><a href='.'>x</a></div>", "aria-required-children: 1 × <div"),
+    "scrolling": (
+        f"<figure style='overflow: auto'><p>{'x' * 4000}</p></figure>",
+        "scrollable-region-focusable: 1 × <figure",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BARRIERS)
+def test_each_barrier_is_seen(browser, tmp_path, name):
+    body, said = BARRIERS[name]
+    text = f"<!doctype html><html lang=en><title>x</title><meta charset=utf-8><body>{body}"
+    (tmp_path / "page.html").write_text(text, encoding="utf-8")
+    with serving(tmp_path) as origin, reading(browser, origin) as (page, _):
+        page.goto(f"{origin}page.html")
+        assert [line[: len(said)] for line in barriers(page)] == [said]
+
+
 BROKEN = {
     "console": ("<p>x</p><script>console.error('boom')</script>", "console: boom"),
     "script": ("<p>x</p><script>nothing.there()</script>", "script error: nothing"),

@@ -5,6 +5,7 @@ What needs more than these is imported when a command is called.
 
 from __future__ import annotations
 
+import functools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ class Book:
 
     examples:
       umup book --no-live
+      umup book --pdf        and book/_build/umup.pdf, all pages but the library reference
       umup book check        what is built: is it whole, does it load anything from elsewhere
       umup book picture      draw the README's picture anew from the records
     """
@@ -28,6 +30,7 @@ class Book:
         "build"
     )
     no_live: Annotated[bool, Option("skip the live smoke runs")] = False
+    pdf: Annotated[bool, Option("build, then print all pages into one PDF")] = False
     root: Annotated[Path | None, Option("the checkout (default: found by itself)", "FOLDER")] = None
 
     def __call__(self) -> int:
@@ -37,7 +40,8 @@ class Book:
         try:
             root = self.root or site.find_root()
             if self.action == "build":
-                site.build(root, live=not self.no_live, say=lambda line: print(line, flush=True))
+                say = functools.partial(print, flush=True)
+                site.build(root, live=not self.no_live, pdf=self.pdf, say=say)
                 return 0
             if self.action == "picture":
                 print(site.picture(root).relative_to(root))

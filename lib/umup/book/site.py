@@ -2,8 +2,9 @@
 
 ``umup book`` runs, in order: every notebook live at its smoke profile, unless that has been done
 with the same code; every notebook again, loading the records of its best committed profile; the
-fragments of `umup.book.pages`; jupyter-book with warnings as errors; and `check`. Everything is
-written to ``book/_build``: the sources to ``src/``, the site to ``html/``.
+fragments of `umup.book.pages`; jupyter-book with warnings as errors; `check`; and, if asked, one
+PDF of all pages. Everything is written to ``book/_build``: the sources to ``src/``, the site to
+``html/``.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from umup import files, machine
-from umup.book import board, pages, slim
+from umup.book import access, board, glossary, pages, printed, slim
 from umup.book.shown import best_profile
 from umup.errors import BookError
 from umup.lab.notebook import AT_ONCE, execute, finish
 from umup.lab.study import parameters
 
-EXPECTED = {"smoke": 15.0, "render": 8.0, "pages": 10.0, "html": 40.0, "check": 2.0}
+EXPECTED = {"smoke": 15.0, "render": 8.0, "pages": 10.0, "html": 40.0, "check": 2.0, "pdf": 45.0}
 """Seconds that each kind of step takes on two cores, used until a build has measured it here."""
 
 
@@ -333,13 +334,18 @@ def check(html: Path) -> list[str]:
 
 
 def build(
-    root: Path | None = None, *, live: bool = True, say: Callable[[str], None] = print
+    root: Path | None = None,
+    *,
+    live: bool = True,
+    pdf: bool = False,
+    say: Callable[[str], None] = print,
 ) -> Path:
     """Build the whole book and return the folder of the site.
 
     Args:
         root: the checkout; found by itself when None.
         live: run every study at its smoke profile first.
+        pdf: print the site's pages into ``book/_build/umup.pdf`` at the end.
         say: receives the progress lines.
 
     Raises:
@@ -358,6 +364,7 @@ def build(
             ("pages", "boards and tables from the records"),
             ("html", "the site, warnings are errors"),
             ("check", "missing files and requests that leave the site"),
+            *([("pdf", "all pages in one PDF")] if pdf else []),
         ],
         out / "timings.json",
         say,
@@ -379,12 +386,18 @@ def build(
     with steps.step():
         plain = make_html(root, staging, out)
         slim.slim(out / "html")
+        access.mend(out / "html")
+        glossary.mark(out / "html")
     for line in plain:
         say(f"      shown as plain text, its docstring is not valid RST: {line}")
     with steps.step():
         if problems := check(out / "html"):
             listed = "\n" + "\n".join(problems[:30])
             raise BookError("site", listed, "a site that is whole and loads nothing from elsewhere")
+    if pdf:
+        with steps.step():
+            file = printed.book(root)
+        say(f"      {file}, {file.stat().st_size / 1e6:.1f} MB")
     say(f"The book is {out / 'html' / 'index.html'}")
     return out / "html"
 
