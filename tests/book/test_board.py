@@ -146,16 +146,16 @@ def test_a_claim_shows_what_was_measured_whose_it_is_and_where_it_is_seen():
 def test_on_its_study_s_page_a_claim_leads_to_the_board():
     found = board.entries(MANY, [STUDY], files={("lr", "cpu"): "lr-cpu.csv"})
     (one,) = (one for one in found if one["id"] == "sp-drifts")
-    text = board_page.item(one, "", "../")
+    text = board_page.item(one, up="../")
     claim = Page(board_page.raw(text)).claims["claim-sp-drifts"]
     assert claim["links"] == [
         "#claim-sp-drifts",
         "https://arxiv.org/abs/2407.17465",
         "#fig-lr",
-        "../records/lr-cpu.csv",
         "../claims.html#lr-sp-drifts",
     ]
     assert one["shown"]["strip"] in text and "data-" not in text
+    assert "Why this bound</summary>" in text and "history not available" not in text
 
 
 def test_without_claims_both_say_so():

@@ -273,6 +273,15 @@ def test_a_page_has_the_order_of_the_template(page: Path) -> None:
     assert "{dropdown} Parameters of every profile\n| parameter |" in text["page-end"]
 
 
+def test_what_was_run_has_a_heading_where_the_notebook_has_none(page: Path) -> None:
+    notebook = json.loads(page.read_text(encoding="utf-8"))
+    notebook["cells"][3] = code(7, [], "525 runs.")
+    page.write_text(json.dumps(notebook), encoding="utf-8")
+    cells = shaped(page)
+    at = next(i for i, cell in enumerate(cells) if cell["id"] == "c7")
+    assert cells[at - 1]["source"] == "## What was run" and cells[at - 2]["id"] == "c0"
+
+
 def test_without_a_finding_the_question_is_the_title(page: Path) -> None:
     plain = replace(EXTRAS, title=None, gaps="", claims=[], parameters="")
     text = {cell["id"]: "".join(cell["source"]) for cell in shaped(page, plain)}

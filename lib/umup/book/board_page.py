@@ -76,7 +76,7 @@ def raw(html: str) -> str:
 
 def _text(text: str) -> str:
     """Escaped, with `code` marked up."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text, quote=False))
 
 
 def _source(source: str) -> str:
@@ -113,8 +113,10 @@ def _filter(found: Sequence[Mapping[str, Any]], studies: Iterable[str]) -> str:
     return f"{start}{''.join(parts)}<p>{box}{last}</p></form>"
 
 
-def item(one: Mapping[str, Any], repository: str, up: str = "") -> str:
+def item(one: Mapping[str, Any], repository: str = "", up: str = "") -> str:
     """A claim as an item of a list: on the board, or on its study's page.
+
+    The bound's date and the records are on the board alone, which keeps study pages light.
 
     Args:
         one: of `board.entries`.
@@ -139,11 +141,13 @@ def item(one: Mapping[str, Any], repository: str, up: str = "") -> str:
         one["profile"] and f"profile {one['profile']}",
         _source(one["source"]),
         figure and f'<a href="{"#" if up else ""}{figure}">figure</a>',
-        one["records"] and f'<a href="{up}{one["records"]}" download>records</a>',
+        one["records"] and not up and f'<a href="{one["records"]}" download>records</a>',
         beside and f'<a href="{up}{beside}">{"board" if up else "study"}</a>',
         one["order"] == "not shown" and '<span class="late">order not shown</span>',
     ]
     remark = _text(" ".join(filter(None, remarks)))
+    asked = "Why this bound" if up else "Why this bound, and since when"
+    since = "" if up else f"<p>{_since(one, repository)}</p>"
     return (
         f'<li id="{anchor}" class="claim {badge}"{data}>\n'
         f'<p class="said"><span class="sd-badge sd-bg-{badge} sd-bg-text-{badge}">{verdict}</span> '
@@ -153,8 +157,7 @@ def item(one: Mapping[str, Any], repository: str, up: str = "") -> str:
         f"<span>allowed: {escape(shown['bound'])}</span></div>\n"
         + (f'<p class="remark">{remark}</p>\n' if remark else "")
         + f'<p class="about">{" · ".join(filter(None, about))}</p>\n'
-        f"<details><summary>Why this bound, and since when</summary>"
-        f"<p>{_text(one['why'])}</p><p>{_since(one, repository)}</p></details>\n</li>"
+        f"<details><summary>{asked}</summary><p>{_text(one['why'])}</p>{since}</details>\n</li>"
     )
 
 

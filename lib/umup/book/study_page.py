@@ -98,7 +98,8 @@ def shape(path: Path, study: str, extras: Extras, board: Mapping[str, Verdict]) 
         *takeaways,
         head | {"source": asked(question if extras.title else "", text)},
     ]
-    cells = [*top, *answer, *picture, *_without_empty_sections(rest), _markdown("end", end(extras))]
+    rest = _without_empty_sections(_with_a_first_section(rest))
+    cells = [*top, *answer, *picture, *rest, _markdown("end", end(extras))]
     for cell in cells:
         _finish(cell, study, board)
     notebook["cells"] = cells
@@ -160,9 +161,20 @@ def _with_claims(cell: Cell, study: str, extras: Extras) -> list[Cell]:
     """A cell; the verdicts' cell with the list of claims in place of its table."""
     if "verdicts" not in _tags(cell) or not extras.claims:
         return [cell]
-    items = "\n".join(item(one, extras.repository, UP) for one in extras.claims)
+    items = "\n".join(item(one, up=UP) for one in extras.claims)
     listed = raw(f'<ul class="claims" aria-label="Claims of {study}">\n{items}\n</ul>')
     return [cell | {"outputs": []}, _markdown("claims", listed)]
+
+
+def _with_a_first_section(cells: list[Cell]) -> list[Cell]:
+    """The cells, below a heading where the first that shows anything has none."""
+    hidden = ("parameters", "injected-parameters", "remove-cell")
+    for at, cell in enumerate(cells):
+        if cell["cell_type"] == "markdown":
+            break
+        if not set(hidden) & set(_tags(cell)):
+            return [*cells[:at], _markdown("run", "## What was run"), *cells[at:]]
+    return cells
 
 
 def _without_empty_sections(cells: Sequence[Cell]) -> list[Cell]:
