@@ -186,11 +186,16 @@ verdicts = claims.evaluate("attention_scale", results, design.profile)
 Markdown(claims.format_table(verdicts, design.digits))
 
 # %% [markdown]
-# :::{admonition} What to take from it
+# :::{admonition} Do this
 # :class: takeaway
-# The division by $\sqrt d$ describes initialization and the division by $d$ an aligned limit. The measured
-# exponent and the drift of the optimum, not either limit theorem, show under which of them $\alpha_\text{attn}$
-# transfers. Consult both figures before changing $d$, or keep the head size fixed and add heads, for which the
-# two divisions are the same. These are short runs of small models, and optima were searched at one width, where
-# larger heads are fewer.
+# - Divide $q\cdot k$ by $d$ where heads grow: at the largest head that reaches the loss of $\sqrt d$, or a lower
+#   one. [per-d-loss](claims.yaml)
+# - Carry $\eta$ over the head size under $1/d$ [eta-still-per-d](claims.yaml); whether $\alpha_\text{attn}$ stays
+#   is open [alpha-still-per-d](claims.yaml), so search it again, or keep the head size and add heads, for which the
+#   two divisions are the same.
+#
+# **Because** the division by $\sqrt d$ describes initialization [init-exponent](claims.yaml) and the division by
+# $d$ an aligned limit [layer-aligned](claims.yaml); which of the two a trained model is closer to is open
+# [trained-exponent](claims.yaml). These are short runs of small models, and optima were searched at one width,
+# where larger heads are fewer.
 # :::

@@ -145,10 +145,18 @@ verdicts = claims.evaluate("coord_check", results, design.profile)
 Markdown(claims.format_table(verdicts, design.digits))
 
 # %% [markdown]
-# :::{admonition} What to take from it
+# :::{admonition} Do this
 # :class: takeaway
-# Check your own model with `umup.coord_check`, after many steps and at a learning rate near the largest that
-# trains, and read the weights before the activations. A slope near zero is necessary for transfer but not
-# sufficient: the check sees neither weight decay nor the schedule, and u-μP's embedding fails it by design. The
-# widths here are small, so that initial randomness still matters; slopes of a tenth are not evidence.
+# - Check your own model with `umup.coord_check`, after many steps and at a learning rate near the largest that
+#   trains: there the change of the logits grows with width under SP [sp-logits-grow](claims.yaml) and not under μP
+#   [mup-logits-steady](claims.yaml).
+# - Leave the readout's learning rate as it is in Table 1 [mup-readout-in-step](claims.yaml): a further 1/width
+#   makes its part of the change shrink [readout-lr-freezes](claims.yaml).
+# - Read the weights before the activations, and do not take u-μP's embedding for a mistake: its updates shrink by
+#   design. [umup-embedding-slows](claims.yaml)
+#
+# **Because** a slope near zero is necessary for transfer but not sufficient: the check sees neither weight decay
+# nor the schedule. Nor does everything pass here under μP: the residual stream [mup-stream-steady](claims.yaml) and
+# the attention logits [mup-attention-logits-steady](claims.yaml) do not. The widths are small, so that initial
+# randomness still matters; slopes of a tenth are not evidence.
 # :::

@@ -121,10 +121,16 @@ verdicts = claims.evaluate("coupling", results, design.profile)
 Markdown(claims.format_table(verdicts, design.digits))
 
 # %% [markdown]
-# :::{admonition} What to take from it
+# :::{admonition} Do this
 # :class: takeaway
-# A small mean hides single pairs: tune together those at the top of the table, and the others one by one. Most of
-# μP's cost is of pairs with $\sigma_\text{init}$, which u-μP does not have: fix it, and the schemes differ less. The
-# cost depends on the ranges and on how flat the optimum is, not on coupling alone. These are short runs of a small
-# model on one text. Before two schemes are ranked this way, look at what a right choice by another seed costs.
+# - Tune u-μP's hyperparameters one at a time. [umup-cost](claims.yaml)
+# - Under μP tune $\hat\eta_\text{emb}$ together with $\sigma_\text{init}$, or fix the latter.
+#   [emb-follows-init](claims.yaml)
+# - Before two schemes are ranked this way, look at what a right choice by another seed costs.
+#   [floor-mup](claims.yaml) [floor-umup](claims.yaml)
+#
+# **Because** a small mean hides single pairs: most of μP's cost is of pairs with $\sigma_\text{init}$, which u-μP
+# does not have. Whether μP's mean cost is the larger by 0.02 nats is open [coupling-gap](claims.yaml). The cost
+# depends on the ranges and on how flat the optimum is, not on coupling alone. These are short runs of a small model
+# on one text.
 # :::

@@ -125,15 +125,5 @@ this.figures.curves(results)
 verdicts = claims.evaluate("decay_transfer", results, design.profile)
 Markdown(claims.format_table(verdicts, design.digits))
 
-# %% [markdown]
-# ## What to take from it
-#
-# :::{admonition} Say which decay, and how strong
-# :class: takeaway
-# A value of $\lambda$ means nothing without the kind of decay. What counts is the share of a weight that is lost
-# per step, $\lambda$ or $\eta f \lambda$, times the steps of a run: decay that never adds up to 1 decides nothing,
-# and these are short runs of small models, in which it has to be strong to do so.
-# :::
-
-# %% tags=["hide-input"]
+# %% tags=["hide-input", "takeaway"]
 Markdown(this.words.takeaways(verdicts))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from umup.lab import claims
+from umup.lab import claims, takeaway
 from umup.lab.absent import NotMeasured
 from umup.lab.claims import Verdict
 from umup.lab.records import Results
@@ -53,6 +53,14 @@ TAKEAWAYS = {
     },
 }
 """Claim → what to do, by its verdict; whatever else the verdict is, that it is open."""
+
+BECAUSE = (
+    "a value of $\\lambda$ means nothing without the kind of decay. What counts is the share of "
+    "a weight that is lost per step, $\\lambda$ or $\\eta f \\lambda$, times the steps of a run: "
+    "decay that never adds up to 1 decides nothing, and these are short runs of small models, in "
+    "which it has to be strong to do so."
+)
+"""Why, and what the study does not show."""
 
 
 def numbers(results: Results, digits: int = 2) -> dict[str, str]:
@@ -117,10 +125,5 @@ def arms_table(results: Results, digits: int = 2) -> str:
 
 
 def takeaways(verdicts: Sequence[Verdict]) -> str:
-    """What to take from the study: one line per claim that advice hangs on."""
-    lines = []
-    for verdict in verdicts:
-        if advice := TAKEAWAYS.get(verdict.id):
-            open_ = f"Open ({verdict.verdict}): {verdict.statement}"
-            lines.append(f"- {advice.get(verdict.verdict, open_)}")
-    return "\n".join(lines)
+    """What to take from the study: one item per claim that advice hangs on, and why."""
+    return takeaway.box(takeaway.items(verdicts, TAKEAWAYS), BECAUSE)

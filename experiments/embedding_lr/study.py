@@ -160,15 +160,5 @@ Markdown(this.words.emb_table(rare, design.digits))
 verdicts = claims.evaluate("embedding_lr", results, design.profile, {"bpe": rare})
 Markdown(claims.format_table(verdicts, design.digits))
 
-# %% [markdown]
-# ## What to take from it
-#
-# :::{admonition} Read defaults beside tuned values
-# :class: takeaway
-# Our μP has SP's embedding at the base width, $\sigma_\text{init} = 1$ in absolute terms, so that u-μP's
-# advantage over μP's defaults depends on that choice. These are short runs of small models, most of them with a
-# vocabulary of bytes; what a vocabulary of 4096 changes was asked at two widths alone.
-# :::
-
-# %% tags=["hide-input"]
+# %% tags=["hide-input", "takeaway"]
 Markdown(this.words.takeaways(verdicts))

@@ -170,12 +170,19 @@ verdicts = claims.evaluate("fp8_drift", results, design.profile)
 Markdown(claims.format_table(verdicts, design.digits))
 
 # %% [markdown]
-# :::{admonition} What to take from it
+# :::{admonition} Do this
 # :class: takeaway
-# Whether a direct cast is free under u-μP is not decided here: its loss cannot be told from float32's, and most of the
-# readout's gradient is flushed to zero, since an RMS inside the range does not mean that no element is lost. Keep the
-# readout in bfloat16 until it is, or cast gradients to E5M2. Under μP the weights fit but the gradients do not: a
-# direct cast diverges, E5M2's wider range is no substitute, and it needs a scale, per tensor or on the loss. Monitor the inputs of attention-out
-# and FFN-down, which no norm bounds, and the readout weight. On the CPU the casts are exact and the products
-# emulated, so the losses are those of FP8 hardware with precise accumulation, and the speeds are meaningless.
+# - Under u-μP multiply in bfloat16 freely. [bf16-is-free](claims.yaml)
+# - For FP8 under u-μP cast gradients to E5M2 and leave attention-out and FFN-down in bfloat16
+#   [umup-e5m2-gradients](claims.yaml). Whether a direct cast of everything is free is open
+#   [umup-direct-cast](claims.yaml), and it flushes more than 1 % of a tensor to zero
+#   [umup-flushes-little](claims.yaml): most of the readout's gradient.
+# - Do not cast μP directly [mup-direct-cast-fails](claims.yaml), nor with E5M2 gradients alone
+#   [mup-e5m2-gradients-do](claims.yaml): it needs a scale, on the loss or per tensor, and whether the latter is
+#   enough is open [mup-scaled-does](claims.yaml).
+# - Watch the readout's weight, which grows. [readout-weight-grows](claims.yaml)
+#
+# **Because** an RMS inside the range [umup-ends-in-range](claims.yaml) does not mean that no element is lost. On
+# the CPU the casts are exact and the products emulated, so the losses are those of FP8 hardware with precise
+# accumulation, and the speeds are meaningless.
 # :::

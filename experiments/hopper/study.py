@@ -134,11 +134,15 @@ verdicts = claims.evaluate("hopper", results, design.profile)
 Markdown(claims.format_table(verdicts, design.digits))
 
 # %% [markdown]
-# :::{admonition} What to take from it
+# :::{admonition} Do this
 # :class: takeaway
-# Compare a new device with one that you trust before you compare schemes on it: a few steps, each dtype, equal
-# draws. The verdicts above say what a cast to FP8 costs at width 4096; the smaller runs on a CPU do not decide it.
-# A constant loss scale moves all of μP's gradients by one factor: it rescues what would be flushed, cannot narrow
-# the gap between tensors, and is one more number to tune. On a CPU the products are emulated, so that its speeds
-# say nothing about FP8 units.
+# - Compare a new device with one that you trust before you compare schemes on it: a few steps, each dtype, equal
+#   draws. Where nothing is measured yet, how well they agree is open. [float32-twin](claims.yaml)
+#   [bfloat16-twin](claims.yaml) [fp8-twin](claims.yaml)
+# - Do not take the cost of FP8 at width 4096 from smaller runs on a CPU: it is open until it is measured there.
+#   [umup-cast-at-4096](claims.yaml) [mup-cast-at-4096](claims.yaml)
+#
+# **Because** a constant loss scale moves all of μP's gradients by one factor: it rescues what would be flushed,
+# cannot narrow the gap between tensors, and is one more number to tune. On a CPU the products are emulated, so that
+# its speeds say nothing about FP8 units.
 # :::

@@ -134,9 +134,15 @@ Markdown(claims.format_table(verdicts, design.digits))
 Markdown(this.words.advice(results))
 
 # %% [markdown]
-# :::{admonition} What to take from it
+# :::{admonition} Do this
 # :class: takeaway
-# Start with a line over $\eta$, and look at what is left to gain before paying for more. Judge what a search found
-# by runs that it did not choose by: the best of many runs is partly luck. A combination of single bests is one run;
-# make it, and keep the best single line where it is worse. These are short runs of a small model on one text.
+# - Under u-μP start with a line over $\eta$, and look at what is left to gain before paying for more
+#   [eta-line-umup](claims.yaml); under μP there is more to gain [eta-line-mup](claims.yaml).
+# - Make the combination of single bests, which is one run, and keep the best single line where it is worse; how
+#   close it comes under u-μP is open. [combine-umup](claims.yaml)
+# - Do not carry μP's combination from a narrow model to a wide one [wide-mup](claims.yaml); u-μP's does no harm
+#   there [wide-umup](claims.yaml).
+#
+# **Because** the best of many runs is partly luck: judge what a search found by runs that it did not choose by.
+# These are short runs of a small model on one text.
 # :::

@@ -131,10 +131,15 @@ verdicts = claims.evaluate("judging", results, design.profile)
 Markdown(claims.format_table(verdicts, design.digits))
 
 # %% [markdown]
-# :::{admonition} What to take from it
+# :::{admonition} Do this
 # :class: takeaway
-# Trust our intervals of a best $\eta$ and of a difference as what they are called, on sweeps of three seeds or more
-# with half octaves around the best; those of a loss and of a drift are rather too wide than too narrow. They were not
-# made for curves that bend more than those on record. Do not read an optimum off a parabola: it lies too low. And ask
-# for the price of a learning rate before its place.
+# - Trust our intervals of a best $\eta$ [optimum-covered](claims.yaml) and of a difference
+#   [gap-covered](claims.yaml) as what they are called, on sweeps of three seeds or more with half octaves around
+#   the best.
+# - Do not read an optimum off a parabola. [parabola-misses](claims.yaml)
+#
+# **Because** a parabola lies too low. Intervals of a loss [loss-covered](claims.yaml) and of a drift
+# [slope-covered](claims.yaml) are rather too wide than too narrow; whether they cover as often as they should is
+# open. None were made for curves that bend more than those on record [optimum-covered-bent](claims.yaml). And the
+# price of a learning rate says more than its place.
 # :::

@@ -138,12 +138,19 @@ verdicts = claims.evaluate("lr_transfer", results, design.profile)
 Markdown(claims.format_table(verdicts, design.digits))
 
 # %% [markdown]
-# :::{admonition} What to take from it
+# :::{admonition} Do this
 # :class: takeaway
-# Tune $\eta$ on the narrow model under μP or u-μP and use it on the wide one: that is nearly free here. Under SP, tune
-# again or extrapolate. Over steps the optima of SP and μP move, and u-μP's may; under μP and u-μP that costs at most
-# 0.02 nats here. Do not choose u-μP for its loss: its lead over μP's defaults shrinks with width, and μP's defaults
-# are SP at the base width. How much of the lead is the embedding's learning rate is a study of its own. Transfer of
-# the *optimum* and the height of the *loss* are two questions. These are short runs of small models on one corpus,
-# with one depth, batch size and schedule.
+# - Under μP tune $\eta$ on the narrow model [mup-transfers](claims.yaml) and use it on the wide one, at no more
+#   than 0.01 nats [mup-price-of-narrow](claims.yaml).
+# - Do so under u-μP: it costs no more [umup-price-of-narrow](claims.yaml), though whether the best $\eta$ stays
+#   within half an octave is open [umup-transfers](claims.yaml).
+# - Under SP tune again, or extrapolate. [sp-drifts](claims.yaml)
+# - Do not choose u-μP for its loss: whether it reaches that of μP's defaults at the largest width is open
+#   [umup-default-vs-mup](claims.yaml), and its lead does not grow with width [umup-advantage-grows](claims.yaml).
+#
+# **Because** transfer of the *optimum* and height of the *loss* are two questions. Over 16× the steps μP's best
+# $\eta$ moves [mup-still-over-steps](claims.yaml), at a price of at most 0.02 nats
+# [mup-price-of-short](claims.yaml). μP's defaults are SP at the base width, and how much of u-μP's lead is the
+# embedding's learning rate is a study of its own. These are short runs of small models on one corpus, with one
+# depth, batch size and schedule.
 # :::

@@ -188,12 +188,18 @@ verdicts = claims.evaluate("op_scales", results, design.profile)
 Markdown(claims.format_table(verdicts, design.digits))
 
 # %% [markdown]
-# :::{admonition} What to take from it
+# :::{admonition} Do this
 # :class: takeaway
-# Trust the scale models at initialization, for α near 1 on sequences of 64 and more: there their errors are below what
-# FP8 resolves. For short sequences, or where α² is not small beside the head size, the mean of $\kappa/(\kappa+t-1)$
-# is the better σ, and as cheap. Do not expect unit scale from the library's stand-alone softmax at the size of a
-# vocabulary. Expect q and k gradients at $\alpha/\sqrt{d_{\text{head}}}$ and leave them that much range. Scale the
-# readout's backward pass by $1/\sqrt{\text{fan-out}}$. And do not take unit scale for a law of training: it is a
-# statement about independent inputs, and attention's output is the first to lose it when values become alike.
+# - Trust the scale models at initialization, for α near 1 on sequences of 64 tokens and more
+#   [attention-output](claims.yaml) [gated-silu-output](claims.yaml); on shorter ones
+#   [attention-output-short](claims.yaml) take the mean of $\kappa/(\kappa+t-1)$ for σ, where α² is at most a
+#   quarter of the head size [attention-derived](claims.yaml).
+# - Scale the readout's backward pass by $1/\sqrt{\text{fan-out}}$ [readout-fan-out](claims.yaml), not by
+#   $1/\sqrt{\text{fan-in}}$ [readout-fan-in](claims.yaml).
+# - Expect q and k gradients near $\alpha/\sqrt{d_{\text{head}}}$ and leave them that much range
+#   [attention-dq-law](claims.yaml). Do not expect unit scale from the library's stand-alone softmax
+#   [softmax-output](claims.yaml).
+#
+# **Because** unit scale is a statement about independent inputs, not a law of training: attention's output is the
+# first to lose it when values become alike [attention-correlated](claims.yaml).
 # :::

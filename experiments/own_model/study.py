@@ -122,9 +122,17 @@ verdicts = claims.evaluate("own_model", results, design.profile)
 Markdown(claims.format_table(verdicts, design.digits))
 
 # %% [markdown]
-# :::{admonition} What to take from it
+# :::{admonition} Do this
 # :class: takeaway
-# A few lines give a model of your own μP: a multiplier and an initialization at the readout, $1/d$ in the attention,
-# and a role for every parameter. Matrices between growing widths are `hidden`; all biases, gains, tokens and positions
-# are `input`. Run the coordinate check before the sweep: it takes seconds and names the parameter that is wrong.
+# - Give a model of your own μP by a multiplier and an initialization at the readout, $1/d$ in the attention, and a
+#   role for every parameter; then carry $\eta$ from the narrow to the wide. [mlp-mup-price](claims.yaml)
+#   [vit-mup-price](claims.yaml)
+# - Mark only matrices between growing widths as `hidden`, and all biases, gains, tokens and positions as `input`.
+#   Run the coordinate check before the sweep: it takes seconds and names a parameter that is wrong.
+#   [bias-as-hidden-caught](claims.yaml) [gain-as-hidden-caught](claims.yaml)
+#   [readout-as-hidden-caught](claims.yaml)
+#
+# **Because** under μP the MLP's best $\eta$ stays [mlp-mup-steady](claims.yaml); whether the vision transformer's
+# does [vit-mup-steady](claims.yaml), and whether the check passes all that is right [mlp-mup-check](claims.yaml)
+# [vit-mup-check](claims.yaml), is open.
 # :::

@@ -205,10 +205,17 @@ verdicts = claims.evaluate("planning", results, design.profile)
 Markdown(claims.format_table(verdicts, design.digits))
 
 # %% [markdown]
-# :::{admonition} What to take from it
+# :::{admonition} Do this
 # :class: takeaway
-# Trust the planner's parameters, operations and communication. Leave a tenth of the memory free, and before an
-# expensive run compile the step: `umup plan --compile` takes minutes and needs none of the devices. Predicted times have
-# the right order of magnitude, no more: they lack the cost of scanned layers on this CPU, and charge every part of a
-# batch a full block's overhead.
+# - Trust the planner's parameters [parameters](claims.yaml), operations [flops](claims.yaml) and communication
+#   [collectives-fsdp](claims.yaml) [collectives-data](claims.yaml) [collectives-tensor](claims.yaml).
+# - Leave a tenth of the memory free [memory](claims.yaml) [memory-large](claims.yaml). Before an expensive run
+#   compile the step, since on H100s the prediction can be further off [hopper-memory](claims.yaml): `umup plan
+#   --compile` takes minutes [compile-time](claims.yaml) and needs none of the devices.
+# - Take predicted times as orders of magnitude: within a quarter of what was measured [time-64](claims.yaml)
+#   [time-128](claims.yaml), except that where all but matrix products is recomputed this is open
+#   [time-dots](claims.yaml).
+#
+# **Because** the formulas lack the cost of scanned layers on this CPU, and charge every part of a batch a full
+# block's overhead.
 # :::

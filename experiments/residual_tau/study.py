@@ -155,11 +155,19 @@ verdicts = claims.evaluate("residual_tau", results, design.profile)
 Markdown(claims.format_table(verdicts, design.digits))
 
 # %% [markdown]
-# :::{admonition} What to take from it
+# :::{admonition} Do this
 # :class: takeaway
-# Use the derived $\tau$, and do not implement equation (22) as printed. When porting from the authors' library,
-# multiply its `residual_mult` by $\sqrt 2$ to get our $\alpha_r$. Both ratios are exact for branches of unit scale,
-# which attention over more than one token leaves after the first block. Do not carry $\eta$ over depth: under u-μP and
-# under μP it moves, and CompleteP's is undecided here; [another study](transfer_axes.ipynb) says what keeping it costs.
-# These are short runs of narrow models; whether a learning rate transfers over depth depends on the horizon too.
+# - Use the derived $\tau$ [lemma-derived](claims.yaml), and do not implement equation (22) as printed
+#   [printed-is-off](claims.yaml); whether training shows the difference is open
+#   [printed-trains-alike](claims.yaml).
+# - When porting from the authors' library, multiply its `residual_mult` by $\sqrt 2$ to get our $\alpha_r$.
+#   [library-is-root-two](claims.yaml)
+# - Do not carry $\eta$ over depth: under u-μP [umup-transfers-over-depth](claims.yaml) and under μP
+#   [mup-transfers-over-depth](claims.yaml) it moves, and CompleteP's is open
+#   [completep-transfers-over-depth](claims.yaml); [another study](transfer_axes.ipynb) says what keeping it costs.
+#
+# **Because** both ratios are exact for branches of unit scale [alpha-residual-realised](claims.yaml)
+# [alpha-ratio-realised](claims.yaml), which attention over more than one token leaves after the first block
+# [stream-is-unit-scaled](claims.yaml). These are short runs of narrow models; whether a learning rate transfers
+# over depth depends on the horizon too.
 # :::

@@ -133,10 +133,19 @@ verdicts = claims.evaluate("schedules", results, design.profile)
 Markdown(claims.format_table(verdicts, design.digits))
 
 # %% [markdown]
-# :::{admonition} What to take from it
+# :::{admonition} Do this
 # :class: takeaway
-# Schedule and $\eta$ must be chosen together: compare schedules each at its own best $\eta$ and by the held-out
-# loss at the very end. A plateau need not know its length, and a fork of it is exact, so it is the cheaper way to
-# many budgets; the price is one $\eta$ for all of them. If the best $\eta$ falls with the budget, tune at the longest
-# budget that you can afford. These are short runs of small models on one text.
+# - Train with WSD where the length is not known: at equal tokens it is as good as cosine, or better
+#   [wsd-close-to-cosine](claims.yaml) [wsd-close-to-cosine-mup](claims.yaml), and a fork of a plateau is exact
+#   [fork-is-unforked](claims.yaml).
+# - Decay over 20 % of the steps [decay-of-20-is-enough](claims.yaml); 5 % are too few
+#   [decay-of-5-is-short](claims.yaml), and 10 % are open [decay-of-10-is-enough](claims.yaml).
+# - Choose $\eta$ with the schedule, and tune at the longest budget that you can afford: under cosine the best
+#   $\eta$ moves with the budget [eta-still-over-budgets-cosine](claims.yaml), under WSD that is open
+#   [eta-still-over-budgets-wsd](claims.yaml), as is what a short budget's costs
+#   [short-rate-serves-wsd](claims.yaml).
+#
+# **Because** one plateau for many budgets saves a third of the steps or more [ladder-saves](claims.yaml); its price
+# is one $\eta$ for all, and how small that is, is open [ladder-one-rate](claims.yaml). Compare schedules each at
+# its own best $\eta$ and by the held-out loss at the very end. These are short runs of small models on one text.
 # :::

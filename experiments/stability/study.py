@@ -181,10 +181,18 @@ verdicts = claims.evaluate("stability", results, design.profile)
 Markdown(claims.format_table(verdicts, design.digits))
 
 # %% [markdown]
-# :::{admonition} What to take from it
+# :::{admonition} Do this
 # :class: takeaway
-# A defence is worth its price if the run would otherwise leave the range of stable $\eta$: read both columns of the
-# table. Clip by the unscaled norm, or the clip depends on how the weights are parametrized. Save checkpoints often
-# enough that a roll back costs less than a spike, and let the loop skip the batches that caused it. These are short
-# runs of small models; instabilities that build up over long runs do not show here.
+# - Use QK-norm where $\eta$ must be high [qk-widens-umup](claims.yaml) [qk-widens-mup](claims.yaml)
+#   [qk-widens-sp](claims.yaml). At the best $\eta$ it costs more than 0.03 nats under μP
+#   [qk-price-mup](claims.yaml); what it costs under u-μP is open [qk-price-umup](claims.yaml).
+# - Do not count on the z-loss for a larger $\eta$. [z-widens-umup](claims.yaml)
+# - Clip by the unscaled norm: by the norm as held, the clip depends on how the weights are parametrized
+#   [clip-twins-held](claims.yaml); that it does not by the unscaled one is open [clip-twins-unscaled](claims.yaml).
+# - Let the loop skip the batches that caused a spike [drill-poison](claims.yaml) [drill-jump](claims.yaml), and
+#   save checkpoints often enough that a roll back costs less than a spike.
+#
+# **Because** a defence is worth its price if the run would otherwise leave the range of stable $\eta$: read both
+# columns of the table. These are short runs of small models; instabilities that build up over long runs do not show
+# here.
 # :::

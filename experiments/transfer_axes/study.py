@@ -153,15 +153,5 @@ Markdown(this.words.optima_table(results, design.digits))
 verdicts = claims.evaluate("transfer_axes", results, design.profile)
 Markdown(claims.format_table(verdicts, design.digits))
 
-# %% [markdown]
-# ## What to take from it
-#
-# :::{admonition} Read the price beside the shift
-# :class: takeaway
-# A best $\eta$ that moves need not cost anything, and one that stays within a wide interval may. These are short
-# runs of narrow models; where an axis moves $\eta$ here, measure it on two values of your own before you
-# extrapolate over more.
-# :::
-
-# %% tags=["hide-input"]
+# %% tags=["hide-input", "takeaway"]
 Markdown(this.words.takeaways(verdicts))

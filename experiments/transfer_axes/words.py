@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
+from umup.lab import takeaway
 from umup.lab.absent import NotMeasured
 from umup.lab.claims import Verdict
 from umup.lab.records import Results
@@ -41,6 +42,13 @@ CARRIED = {
     "completep-still-over-depth": ("depth", "CompleteP"),
 }
 """Claim that η stays → over what, and under which scheme."""
+
+BECAUSE = (
+    "a best $\\eta$ that moves need not cost anything, and one that stays within a wide interval "
+    "may. These are short runs of narrow models; where an axis moves $\\eta$ here, measure it on "
+    "two values of your own before you extrapolate over more."
+)
+"""Why, and what the study does not show."""
 
 
 def numbers(results: Results, digits: int = 2) -> dict[str, str]:
@@ -148,12 +156,14 @@ def takeaways(verdicts: Sequence[Verdict]) -> str:
     for verdict in verdicts:
         if verdict.id in CARRIED:
             over, scheme = CARRIED[verdict.id]
-            by_verdict.setdefault(verdict.verdict, []).append(f"{over} ({scheme})")
+            place = f"{over} ({scheme}) {takeaway.link(verdict.id)}"
+            by_verdict.setdefault(verdict.verdict, []).append(place)
     said_of = {
         "holds": "η stays within half an octave over",
         "fails": "η moves by more than half an octave over",
     }
-    lines = []
-    for kind, places in by_verdict.items():
-        lines.append(f"- {said_of.get(kind, f'Open ({kind}):')} {', '.join(places)}.")
-    return "\n".join(lines)
+    found = (
+        f"{said_of.get(kind, f'Open ({kind}):')} {', '.join(places)}."
+        for kind, places in sorted(by_verdict.items(), key=lambda one: one[0] not in said_of)
+    )
+    return takeaway.box(found, BECAUSE)

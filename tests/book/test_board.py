@@ -125,7 +125,10 @@ def test_a_claim_shows_what_was_measured_whose_it_is_and_where_it_is_seen():
         "https://arxiv.org/abs/2407.17465",
         "studies/lr.html#fig-lr",
         "records/lr-cpu.csv",
+        "studies/lr.html#claim-sp-drifts",
     ]
+    beside = [link for link in claims["gone-b"]["links"] if link.startswith("studies")]
+    assert beside == [], "a study without a page is not linked to"
     assert "order not shown" in holds["text"] and "It is <so>." in holds["text"]
     assert "Bound: commit 0123456, 2026-11-22 12:00 UTC." in holds["text"]
     assert "First record of the profile cpu: 2026-11-22 11:05 UTC." in holds["text"]
@@ -138,6 +141,21 @@ def test_a_claim_shows_what_was_measured_whose_it_is_and_where_it_is_seen():
     assert keys.items() <= claims["lr-d"].items()
     linked = board_page.page(found, {}, "https://example.org/umup")
     assert '"https://example.org/umup/commit/0123456789abcdef"' in linked
+
+
+def test_on_its_study_s_page_a_claim_leads_to_the_board():
+    found = board.entries(MANY, [STUDY], files={("lr", "cpu"): "lr-cpu.csv"})
+    (one,) = (one for one in found if one["id"] == "sp-drifts")
+    text = board_page.item(one, up="../")
+    claim = Page(board_page.raw(text)).claims["claim-sp-drifts"]
+    assert claim["links"] == [
+        "#claim-sp-drifts",
+        "https://arxiv.org/abs/2407.17465",
+        "#fig-lr",
+        "../claims.html#lr-sp-drifts",
+    ]
+    assert one["shown"]["strip"] in text and "data-" not in text
+    assert "Why this bound</summary>" in text and "history not available" not in text
 
 
 def test_without_claims_both_say_so():

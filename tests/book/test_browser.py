@@ -436,6 +436,64 @@ def test_each_barrier_is_seen(browser, tmp_path, name):
         assert [line[: len(said)] for line in barriers(page)] == [said]
 
 
+def test_every_study_page_has_the_template(browser, html, site, claims):
+    with reading(browser, site) as (page, wrong):
+        for path in sorted((html / "studies").glob("*.html")):
+            page.goto(f"{site}studies/{path.name}")
+            parts = ["h1", "dl.facts", "div.takeaway", ".tag_answer", "figure", "h2", "ul.claims"]
+            tops = [page.locator(f"article {part}:visible").first.bounding_box() for part in parts]
+            heights = [box["y"] if box else -1 for box in tops]
+            assert heights == sorted(heights) and heights[0] > 0, path.name
+            shown = page.locator("article ul.claims > li.claim")
+            mine = [one["id"] for one in claims.values() if one["study"] == path.stem]
+            assert shown.evaluate_all("found => found.map(e => e.id)") == [
+                f"claim-{name}" for name in mine
+            ]
+            assert shown.locator("svg.strip").count() == len(mine) > 0
+            for link in page.locator("article a[download]").evaluate_all(
+                "found => found.map(e => e.href)"
+            ):
+                assert (html / link.removeprefix(site)).stat().st_size > 0
+        assert wrong == []
+
+
+def test_one_switch_shows_the_code_of_a_page(browser, site):
+    with reading(browser, site) as (page, wrong):
+        page.goto(f"{site}studies/lr_transfer.html")
+        code = page.locator("article .cell_input")
+        assert code.count() > 5 and not any(one.is_visible() for one in code.all())
+        page.get_by_label("Show code").check()
+        assert all(one.is_visible() for one in code.all())
+        page.get_by_label("Show code").uncheck()
+        assert not any(one.is_visible() for one in code.all())
+        assert wrong == []
+
+
+def test_a_study_s_badges_lead_to_the_claims_that_they_count(browser, site):
+    with reading(browser, site) as (page, wrong):
+        address = f"{site}studies/lr_transfer.html"
+        page.goto(address)
+        badges = page.locator("p.facts a.sd-badge")
+        counted = [
+            (text.split()[-1], link)
+            for text, link in zip(
+                badges.all_inner_texts(),
+                badges.evaluate_all("found => found.map(e => e.href)"),
+                strict=True,
+            )
+        ]
+        assert len(counted) > 1
+        for number, link in counted:
+            page.goto(link)
+            found = page.evaluate(VISIBLE)
+            assert len(found) == int(number)
+            assert all(name.startswith("lr_transfer-") for name in found)
+        page.locator("li.claim:visible").first.get_by_role("link", name="study").click()
+        assert page.url.startswith(f"{address}#claim-")
+        page.wait_for_function("() => document.querySelector(':target')?.checkVisibility()")
+        assert wrong == []
+
+
 BROKEN = {
     "console": ("<p>x</p><script>console.error('boom')</script>", "console: boom"),
     "script": ("<p>x</p><script>nothing.there()</script>", "script error: nothing"),

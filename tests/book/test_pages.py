@@ -154,7 +154,7 @@ def test_profiles_stand_side_by_side(tmp_path):
     (folder / "study.ipynb").write_text(json.dumps({"cells": [cell]}), encoding="utf-8")
     (folder / "smoke.yaml").write_text("widths: [32, 64]\n", encoding="utf-8")
     (folder / "bpe.yaml").write_text("seeds: 2\n", encoding="utf-8")
-    text = pages.profiles(tmp_path)
+    text = pages.profiles(folder)
     assert "| parameter | smoke | cpu | bpe |" in text
     assert "| `widths` | [32, 64] | [32] | [32] |" in text and "| `seeds` | 3 | 3 | 2 |" in text
 

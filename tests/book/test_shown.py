@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 
 from test_records import make_row
-from umup.book import pages, shown, site
+from umup.book import shown, site
 from umup.config import NUMERICS
 from umup.lab import folders, records
 from umup.lab.design import Point
@@ -55,23 +54,13 @@ def part(tmp_path: Path) -> Path:
 
 
 def test_a_page_says_how_much_is_done_and_what_is_stale(part: Path) -> None:
-    page = part / "page.ipynb"
-    cells = [{"source": "# A title", "metadata": {}}, {"source": "text", "metadata": {}}]
-    page.write_text(json.dumps({"cells": cells}), encoding="utf-8")
-    pages.say_gaps(pages.Study("lr_transfer", part, page, shown.best_profile(part)))
-    first, note, last = json.loads(page.read_text(encoding="utf-8"))["cells"]
-    assert (first["source"], last["source"]) == ("# A title", "text")
-    assert "profile `cpu`: 40 runs and points are measured, about" in note["source"]
-    assert "3 records of the profile `h100` are stale" in note["source"]
+    said = shown.gaps(part, shown.best_profile(part))
+    assert "profile `cpu`: 40 runs and points are measured, about" in said
+    assert "3 records of the profile `h100` are stale" in said
 
 
-def test_a_page_of_all_records_says_nothing(tmp_path: Path) -> None:
-    folder = folders.folder("op_scales")
-    assert shown.gaps(folder, "cpu") == ""
-    page = tmp_path / "page.ipynb"
-    page.write_text('{"cells": []}', encoding="utf-8")
-    pages.say_gaps(pages.Study("op_scales", folder, page, "cpu"))
-    assert page.read_text(encoding="utf-8") == '{"cells": []}'
+def test_a_page_of_all_records_says_nothing() -> None:
+    assert shown.gaps(folders.folder("op_scales"), "cpu") == ""
 
 
 def test_points_of_a_study_that_trains_are_counted_without_its_text(tmp_path: Path) -> None:

@@ -342,12 +342,11 @@ def test_tables_have_a_row_for_every_rule_arm_and_pair(results) -> None:
 def test_takeaways_follow_the_verdicts(results) -> None:
     verdicts = claims.evaluate(HERE, results, "cpu")
     lines = words.takeaways(verdicts).splitlines()
-    assert len(lines) == len(words.TAKEAWAYS)
-    assert f"- {words.TAKEAWAYS['mup-emb-transfers']['fails']}" in lines
-    open_ = [replace(v, verdict="inconclusive") for v in verdicts]
-    assert all(
-        line.startswith("- Open (inconclusive): ") for line in words.takeaways(open_).split("\n")
-    )
+    assert sum(line.startswith("- ") for line in lines) == len(words.TAKEAWAYS)
+    link = "[mup-emb-transfers](claims.yaml)"
+    assert f"- {words.TAKEAWAYS['mup-emb-transfers']['fails']} {link}" in lines
+    open_ = words.takeaways([replace(v, verdict="inconclusive") for v in verdicts])
+    assert open_.count("\n- Open (inconclusive): ") == open_.count("\n- ")
     assert set(words.TAKEAWAYS) <= {v.id for v in verdicts}
 
 

@@ -181,16 +181,14 @@ def repository(root: Path) -> str:
     return str(named or "").removesuffix("/").removesuffix(".git")
 
 
-def generate(
+def collect(
     root: Path,
     staging: Path,
     verdicts: Sequence[Any],
     studies: Sequence[StudyPage],
     rows: pd.DataFrame,
-) -> None:
-    """Write the page's fragments, ``claims.json`` and the records as CSV.
-
-    The fragments are ``counts`` and ``board``, and ``claims`` with the counts for other pages.
+) -> list[dict[str, Any]]:
+    """All claims as `entries` gives them; writes ``claims.json`` and the records as CSV.
 
     Args:
         root: the checkout. staging: the copied book. studies: what was rendered.
@@ -214,6 +212,18 @@ def generate(
     lines = (json.dumps(one, ensure_ascii=False, allow_nan=False) for one in plain)
     text = ",\n".join(lines)
     (site / "claims.json").write_text(f"[\n{text}\n]\n", encoding="utf-8")
+    return found
+
+
+def generate(
+    root: Path, staging: Path, found: Sequence[Mapping[str, Any]], studies: Sequence[StudyPage]
+) -> None:
+    """Write the page's fragments: ``counts`` and ``board``, and ``claims``, counts for other pages.
+
+    Args:
+        root: the checkout. staging: the copied book. found: of `collect`. studies: its pages, with
+            the titles that they have in the book.
+    """
     listed = page(found, {study.name: study.title for study in studies}, repository(root))
     own = staging / "board"
     look = f"<style>\n{(own / 'board.css').read_text('utf-8')}</style>"

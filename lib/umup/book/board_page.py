@@ -63,7 +63,7 @@ def page(
         for study in dict.fromkeys(one["study"] for one in mine):
             title = _text(titles.get(study, study))
             link = f'<a href="studies/{study}.html">{title}</a>' if study in titles else title
-            items = "\n".join(_item(one, repository) for one in mine if one["study"] == study)
+            items = "\n".join(item(one, repository) for one in mine if one["study"] == study)
             html.append(f'<h3>{link}</h3>\n<ul class="claims">\n{items}\n</ul>')
         parts.append(raw("\n".join(html)))
     return "\n".join(parts)
@@ -76,7 +76,7 @@ def raw(html: str) -> str:
 
 def _text(text: str) -> str:
     """Escaped, with `code` marked up."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text, quote=False))
 
 
 def _source(source: str) -> str:
@@ -113,30 +113,43 @@ def _filter(found: Sequence[Mapping[str, Any]], studies: Iterable[str]) -> str:
     return f"{start}{''.join(parts)}<p>{box}{last}</p></form>"
 
 
-def _item(one: Mapping[str, Any], repository: str) -> str:
-    """A claim as an item of a list."""
-    anchor, shown, verdict = f"{one['study']}-{one['id']}", one["shown"], one["verdict"]
+def item(one: Mapping[str, Any], repository: str = "", up: str = "") -> str:
+    """A claim as an item of a list: on the board, or on its study's page.
+
+    The bound's date and the records are on the board alone, which keeps study pages light.
+
+    Args:
+        one: of `board.entries`.
+        repository: URL that commits are linked to; "" for none.
+        up: the way to the site's root from a study's page, which has the claim at ``#claim-ID``;
+            "" on the board, which has it at ``#STUDY-ID`` with what the filters ask for.
+    """
+    shown, verdict = one["shown"], one["verdict"]
+    anchor = f"claim-{one['id']}" if up else f"{one['study']}-{one['id']}"
     badge = BADGES[verdict]
-    key = source_group(one["source"])
-    data = f'data-verdict="{verdict}" data-study="{one["study"]}" data-source="{key}"'
+    data = "" if up else f" {_filtered_by(one)}"
     value = (
         f"<b>{shown['value']}</b> {shown['interval']} {escape(one['unit'])}"
         if shown["value"]
         else "–"
     )
     remarks = [one["who_is_wrong"], one["note"] and f"{one['note'][0].upper()}{one['note'][1:]}."]
+    beside = one["anchor"] if up else one["page"] and f"{one['page']}#claim-{one['id']}"
+    figure = one["figure"] and (one["figure"].partition("#")[2] if up else one["figure"])
     about = [
         _text(one["evidence"]),
         one["profile"] and f"profile {one['profile']}",
         _source(one["source"]),
-        one["figure"] and f'<a href="{one["figure"]}">figure</a>',
-        one["records"] and f'<a href="{one["records"]}" download>records</a>',
+        figure and f'<a href="{"#" if up else ""}{figure}">figure</a>',
+        one["records"] and not up and f'<a href="{one["records"]}" download>records</a>',
+        beside and f'<a href="{up}{beside}">{"board" if up else "study"}</a>',
         one["order"] == "not shown" and '<span class="late">order not shown</span>',
     ]
     remark = _text(" ".join(filter(None, remarks)))
+    asked = "Why this bound" if up else "Why this bound, and since when"
+    since = "" if up else f"<p>{_since(one, repository)}</p>"
     return (
-        f'<li id="{anchor}" class="claim {badge}" {data} data-profile="{one["profile"] or ""}" '
-        f'data-order="{one["order"]}">\n'
+        f'<li id="{anchor}" class="claim {badge}"{data}>\n'
         f'<p class="said"><span class="sd-badge sd-bg-{badge} sd-bg-text-{badge}">{verdict}</span> '
         f'{_text(one["statement"])}<a class="headerlink" href="#{anchor}" '
         f'title="Link to this claim">#</a></p>\n'
@@ -144,9 +157,20 @@ def _item(one: Mapping[str, Any], repository: str) -> str:
         f"<span>allowed: {escape(shown['bound'])}</span></div>\n"
         + (f'<p class="remark">{remark}</p>\n' if remark else "")
         + f'<p class="about">{" · ".join(filter(None, about))}</p>\n'
-        f"<details><summary>Why this bound, and since when</summary>"
-        f"<p>{_text(one['why'])}</p><p>{_since(one, repository)}</p></details>\n</li>"
+        f"<details><summary>{asked}</summary><p>{_text(one['why'])}</p>{since}</details>\n</li>"
     )
+
+
+def _filtered_by(one: Mapping[str, Any]) -> str:
+    """What the board's filters ask of a claim, as attributes."""
+    values = {
+        "verdict": one["verdict"],
+        "study": one["study"],
+        "source": source_group(one["source"]),
+        "profile": one["profile"] or "",
+        "order": one["order"],
+    }
+    return " ".join(f'data-{name}="{value}"' for name, value in values.items())
 
 
 def _since(one: Mapping[str, Any], repository: str) -> str:

@@ -6,7 +6,6 @@ line outlives it. All numbers come from claims and records.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -15,7 +14,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from umup.book.markdown import BADGES, badge, measured, table
-from umup.config import ModelConfig
+from umup.book.scale import measure
 from umup.errors import BookError
 from umup.lab.claims import PROFILES, Verdict
 
@@ -153,7 +152,8 @@ def findings(verdicts: Sequence[Verdict]) -> str:
         v = board[finding.claim]
         profile = "" if v.profile in (PROFILES[-1], "") else f", profile `{v.profile}`"
         link = f'<a href="claims.html#{v.study}-{v.id}">claim</a>'
-        where = f"<small>[study](studies/{v.study}.ipynb), {link}{profile}</small>"
+        study = f'<a href="studies/{v.study}.html#claim-{v.id}">study</a>'
+        where = f"<small>{study}, {link}{profile}</small>"
         value = "" if v.verdict == "not measured" else f" {measured(v)}"
         found = f"**{finding.topic}.** {said(finding, v)}"
         rows.append([found, f"{badge(v)}{value}<br>{where}"])
@@ -184,31 +184,16 @@ def scale(runs: pd.DataFrame, per_hour: Mapping[str, float]) -> str:
         runs: all records, runs and points.
         per_hour: US dollars per hour by machine, as ``pages.prices`` gives them.
     """
-    if runs.empty:
+    whole = measure(runs, per_hour)
+    if whole.last is None:
         return "**Evidence so far**: none; no records are committed yet."
-    trained = runs[runs["scheme"].notna()]
-    weights = trained["spec"].drop_duplicates().map(_n_params)
-    tokens = trained["batch_size"] * trained["seq_len"] * trained["steps"]
-    hours = runs.groupby(["device", "device_count"])["wall_s"].sum() / 3600
-    dollars = 0.0
-    for (device, count), spent in hours.items():  # pyright: ignore[reportGeneralTypeIssues]
-        price = next((p for name, p in per_hour.items() if name in str(device).lower()), 0.0)
-        dollars += float(spent) * int(count) * price
-    devices = {str(device).lower() for device in runs["device"]}
-    gpu = "" if any("nvidia" in d or "h100" in d for d in devices) else " No GPU yet."
+    gpu = "" if whole.gpu else " No GPU yet."
     return (
-        f"**Evidence so far**: {len(trained):,} trainings, {len(runs) - len(trained):,} other "
-        f"measurements; models of at most {weights.max() / 1e6:.1f} M parameters and "
-        f"{tokens.max() / 1e6:.1f} M tokens per run; {tokens.sum() / 1e9:.1f} G tokens, "
-        f"{hours.sum():.0f} hours and {dollars:.2f} dollars of computing in all.{gpu}"
+        f"**Evidence so far**: {whole.trainings:,} trainings, {whole.others:,} other "
+        f"measurements; models of at most {whole.weights[1] / 1e6:.1f} M parameters and "
+        f"{whole.tokens[1] / 1e6:.1f} M tokens per run; {whole.all_tokens / 1e9:.1f} G tokens, "
+        f"{whole.hours:.0f} hours and {whole.dollars:.2f} dollars of computing in all.{gpu}"
     )
-
-
-def _n_params(spec: str) -> int:
-    """Number of parameters of the model in a run's specification."""
-    model = json.loads(spec)["model"]
-    known = {k: v for k, v in model.items() if k in ("d_model", "n_layers", "d_head", "d_ff")}
-    return ModelConfig(**known, vocab_size=model["vocab_size"], rope=False).n_params
 
 
 def updated(runs: pd.DataFrame) -> str:

@@ -11,6 +11,7 @@ import base64
 import json
 import platform
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,10 +22,10 @@ from typing import Any
 import pandas as pd
 
 from umup import config
-from umup.book import advice, curves_page, planner_page, quotes, shown, theory_page
+from umup.book import advice, headlines, planner_page, quotes, scale, shown, theory_page
 from umup.book.markdown import table
 from umup.lab import records, schemas
-from umup.lab.claims import PROFILES
+from umup.lab.claims import PROFILES, Verdict
 from umup.lab.study import parameters
 from umup.lab.study import profiles as profiles_of
 from umup.plan import hardware
@@ -79,16 +80,6 @@ def _glued(key: str, study: Study) -> str:
     """A reference from another page to a value glued in a study, with its notebook and a format."""
     key = key if "::" in key else f"studies/{study.name}.ipynb::{key}"
     return f"{{glue:text}}`{key}`" if ":" in key.split("::")[1] else f"{{glue:text}}`{key}:s`"
-
-
-def say_gaps(study: Study) -> None:
-    """Add a note on what a study's page lacks, if anything, under its title; see `shown.gaps`."""
-    if text := shown.gaps(study.folder, study.profile):
-        notebook = study.notebook
-        note = f":::{{admonition}} Not all is measured\n:class: note\n{text}\n:::"
-        cell = {"cell_type": "markdown", "id": "gaps", "metadata": {}, "source": note}
-        notebook["cells"].insert(1, cell)
-        study.page.write_text(json.dumps(notebook, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def png(cell: Mapping[str, Any]) -> str:
@@ -192,17 +183,14 @@ def costs(runs: pd.DataFrame, per_hour: Mapping[str, float]) -> str:
     return table(header, rows)
 
 
-def profiles(experiments: Path) -> str:
-    """The parameters of every study's profiles, side by side."""
-    parts = []
-    for folder in sorted(p.parent for p in experiments.glob("*/study.ipynb")):
-        order = ("smoke", *reversed(PROFILES))
-        names = sorted(profiles_of(folder), key=lambda n: order.index(n) if n in order else 9)
-        values = {n: parameters(folder, n) for n in names}
-        keys = dict.fromkeys(key for v in values.values() for key in v)
-        rows = [[f"`{k}`", *(_plain(values[n].get(k)) for n in names)] for k in keys]
-        parts.append(f"### {folder.name}\n\n{table(['parameter', *names], rows, 'wrap')}")
-    return "\n".join(parts)
+def profiles(folder: Path) -> str:
+    """The parameters of a study's profiles, side by side."""
+    order = ("smoke", *reversed(PROFILES))
+    names = sorted(profiles_of(folder), key=lambda n: order.index(n) if n in order else 9)
+    values = {n: parameters(folder, n) for n in names}
+    keys = dict.fromkeys(key for v in values.values() for key in v)
+    rows = [[f"`{k}`", *(_plain(values[n].get(k)) for n in names)] for k in keys]
+    return table(["parameter", *names], rows, "wrap")
 
 
 def _plain(value: object) -> str:
@@ -278,24 +266,33 @@ def generate(root: Path, staging: Path, studies: Sequence[Study]) -> None:
         staging: the copied book sources, executed studies included.
         studies: what was rendered.
     """
-    from umup.book import board, composer_page, examples, front, h100_page, logbook
+    from umup.book import (
+        board,
+        composer_page,
+        curves_page,
+        examples,
+        front,
+        h100_page,
+        logbook,
+    )
     from umup.lab import claims
 
     folder = staging / "_generated"
     folder.mkdir(parents=True, exist_ok=True)
-    sources, site = staging / "curves", staging / board.SITE
-    for study in studies:
-        say_gaps(study)
-        curves_page.generate(study.folder, study.profile, study.page, sources, site)
     runs = read_records(root / "experiments")
     verdicts = claims.board(root / "experiments")
+    found = board.collect(root, staging, verdicts, studies, runs)
+    on_template(root, staging, studies, runs, verdicts, found)
+    for study in studies:
+        curves_page.generate(
+            study.folder, study.profile, study.page, staging / "curves", staging / board.SITE
+        )
     fragments = {
         "front": front.page(verdicts, runs, prices()),
         "picture": picture(studies, folder),
         **advice.fragments(verdicts),
         **theory_page.fragments(),
         "data": data_sheet(runs),
-        "profiles": profiles(root / "experiments"),
         "costs": costs(runs, prices()),
         "status": status(runs),
         "log": logbook.page(runs, verdicts, studies),
@@ -304,8 +301,45 @@ def generate(root: Path, staging: Path, studies: Sequence[Study]) -> None:
     }
     for name, text in fragments.items():
         (folder / f"{name}.md").write_text(text, encoding="utf-8")
-    board.generate(root, staging, verdicts, studies, runs)
+    board.generate(root, staging, found, studies)
     quotes.generate(staging, verdicts)
     planner_page.generate(staging)
     composer_page.generate(staging, verdicts)
     examples.generate(staging)
+
+
+def on_template(
+    root: Path,
+    staging: Path,
+    studies: Sequence[Study],
+    runs: pd.DataFrame,
+    verdicts: Sequence[Verdict],
+    found: Sequence[Mapping[str, Any]],
+) -> None:
+    """Put every study's page on the template; the site carries its notebook to download.
+
+    Args:
+        root: the checkout. staging: the copied book. studies: what was rendered.
+        runs: all records. verdicts: the whole board. found: the same, of `board.collect`.
+    """
+    from umup.book import board, study_page
+
+    by_path = {f"{v.study}/{v.id}": v for v in verdicts}
+    site = staging / board.SITE
+    (site / "notebooks").mkdir(parents=True, exist_ok=True)
+    for study in studies:
+        notebook = f"notebooks/{study.name}.ipynb"
+        shutil.copy(study.folder / "study.ipynb", site / notebook)
+        own = runs[runs["study"] == study.name]
+        names = sorted(f"records/{study.name}-{profile}.csv" for profile in own["profile"].unique())
+        extras = study_page.Extras(
+            title=headlines.title(study.name, by_path),
+            claims=[one for one in found if one["study"] == study.name],
+            scale=scale.measure(own, prices()),
+            gaps=shown.gaps(study.folder, study.profile),
+            parameters=profiles(study.folder),
+            notebook=notebook,
+            records=names,
+            repository=board.repository(root),
+        )
+        study_page.shape(study.page, study.name, extras, by_path)
