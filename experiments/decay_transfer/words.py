@@ -33,19 +33,19 @@ TAKEAWAYS = {
     },
     "mup-coupled-moves": {
         "holds": "Do not couple a strong decay to μP's η with one λ for all widths.",
-        "fails": "Even strong coupled decay leaves μP's best η where it was over these widths.",
+        "fails": "Coupled decay, even strong, does not raise μP's best η by half an octave here.",
     },
     "mup-coupled-width-transfers": {
-        "holds": "Where decay is coupled, as in AdamW of most libraries, let λ grow with width.",
+        "holds": "With coupled decay and λ in proportion to width, carry μP's η, too.",
         "fails": "λ in proportion to width does not mend coupled decay here.",
     },
     "sp-coupled-transfers": {
         "holds": "Strong decay alone makes SP's η transfer here.",
-        "fails": "Strong decay is no replacement for μP: SP's best η still moves.",
+        "fails": "Strong coupled decay does not do what μP does: SP's best η still moves.",
     },
     "sp-long-warmup-transfers": {
         "holds": "A long warm-up alone makes SP's η transfer here.",
-        "fails": "A long warm-up is no replacement for μP: SP's best η still moves.",
+        "fails": "A long warm-up does not do what μP does: SP's best η still moves.",
     },
     "strong-decay-costs": {
         "holds": "Strong decay costs loss in short runs: choose it for its loss, not for transfer.",
@@ -96,7 +96,7 @@ def _verdict(results: Results) -> str:
         return ABSENT.capitalize()
     return {
         ("holds", "holds"): "Yes, under μP it does",
-        ("holds", "fails"): "No, under μP η rises with neither decay",
+        ("holds", "fails"): "No, under μP η rises by half an octave with neither decay",
         ("fails", "holds"): "No, under μP η moves with either decay",
         ("fails", "fails"): "No, under μP η moves with independent decay",
     }.get((kept, moved), "Undecided")
