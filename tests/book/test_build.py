@@ -55,7 +55,7 @@ N = 1
     text = (html / "index.html").read_text(encoding="utf-8")
     words = re.sub("<[^>]*>", "", text)
     assert "An *asterisk that never ends." in words and "It: a colon." in words
-    assert "unpkg" not in text and "_static/mathjax/startup.js" in text
+    assert "unpkg" not in text and "thebe.js" not in text
     assert site.check(html) == []
     assert not (html / "plain_docstrings.txt").exists()
 

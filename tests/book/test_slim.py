@@ -27,7 +27,8 @@ USED = {"bd-article", "table", "main", "open"}
         ("@media print{.badge{a:b}.table{c:d}}", "@media print{.table{c:d}}"),
         ("@media print{.badge{a:b}}", False),
         ("@supports (a:b){@media print{.table{c:d}.badge{e:f}}}", None),
-        ("@font-face{font-family:Icons;src:url(icons.woff2)}", False),
+        ("@font-face{font-family:Icons;src:url(vendor/fontawesome/icons.woff2)}", False),
+        ("@font-face{font-family:Mathematics;src:url(math.woff2)}", True),
         ("@keyframes turn{from{a:b}}", True),
         (":root{--x:url('data:a,{b}')}", True),
         ('@charset "UTF-8";', True),
@@ -44,22 +45,20 @@ def test_a_rule_stays_if_some_page_can_match_it(rule: str, kept: object) -> None
 
 
 PAGE = """<html><head><script src="_static/scripts/fontawesome.js?x=1"></script>
-<script defer src="_static/mathjax/startup.js"></script><script src="searchindex.js" defer></script>
+<script src="searchindex.js" defer></script>
 <script src="_static/own.js"></script></head><body><img src="logo.svg"/>
 <i class="fa-solid fa-sun fa-lg"></i><article class="bd-article">{body}</article></body></html>"""
 
 
 def test_a_page_keeps_the_scripts_that_it_needs() -> None:
     plain = slim.slim_page(PAGE.format(body='<img src="a.png"/><img loading="eager" src="b.png"/>'))
-    assert "fontawesome" not in plain and "mathjax" not in plain and "searchindex" not in plain
+    assert "fontawesome" not in plain and "searchindex" not in plain
     assert "own.js" in plain
     assert '<img src="logo.svg"/>' in plain
     assert '<img loading="lazy" decoding="async" src="a.png"/>' in plain
     assert '<img loading="eager" src="b.png"/>' in plain
-    formula = slim.slim_page(PAGE.format(body='<span class="math notranslate">x</span>'))
-    assert "mathjax/startup.js" in formula and "searchindex" not in formula
     search = slim.slim_page(PAGE.format(body='<div id="search-results"></div>'))
-    assert "searchindex.js" in search and "mathjax" not in search
+    assert "searchindex.js" in search and "fontawesome" not in search
 
 
 def site(folder: Path, body: str = "") -> Path:

@@ -38,10 +38,6 @@ ATTRIBUTE = re.compile(r'(?<=\s)(id|href|src|xlink:href|for|srcset|loading)="([^
 ANCHOR = re.compile(r"(<a\b[^>]*>)((?:(?!</a>).)*)(?=</a>)", re.DOTALL)
 SCRIPT = re.compile(r"<script\b.*?</script>|<noscript\b.*?</noscript>", re.DOTALL)
 STYLE = re.compile(r'<link\b[^>]*rel="stylesheet"[^>]*/?>')
-MATHJAX = re.compile(
-    r'<script>window\.MathJax.*?</script>|<script\b[^>]*\bsrc="[^"]*mathjax/[^>]*></script>',
-    re.DOTALL,
-)
 
 
 class Part(NamedTuple):
@@ -158,12 +154,11 @@ def document(
         title: of the document.
         style: sheet of the printed page.
     """
-    sheets, formulas, listed = "", "", ""
+    sheets, listed = "", ""
     for page in articles:
         if "/" not in page:  # its addresses are as seen from index.html
-            frame = (html / f"{page}.html").read_text(encoding="utf-8").partition("</head>")[0]
-            sheets = sheets or "".join(STYLE.findall(frame))
-            formulas = max(formulas, "".join(MATHJAX.findall(frame)), key=len)
+            head = (html / f"{page}.html").read_text(encoding="utf-8").partition("</head>")[0]
+            sheets = sheets or "".join(STYLE.findall(head))
     for part in contents:
         rows = "".join(
             f'<li><a href="#{_slug(page)}">{entities.escape(heading(articles[page]))}</a></li>'
@@ -174,7 +169,7 @@ def document(
     return (
         '<!doctype html><html lang="en" data-theme="light" data-mode="light"><head>'
         f'<meta charset="utf-8"><title>{title}</title>{sheets}<style>{style}</style>'
-        f'{formulas}</head><body><section class="cover"><img src="_static/logo.svg" alt="{title}">'
+        f'</head><body><section class="cover"><img src="_static/logo.svg" alt="{title}">'
         f'<p>{first}</p></section><nav class="listing bd-article"><h1>Contents</h1>{listed}</nav>'
         f"{''.join(articles.values())}</body></html>"
     )
@@ -182,14 +177,10 @@ def document(
 
 FIT = """
 async () => {
-  const formulas = document.querySelector('script[src*="mathjax/"]');
-  while (formulas && !window.MathJax?.startup?.promise)
-    await new Promise(done => setTimeout(done, 50));
-  if (formulas) await MathJax.startup.promise;
   await Promise.all([...document.images].map(image => image.decode().catch(() => {})));
   await document.fonts.ready;
   const edge = document.querySelector('article').getBoundingClientRect().right;
-  const wide = 'article :is(table, mjx-container[display=true], svg)';
+  const wide = 'article :is(table, math[display=block], svg)';
   for (const box of document.querySelectorAll(wide)) {
     const over = box.getBoundingClientRect().right - edge;
     const own = Math.max(box.scrollWidth || 0, box.getBoundingClientRect().width);
@@ -199,7 +190,7 @@ async () => {
   return missing.map(image => image.getAttribute('src'));
 }
 """
-"""Waits for formulas and pictures, makes what is too wide smaller; returns missing pictures."""
+"""Waits for pictures, makes what is too wide smaller; returns missing pictures."""
 
 
 def browser() -> str:

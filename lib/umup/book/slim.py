@@ -1,9 +1,8 @@
 """What no page uses is taken out of the built site: it is most of what a reader would load.
 
-The theme brings an icon font with its script, the whole of Bootstrap's style sheet, and MathJax on
-every page, as it does the index of the search. Here the icons are small masks in our own style
-sheet (``ICONS``), style sheets keep the rules that some page can match, and MathJax is loaded where
-there is a formula, the index by the page that searches.
+The theme brings an icon font with its script, the whole of Bootstrap's style sheet, and the index
+of the search on every page. Here the icons are small masks in our own style sheet (``ICONS``),
+style sheets keep the rules that some page can match, and the page that searches loads the index.
 """
 
 from __future__ import annotations
@@ -17,10 +16,9 @@ from typing import Any
 from umup.errors import BookError
 
 SCRIPTS = re.compile(
-    r'\s*<script\b[^>]*\bsrc="[^"]*(fontawesome|mathjax|searchtools|language_data|searchindex)'
+    r'\s*<script\b[^>]*\bsrc="[^"]*(fontawesome|searchtools|language_data|searchindex)'
     r'[^"]*"[^>]*></script>'
 )
-FORMULA = re.compile(r'class="[^"]*\bmath\b')
 IMAGE = re.compile(r"<img(?![^>]*\bloading=)")
 WORD = re.compile(r"[\w-]+")
 
@@ -84,7 +82,7 @@ def slim(html: Path) -> dict[str, tuple[int, int]]:
         page.write_text(text, encoding="utf-8")
         used |= set(WORD.findall(text))
     for script in html.rglob("*.js"):
-        if "mathjax" not in script.parts and "fontawesome" not in script.name:
+        if "fontawesome" not in script.name:
             used |= set(WORD.findall(script.read_text(encoding="utf-8")))
     sizes = {}
     for sheet in sorted(html.rglob("*.css")):
@@ -102,11 +100,10 @@ def slim(html: Path) -> dict[str, tuple[int, int]]:
 
 def slim_page(text: str) -> str:
     """One page without the scripts it does not need; its images load as they come into view."""
-    formula, searches = bool(FORMULA.search(text)), 'id="search-results"' in text
-    wanted = {"fontawesome": False, "mathjax": formula}
+    searches = 'id="search-results"' in text
 
     def keep(found: re.Match[str]) -> str:
-        return found[0] if wanted.get(found[1], searches) else ""
+        return found[0] if searches and found[1] != "fontawesome" else ""
 
     text = SCRIPTS.sub(keep, text)
     head, mark, body = text.partition("<article")
@@ -146,7 +143,7 @@ def _kept(rules: Iterable[Any], used: set[str]) -> list[Any]:
             if inner := _kept(inner, used):
                 rule.content = [_Raw(_serialized(inner))]
                 out.append(rule)
-        elif not (rule.type == "at-rule" and rule.lower_at_keyword == "font-face"):
+        elif not (rule.type == "at-rule" and "fontawesome" in rule.serialize()):
             out.append(rule)
     return out
 
