@@ -28,7 +28,8 @@ def test_check_accepts_local_files_anchors_and_links_to_other_sites(tmp_path):
     (tmp_path / "a b.png").write_bytes(b"x")
     text = (
         "<img src='a%20b.png?v=1'><img src='data:image/png;base64,xx'><a href='index.html#top'>"
-        "<a href='#top'><a href='https://example.org/'><a href='mailto:a@example.org'>"
+        "<a href='#top'><a href='index.html#width=512&amp;eta=1'><a href='https://example.org/'>"
+        "<a href='mailto:a@example.org'>"
         "<link rel='canonical' href='https://example.org/'>"
     )
     assert pages_of(tmp_path, page=text) == []
