@@ -43,6 +43,17 @@ CARRIED = {
 }
 """Claim that η stays → over what, and under which scheme."""
 
+SUMS = {
+    f"{scheme}-drifts-add": {
+        "holds": "Where width, depth, steps and batch grow at once, carry "
+        f"{NAMES[scheme]}'s η by the sum of what each moves it.",
+        "fails": f"Where width, depth, steps and batch grow at once, the sum of what each moves it "
+        f"misses {NAMES[scheme]}'s best η by more than half an octave.",
+    }
+    for scheme in ("mup", "umup")
+}
+"""Claim that motions add → verdict → what to do."""
+
 BECAUSE = (
     "a best $\\eta$ that moves need not cost anything, and one that stays within a wide interval "
     "may. These are short runs of narrow models; where an axis moves $\\eta$ here, measure it on "
@@ -166,4 +177,4 @@ def takeaways(verdicts: Sequence[Verdict]) -> str:
         f"{said_of.get(kind, f'Open ({kind}):')} {', '.join(places)}."
         for kind, places in sorted(by_verdict.items(), key=lambda one: one[0] not in said_of)
     )
-    return takeaway.box(found, BECAUSE)
+    return takeaway.box([*found, *takeaway.items(verdicts, SUMS)], BECAUSE)

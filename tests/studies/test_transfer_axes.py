@@ -23,11 +23,7 @@ from umup.laws import Interval
 HERE = Path(__file__).parents[2] / "experiments" / "transfer_axes"
 CODE = folders.code(HERE)
 figures, tables, words = CODE.figures, CODE.results, CODE.words
-CPU = study.parameters(HERE, "cpu") | {
-    "width_values": [64, 128],
-    "together": [64, 8, 1000, 16],
-    "base_seeds": 9,
-}
+CPU = study.parameters(HERE, "cpu")
 DESIGN = CODE.design.DESIGN.from_dict(CPU)
 TEXT = cast(Dataset, SimpleNamespace(digest="d", vocab_size=256))
 

@@ -72,6 +72,12 @@ FINDINGS = (
         "The best η moves: tune at the final length.",
     ),
     Finding(
+        "All at once, u-μP",
+        "transfer_axes/umup-drifts-add",
+        "Where width, depth, steps and batch grow together, the best η moves by the sum.",
+        "Where width, depth, steps and batch grow together, the sum misses the best η.",
+    ),
+    Finding(
         "u-μP or μP",
         "embedding_lr/umup-vs-tuned-mup-narrow",
         "Narrow, with its embedding's rate tuned, μP has u-μP's loss.",
