@@ -251,39 +251,6 @@ def test_studies_show_figures_and_the_front_page_counts_claims(browser, html, si
         assert page.locator("figure#fig-picture img").count() == 1
 
 
-READERS = {
-    "which scheme and η for a 7B": (
-        ["I have a model and a budget", "A model of seven billion parameters on 64 H100s"],
-        ["u-μP", "η = ", "big.yaml"],
-    ),
-    "what fails": (["all of them, failures first"], ["Fails"]),
-    "is FP8 safe": (
-        ["I have a model and a budget", "What changes, and what is carried over"],
-        ["FP8, cast directly"],
-    ),
-    "what does depth do": (
-        ["I have a model and a budget", "What changes, and what is carried over"],
-        ["Depth: η"],
-    ),
-    "how do I check my code": (["I want to check my code"], ["coord_check"]),
-}
-"""A reader's question → the links to follow from the front page, and what must then be in view."""
-
-
-@pytest.mark.parametrize("question", READERS)
-def test_a_reader_finds_an_answer_within_three_clicks(browser, site, question):
-    links, answers = READERS[question]
-    assert len(links) <= 3
-    with reading(browser, site) as (page, wrong):
-        page.goto(site)
-        for link in links:
-            page.get_by_role("link", name=link).first.click()
-            page.wait_for_load_state()
-        text = page.locator("article").inner_text()
-        assert [answer for answer in answers if answer not in text] == []
-        assert wrong == []
-
-
 VISIBLE = """() => [...document.querySelectorAll('li.claim')].filter(
     e => e.checkVisibility()).map(e => e.id)"""
 
@@ -369,19 +336,6 @@ def test_a_link_to_a_claim_shows_it_whatever_was_chosen(browser, site, claims):
         assert wrong == []
 
 
-KINDS = (
-    "index.html",
-    "what-to-tune.html",
-    "theory.html",
-    "claims.html",
-    "studies/lr_transfer.html",
-    "planning.html",
-    "references.html",
-    "api/umup.slices.html",
-)
-"""A page of every kind."""
-
-
 def barriers(page) -> list[str]:
     """What axe-core finds serious or critical on the page for readers with disabilities."""
     axe = pytest.importorskip("axe_playwright_python", reason="axe is not installed")
@@ -392,19 +346,6 @@ def barriers(page) -> list[str]:
         for one in found
         if one["impact"] in ("serious", "critical")
     ]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", WIDTHS)
-def test_no_kind_of_page_has_a_barrier(browser, html, site, width, theme):
-    found = {}
-    with reading(browser, site, width, theme) as (page, _):
-        for path in KINDS:
-            page.goto(site + path, wait_until="load")
-            page.wait_for_timeout(500)  # the theme makes what scrolls focusable after 0.3 s
-            found[path] = barriers(page)
-    assert {path: what for path, what in found.items() if what} == {}
 
 
 BARRIERS = {

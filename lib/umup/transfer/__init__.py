@@ -231,8 +231,8 @@ def notes(proxy: Run, target: Run) -> list[str]:
     }
     for name, share in kinds.items():
         a, b = share(proxy), share(target)
-        both = name.startswith("the decay") and not (a and b)  # the schedule's own motion
-        if not both and abs(a - b) > SAME_SHARE * max(a, b):
+        one_has_none = name.startswith("the decay") and not (a and b)  # the schedule's own motion
+        if not one_has_none and abs(a - b) > SAME_SHARE * max(a, b):
             found.append(f"{name}: {a:.3g} in the proxy, {b:.3g} here")
     kind = {run.optim.schedule for run in (proxy, target)}
     if len(kind) > 1 and kind != {"cosine", "wsd"}:
