@@ -48,7 +48,7 @@ TAKEAWAYS = {
         "fails": "A long warm-up does not do what μP does: SP's best η still moves.",
     },
     "strong-decay-costs": {
-        "holds": "Strong decay costs loss in short runs: choose it for its loss, not for transfer.",
+        "holds": "Strong independent decay costs μP loss in these short runs.",
         "fails": "Strong decay costs little here.",
     },
 }
