@@ -251,6 +251,41 @@ def test_studies_show_figures_and_the_front_page_counts_claims(browser, html, si
         assert page.locator("figure#fig-picture img").count() == 1
 
 
+READERS = {
+    "which scheme and η for a 7B": (
+        ["I have a model and a budget", "A model of seven billion parameters on 64 H100s"],
+        ["u-μP", "η = ", "big.yaml"],
+    ),
+    "what fails": (["all of them, failures first"], ["Fails"]),
+    "is FP8 safe": (
+        ["I have a model and a budget", "What changes, and what is carried over"],
+        ["FP8, cast directly"],
+    ),
+    "what does depth do": (
+        ["I have a model and a budget", "What changes, and what is carried over"],
+        ["Depth: η"],
+    ),
+    "how do I check my code": (["I want to check my code"], ["coord_check"]),
+}
+"""A reader's question → what to click from the front page on, and what must then be on the page."""
+
+
+@pytest.mark.parametrize("question", READERS)
+def test_a_reader_finds_an_answer_within_three_clicks(browser, site, question):
+    links, answers = READERS[question]
+    assert len(links) <= 3
+    with reading(browser, site) as (page, wrong):
+        page.set_default_timeout(10_000)
+        page.goto(site)
+        for link in links:
+            card = page.locator(".sd-card", has_text=link)  # its link is stretched over all of it
+            (card if card.count() else page.get_by_role("link", name=link)).first.click()
+            page.wait_for_load_state()
+        text = page.locator("article").first.inner_text()
+        assert [answer for answer in answers if answer not in text] == []
+        assert wrong == []
+
+
 VISIBLE = """() => [...document.querySelectorAll('li.claim')].filter(
     e => e.checkVisibility()).map(e => e.id)"""
 
