@@ -3,7 +3,7 @@ document.addEventListener("DOMContentLoaded", () => {
   const article = document.querySelector(".bd-article");
   if (!article) return;
   const mark = () => {
-    for (const box of article.querySelectorAll("figure, .planner-wide")) {
+    for (const box of article.querySelectorAll("figure, .planner-wide, .math")) {
       if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
       else box.removeAttribute("tabindex");
     }

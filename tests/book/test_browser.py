@@ -383,6 +383,30 @@ def barriers(page) -> list[str]:
     ]
 
 
+KINDS = (
+    "index.html",
+    "what-to-tune.html",
+    "theory.html",
+    "claims.html",
+    "studies/lr_transfer.html",
+    "planning.html",
+    "references.html",
+)
+"""A page of every kind."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "theme"), [(390, "light"), (1280, "dark")])
+def test_no_kind_of_page_has_a_barrier(browser, site, width, theme):
+    found = {}
+    with reading(browser, site, width, theme) as (page, _):
+        for path in KINDS:
+            page.goto(site + path, wait_until="load")
+            page.wait_for_timeout(500)  # the theme makes what scrolls focusable after 0.3 s
+            found[path] = barriers(page)
+    assert {path: what for path, what in found.items() if what} == {}
+
+
 BARRIERS = {
     "contrast": ("<p style='color: #999'>grey on white</p>", "color-contrast: 1 × <p style"),
     "picture": ("<img src='data:,'>", "image-alt: 1 × <img"),
